@@ -1,0 +1,141 @@
+"""From modality rows and options to adapters and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from multimae import multimae as models
+from multimae.input_adapters import InputAdapter, PatchedInputAdapter, SemSegInputAdapter
+from multimae.modalities import Modality
+from multimae.multimae import MultiMAE
+from multimae.output_adapters.spatial import SpatialOutputAdapter
+from multimae.tokens import Size
+
+BUILDERS: dict[str, Callable[..., MultiMAE]] = {
+    f"{prefix}_{size}": getattr(models, f"{prefix}_{size}")
+    for prefix in ("pretrain_multimae", "multivit")
+    for size in models.SIZES
+}
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Shape of the pre-training decoders (all alike)."""
+
+    dim: int = 256
+    depth: int = 2
+    num_heads: int = 8
+    use_task_queries: bool = True
+    use_xattn: bool = True
+
+
+def find_builder(name: str) -> Callable[..., MultiMAE]:
+    """Model builder by registered name.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest.
+    """
+    if name not in BUILDERS:
+        near = get_close_matches(name, BUILDERS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown model '{name}'{hint} Known: {', '.join(BUILDERS)}")
+    return BUILDERS[name]
+
+
+def input_adapter(
+    modality: Modality,
+    patch_size: int | Size,
+    image_size: int | Size,
+    learnable_pos_emb: bool = False,
+    emb_padding_idx: int | None = None,
+) -> InputAdapter:
+    """Input adapter of a modality.
+
+    Args:
+        modality: Its row.
+        patch_size: The model's patch side, where the row names none.
+        image_size: Full-resolution size for the position table.
+        learnable_pos_emb: Train the position table.
+        emb_padding_idx: Padding class of label maps.
+    """
+    patch = modality.patch_size or patch_size
+    if modality.is_labels:
+        return SemSegInputAdapter(
+            num_classes=modality.num_classes,
+            stride_level=modality.stride,
+            patch_size_full=patch,
+            learnable_pos_emb=learnable_pos_emb,
+            image_size=image_size,
+            dim_class_emb=modality.dim_class_emb,
+            emb_padding_idx=emb_padding_idx,
+        )
+    return PatchedInputAdapter(
+        num_channels=modality.num_channels,
+        stride_level=modality.stride,
+        patch_size_full=patch,
+        learnable_pos_emb=learnable_pos_emb,
+        image_size=image_size,
+    )
+
+
+def spatial_output_adapter(
+    modality: Modality,
+    context_tasks: Sequence[str],
+    patch_size: int | Size,
+    image_size: int | Size,
+    decoder: DecoderOptions,
+) -> SpatialOutputAdapter:
+    """Pre-training decoder of a modality (or of an extra target, by its ``source``'s task)."""
+    return SpatialOutputAdapter(
+        num_channels=modality.out_channels,
+        stride_level=modality.stride,
+        patch_size_full=modality.patch_size or patch_size,
+        dim_tokens=decoder.dim,
+        depth=decoder.depth,
+        image_size=image_size,
+        num_heads=decoder.num_heads,
+        use_task_queries=decoder.use_task_queries,
+        task=modality.data_name,
+        context_tasks=context_tasks,
+        use_xattn=decoder.use_xattn,
+    )
+
+
+def build_pretrain_model(
+    name: str,
+    inputs: Sequence[Modality],
+    outputs: Sequence[Modality],
+    patch_size: int = 16,
+    image_size: int | Size = 224,
+    num_global_tokens: int = 1,
+    drop_path_rate: float = 0.0,
+    decoder: DecoderOptions | None = None,
+) -> MultiMAE:
+    """MultiMAE with one spatial decoder per output.
+
+    Args:
+        name: Registered builder, e.g. ``pretrain_multimae_base``.
+        inputs: Rows of the inputs, in sequence order.
+        outputs: Rows of the targets.
+        patch_size: Patch side where a row names none.
+        image_size: Full-resolution size for the position tables.
+        num_global_tokens: Learned global tokens.
+        drop_path_rate: Stochastic depth of the encoder.
+        decoder: Shape of the decoders.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    context = [m.name for m in inputs]
+    options = decoder or DecoderOptions()
+    return find_builder(name)(
+        input_adapters={m.name: input_adapter(m, patch_size, image_size) for m in inputs},
+        output_adapters={
+            m.name: spatial_output_adapter(m, context, patch_size, image_size, options)
+            for m in outputs
+        },
+        num_global_tokens=num_global_tokens,
+        drop_path_rate=drop_path_rate,
+    )

@@ -1,0 +1,103 @@
+"""Turn YAML values and command-line strings into the annotated type of a dataclass field.
+
+The one coercion path of the project: modality rows, YAML configs and flags all pass here, so that
+``lr: 1e-4`` (a string to YAML 1.1) and ``--lr 1e-4`` mean the same number.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+_NONE = ("none", "null")
+
+
+def type_name(hint: Any) -> str:
+    """Readable name of a type hint for error messages, e.g. ``number or null``."""
+    args = get_args(hint)
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in args)
+    if _is_union(hint):
+        return " or ".join("null" if a is type(None) else type_name(a) for a in args)
+    if origin is tuple:
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"list of {count}{type_name(args[0])}s"
+    if origin is not None and issubclass(origin, Mapping):
+        return "mapping"
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def coerce(value: Any, hint: Any) -> Any:
+    """``value`` as ``hint``.
+
+    Args:
+        value: What YAML or the command line gave.
+        hint: ``bool | int | float | str``, a ``Literal`` of strings, ``tuple[T, ...]``,
+            ``tuple[T, T]``, ``T | None``, or a class (the value is passed through if it is an
+            instance).
+
+    Raises:
+        ValueError: The value does not fit; the message says what would.
+    """
+    if _is_union(hint):
+        return _coerce_optional(value, get_args(hint))
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise _mismatch(value, hint)
+        return tuple(coerce(item, args[0]) for item in items)
+    if hint in (bool, int, float, str):
+        return _coerce_scalar(value, hint)
+    fits = value in args if origin is Literal else isinstance(value, origin or hint)
+    if not fits:
+        raise _mismatch(value, hint)
+    return value
+
+
+def _mismatch(value: Any, hint: Any) -> ValueError:
+    shown = "null" if value is None else repr(value)
+    return ValueError(f"expected {type_name(hint)}, got {shown}")
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _coerce_optional(value: Any, args: tuple[Any, ...]) -> Any:
+    """``T | None``: null, or ``none`` and ``null`` as text, else a ``T``."""
+    if value is None or str(value).lower() in _NONE:
+        return None
+    (member,) = (arg for arg in args if arg is not type(None))
+    return coerce(value, member)
+
+
+def _coerce_scalar(value: Any, hint: type) -> Any:
+    if hint is bool:
+        text = str(value).lower()
+        if not isinstance(value, bool | str) or text not in _TRUE + _FALSE:
+            raise _mismatch(value, hint)
+        return text in _TRUE
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _mismatch(value, hint)
+    try:
+        return _whole(value) if hint is int else hint(value)
+    except (ValueError, OverflowError) as err:
+        raise _mismatch(value, hint) from err
+
+
+def _whole(value: str | int | float) -> int:
+    """``3``, ``"3"``, ``3.0`` and ``"3e2"``, but not ``3.5``."""
+    try:
+        whole = int(value)
+    except ValueError:
+        value = float(value)
+        whole = int(value)
+    if not isinstance(value, str) and whole != value:
+        raise ValueError(value)
+    return whole

@@ -1,0 +1,248 @@
+"""The modality table: everything the project knows about a kind of image, in one place.
+
+Model, losses, data transforms, evaluation and pictures all read this table; none of them names a
+modality. A new modality is one more row, usually written in a YAML config::
+
+    modalities:
+      semseg: {num_classes: 41}                     # changes a row of the default table
+      normals:                                      # adds a row
+        {kind: image, num_channels: 3, loss: l1, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
+         interpolation: nearest, hflip_negate: [0], plot: normals}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, get_type_hints
+
+from multimae.coercion import coerce
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Kind = Literal["image", "labels"]
+Normalization = Literal["mean_std", "robust"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+Loss = Literal["mse", "l1", "cross_entropy"]
+Plot = Literal["rgb", "scalar", "labels", "normals"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of image.
+
+    Attributes:
+        name: Key in batches, state dicts and folder names; letters, digits and ``_``.
+        kind: ``image`` (B, C, H, W) of real values, or ``labels`` (B, H, W) of class ids.
+        num_channels: Channels of an ``image``.
+        num_classes: Number of class ids of ``labels``: valid ids are ``0..num_classes-1``.
+        stride: The modality is stored in the model at ``1/stride`` of full resolution.
+        patch_size: Patch side in full-resolution pixels; ``None`` takes the model's.
+        folder: Sub-folder of the data root; ``None`` takes ``name``.
+        normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: per sample, on
+            the stored values, by mean and variance of the middle 80 % (SPEC section 5).
+        max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files).
+        mean: Per-channel mean on the [0, 1] scale.
+        std: Per-channel standard deviation on the [0, 1] scale.
+        interpolation: How the transforms resize it. Labels are always ``nearest``.
+        hflip_negate: Channels mirrored about the middle of the range when the image is flipped
+            left-right (the x component of surface normals).
+        loss: Pre-training loss.
+        loss_weight: Factor of that loss in the total.
+        norm_pix: The target is standardised per patch.
+        source: This is an extra *target* computed from another modality: same data, same mask, no
+            input of its own (``norm_rgb`` from ``rgb``).
+        dim_class_emb: Width of the class embedding of ``labels``.
+        class_names: Names by class id, for legends.
+        plot: How pictures show it.
+    """
+
+    name: str
+    kind: Kind = "image"
+    num_channels: int = 3
+    num_classes: int = 0
+    stride: int = 1
+    patch_size: int | None = None
+    folder: str | None = None
+    normalization: Normalization = "mean_std"
+    max_value: float = 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    interpolation: Interpolation = "bicubic"
+    hflip_negate: tuple[int, ...] = ()
+    loss: Loss = "mse"
+    loss_weight: float = 1.0
+    norm_pix: bool = False
+    source: str | None = None
+    dim_class_emb: int = 64
+    class_names: tuple[str, ...] = ()
+    plot: Plot = "rgb"
+
+    def __post_init__(self) -> None:
+        """Reject rows that contradict themselves."""
+        problems = list(self._problems())
+        if problems:
+            raise ValueError(f"modality '{self.name}': " + "; ".join(problems))
+
+    def _problems(self) -> list[str]:
+        out = []
+        if not self.name.isidentifier():
+            out.append("the name must be letters, digits and '_' (it appears in in_domains a-b-c)")
+        if self.is_labels:
+            if self.num_classes < 2:
+                out.append("labels need num_classes >= 2")
+            if self.loss != "cross_entropy":
+                out.append("labels need loss: cross_entropy")
+            if self.interpolation != "nearest":
+                out.append("labels need interpolation: nearest (ids must not be blended)")
+        else:
+            if self.num_channels < 1:
+                out.append("an image needs num_channels >= 1")
+            if self.loss == "cross_entropy":
+                out.append("loss cross_entropy is for labels; use mse or l1")
+            for key in ("mean", "std"):
+                if len(getattr(self, key)) not in (1, self.num_channels):
+                    out.append(f"{key} needs 1 or {self.num_channels} values")
+            if any(s <= 0 for s in self.std):
+                out.append("std must be positive")
+            if any(not 0 <= c < self.num_channels for c in self.hflip_negate):
+                out.append(f"hflip_negate must be channel indices below {self.num_channels}")
+        if self.stride < 1 or (self.patch_size is not None and self.patch_size < 1):
+            out.append("stride and patch_size must be >= 1")
+        if self.max_value <= 0:
+            out.append("max_value must be positive")
+        return out
+
+    @property
+    def is_labels(self) -> bool:
+        """Whether pixels are class ids."""
+        return self.kind == "labels"
+
+    @property
+    def out_channels(self) -> int:
+        """Channels a decoder predicts: ``num_channels`` or one logit per class."""
+        return self.num_classes if self.is_labels else self.num_channels
+
+    @property
+    def data_name(self) -> str:
+        """The modality whose data and mask this one uses (itself unless ``source`` is set)."""
+        return self.source or self.name
+
+    @property
+    def data_folder(self) -> str:
+        """Sub-folder of the data root that holds the files."""
+        return self.folder or self.name
+
+
+_HINTS = get_type_hints(Modality)
+
+ModalityTable = dict[str, Modality]
+
+_ROWS = (
+    Modality("rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    Modality("norm_rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD, norm_pix=True, source="rgb"),
+    Modality(
+        "depth",
+        num_channels=1,
+        max_value=65535.0,
+        interpolation="nearest",
+        loss="l1",
+        plot="scalar",
+    ),
+    Modality(
+        "semseg",
+        kind="labels",
+        num_classes=133,
+        stride=4,
+        interpolation="nearest",
+        loss="cross_entropy",
+        plot="labels",
+    ),
+)
+
+
+def default_table() -> ModalityTable:
+    """The published modalities: rgb, norm_rgb (target only), depth, semseg (133 COCO classes)."""
+    return {row.name: row for row in _ROWS}
+
+
+def make_table(
+    declared: Mapping[str, Mapping[str, Any]] | None = None, base: ModalityTable | None = None
+) -> ModalityTable:
+    """Default table changed and extended by rows declared in a config.
+
+    Args:
+        declared: ``{name: {field: value}}`` as read from YAML. A name already in ``base`` changes
+            only the given fields.
+        base: Table to start from; the default table if ``None``.
+
+    Returns:
+        A new table, keeping the order: base rows, then new rows.
+
+    Raises:
+        ValueError: All unknown fields, bad values and contradictions, one per line.
+    """
+    table = dict(default_table() if base is None else base)
+    problems: list[str] = []
+    for name, row in (declared or {}).items():
+        if not isinstance(row, Mapping):
+            problems.append(f"modality '{name}': expected a mapping of fields, got {row!r}")
+            continue
+        fields, bad = _coerce_row(name, row)
+        problems += bad
+        if bad:
+            continue
+        try:
+            old = table.get(name)
+            table[name] = (
+                dataclasses.replace(old, **fields) if old else Modality(name=name, **fields)
+            )
+        except ValueError as err:
+            problems.append(str(err))
+    for row_ in table.values():
+        if row_.source is not None and row_.source not in table:
+            problems.append(f"modality '{row_.name}': source '{row_.source}' is not a modality")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return table
+
+
+def select(table: ModalityTable, names: Sequence[str]) -> list[Modality]:
+    """Rows of ``names`` in that order.
+
+    Raises:
+        ValueError: Every unknown name, with the nearest known one.
+    """
+    problems = []
+    for name in names:
+        if name not in table:
+            near = get_close_matches(name, table, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            problems.append(
+                f"unknown modality '{name}'{hint} Known: {', '.join(table)}. "
+                "Declare new ones in the config's `modalities:` section."
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+    return [table[name] for name in names]
+
+
+def _coerce_row(name: str, row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Check field names and turn YAML scalars and lists into the fields' types."""
+    fields: dict[str, Any] = {}
+    problems: list[str] = []
+    known = [f for f in _HINTS if f != "name"]
+    for key, value in row.items():
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            problems.append(f"modality '{name}': unknown field '{key}'{hint}")
+            continue
+        try:
+            fields[key] = coerce(value, _HINTS[key])
+        except ValueError as err:
+            problems.append(f"modality '{name}': {key}: {err}")
+    return fields, problems

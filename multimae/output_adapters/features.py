@@ -1,0 +1,64 @@
+"""From the encoder's sequence to what a head reads: the main tasks' tokens, as a feature map.
+
+Shapes: b batch, n tokens of one modality, d width (times the number of main tasks), h x w grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multimae.tokens import Size, TokenLayout
+
+EncoderTokens = Tensor | Sequence[Tensor]
+
+
+def last_layer(encoder_tokens: EncoderTokens) -> Tensor:
+    """Tokens after the last block, whether one or all layers are given."""
+    return encoder_tokens if isinstance(encoder_tokens, Tensor) else encoder_tokens[-1]
+
+
+def main_task_grid(layout: TokenLayout, main_tasks: Sequence[str]) -> Size:
+    """The token grid that the main tasks share.
+
+    Raises:
+        ValueError: A main task is not in the input, or their grids differ.
+    """
+    missing = [name for name in main_tasks if name not in layout.slices]
+    if missing:
+        raise ValueError(
+            f"the head's main_tasks {', '.join(missing)} are not in the input, which has "
+            f"{', '.join(layout.slices)}: feed them, or name other main_tasks"
+        )
+    grids = {name: layout.slices[name].grid for name in main_tasks}
+    if len(set(grids.values())) > 1:
+        raise ValueError(
+            "the head's main_tasks have different token grids: "
+            + ", ".join(f"{name} {h}x{w}" for name, (h, w) in grids.items())
+            + "; give them one patch size, or keep one main task"
+        )
+    return next(iter(grids.values()))
+
+
+def main_task_tokens(tokens: Tensor, layout: TokenLayout, main_tasks: Sequence[str]) -> Tensor:
+    """Main tasks' tokens side by side along the width: (b, N+g, D) -> (b, n, d).
+
+    Raises:
+        ValueError: The sequence is masked; see also :func:`main_task_grid`.
+    """
+    main_task_grid(layout, main_tasks)
+    expected = layout.num_task_tokens + layout.num_global_tokens
+    if tokens.shape[1] != expected:
+        raise ValueError(
+            f"this head needs all {expected} tokens of the input, got {tokens.shape[1]}: "
+            "run the encoder without masks (MultiViT, or mask_inputs=False)"
+        )
+    parts = [layout.slices[name] for name in main_tasks]
+    return torch.cat([tokens[:, part.start : part.stop] for part in parts], dim=-1)
+
+
+def tokens_to_map(x_bnd: Tensor, grid: Size) -> Tensor:
+    """(b, n, d) on ``grid`` -> (b, d, h, w)."""
+    return x_bnd.transpose(1, 2).reshape(len(x_bnd), -1, *grid)

@@ -1,0 +1,51 @@
+"""2D sine-cosine position tables and their resizing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sincos_2d(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2D sin-cos table.
+
+    With row r, column c and frequencies ``w_i = 10000^(-i/(dim/4))`` the channels are the blocks
+    ``[sin r*w, cos r*w, sin c*w, cos c*w]``.
+
+    Returns:
+        (1, dim, height, width), float32.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sin-cos positions need a width divisible by 4, got {dim}")
+    quarter = dim // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows = torch.arange(height, dtype=torch.float64).outer(omega)  # (h, dim/4)
+    cols = torch.arange(width, dtype=torch.float64).outer(omega)  # (w, dim/4)
+    rows = torch.cat([rows.sin(), rows.cos()], dim=1).T[:, :, None].expand(-1, -1, width)
+    cols = torch.cat([cols.sin(), cols.cos()], dim=1).T[:, None, :].expand(-1, height, -1)
+    return torch.cat([rows, cols]).unsqueeze(0).float()
+
+
+def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    """Resize a table (1, D, h, w) to ``grid``; a table of that size is returned as it is.
+
+    Args:
+        table: Position table.
+        grid: Wanted (rows, columns).
+        mode: ``bicubic`` or ``bilinear`` (align_corners False).
+
+    Returns:
+        (1, D, rows, columns) in the table's dtype.
+    """
+    if tuple(table.shape[-2:]) == tuple(grid):
+        return table
+    return F.interpolate(table, size=grid, mode=mode, align_corners=False)
+
+
+def pos_emb_tokens(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    """Table (1, D, h, w) resized to ``grid`` and flattened row-major: (1, rows*columns, D)."""
+    return resize_pos_emb(table, grid, mode).flatten(2).transpose(1, 2)

@@ -1,0 +1,165 @@
+"""From stored pixel values to what the model sees, on the device, driven by the modality table.
+
+Data loaders hand over pixels as they are stored (8- or 16-bit integers): a quarter to a half of the
+bytes of float tensors. Everything here runs after the copy to the device and copies nothing back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimae.modalities import Modality
+
+ROBUST_RANGE = (0.1, 0.9)
+ROBUST_EPS = 1e-6
+
+
+def to_model_input(raw: Tensor, modality: Modality) -> Tensor:
+    """Stored values as model input.
+
+    Args:
+        raw: Images ``(B, C, H, W)`` or class ids ``(B, H, W)`` of any real dtype, uint16 included.
+        modality: Row of the table.
+
+    Returns:
+        Images: float32 ``(B, C, H, W)``, normalised as ``modality.normalization`` says. Labels:
+        int64 ``(B, H, W)``.
+
+    Raises:
+        ValueError: ``raw`` does not have the modality's number of dimensions or channels.
+    """
+    _check_shape(raw, modality)
+    if modality.is_labels:
+        return raw.long()
+    if modality.normalization == "robust":
+        return standardize_robust(raw)
+    scale, shift = _affine(modality, raw.device)
+    return torch.addcmul(shift, raw.float(), scale)
+
+
+def from_model_output(
+    x: Tensor, modality: Modality, statistics: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Inverse of :func:`to_model_input` for images, on the [0, 1] scale of the stored range.
+
+    Args:
+        x: ``(B, C, H, W)`` in the model's normalisation.
+        modality: Row of the table.
+        statistics: For ``robust`` rows, what :func:`robust_statistics` gave for the true images.
+
+    Returns:
+        float32 ``(B, C, H, W)``; predictions may fall outside [0, 1] and are not clipped.
+
+    Raises:
+        ValueError: The modality is labels, or it is ``robust`` and ``statistics`` is missing.
+    """
+    if modality.is_labels:
+        raise ValueError(f"modality '{modality.name}' holds labels: there are no values to restore")
+    _check_shape(x, modality)
+    if modality.normalization == "robust":
+        if statistics is None:
+            raise ValueError(
+                f"modality '{modality.name}' is standardised per sample: pass the statistics that "
+                "robust_statistics(raw) gave for these samples"
+            )
+        mean, std = statistics
+        return (x.float() * std + mean) / modality.max_value
+    scale, shift = _affine(modality, x.device)
+    return (x.float() - shift) / (scale * modality.max_value)
+
+
+def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dict[str, Tensor]:
+    """Model inputs and targets of one batch.
+
+    Args:
+        images: Stored values by modality name, see :func:`to_model_input`.
+        modalities: Rows to prepare. A row with a ``source`` gets the source's prepared tensor
+            itself, not a copy.
+
+    Returns:
+        Prepared tensors by modality name, in the order of ``modalities``.
+
+    Raises:
+        ValueError: A modality's data is not in ``images``.
+    """
+    out: dict[str, Tensor] = {}
+    for m in sorted(modalities, key=lambda m: m.source is not None):
+        if m.data_name not in images:
+            have = ", ".join(images) or "nothing"
+            raise ValueError(f"modality '{m.name}' needs images of '{m.data_name}'; got {have}")
+        shared = out.get(m.data_name)
+        out[m.name] = to_model_input(images[m.data_name], m) if shared is None else shared
+    return {m.name: out[m.name] for m in modalities}
+
+
+def standardize_robust(x: Tensor) -> Tensor:
+    """Standardise every sample by the mean and variance of its middle 80 % (SPEC section 5).
+
+    Args:
+        x: ``(B, ...)`` of any real dtype.
+
+    Returns:
+        float32 of the same shape; zeros where a sample is constant.
+
+    Raises:
+        ValueError: Fewer than 3 values per sample.
+    """
+    mean, std = robust_statistics(x)
+    return (x.float() - mean) / std
+
+
+def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each sample without its lowest and highest 10 % of values.
+
+    Of the ``n`` sorted values ``[int(0.1 n) : int(0.9 n)]`` count; the variance is unbiased and
+    1e-6 is added to it inside the root.
+
+    Args:
+        x: ``(B, ...)`` of any real dtype. No gradient flows through the statistics.
+
+    Returns:
+        float32 mean and std, shaped ``(B, 1, ...)`` to broadcast against ``x``.
+
+    Raises:
+        ValueError: Fewer than 3 values per sample.
+    """
+    flat = x.detach().flatten(1)
+    n = flat.shape[1]
+    low, high = int(ROBUST_RANGE[0] * n), int(ROBUST_RANGE[1] * n)
+    if high - low < 2:
+        raise ValueError(f"robust statistics need at least 3 values per sample, got {n}")
+    if flat.device.type == "cpu":
+        # The order inside the kept range is irrelevant, so selecting does what sorting would:
+        # 64 x 128 x 128 uint16 take 6 ms on 2 cores, against 28 ms with torch.sort (as float32).
+        kept = torch.from_numpy(np.partition(flat.numpy(), (low, high - 1), axis=1)[:, low:high])
+        kept = kept.float()
+    else:
+        kept = flat.float().sort(dim=1).values[:, low:high]
+    # Around one of its own values a constant sample sums to exactly zero, and large values keep
+    # their precision.
+    origin = kept[:, :1]
+    var, offset = torch.var_mean(kept - origin, dim=1, keepdim=True)
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    return (origin + offset).view(shape), (var + ROBUST_EPS).sqrt().view(shape)
+
+
+@lru_cache(maxsize=128)
+def _affine(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift ``(C, 1, 1)`` of ``mean_std``; kept, as each upload would stall the GPU."""
+    with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (modality.mean, modality.std))
+        scale, shift = 1 / (modality.max_value * std), -mean / std
+        return tuple(v.float().to(device).view(-1, 1, 1) for v in (scale, shift))  # type: ignore[return-value]
+
+
+def _check_shape(x: Tensor, modality: Modality) -> None:
+    ndim = 3 if modality.is_labels else 4
+    fits = x.ndim == ndim and (modality.is_labels or x.shape[1] == modality.num_channels)
+    if not fits:
+        want = "(B, H, W)" if modality.is_labels else f"(B, {modality.num_channels}, H, W)"
+        raise ValueError(f"modality '{modality.name}' is {want}, got {tuple(x.shape)}")

@@ -1,0 +1,140 @@
+"""Weights in and out of files.
+
+A file is either safetensors or a ``torch.save`` dict with the weights under ``"model"`` (the
+published layout). Reading runs no code from it: unpickling is restricted to tensors, plain
+containers and ``argparse.Namespace``, which published checkpoints carry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a safetensors file or a ``torch.save`` dict on the CPU, running no code from it.
+
+    Raises:
+        CheckpointError: Not a file, not a checkpoint, or one that holds other Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file: check the path")
+    try:
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"  # 8 bytes of length, then JSON
+        checkpoint = load_file(path) if is_safetensors else _unpickle(path)
+    except Exception as err:  # torch.load has none of its own: it depends on the first bad byte
+        raise CheckpointError(_unreadable(path, err)) from err
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: "
+            "save it as torch.save({'model': model.state_dict()}, path)"
+        )
+    return dict(checkpoint)
+
+
+def extract_state_dict(
+    checkpoint: Mapping[str, Any], keys: Sequence[str] = ("model", "module")
+) -> StateDict:
+    """The weights in a checkpoint: under the first of ``keys`` it has, else the dict itself.
+
+    The ``module.`` in front of every name that DDP leaves is removed.
+
+    Raises:
+        CheckpointError: There are no tensors where the weights should be.
+    """
+    found = next(
+        (checkpoint[k] for k in keys if isinstance(checkpoint.get(k), Mapping)), checkpoint
+    )
+    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    if not state or (found is checkpoint and len(state) < len(found)):
+        first = ", ".join(map(str, list(checkpoint)[:4]))
+        raise CheckpointError(
+            f"no weights in the checkpoint (its keys: {first or 'none'}): expected them under "
+            f"{' or '.join(keys)}, or a plain state dict"
+        )
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write weights atomically: a crash leaves the old file or the new one, never half of one.
+
+    Args:
+        state: Weights by name. Names that share memory are each written in full.
+        path: ``*.safetensors``, or any other suffix for ``torch.save({"model": state})``.
+
+    Raises:
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            if path.suffix == ".safetensors":
+                stream.write(serialize(_unshared(tensors)))
+            else:
+                torch.save({"model": tensors}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _unpickle(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unreadable(path: Path, err: Exception) -> str:
+    refused = next((line.strip() for line in str(err).splitlines() if "GLOBAL" in line), None)
+    if refused:
+        return (
+            f"checkpoint {path} holds Python objects that could run code, so it was not loaded "
+            f"({refused.rstrip('.')}). If you trust its author, re-save the weights alone: "
+            "torch.save({'model': state_dict}, path) or safetensors"
+        )
+    reason = (str(err).splitlines() or [""])[0][:100]
+    return (
+        f"{path} is not a readable checkpoint ({type(err).__name__}: {reason}): expected "
+        "safetensors or a torch.save file; it may be truncated, download or copy it again"
+    )
+
+
+def _unshared(tensors: StateDict) -> StateDict:
+    """Copies of tensors whose memory an earlier name uses: safetensors refuses those."""
+    seen: set[int] = set()
+    out = {}
+    for key, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        out[key] = value.clone() if pointer in seen else value
+        seen.add(pointer)
+    return out
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""Pre-train a MultiMAE on aligned images of several modalities.
+
+    python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml
+    torchrun --nproc_per_node=8 run_pretraining_multimae.py --config cfgs/pretrain/....yaml
+
+Every option is a flag and a YAML key: ``--help`` lists them, ``--print_config`` shows the result
+of both. See PRETRAINING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from multimae.weights import save_state_dict
+from utils.checkpoint import resume
+from utils.config import parse_config, to_flat_dict
+from utils.data.loaders import build_train_loader
+from utils.data.samplers import GlobalBatchSampler
+from utils.dist import init_world, shutdown
+from utils.engine import Stepper, fit
+from utils.errors import exit_on_user_error
+from utils.logging import RunLogger
+from utils.output import prepare_output_dir
+from utils.plan import make_plan
+from utils.precision import choose_precision
+from utils.pretrain_options import PretrainConfig
+from utils.seeding import seed_everything
+from utils.state import TrainState
+from utils.tasks.pretrain_setup import (
+    build_evaluators,
+    build_task,
+    build_train_set,
+    modality_rows,
+    optimizer_for,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Data, model, optimiser, loop."""
+    cfg = parse_config(PretrainConfig, argv)
+    data, runtime, output_dir = cfg.data, cfg.runtime, cfg.checkpoint.output_dir
+    world = init_world(runtime)
+    prepare_output_dir(output_dir, cfg, world)
+    seed_everything(runtime.seed)
+
+    inputs, outputs = modality_rows(cfg)
+    task = build_task(cfg, inputs, outputs).to(world.device)
+    train_set = build_train_set(cfg, task.rows)
+    sampler = GlobalBatchSampler(
+        len(train_set),
+        runtime.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=runtime.seed,
+    )
+    loader = build_train_loader(
+        train_set, sampler, num_workers=data.num_workers, pin_memory=data.pin_mem
+    )
+
+    plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
+    precision = choose_precision(runtime.precision, world.device)
+    state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=to_flat_dict(cfg))
+    taken = resume(state, cfg.checkpoint)
+    stepper = Stepper(state, world, plan, precision, cfg.optim, runtime, cfg.optim.skip_grad)
+
+    with RunLogger(cfg.log, output_dir, state.config, is_main=world.is_main) as logger:
+        millions = sum(p.numel() for p in task.model.parameters()) / 1e6
+        logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        logger.say(f"{len(train_set)} images, {plan.describe()}")
+        if taken is not None:
+            logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
+        evaluators = build_evaluators(cfg, task, world, precision, logger)
+        fit(state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint)
+        if output_dir and world.is_main:
+            weights = Path(output_dir) / "model.safetensors"
+            save_state_dict(task.model.state_dict(), weights)
+            logger.say(f"weights: {weights}")
+    shutdown()
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,1 @@
+"""Commands around training; nothing imports them."""

@@ -1,0 +1,46 @@
+"""Convert ViT weights (timm's names, also MAE's) to MultiMAE's.
+
+    python tools/vit2multimae_converter.py --vit_ckpt_path vit.pth --multimae_ckpt_path multimae.pth
+
+The class token becomes the global token. The final norm, the head and MAE's decoder are unused
+(listed). ``*.safetensors`` is written as such, anything else as ``torch.save({"model": ...})``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from multimae.convert import vit_to_multimae
+from multimae.weights import extract_state_dict, read_checkpoint, save_state_dict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; returns 0, or 2 if the input or the flags are bad."""
+    parser = argparse.ArgumentParser(
+        description="Convert ViT weights (timm's names, also MAE's) to MultiMAE's."
+    )
+    parser.add_argument("--vit_ckpt_path", required=True, help="weights of a ViT")
+    parser.add_argument("--multimae_ckpt_path", required=True, help="file to write")
+    parser.add_argument("--modality", default="rgb", help="input that the patches belong to")
+    args = parser.parse_args(argv)
+    try:
+        state = extract_state_dict(read_checkpoint(args.vit_ckpt_path))
+        state, unused = vit_to_multimae(state, modality=args.modality)
+        save_state_dict(state, args.multimae_ckpt_path)
+    except (ValueError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    print(f"{args.multimae_ckpt_path}: {len(state)} tensors converted, {len(unused)} unused")
+    for key in unused:
+        print(f"  unused: {key}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The training bench: configuration, data, optimiser, loop, logs."""

@@ -1,0 +1,1 @@
+"""Data: folders of aligned images, transforms, samplers, loaders, rendered rooms."""

@@ -1,0 +1,198 @@
+"""Aligned image folders: which files exist, and which of them belong to one sample.
+
+Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
+modality folder. A sample is the files of one ``sub-folder/name`` in all modality folders, whatever
+their extensions; a file missing somewhere is an error and never shifts the pairing of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae.modalities import Modality
+from utils.errors import UserError, bullet_list
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+CLASSES_FILE = "classes.json"
+_LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
+
+
+def readable(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
+    """Rows with files of their own: those without a ``source``.
+
+    Raises:
+        ValueError: The source of a row is not among ``modalities``, so nothing says how to read it.
+    """
+    rows = tuple(m for m in modalities if m.source is None)
+    names = {m.name for m in rows}
+    for m in modalities:
+        if m.data_name not in names:
+            raise ValueError(f"modality '{m.name}' is computed from '{m.source}': pass both rows")
+    return rows
+
+
+class MultiModalFolder:
+    """Index of the samples under ``root``, in sorted order of their names.
+
+    Attributes:
+        root: Data root.
+        modalities: Rows that have files (see :func:`readable`).
+    """
+
+    def __init__(self, root: str | Path, modalities: Sequence[Modality]) -> None:
+        """Scan the folders once.
+
+        Args:
+            root: Data root.
+            modalities: Rows to pair; those with a ``source`` are not read.
+
+        Raises:
+            UserError: Root or folders missing or empty, ambiguous names, or names that do not
+                match.
+        """
+        self.root = Path(root)
+        self.modalities = readable(modalities)
+        folders = _modality_folders(root, self.modalities)
+        found = {name: _scan(folder, name) for name, folder in folders.items()}
+        _check_pairing(folders, found)
+        # One flat buffer per column: Python strings would be copied into every worker process, page
+        # by page, as their reference counts change.
+        keys = sorted(map(os.fsencode, next(iter(found.values()))))
+        self._keys: npt.NDArray[np.bytes_] = np.array(keys, dtype=np.bytes_)
+        names = list(map(os.fsdecode, keys))
+        self._extensions: dict[str, tuple[list[str], npt.NDArray[Any]]] = {}
+        for name, by_key in found.items():
+            kinds = sorted(set(by_key.values()))
+            code = {ext: i for i, ext in enumerate(kinds)}
+            column = np.fromiter((code[by_key[k]] for k in names), np.uint8, len(names))
+            self._extensions[name] = kinds, column
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self._keys)
+
+    def name(self, index: int) -> str:
+        """``sub-folder/name`` of a sample."""
+        return os.fsdecode(self._keys[index])
+
+    def path(self, index: int, modality: Modality) -> Path:
+        """File of one modality of a sample."""
+        kinds, column = self._extensions[modality.name]
+        extension = kinds[int(column[index])]
+        return self.root.joinpath(modality.data_folder, self.name(index) + extension)
+
+
+def read_class_names(root: str | Path) -> tuple[str, ...] | None:
+    """Class names by id from ``root/classes.json`` (``{"classes": ["void", "wall", ...]}``).
+
+    Returns:
+        The names, or ``None`` if there is no such file.
+
+    Raises:
+        UserError: The file exists but does not hold that.
+    """
+    path = Path(root) / CLASSES_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise UserError(f"{path}: not readable as JSON ({err}). Mend or remove the file.") from err
+    names = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f'{path}: expected {{"classes": ["name of id 0", "name of id 1", ...]}}.')
+    return tuple(names)
+
+
+def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[str, Path]:
+    """Existing folder of every modality; all missing ones are reported at once."""
+    if not str(root):
+        raise UserError(f"data path is empty: give the folder that holds {_LAYOUT}.")
+    root = Path(root)
+    if not root.exists():
+        raise UserError(f"data path {root} does not exist. It must hold {_LAYOUT}.")
+    if not root.is_dir():
+        raise UserError(f"data path {root} is not a folder. It must hold {_LAYOUT}.")
+    present = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if not present:
+        raise UserError(f"data path {root} has no folders in it. It must hold {_LAYOUT}.")
+    problems = []
+    for m in modalities:
+        if m.data_folder not in present:
+            near = get_close_matches(m.data_folder, present, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            problems.append(f"modality '{m.name}': no folder {root / m.data_folder}{hint}")
+    if problems:
+        raise UserError(
+            f"modality folders are missing:\n{bullet_list(problems)}\n"
+            f"Folders in {root}: {', '.join(present)}. Create the missing ones, set `folder:` of "
+            "the modality in the config, or drop the modality from the in/out domains."
+        )
+    return {m.name: root / m.data_folder for m in modalities}
+
+
+def _scan(folder: Path, modality: str) -> dict[str, str]:
+    """``{sub-folder/name: extension}`` of every image, without a stat per file."""
+    found: dict[str, str] = {}
+    clashes: list[str] = []
+    pending = [("", str(folder))]
+    for prefix, path in pending:
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    if entry.name.startswith("."):
+                        continue
+                    if stem and (dot + suffix).lower() in EXTENSIONS:
+                        key = prefix + stem
+                        if key in found:
+                            clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
+                        found[key] = dot + suffix
+                    elif not prefix and entry.is_dir():
+                        pending.append((f"{entry.name}/", entry.path))
+        except OSError as err:
+            raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err
+    if clashes:
+        raise UserError(
+            f"modality '{modality}': the same name with two extensions is ambiguous:\n"
+            f"{bullet_list(sorted(clashes))}\nKeep one file of each."
+        )
+    if not found:
+        raise UserError(
+            f"modality '{modality}': no images in {folder} or its sub-folders.\nThe layout is "
+            f"{_LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(EXTENSIONS))}."
+        )
+    return found
+
+
+def _check_pairing(folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]) -> None:
+    """Every name must exist in every modality."""
+    keys = {name: by_key.keys() for name, by_key in found.items()}
+    first = next(iter(keys.values()))
+    if all(k == first for k in keys.values()):
+        return
+    union = set().union(*keys.values())
+    problems = []
+    for name, have in keys.items():
+        missing = union - have
+        if missing:
+            examples = ", ".join(nsmallest(3, missing)) + (", ..." if len(missing) > 3 else "")
+            problems.append(
+                f"'{name}' ({folders[name]}): {len(missing)} of {len(union)} missing: {examples}"
+            )
+    common = len(set.intersection(*map(set, keys.values())))
+    raise UserError(
+        "file names do not match between the modalities:\n"
+        f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "
+        "same sub-folder and name in every modality folder (extensions may differ): add the "
+        "missing files, or remove those names from the other folders."
+    )

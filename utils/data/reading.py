@@ -1,0 +1,182 @@
+"""Read one stored image exactly: no value is changed, and what does not fit is an error.
+
+Pixels stay in Pillow where Pillow will resample them (8-bit grey and RGB) and are arrays otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from multimae.modalities import Modality
+from utils.errors import UserError
+
+Array = npt.NDArray[Any]
+Pixels = Image.Image | Array
+"""Pillow image of mode L or RGB, or array ``(H, W)`` / ``(H, W, C)``."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+# 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
+_TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def storage_dtype(modality: Modality) -> np.dtype[Any]:
+    """Smallest unsigned integer that holds the modality's values: uint8 or uint16."""
+    top = modality.num_classes - 1 if modality.is_labels else int(modality.max_value)
+    return np.dtype(np.uint8 if top < 256 else np.uint16)
+
+
+def size_of(pixels: Pixels) -> tuple[int, int]:
+    """``(H, W)``."""
+    if isinstance(pixels, Image.Image):
+        return pixels.height, pixels.width
+    return int(pixels.shape[0]), int(pixels.shape[1])
+
+
+def check_readable(modality: Modality) -> None:
+    """Raise a UserError if image files cannot hold the modality as declared."""
+    top = modality.num_classes - 1 if modality.is_labels else modality.max_value
+    problem = None
+    if top > 65535:
+        problem = f"values up to {top:.0f} do not fit 16-bit image files"
+    elif not modality.is_labels and modality.num_channels not in _MODES:
+        problem = f"image files have 1 to 4 channels, not num_channels: {modality.num_channels}"
+    elif not modality.is_labels and modality.num_channels > 1 and top > 255:
+        problem = "16-bit files are read with one channel only; store 8 bits and set max_value: 255"
+    if problem:
+        raise UserError(f"modality '{modality.name}' cannot be read from folders: {problem}.")
+
+
+def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
+    """Pixels of one file, upright.
+
+    An EXIF orientation is applied to every modality, so a photograph and maps computed from its
+    viewed form agree; maps computed from the raw sensor order do not fit such photographs.
+
+    Args:
+        path: Image file.
+        modality: What the file should hold.
+        patch_size: Patch side in full-resolution pixels; smaller images are refused.
+
+    Returns:
+        8-bit images to be interpolated: Pillow mode L or RGB (palettes resolved, alpha dropped).
+        Otherwise an array of :func:`storage_dtype`, ``(H, W)`` or ``(H, W, C)``: 16-bit values as
+        stored, class ids as stored (of palette images, the index).
+
+    Raises:
+        UserError: Unreadable file, wrong channels or bit depth, class id out of range, or an image
+            smaller than a patch; with path, modality and remedy.
+    """
+    image = _decode(path, modality)
+    side = max(1, patch_size // modality.stride)
+    if min(image.size) < side:
+        raise UserError(
+            f"{path}: modality '{modality.name}' is {image.height} x {image.width} pixels, smaller "
+            f"than one patch ({side} x {side}). Remove the sample or store it larger."
+        )
+    if modality.is_labels:
+        return _labels(image, path, modality)
+    return _values(image, path, modality)
+
+
+def check_same_view(
+    pixels: Mapping[str, Pixels], paths: Mapping[str, Path], rounding: float = 1.0
+) -> None:
+    """Raise a UserError unless all modalities of a sample show the same field of view.
+
+    They may be stored at different resolutions; ``rounding`` is the deviation in stored pixels that
+    such a reduction may have caused.
+    """
+    sizes = {name: size_of(p) for name, p in pixels.items()}
+    ref = max(sizes, key=lambda name: sizes[name])
+    ref_h, ref_w = sizes[ref]
+    for name, (h, w) in sizes.items():
+        if abs(h * ref_w / ref_h - w) > rounding and abs(w * ref_h / ref_w - h) > rounding:
+            raise UserError(
+                f"{paths[name]}: modality '{name}' is {h} x {w} (H x W) but '{ref}' of the same "
+                f"sample ({paths[ref]}) is {ref_h} x {ref_w}: the aspect ratios differ, so they "
+                "cannot show the same view. Check the files and an EXIF rotation of one of them."
+            )
+
+
+def _decode(path: Path, modality: Modality) -> Image.Image:
+    """Open, decode and turn upright."""
+    where = f"{path}: modality '{modality.name}'"
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            upright: Image.Image = image
+            return upright
+    except Image.DecompressionBombError as err:
+        raise UserError(
+            f"{where} has more pixels than Pillow's limit against decompression bombs "
+            f"({2 * (Image.MAX_IMAGE_PIXELS or 0)}). Store a smaller image."
+        ) from err
+    except UnidentifiedImageError as err:
+        empty = path.stat().st_size == 0
+        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(_FORMATS)}"
+        raise UserError(f"{where} {why}. Replace it, or remove the sample.") from err
+    except _DECODER_ERRORS as err:
+        raise UserError(
+            f"{where} cannot be read ({err}). Replace it, or remove the sample."
+        ) from err
+
+
+def _labels(image: Image.Image, path: Path, modality: Modality) -> Array:
+    if image.mode not in {"1", "L", "P"} | _WIDE:
+        raise UserError(
+            f"{path}: modality '{modality.name}' holds class ids, which need a single-channel or "
+            f"palette image; this one has mode {image.mode}. Map its colours to ids first."
+        )
+    ids = np.asarray(image)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= modality.num_classes:
+        raise UserError(
+            f"{path}: class id {low if low < 0 else high} of modality '{modality.name}' is outside "
+            f"0..{modality.num_classes - 1} (num_classes: {modality.num_classes}). Set num_classes "
+            "in the config's `modalities:` section, or remap the ids."
+        )
+    return ids.astype(storage_dtype(modality), copy=False)
+
+
+def _values(image: Image.Image, path: Path, modality: Modality) -> Pixels:
+    want, dtype = _MODES[modality.num_channels], storage_dtype(modality)
+    if want == "RGB" and image.mode in _TO_RGB or want == "L" and image.mode == "1":
+        image = image.convert(want)
+    wide = dtype == np.uint16 and image.mode in _WIDE
+    if image.mode != want and not wide:
+        raise UserError(_wrong_mode(image.mode, path, modality))
+    if dtype == np.uint8 and want in ("L", "RGB") and modality.interpolation != "nearest":
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        raise UserError(
+            f"{path}: modality '{modality.name}' has values {values.min()}..{values.max()}, which "
+            "do not fit 16 bits (0..65535). Store it in a larger unit."
+        )
+    return values.astype(dtype, copy=False)
+
+
+def _wrong_mode(mode: str, path: Path, modality: Modality) -> str:
+    if mode in _WIDE and modality.num_channels == 1:
+        remedy = "It is a 16-bit file: set max_value: 65535 in the config's `modalities:` section."
+    elif mode == "F":
+        remedy = "It holds floats: store 16-bit integers (depth in millimetres, for example)."
+    else:
+        remedy = "Set num_channels in the config's `modalities:` section, or convert the file."
+    return (
+        f"{path}: modality '{modality.name}' is declared with num_channels: "
+        f"{modality.num_channels} and max_value: {modality.max_value:g}, which an image of mode "
+        f"{mode} does not have. {remedy}"
+    )

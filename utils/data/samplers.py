@@ -1,0 +1,138 @@
+"""Which samples, in which order, with which random numbers.
+
+Order and augmentation are pure functions of (seed, epoch, index): the same on any number of ranks
+and workers, and after a resume in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+from utils.errors import UserError
+from utils.seeding import mix_seed
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What a data set is asked for: sample ``index``, augmented as in ``epoch``."""
+
+    epoch: int
+    index: int
+
+
+@contextmanager
+def sample_rng(seed: int, key: SampleKey) -> Iterator[None]:
+    """Seed torch's CPU generator, which torchvision draws from, for one sample; then restore it."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators too, and nothing would restore them.
+        torch.default_generator.manual_seed(mix_seed(seed, key.epoch, key.index))
+        yield
+
+
+class GlobalBatchSampler(Sampler[list[SampleKey]]):
+    """This rank's share of every global batch.
+
+    The epoch's order is cut into global batches of ``batch_size * world_size``; rank ``r`` takes
+    rows ``r * batch_size ...`` of each. One rank with batch 2B and two ranks with batch B thus
+    train on the same global batches. Every rank gets the same number of batches, all of full size.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        """Set up the order of epoch 0.
+
+        Args:
+            num_samples: Samples in the data set.
+            batch_size: Samples per batch and rank.
+            rank: This process.
+            world_size: Number of processes.
+            seed: Of the order.
+            shuffle: Draw a new order every epoch; otherwise the data set's own.
+            drop_last: Leave out what does not fill a global batch; otherwise fill the last one up
+                from the start of the epoch's order.
+
+        Raises:
+            UserError: There is no sample, or ``drop_last`` leaves no batch.
+        """
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.global_batch = batch_size * world_size
+        if num_samples < (self.global_batch if drop_last else 1):
+            raise UserError(
+                f"the training set has {num_samples} samples, fewer than one global batch of "
+                f"{self.global_batch} ({batch_size} x {world_size} processes): lower --batch_size "
+                "or add data."
+            )
+        rest = 0 if drop_last else self.global_batch - 1
+        self._num_batches = (num_samples + rest) // self.global_batch
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, from its first batch."""
+        self.epoch, self.start = epoch, 0
+
+    def set_start(self, batch: int) -> None:
+        """Begin the current epoch's next iteration at this batch (resume inside an epoch).
+
+        Raises:
+            ValueError: The epoch has fewer batches.
+        """
+        if not 0 <= batch <= len(self):
+            raise ValueError(f"cannot start at batch {batch}: an epoch has {len(self)}")
+        self.start = batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the iteration begins."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Batches of the current epoch from ``start`` on."""
+        epoch = self.epoch
+        order = torch.arange(self.num_samples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+            order = torch.randperm(self.num_samples, generator=generator)
+        for batch in range(self.start, len(self)):
+            first = batch * self.global_batch + self.rank * self.batch_size
+            rows = torch.arange(first, first + self.batch_size) % self.num_samples
+            yield [SampleKey(epoch, index) for index in order[rows].tolist()]
+
+
+class EvalBatchSampler(Sampler[list[SampleKey]]):
+    """Every sample exactly once over all ranks.
+
+    Rank ``r`` takes samples ``r, r + world_size, ...`` in order. Nothing is repeated to even the
+    ranks out, so their numbers of batches and samples may differ by one: reduce sums and counts,
+    not means, and do not communicate per batch.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """See the class; ``batch_size`` is per rank."""
+        self.batch_size = batch_size
+        self._indices = range(rank, num_samples, world_size)
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return -(-len(self._indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Batches of this rank; the last may be smaller."""
+        for first in range(0, len(self._indices), self.batch_size):
+            yield [SampleKey(0, i) for i in self._indices[first : first + self.batch_size]]

@@ -1,0 +1,108 @@
+"""Processes: who am I, how do we add up."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.options import RuntimeOptions
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run.
+
+    Attributes:
+        rank: 0 .. size-1; rank 0 logs and saves.
+        size: Number of processes.
+        device: What this process computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        """Short name for logs."""
+        return f"{self.size} x {self.device.type}"
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of every process's tensor, on all of them."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Element-wise largest of every process's tensor, on all of them."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total, op=dist.ReduceOp.MAX)
+        return total.to(tensor.device)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def init_world(options: RuntimeOptions) -> World:
+    """Join the process group if a launcher started several processes.
+
+    torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; ``--dist_on_itp`` reads Open
+    MPI's. Backend: nccl on CUDA, gloo elsewhere.
+
+    Raises:
+        UserError: The wanted device is not there.
+    """
+    prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
+    device = _device(options.device, local, size)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    if size > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=options.dist_url,
+            rank=rank,
+            world_size=size,
+            timeout=TIMEOUT,
+        )
+    return World(rank, size, device)
+
+
+def shutdown() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int, size: int) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "--device cuda: this PyTorch sees no GPU. Check the driver with nvidia-smi, "
+                "or train on the CPU with --device cpu."
+            )
+        if size > 1:
+            return torch.device("cuda", local_rank)
+    return device

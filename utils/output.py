@@ -1,0 +1,34 @@
+"""The output folder of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.config import save_config
+from utils.dist import World
+from utils.errors import UserError
+
+
+def prepare_output_dir(output_dir: str, config: Any, world: World) -> None:
+    """Create the folder and write the resolved configuration into it (rank 0).
+
+    Raises:
+        UserError: It cannot be created or written to.
+    """
+    if not output_dir or not world.is_main:
+        return
+    path = Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Permission bits do not bind a superuser or a read-only mount: try.
+        probe = path / f".write-test-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as err:
+        raise UserError(
+            f"output_dir {path} cannot be written to ({err.strerror or err}). "
+            "Choose another --output_dir."
+        ) from err
+    save_config(config, path / "config.yaml")

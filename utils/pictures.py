@@ -1,0 +1,110 @@
+"""One sample of any modality, in model space, as an RGB picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from multimae.modalities import Modality
+from utils.colours import Picture, label_palette, scalar_colours
+
+NORM_PIX_EPS = 1e-6
+
+
+def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -> Picture:
+    """One sample in model space as an RGB picture at full resolution.
+
+    Args:
+        x: ``[C, h, w]``; for labels class ids ``[h, w]`` or logits ``[K, h, w]``.
+        modality: Says how to undo the normalisation and what to draw.
+        reference: The truth, ``[C, h, w]``. Where the modality has no natural range, its 2nd to
+            98th percentile sets the scale, so that prediction and truth compare; ``None`` takes
+            ``x``'s own.
+
+    Returns:
+        ``[h * stride, w * stride, 3]``.
+    """
+    x = x.detach().cpu()
+    reference = x if reference is None else reference.detach().cpu()
+    kind = "labels" if modality.is_labels else modality.plot
+    picture = _DRAW[kind](x, modality, reference)
+    return picture.repeat(modality.stride, axis=0).repeat(modality.stride, axis=1)
+
+
+def unnormalize_patches(pred: Tensor, truth: Tensor, patch: int) -> Tensor:
+    """Undo a per-patch standardised target: the truth's mean and deviation of every patch.
+
+    Args:
+        pred: ``[C, h, w]`` as predicted against a ``norm_pix`` target.
+        truth: ``[C, h, w]`` in model space.
+        patch: Patch side in pixels of this map.
+
+    Returns:
+        ``[C, h, w]`` in model space.
+    """
+    rows, columns = truth.shape[-2] // patch, truth.shape[-1] // patch
+    pattern = "c (h p) (w q) -> (h w) (c p q)"
+    patches = rearrange(truth.float(), pattern, p=patch, q=patch)
+    std = (patches.var(dim=1, keepdim=True) + NORM_PIX_EPS).sqrt()
+    values = rearrange(pred.float(), pattern, p=patch, q=patch) * std + patches.mean(1, True)
+    back = "(h w) (c p q) -> c (h p) (w q)"
+    return rearrange(values, back, h=rows, w=columns, p=patch, q=patch)
+
+
+def _draw_rgb(x: Tensor, m: Modality, reference: Tensor) -> Picture:
+    if m.normalization == "mean_std":
+        unit = _unit_scale(x, m)
+    else:
+        low, high = _range(reference)
+        unit = (x.float() - low) / (high - low)
+    if unit.shape[0] < 3:
+        unit = unit[:1].expand(3, -1, -1)
+    return _to_bytes(unit[:3])
+
+
+def _draw_scalar(x: Tensor, m: Modality, reference: Tensor) -> Picture:
+    return scalar_colours(x.float().mean(dim=0).numpy(), *_range(reference))
+
+
+def _draw_labels(x: Tensor, m: Modality, reference: Tensor) -> Picture:
+    ids = (x.argmax(dim=0) if x.ndim == 3 else x).long().numpy()
+    known = (ids >= 0) & (ids < m.num_classes)
+    return label_palette(m.num_classes)[np.where(known, ids, 0)]
+
+
+def _draw_normals(x: Tensor, m: Modality, reference: Tensor) -> Picture:
+    vectors = 2.0 * _unit_scale(x, m) - 1.0
+    return _to_bytes(0.5 + 0.5 * torch.nn.functional.normalize(vectors, dim=0))
+
+
+_DRAW: dict[str, Callable[[Tensor, Modality, Tensor], Picture]] = {
+    "rgb": _draw_rgb,
+    "scalar": _draw_scalar,
+    "labels": _draw_labels,
+    "normals": _draw_normals,
+}
+
+
+def _unit_scale(x: Tensor, m: Modality) -> Tensor:
+    """``(stored value / max_value)``, so in [0, 1] for true images."""
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (m.mean, m.std))
+    return x.float() * std + mean
+
+
+def _range(reference: Tensor) -> tuple[float, float]:
+    values = reference.float()
+    values = values[values.isfinite()]
+    if values.numel() == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(values.numpy(), [2, 98]).tolist()
+    return low, max(high, low + 1e-6)
+
+
+def _to_bytes(unit: Tensor) -> Picture:
+    """``[3, h, w]`` in [0, 1] to ``[h, w, 3]`` bytes."""
+    scaled = unit.nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return scaled.permute(1, 2, 0).contiguous().numpy()

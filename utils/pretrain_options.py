@@ -1,0 +1,146 @@
+"""The configuration of ``run_pretraining_multimae.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.modalities import ModalityTable
+from utils.fields import option
+from utils.options import (
+    CheckpointOptions,
+    DataOptions,
+    LogOptions,
+    ModelOptions,
+    OptimOptions,
+    RuntimeOptions,
+    split_names,
+)
+
+
+@dataclass(frozen=True)
+class PretrainDataOptions(DataOptions):
+    """Data: what is read, and how."""
+
+    in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
+    out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
+    hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
+    crop_scale: tuple[float, float] = option(
+        (0.2, 1.0), "Smallest and largest share of the image's area in a crop", within="(0, 1]"
+    )
+    crop_ratio: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "Smallest and largest width / height of a crop", within="(0, inf)"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Wrong modalities, empty ranges."""
+        yield from super().problems()
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                yield f"{key}: the smallest value {low} exceeds the largest {high}"
+
+
+@dataclass(frozen=True)
+class PretrainModelOptions(ModelOptions):
+    """Model, masking and losses."""
+
+    num_encoded_tokens: int = option(98, "Visible patches, all modalities", within="[1, inf)")
+    alphas: float = option(
+        1.0, "Dirichlet concentration of the modalities' shares in them", within="(0, inf)"
+    )
+    sample_tasks_uniformly: bool = option(
+        False, "Draw a subset of the modalities first, every one equally likely"
+    )
+    drop_path: float = option(0.0, "Drop-path rate of the last encoder block", within="[0, 1)")
+    decoder_dim: int = option(256, "Width of the decoders", within="[1, inf)")
+    decoder_depth: int = option(2, "Transformer blocks per decoder", within="[0, inf)")
+    decoder_num_heads: int = option(8, "Attention heads of the decoders", within="[1, inf)")
+    decoder_use_task_queries: bool = option(True, "Queries from a modality's own visible tokens")
+    decoder_use_xattn: bool = option(True, "Cross-attention to the tokens of all modalities")
+    extra_norm_pix_loss: bool = option(
+        True, "Also predict rgb normalised per patch, with a decoder of its own"
+    )
+    loss_on_unmasked: bool = option(False, "Count visible patches in the loss, too")
+    fp32_output_adapters: str = option("", "Modalities decoded in float32, joined by '-'")
+
+    def problems(self) -> Iterator[str]:
+        """Models that do not mask, sizes that do not fit each other."""
+        yield from super().problems()
+        if self.model.startswith("multivit_"):
+            yield f"model: {self.model} does not mask; pre-training needs a pretrain_multimae_*"
+        dim, heads = self.decoder_dim, self.decoder_num_heads
+        if dim % heads:
+            yield f"decoder_dim: {dim} is not divisible by decoder_num_heads {heads}"
+        if dim % 4:
+            yield f"decoder_dim: {dim} is not divisible by 4, as sin-cos positions need"
+
+
+@dataclass(frozen=True)
+class PretrainOptimOptions(OptimOptions):
+    """Optimiser and schedule."""
+
+    blr: float = option(1e-4, "Learning rate per 256 images of global batch", within="(0, inf)")
+    skip_grad: float | None = option(
+        None, "Skip steps whose gradient norm exceeds this", within="(0, inf)"
+    )
+    decay_norm_bias: bool = option(True, "Decay biases and norms, too (as published)")
+    task_balancer: Literal["none", "uncertainty"] = option("none", "Weights of the losses")
+    balancer_lr_scale: float = option(
+        1.0, "Learning rate of the balancer, relative to the model's", within="(0, inf)"
+    )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a MultiMAE on aligned images of several modalities."""
+
+    data: PretrainDataOptions = field(default_factory=PretrainDataOptions)
+    model: PretrainModelOptions = field(default_factory=PretrainModelOptions)
+    optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run."""
+        return self.data.table()
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input modalities."""
+        return self.data.in_names
+
+    @property
+    def out_names(self) -> tuple[str, ...]:
+        """Names of the targets: the output modalities, then their per-patch normalised copies."""
+        names = split_names(self.data.out_domains)
+        if not self.model.extra_norm_pix_loss:
+            return names
+        copies = (row.name for row in self.table().values() if row.norm_pix and row.source in names)
+        return tuple(dict.fromkeys((*names, *copies)))
+
+    def problems(self) -> Iterator[str]:
+        """Modalities, sizes and durations that do not fit each other."""
+        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
+        if self.optim.warmup_steps <= 0 and warmup >= epochs:
+            yield (
+                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
+                "lower it or set warmup_steps"
+            )
+        outputs = split_names(self.data.out_domains)
+        yield from self.data.name_problems("out_domains", outputs)
+        in_float32 = split_names(self.model.fp32_output_adapters)
+        if in_float32:
+            yield from self.data.name_problems("fp32_output_adapters", in_float32)
+        try:
+            table = self.table()
+        except ValueError:  # the data section reports it
+            return
+        size, patch = self.model.input_size, self.model.patch_size
+        for name in dict.fromkeys(n for n in (*self.in_names, *outputs) if n in table):
+            row = table[name]
+            side = max(1, (row.patch_size or patch) // row.stride) * row.stride
+            if size % side and side != patch:
+                yield f"input_size: {size} is not divisible by {side}, the patch side of '{name}'"

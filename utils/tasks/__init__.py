@@ -1,0 +1,1 @@
+"""Tasks: a batch in, losses out; and their evaluators."""

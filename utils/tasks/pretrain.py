@@ -1,0 +1,111 @@
+"""Pre-training: masked reconstruction of every output modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from multimae.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
+from multimae.criterion import build_loss
+from multimae.masking import TokenMasks, sample_masks
+from multimae.modalities import Modality
+from multimae.multimae import MultiMAE
+from multimae.preprocess import prepare
+from multimae.tokens import TokenLayout
+from utils.data.loaders import Batch
+from utils.seeding import generator
+from utils.tasks.base import StepOutput, StepPosition, Task
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How masks are drawn (SPEC section 2)."""
+
+    num_visible: int
+    alphas: float = 1.0
+    sample_tasks_uniformly: bool = False
+    seed: int = 0
+
+    def draw(
+        self, layout: TokenLayout, position: StepPosition, size: int, device: torch.device
+    ) -> TokenMasks:
+        """Masks of ``size`` samples at ``position``, however samples are split over processes.
+
+        Every process draws for the whole update and keeps its own rows: the noise costs little,
+        and no state needs saving.
+        """
+        return sample_masks(
+            layout,
+            position.num_rows,
+            self.num_visible,
+            self.alphas,
+            self.sample_tasks_uniformly,
+            generator(device, self.seed, position.step),
+            device,
+            rows=(position.first_row, position.first_row + size),
+        )
+
+
+class PretrainTask(Task):
+    """MultiMAE, one loss per output modality, and their balance."""
+
+    model: MultiMAE
+
+    def __init__(
+        self,
+        model: MultiMAE,
+        inputs: Sequence[Modality],
+        outputs: Sequence[Modality],
+        patch_size: int,
+        masks: MaskOptions,
+        *,
+        balancer: str = "none",
+        loss_on_unmasked: bool = False,
+        fp32_output_adapters: Sequence[str] = (),
+    ) -> None:
+        """Build losses from the table's rows.
+
+        Args:
+            model: With one output adapter per row of ``outputs``.
+            inputs: What the encoder may see.
+            outputs: What is predicted.
+            patch_size: Patch side where a row names none.
+            masks: How masks are drawn.
+            balancer: ``none`` or ``uncertainty``.
+            loss_on_unmasked: Count visible patches, too.
+            fp32_output_adapters: Outputs decoded in float32.
+        """
+        super().__init__()
+        self.model = model
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.rows = tuple(dict.fromkeys((*inputs, *outputs)))
+        self.masks, self.patch_size = masks, patch_size
+        self.losses = nn.ModuleDict({m.name: build_loss(m, patch_size) for m in outputs})
+        names = [m.name for m in outputs]
+        self.balancer: nn.Module = (
+            UncertaintyWeightingStrategy(names)
+            if balancer == "uncertainty"
+            else NoWeightingStrategy()
+        )
+        self.loss_on_unmasked = loss_on_unmasked
+        self.fp32_output_adapters = tuple(fp32_output_adapters)
+
+    def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
+        """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
+        x = prepare(batch.images, self.rows)
+        device = next(iter(x.values())).device
+        out = self.model.forward_patches(
+            {m.name: x[m.name] for m in self.inputs},
+            lambda layout: self.masks.draw(layout, position, len(batch), device),
+            self.fp32_output_adapters,
+        )
+        losses = {}
+        for m in self.outputs:
+            mask = None if self.loss_on_unmasked else out.masks.task_masks.get(m.data_name)
+            losses[m.name] = self.losses[m.name].from_patches(out.patches[m.name], x[m.name], mask)
+        weighted = self.balancer(losses)
+        total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
+        return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})

@@ -1,0 +1,176 @@
+"""From the pre-training configuration to data, task, optimiser and evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from multimae.build import DecoderOptions, build_pretrain_model
+from multimae.masking import sample_masks
+from multimae.modalities import Modality, select
+from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
+from utils.data.samplers import EvalBatchSampler
+from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
+from utils.dist import World
+from utils.errors import UserError
+from utils.logging import RunLogger
+from utils.optim import build_optimizer, norm_and_bias, param_groups
+from utils.options import split_names
+from utils.precision import Precision
+from utils.pretrain_options import PretrainConfig
+from utils.tasks.base import Evaluator
+from utils.tasks.pretrain import MaskOptions, PretrainTask
+from utils.tasks.reconstruction import (
+    PictureEvaluator,
+    Predictor,
+    ReconstructionEvaluator,
+    TrivialPredictor,
+    spread_keys,
+)
+
+# Samples read before training, so that bad files end a run at once and not in its first epoch.
+CHECKED_SAMPLES = 256
+
+
+def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
+    """Rows of the inputs and of the targets, with the data's class names for legends."""
+    names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
+    table = {
+        name: replace(m, class_names=names)
+        if m.is_labels and names and not m.class_names and len(names) == m.num_classes
+        else m
+        for name, m in cfg.table().items()
+    }
+    return select(table, cfg.in_names), select(table, cfg.out_names)
+
+
+def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModalDataset:
+    """Augmented samples of ``--data_path``, checked."""
+    transform = TrainTransform(
+        rows,
+        cfg.model.input_size,
+        scale=cfg.data.crop_scale,
+        ratio=cfg.data.crop_ratio,
+        hflip=cfg.data.hflip,
+    )
+    return _dataset(cfg, cfg.data.data_path, rows, transform)
+
+
+def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> MultiModalDataset:
+    """Samples of ``path`` as they are: resized, centre crop."""
+    return _dataset(cfg, path, rows, EvalTransform(rows, cfg.model.input_size))
+
+
+def build_task(
+    cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
+) -> PretrainTask:
+    """Model and losses.
+
+    Raises:
+        UserError: Options that no model can be built from.
+    """
+    model_options = cfg.model
+    try:
+        model = build_pretrain_model(
+            model_options.model,
+            inputs,
+            outputs,
+            patch_size=model_options.patch_size,
+            image_size=model_options.input_size,
+            num_global_tokens=model_options.num_global_tokens,
+            drop_path_rate=model_options.drop_path,
+            decoder=DecoderOptions(
+                model_options.decoder_dim,
+                model_options.decoder_depth,
+                model_options.decoder_num_heads,
+                model_options.decoder_use_task_queries,
+                model_options.decoder_use_xattn,
+            ),
+        )
+        side = model_options.input_size
+        layout = model.layout({m.name: (side // m.stride, side // m.stride) for m in inputs})
+        sample_masks(layout, 1, model_options.num_encoded_tokens, model_options.alphas)
+    except ValueError as err:
+        raise UserError(str(err)) from err
+    return PretrainTask(
+        model,
+        inputs,
+        outputs,
+        model_options.patch_size,
+        MaskOptions(
+            model_options.num_encoded_tokens,
+            model_options.alphas,
+            model_options.sample_tasks_uniformly,
+            cfg.runtime.seed,
+        ),
+        balancer=cfg.optim.task_balancer,
+        loss_on_unmasked=model_options.loss_on_unmasked,
+        fp32_output_adapters=split_names(model_options.fp32_output_adapters),
+    )
+
+
+def optimizer_for(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
+    """Optimiser over model and balancer; the balancer has its own learning-rate scale."""
+    optim = cfg.optim
+    groups = param_groups(
+        task.named_parameters(),
+        optim.weight_decay,
+        lr_scale=lambda name: optim.balancer_lr_scale if name.startswith("balancer.") else 1.0,
+        no_decay=None if optim.decay_norm_bias else norm_and_bias,
+        decoder_decay=optim.decoder_decay,
+    )
+    return build_optimizer(
+        groups, optim.opt, optim.blr, betas=optim.opt_betas, eps=optim.opt_eps,
+        momentum=optim.momentum,
+    )  # fmt: skip
+
+
+def build_evaluators(
+    cfg: PretrainConfig,
+    task: PretrainTask,
+    world: World,
+    precision: Precision,
+    logger: RunLogger,
+) -> list[Evaluator]:
+    """Masked losses and pictures on ``--eval_data_path``; none without it."""
+    path = cfg.data.eval_data_path
+    if not path:
+        return []
+    eval_set = build_eval_set(cfg, path, task.rows)
+    plain_train_set = build_eval_set(cfg, cfg.data.data_path, task.rows)
+    batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
+    total = min(len(eval_set), cfg.data.max_val_images or len(eval_set))
+    sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
+    loader = build_eval_loader(
+        eval_set, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
+    )
+    keys = spread_keys(plain_train_set)
+    trivial = TrivialPredictor(
+        task,
+        (
+            collate([plain_train_set[key] for key in keys[i : i + batch_size]])
+            for i in range(0, len(keys), batch_size)
+        ),
+    )
+    predictor = Predictor(task, world.device, precision)
+    evaluators: list[Evaluator] = [ReconstructionEvaluator(predictor, loader, trivial, world)]
+    if cfg.log.num_pictures and world.is_main:
+        pictured = spread_keys(eval_set, cfg.log.num_pictures)
+        batch = collate([eval_set[key] for key in pictured])
+        indices = [key.index for key in pictured]
+        evaluators.append(PictureEvaluator(predictor, batch, indices, logger))
+    return evaluators
+
+
+def _dataset(
+    cfg: PretrainConfig, path: str, rows: Sequence[Modality], transform: JointTransform
+) -> MultiModalDataset:
+    folder = MultiModalFolder(path, rows)
+    dataset = MultiModalDataset(
+        folder, transform, seed=cfg.runtime.seed, patch_size=cfg.model.patch_size
+    )
+    check_samples(dataset, CHECKED_SAMPLES)
+    return dataset
