@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/python tools/make_rooms.py --out $(ROOMS) --train 1200 --val 200 --size 160 --workers 2
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/demo.yaml
 	$(BIN)/python tools/plot_run.py $(DEMO) --out $(DEMO)/loss.png
-	$(BIN)/python tools/demo_report.py $(DEMO)
+	$(BIN)/python tools/show_run.py $(DEMO)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

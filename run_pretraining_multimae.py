@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision = choose_precision(runtime.precision, world.device)
     state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=to_flat_dict(cfg))
     taken = resume(state, cfg.checkpoint)
+    if taken is None:
+        state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime, cfg.optim.skip_grad)
 
     with RunLogger(cfg.log, output_dir, state.config, is_main=world.is_main) as logger:

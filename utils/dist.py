@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -62,7 +63,7 @@ class World:
 
 
 def init_world(options: RuntimeOptions) -> World:
-    """Join the process group if a launcher started several processes.
+    """Set up the process, and join the group if a launcher started several.
 
     torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; ``--dist_on_itp`` reads Open
     MPI's. Backend: nccl on CUDA, gloo elsewhere.
@@ -72,6 +73,8 @@ def init_world(options: RuntimeOptions) -> World:
     """
     prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not options.show_user_warnings:
+        warnings.filterwarnings("ignore", category=UserWarning)
     rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
     device = _device(options.device, local, size)
     if options.num_threads:

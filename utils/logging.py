@@ -115,6 +115,8 @@ class RunLogger:
     def eval(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log an evaluation row."""
         self._row("eval", step, epoch, values)
+        short = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+        self.say(f"evaluation after step {step} (epoch {epoch:.2f}): {short}")
 
     def picture(self, name: str, step: int, image: Image.Image) -> None:
         """Save a picture as ``pictures/{name}-{step}.png`` and send it to the other sinks."""

@@ -41,6 +41,10 @@ class TrainState:
         """The model inside the task."""
         return self.task.model
 
+    def start_at(self, epoch: int, steps_per_epoch: int) -> None:
+        """Begin a fresh run at a later epoch of its schedule (``--start_epoch``)."""
+        self.epoch, self.step = epoch, epoch * steps_per_epoch
+
     def state_dict(self) -> dict[str, Any]:
         """Checkpoint contents: tensors and plain values only (loadable with ``weights_only``).
 

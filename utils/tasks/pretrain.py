@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from multimae.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
-from multimae.criterion import build_loss
+from multimae.criterion import MaskedLoss, build_loss
 from multimae.masking import TokenMasks, sample_masks
 from multimae.modalities import Modality
 from multimae.multimae import MultiMAE
@@ -83,7 +83,7 @@ class PretrainTask(Task):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.rows = tuple(dict.fromkeys((*inputs, *outputs)))
         self.masks, self.patch_size = masks, patch_size
-        self.losses = nn.ModuleDict({m.name: build_loss(m, patch_size) for m in outputs})
+        self.losses: dict[str, MaskedLoss] = {m.name: build_loss(m, patch_size) for m in outputs}
         names = [m.name for m in outputs]
         self.balancer: nn.Module = (
             UncertaintyWeightingStrategy(names)

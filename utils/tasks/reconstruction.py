@@ -122,7 +122,7 @@ class ReconstructionEvaluator:
             x, out = self.predictor(model, batch, indices)
             for m in task.outputs:
                 mask = out.masks.task_masks.get(m.data_name)
-                loss: Any = task.losses[m.name]
+                loss = task.losses[m.name]
                 pred = out.patches[m.name]
                 for kind, patches in (
                     ("eval", pred),

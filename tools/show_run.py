@@ -1,0 +1,73 @@
+"""Show what a pre-training run reached: a table of masked losses, and its last picture.
+
+    python tools/show_run.py output/demo
+
+Reads ``log.jsonl``; copies the last reconstructions to ``OUTPUT_DIR/reconstructions.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PICTURE = "reconstructions.png"
+
+
+def last_evaluation(output_dir: Path) -> dict[str, Any]:
+    """The last evaluation row of a run.
+
+    Raises:
+        FileNotFoundError: There is no log, or no evaluation in it.
+    """
+    log = output_dir / "log.jsonl"
+    if not log.exists():
+        raise FileNotFoundError(f"{log} does not exist: is {output_dir} the folder of a run?")
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
+    found: list[dict[str, Any]] = [row for row in rows if row["kind"] == "eval"]
+    if not found:
+        raise FileNotFoundError(f"{log} has no evaluation: train with --eval_data_path")
+    return found[-1]
+
+
+def table(row: dict[str, Any]) -> str:
+    """Masked validation losses beside the trivial predictor's."""
+    names = [key.partition("/")[2] for key in row if key.startswith("eval/")]
+    lines = [
+        f"{'modality':<12}{'masked loss':>12}{'trivial':>10}{'below trivial':>15}",
+        *(
+            f"{n:<12}{row[f'eval/{n}']:>12.4f}{row[f'trivial/{n}']:>10.4f}"
+            f"{100 * row[f'gain/{n}']:>13.1f} %"
+            for n in names
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table and copy the picture; 2 if there is nothing to show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output_dir", type=Path, help="folder of a run")
+    output_dir: Path = parser.parse_args(argv).output_dir
+    try:
+        row = last_evaluation(output_dir)
+    except FileNotFoundError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    print(f"\nValidation after {row['epoch']:g} epochs ({row['step']} steps)\n\n{table(row)}\n")
+    print("trivial: one constant per channel, or the class frequencies, of the training set")
+    pictures = sorted((output_dir / "pictures").glob("reconstructions-*.png"))
+    if pictures:
+        shutil.copyfile(pictures[-1], output_dir / PICTURE)
+        print(f"pictures: {output_dir / PICTURE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
