@@ -17,7 +17,7 @@ from utils.checkpoint import resume
 from utils.config import parse_config, to_flat_dict
 from utils.data.loaders import build_train_loader
 from utils.data.samplers import GlobalBatchSampler
-from utils.dist import init_world, shutdown
+from utils.dist import World, init_world, shutdown
 from utils.engine import Stepper, fit
 from utils.errors import exit_on_user_error
 from utils.logging import RunLogger
@@ -37,10 +37,16 @@ from utils.tasks.pretrain_setup import (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Data, model, optimiser, loop."""
+    """Read the configuration, join the other processes, train."""
     cfg = parse_config(PretrainConfig, argv)
+    world = init_world(cfg.runtime)
+    train(cfg, world)
+    shutdown()
+
+
+def train(cfg: PretrainConfig, world: World) -> None:
+    """Data, model, optimiser, loop."""
     data, runtime, output_dir = cfg.data, cfg.runtime, cfg.checkpoint.output_dir
-    world = init_world(runtime)
     prepare_output_dir(output_dir, cfg, world)
     seed_everything(runtime.seed)
 
@@ -78,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             weights = Path(output_dir) / "model.safetensors"
             save_state_dict(task.model.state_dict(), weights)
             logger.say(f"weights: {weights}")
-    shutdown()
 
 
 if __name__ == "__main__":

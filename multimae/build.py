@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from typing import Any, cast
 
-from multimae import multimae as models
 from multimae.input_adapters import InputAdapter, PatchedInputAdapter, SemSegInputAdapter
 from multimae.modalities import Modality
-from multimae.multimae import MultiMAE
+from multimae.multimae import MultiMAE, MultiViT
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.tokens import Size
 
-BUILDERS: dict[str, Callable[..., MultiMAE]] = {
-    f"{prefix}_{size}": getattr(models, f"{prefix}_{size}")
-    for prefix in ("pretrain_multimae", "multivit")
-    for size in models.SIZES
+# Encoder sizes. Base and large are the published ones.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim_tokens": 192, "depth": 12, "num_heads": 3},
+    "small": {"dim_tokens": 384, "depth": 12, "num_heads": 6},
+    "base": {"dim_tokens": 768, "depth": 12, "num_heads": 12},
+    "large": {"dim_tokens": 1024, "depth": 24, "num_heads": 16},
+}
+
+Builder = Callable[..., MultiMAE]
+
+# Registered names, ``pretrain_multimae_tiny`` to ``multivit_large``: called with the adapters.
+BUILDERS: dict[str, Builder] = {
+    f"{prefix}_{size}": partial(kind, **dims)
+    for prefix, kind in (("pretrain_multimae", MultiMAE), ("multivit", MultiViT))
+    for size, dims in cast(dict[str, dict[str, Any]], SIZES).items()
 }
 
 
@@ -31,7 +43,7 @@ class DecoderOptions:
     use_xattn: bool = True
 
 
-def find_builder(name: str) -> Callable[..., MultiMAE]:
+def find_builder(name: str) -> Builder:
     """Model builder by registered name.
 
     Raises:

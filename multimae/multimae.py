@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -279,29 +278,3 @@ class MultiViT(MultiMAE):
 
 def _hw(image: Tensor) -> Size:
     return image.shape[-2], image.shape[-1]
-
-
-# Encoder sizes. Base and large are the published ones.
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"dim_tokens": 192, "depth": 12, "num_heads": 3},
-    "small": {"dim_tokens": 384, "depth": 12, "num_heads": 6},
-    "base": {"dim_tokens": 768, "depth": 12, "num_heads": 12},
-    "large": {"dim_tokens": 1024, "depth": 24, "num_heads": 16},
-}
-
-Model = TypeVar("Model", bound=MultiMAE)
-
-
-def _builder(kind: type[Model], size: str) -> Callable[..., Model]:
-    dims: dict[str, Any] = SIZES[size]
-    return partial(kind, **dims)
-
-
-pretrain_multimae_tiny = _builder(MultiMAE, "tiny")
-pretrain_multimae_small = _builder(MultiMAE, "small")
-pretrain_multimae_base = _builder(MultiMAE, "base")
-pretrain_multimae_large = _builder(MultiMAE, "large")
-multivit_tiny = _builder(MultiViT, "tiny")
-multivit_small = _builder(MultiViT, "small")
-multivit_base = _builder(MultiViT, "base")
-multivit_large = _builder(MultiViT, "large")

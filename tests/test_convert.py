@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from multimae.build import SIZES
 from multimae.convert import is_vit_state_dict, multimae_to_vit, vit_to_multimae
-from multimae.multimae import SIZES
 from multimae.weights import extract_state_dict, load_weights, read_checkpoint, save_state_dict
 from tests.golden import assert_close, golden
 from tests.states import assert_same, multivit, random_timm

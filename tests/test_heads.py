@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multimae.build import SIZES
 from multimae.input_adapters import PatchedInputAdapter
-from multimae.multimae import SIZES, MultiMAE, MultiViT
+from multimae.multimae import MultiMAE, MultiViT
 from multimae.output_adapters.convnext import ConvNeXtAdapter
 from multimae.output_adapters.dpt import DPTOutputAdapter, dpt_defaults
 from multimae.output_adapters.linear import LinearOutputAdapter

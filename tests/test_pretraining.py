@@ -47,7 +47,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 def test_a_run_learns_and_leaves_what_the_docs_promise(scenes: Path, tmp_path: Path) -> None:
     more = ("--epochs", "40", "--eval_data_path", str(scenes), "--eval_freq", "20")
     more = (*more, "--num_pictures", "3", "--save_ckpt_freq", "20", "--log_every", "2")
-    main(tiny_run(scenes, tmp_path, *more, "--blr", "0.1", "--hflip", "0", "--crop_scale", "1", "1"))
+    main(
+        tiny_run(scenes, tmp_path, *more, "--blr", "0.1", "--hflip", "0", "--crop_scale", "1", "1")
+    )
     train = rows(tmp_path)
     assert [row["step"] for row in train] == list(range(2, 121, 2))
     losses = [f"loss/{name}" for name in ("rgb", "depth", "semseg", "norm_rgb")]
@@ -111,7 +113,9 @@ def test_two_processes_train_like_one(scenes: Path, unseen: Path, tmp_path: Path
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "run_pretraining_multimae.py"]
     arguments = tiny_run(scenes, tmp_path / "two", *more, "--batch_size", "2")
-    run = subprocess.run([*command, *arguments], cwd=REPO, capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, *arguments], cwd=REPO, capture_output=True, text=True, timeout=180
+    )
     assert run.returncode == 0, run.stderr
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 20

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 
+from multimae.build import SIZES
 from multimae.convert import vit_to_multimae
 from multimae.input_adapters import SemSegInputAdapter
-from multimae.multimae import SIZES, MultiViT
+from multimae.multimae import MultiViT
 from multimae.output_adapters.dpt import DPTOutputAdapter
 from multimae.output_adapters.linear import LinearOutputAdapter
 from multimae.weights import (

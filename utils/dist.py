@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from dataclasses import dataclass
@@ -93,8 +94,13 @@ def init_world(options: RuntimeOptions) -> World:
 
 
 def shutdown() -> None:
-    """Leave the process group."""
+    """Leave the process group, after everything that trained with it is gone.
+
+    A DDP module that outlives the group destroys it while holding the interpreter's lock, which
+    gloo's threads may be waiting for: that hangs at exit, now and then.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -26,7 +26,29 @@ from multimae.tokens import Size, TokenLayout, as_size
 
 
 class SpatialOutputAdapter(nn.Module):
-    """Cross-attention decoder followed by a small transformer; one token per output patch."""
+    """Cross-attention decoder followed by a small transformer; one token per output patch.
+
+    Args:
+        num_channels: Channels C of the output (classes, for label maps).
+        stride_level: The output is at ``1/stride_level`` of full resolution.
+        patch_size_full: Patch side at full resolution, in pixels.
+        dim_tokens_enc: Encoder width; usually given later by the model.
+        dim_tokens: Decoder width d.
+        depth: Self-attention blocks after the cross-attention.
+        learnable_pos_emb: Train the position table.
+        image_size: Full-resolution size the table is made for.
+        mlp_ratio: Hidden width of the MLPs over d.
+        num_heads: Attention heads.
+        qkv_bias: Biases in the attention projections.
+        drop_rate: Dropout of projections and MLPs.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the blocks, growing linearly.
+        norm_layer: Normalisation constructor.
+        use_task_queries: Queries start from this task's own context tokens if it is an input.
+        task: The modality whose input tokens these queries belong to (``norm_rgb``: rgb).
+        context_tasks: Modalities that get a task embedding.
+        use_xattn: Cross-attend to the visible tokens; else the queries go straight on.
+    """
 
     def __init__(
         self,
@@ -50,52 +72,17 @@ class SpatialOutputAdapter(nn.Module):
         context_tasks: Sequence[str] | None = None,
         use_xattn: bool = True,
     ) -> None:
-        """Build the decoder; the encoder-dependent projection is built by :meth:`init`.
-
-        Args:
-            num_channels: Channels C of the output (classes, for label maps).
-            stride_level: The output is at ``1/stride_level`` of full resolution.
-            patch_size_full: Patch side at full resolution, in pixels.
-            dim_tokens_enc: Encoder width; usually given later by the model.
-            dim_tokens: Decoder width d.
-            depth: Self-attention blocks after the cross-attention.
-            learnable_pos_emb: Train the position table.
-            image_size: Full-resolution size the table is made for.
-            mlp_ratio: Hidden width of the MLPs over d.
-            num_heads: Attention heads.
-            qkv_bias: Biases in the attention projections.
-            drop_rate: Dropout of projections and MLPs.
-            attn_drop_rate: Dropout of attention weights.
-            drop_path_rate: Stochastic depth of the blocks, growing linearly.
-            norm_layer: Normalisation constructor.
-            use_task_queries: Queries start from this task's own context tokens if it is an input.
-            task: The modality whose input tokens these queries belong to (``norm_rgb``: rgb).
-            context_tasks: Modalities that get a task embedding.
-            use_xattn: Cross-attend to the visible tokens; else the queries go straight on.
-        """
+        """Build the decoder; the encoder-dependent projection is built by :meth:`init`."""
         super().__init__()
         self.num_channels = num_channels
         self.stride_level = stride_level
         ph, pw = as_size(patch_size_full)
         self.patch_size: Size = (max(1, ph // stride_level), max(1, pw // stride_level))
-        self.image_size = as_size(image_size)
         self.use_task_queries = use_task_queries
         self.use_xattn = use_xattn
         self.task = task
         self.dim_tokens = dim_tokens
-        self.dim_tokens_enc = dim_tokens_enc
-
-        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, dim_tokens)))
-        self.task_embeddings = nn.ParameterDict(
-            {
-                name: nn.Parameter(trunc_normal_(torch.zeros(1, 1, dim_tokens)))
-                for name in context_tasks or ()
-            }
-        )
-        h = max(1, self.image_size[0] // (stride_level * self.patch_size[0]))
-        w = max(1, self.image_size[1] // (stride_level * self.patch_size[1]))
-        self.pos_emb = nn.Parameter(sincos_2d(h, w, dim_tokens), requires_grad=learnable_pos_emb)
-
+        self._init_tokens(as_size(image_size), context_tasks or (), learnable_pos_emb)
         if use_xattn:
             self.decoder = CrossAttention(
                 dim_tokens, num_heads, qkv_bias, attn_drop_rate, drop_rate
@@ -104,23 +91,30 @@ class SpatialOutputAdapter(nn.Module):
             self.query_norm = norm_layer(dim_tokens)
             self.out_norm = norm_layer(dim_tokens)
             self.mlp = Mlp(dim_tokens, int(dim_tokens * mlp_ratio))
-        self.decoder_transformer = nn.Sequential(
-            *(
-                Block(
-                    dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
-                    norm_layer,
-                )
-                for rate in drop_path_rates(drop_path_rate, depth)
-            )
-        )  # fmt: skip
+        rates = drop_path_rates(drop_path_rate, depth)
+        shape = (dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate)
+        self.decoder_transformer = nn.Sequential(*(Block(*shape, r, norm_layer) for r in rates))
         patch_dim = num_channels * self.patch_size[0] * self.patch_size[1]
         self.out_proj = nn.Linear(dim_tokens, patch_dim)
         if dim_tokens_enc is not None:
             self.init(dim_tokens_enc)
 
+    def _init_tokens(self, image_size: Size, context_tasks: Sequence[str], learnable: bool) -> None:
+        """Mask token, task embeddings and position table."""
+
+        def token() -> nn.Parameter:
+            return nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.dim_tokens)))
+
+        self.mask_token = token()
+        self.task_embeddings = nn.ParameterDict({name: token() for name in context_tasks})
+        h, w = (
+            max(1, side // (self.stride_level * patch))
+            for side, patch in zip(image_size, self.patch_size, strict=True)
+        )
+        self.pos_emb = nn.Parameter(sincos_2d(h, w, self.dim_tokens), requires_grad=learnable)
+
     def init(self, dim_tokens_enc: int = 768) -> None:
         """Build the projection from the encoder's width."""
-        self.dim_tokens_enc = dim_tokens_enc
         self.proj_context = nn.Linear(dim_tokens_enc, self.dim_tokens)
 
     def grid(self, layout: TokenLayout) -> Size:

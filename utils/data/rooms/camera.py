@@ -25,6 +25,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "office": ("desk",),
 }
 PROBE = 18
+# Horizontal; RGB-D cameras have about 57.
+FOV_DEGREES = (50.0, 66.0)
 CANDIDATES = 7
 
 
@@ -101,8 +103,8 @@ def _candidate(plan: Plan, rng: np.random.Generator) -> Camera | None:
         goal = goal + (pick - goal) * rng.uniform(0.2, 0.9)
     reach = max(float(np.hypot(goal[0] - x, goal[1] - y)), 0.8)
     drop = np.tan(np.radians(rng.uniform(3, 17))) * reach
-    eye = np.array([x, y, eye_z])
-    return look(eye, np.array([goal[0], goal[1], eye_z - drop]), np.radians(rng.uniform(58, 74)))
+    eye, target = np.array([x, y, eye_z]), np.array([goal[0], goal[1], eye_z - drop])
+    return look(eye, target, np.radians(rng.uniform(*FOV_DEGREES)))
 
 
 def _score(tracer: Tracer, camera: Camera, room: str) -> float:

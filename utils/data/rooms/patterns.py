@@ -15,6 +15,8 @@ from utils.data.rooms.mesh import F32
 
 SOLID, GRAIN, PLANKS, TILES, STRIPES, CHECKS, DOTS = range(7)
 BLOTCH, WEAVE, ART, SCREEN, SKY, IMAGE, MOTIF = range(7, 14)
+# Paint, wood, tiles and fabric, as opposed to pictures and the view through a window.
+SURFACES = frozenset({GRAIN, PLANKS, TILES, STRIPES, CHECKS, DOTS, BLOTCH, WEAVE, MOTIF})
 
 
 @dataclass

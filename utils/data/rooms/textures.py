@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.rooms.mesh import F32, I32
-from utils.data.rooms.patterns import IMAGE, PATTERNS, SKY, SOLID, Query
+from utils.data.rooms.patterns import IMAGE, PATTERNS, SKY, SOLID, SURFACES, Query
+
+# Share of the palettes' contrast that surfaces keep: real paints, woods and fabrics are subtle.
+TEXTURE_CONTRAST = 0.6
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Materials:
         """
         c1 = c0 if c1 is None else c1
         c2 = c1 if c2 is None else c2
+        if kind in SURFACES:
+            c1, c2 = c0 + TEXTURE_CONTRAST * (c1 - c0), c0 + TEXTURE_CONTRAST * (c2 - c0)
         fill = list(params) + [0.0] * (6 - len(params))
         self.rows.append([float(kind), *map(float, (*c0, *c1, *c2)), *fill])
         self.gloss.append(gloss)
