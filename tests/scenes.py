@@ -38,11 +38,11 @@ def write_scenes(root: Path, count: int, first_seed: int = 0) -> Path:
 
 
 def tiny_run(train: Path, output_dir: Path | str, *more: str) -> list[str]:
-    """Arguments of a pre-training run that takes a second or two."""
+    """Arguments of a pre-training run that takes a second (the size is tests/conftest.py's)."""
     return [
         *("--data_path", str(train), "--output_dir", str(output_dir)),
         *("--modalities", f"{{semseg: {{num_classes: {NUM_CLASSES}}}}}", "--standardize_depth"),
-        *("--model", "pretrain_multimae_tiny", "--input_size", "32", "--patch_size", "8"),
+        *("--model", "pretrain_multimae_nano", "--input_size", "32", "--patch_size", "8"),
         *("--num_encoded_tokens", "12", "--decoder_dim", "32", "--decoder_depth", "1"),
         *("--decoder_num_heads", "4", "--batch_size", "4", "--epochs", "2", "--blr", "0.05"),
         *("--warmup_epochs", "0", "--num_workers", "0", "--log_every", "1", "--device", "cpu"),
