@@ -1,0 +1,23 @@
+"""What the README shows is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_python_blocks_run(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_there_are_blocks_and_the_links_lead_somewhere() -> None:
+    assert BLOCKS
+    for page in ("README.md", "SETUP.md", "PRETRAINING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", (REPO / page).read_text()):
+            assert (REPO / target).exists(), f"{page}: {target}"
