@@ -78,7 +78,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
         logger.say(f"{len(train_set)} images, {plan.describe()}")
         if taken is not None:
             logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
-        evaluators = build_evaluators(cfg, task, world, precision, logger)
+        evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
         fit(state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint)
         if output_dir and world.is_main:
             weights = Path(output_dir) / "model.safetensors"

@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.modalities import Modality
-from multimae.patches import patchify
+from multimae.patches import patch_statistics, patchify
 from multimae.tokens import Size, as_size
-
-EPS = 1e-6
 
 
 class _MaskedLoss(nn.Module):
@@ -82,8 +80,8 @@ class MaskedMSELoss(_MaskedLoss):
         """(B, C, H, W) -> (B, N, C*P*P) float32, standardised if ``norm_pix``."""
         patches = patchify(target, self.patch_size).float()
         if self.norm_pix:
-            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            patches = (patches - mean) / torch.sqrt(var + EPS)
+            mean, std = patch_statistics(patches)
+            patches = (patches - mean) / std
         return patches
 
     def per_token(self, pred_bnp: Tensor, target: Tensor) -> Tensor:

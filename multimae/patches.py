@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
 from multimae.tokens import Size
+
+EPS = 1e-6
 
 
 def patchify(image: Tensor, patch_size: Size) -> Tensor:
@@ -29,3 +32,18 @@ def unpatchify(patches: Tensor, grid: Size, patch_size: Size) -> Tensor:
     """Patches (B, N, C*P*P) on ``grid`` -> image (B, C, H, W); inverse of :func:`patchify`."""
     (h, w), (ph, pw) = grid, patch_size
     return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=ph, q=pw)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every patch, as ``norm_pix`` targets use them.
+
+    The variance is unbiased, and 1e-6 is added to it inside the root (SPEC section 4).
+
+    Args:
+        patches: (..., C*P*P).
+
+    Returns:
+        Both (..., 1).
+    """
+    var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, torch.sqrt(var + EPS)

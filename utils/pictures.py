@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from multimae.modalities import Modality
+from multimae.patches import patch_statistics, patchify, unpatchify
 from utils.colours import Picture, label_palette, scalar_colours
-
-NORM_PIX_EPS = 1e-6
 
 
 def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -> Picture:
@@ -46,13 +44,10 @@ def unnormalize_patches(pred: Tensor, truth: Tensor, patch: int) -> Tensor:
     Returns:
         ``[C, h, w]`` in model space.
     """
-    rows, columns = truth.shape[-2] // patch, truth.shape[-1] // patch
-    pattern = "c (h p) (w q) -> (h w) (c p q)"
-    patches = rearrange(truth.float(), pattern, p=patch, q=patch)
-    std = (patches.var(dim=1, keepdim=True) + NORM_PIX_EPS).sqrt()
-    values = rearrange(pred.float(), pattern, p=patch, q=patch) * std + patches.mean(1, True)
-    back = "(h w) (c p q) -> c (h p) (w q)"
-    return rearrange(values, back, h=rows, w=columns, p=patch, q=patch)
+    size = (patch, patch)
+    mean, std = patch_statistics(patchify(truth[None].float(), size))
+    values = patchify(pred[None].float(), size) * std + mean
+    return unpatchify(values, (truth.shape[-2] // patch, truth.shape[-1] // patch), size)[0]
 
 
 def _draw_rgb(x: Tensor, m: Modality, reference: Tensor) -> Picture:

@@ -21,13 +21,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from multimae.modalities import Modality
+from multimae.tokens import Size, as_size
 from utils.data.folders import readable
 from utils.data.reading import Array, Pixels, size_of
 from utils.errors import UserError
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-Size = tuple[int, int]
-"""``(H, W)``."""
 
 
 class View(NamedTuple):
@@ -58,7 +57,7 @@ class JointTransform(ABC):
         Raises:
             UserError: ``input_size`` is not a multiple of a modality's stride.
         """
-        h, w = (input_size, input_size) if isinstance(input_size, int) else input_size
+        h, w = as_size(input_size)
         self.input_size: Size = (h, w)
         self.modalities = readable(modalities)
         for m in self.modalities:

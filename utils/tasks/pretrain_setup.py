@@ -131,16 +131,20 @@ def optimizer_for(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimi
 def build_evaluators(
     cfg: PretrainConfig,
     task: PretrainTask,
+    train_set: MultiModalDataset,
     world: World,
     precision: Precision,
     logger: RunLogger,
 ) -> list[Evaluator]:
-    """Masked losses and pictures on ``--eval_data_path``; none without it."""
+    """Masked losses and pictures on ``--eval_data_path``; none without it.
+
+    The trivial predictor is fitted on ``train_set`` without its augmentation.
+    """
     path = cfg.data.eval_data_path
     if not path:
         return []
     eval_set = build_eval_set(cfg, path, task.rows)
-    plain_train_set = build_eval_set(cfg, cfg.data.data_path, task.rows)
+    plain_train_set = MultiModalDataset(train_set.folder, eval_set.transform)
     batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
     total = min(len(eval_set), cfg.data.max_val_images or len(eval_set))
     sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
