@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, cast
+
+from torch import nn
 
 from multimae.input_adapters import InputAdapter, PatchedInputAdapter, SemSegInputAdapter
 from multimae.modalities import Modality
@@ -54,6 +56,16 @@ def find_builder(name: str) -> Builder:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"unknown model '{name}'{hint} Known: {', '.join(BUILDERS)}")
     return BUILDERS[name]
+
+
+def encoder_shape(name: str) -> tuple[int, int]:
+    """``(depth, dim)`` of a registered model.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    keywords = cast(partial[MultiMAE], find_builder(name)).keywords
+    return keywords["depth"], keywords["dim_tokens"]
 
 
 def input_adapter(
@@ -151,3 +163,58 @@ def build_pretrain_model(
         num_global_tokens=num_global_tokens,
         drop_path_rate=drop_path_rate,
     )
+
+
+def build_multivit(
+    name: str,
+    inputs: Sequence[Modality],
+    heads: Mapping[str, nn.Module],
+    patch_size: int = 16,
+    image_size: int | Size = 224,
+    num_global_tokens: int = 1,
+    *,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    learnable_pos_emb: bool = False,
+    padding_class: bool = False,
+) -> MultiViT:
+    """MultiViT with heads, for fine-tuning.
+
+    Args:
+        name: Registered builder, e.g. ``multivit_base``.
+        inputs: Rows of the inputs, in sequence order.
+        heads: Output name -> head.
+        patch_size: Patch side where a row names none.
+        image_size: Full-resolution size for the position tables.
+        num_global_tokens: Learned global tokens.
+        drop_rate: Dropout of projections and MLPs.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the encoder.
+        learnable_pos_emb: Train the position tables.
+        padding_class: Label inputs have one class more, ``num_classes``, where images are padded.
+
+    Raises:
+        ValueError: Unknown name, or a builder of models that mask.
+    """
+    adapters = {
+        m.name: input_adapter(
+            m,
+            patch_size,
+            image_size,
+            learnable_pos_emb,
+            m.num_classes if padding_class and m.is_labels else None,
+        )
+        for m in inputs
+    }
+    model = find_builder(name)(
+        input_adapters=adapters,
+        output_adapters=dict(heads),
+        num_global_tokens=num_global_tokens,
+        drop_rate=drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+    if not isinstance(model, MultiViT):
+        raise ValueError(f"model {name} masks its inputs; fine-tuning needs a multivit_*")
+    return model

@@ -79,6 +79,17 @@ class LoadReport:
                 lines.append(f"  {len(keys)} {label}: {_first(keys)}")
         return "\n".join(lines)
 
+    def details(self) -> str:
+        """One line per key: what became of it."""
+        fates: tuple[tuple[str, tuple[object, ...]], ...] = (
+            ("loaded", self.loaded),
+            ("resized", self.resized),
+            ("new", self.new),
+            ("unused", self.unused),
+            ("mismatched", self.mismatched),
+        )
+        return "\n".join(f"{fate:<10} {key}" for fate, keys in fates for key in keys)
+
 
 def load_weights(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, strict: bool = False

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 
 from multimae.build import BUILDERS
-from multimae.multimae import MultiMAE
+from multimae.multimae import MultiMAE, MultiViT
 
 torch.set_num_threads(1)
 BUILDERS["pretrain_multimae_nano"] = partial(MultiMAE, dim_tokens=64, depth=2, num_heads=4)
+BUILDERS["multivit_nano"] = partial(MultiViT, dim_tokens=64, depth=2, num_heads=4)

@@ -7,7 +7,12 @@ Each file is a dict readable with ``torch.load(..., weights_only=True)``::
     optimizer, scaler
     epoch      epochs completed
     step       updates done
+    best       best value of the goal's metric, fine-tuning only
+    model_ema  running average of the weights, if one is kept
     config     flat resolved configuration
+
+``checkpoint-best.pth`` has the weights (the average, if there is one), ``epoch``, ``step``,
+``best`` and ``config`` of the best evaluation: for scoring and starting from, not for resuming.
 
 A file appears under its name only when it is complete: it is written aside, flushed to disk and
 renamed.
@@ -29,6 +34,7 @@ from utils.options import CheckpointOptions
 from utils.state import TrainState
 
 FOLDER = "checkpoints"
+BEST = "checkpoint-best.pth"
 _NAME = re.compile(r"checkpoint-(\d+)\.pth")
 _PARTS = ("model", "task", "optimizer", "scaler", "epoch", "step")
 
@@ -57,6 +63,26 @@ def save_checkpoint(state: TrainState, output_dir: str | Path) -> Path:
     path = Path(output_dir) / FOLDER / f"checkpoint-{state.epoch}.pth"
     save_atomically(state.state_dict(), path)
     return path
+
+
+def save_best(state: TrainState, output_dir: str | Path) -> Path:
+    """Write the scored model's weights as the best; returns the path."""
+    path = Path(output_dir) / FOLDER / BEST
+    contents = {
+        "model": state.scored_model.state_dict(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "best": state.best,
+        "config": dict(state.config),
+    }
+    save_atomically(contents, path)
+    return path
+
+
+def best_checkpoint(output_dir: str | Path) -> Path | None:
+    """The best checkpoint of ``output_dir``, else the latest, if there is one."""
+    path = Path(output_dir) / FOLDER / BEST
+    return path if path.is_file() else latest_checkpoint(output_dir)
 
 
 def latest_checkpoint(output_dir: str | Path) -> Path | None:

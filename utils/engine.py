@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import save_best, save_checkpoint
 from utils.data.loaders import Batch
 from utils.data.samplers import GlobalBatchSampler
 from utils.dist import World
@@ -23,7 +23,7 @@ from utils.plan import RunPlan
 from utils.precision import Precision
 from utils.profiling import StepClock
 from utils.seeding import seed_everything
-from utils.state import TrainState
+from utils.state import Goal, TrainState
 from utils.tasks.base import Evaluator, StepPosition
 
 
@@ -37,12 +37,14 @@ def fit(
     evaluators: Sequence[Evaluator],
     log: LogOptions,
     checkpoint: CheckpointOptions,
+    goal: Goal | None = None,
 ) -> None:
-    """Train from ``state`` to the end of ``plan``.
+    """Train from ``state`` to the end of ``plan``; keep the checkpoint that is best at ``goal``.
 
     Raises:
         RunError: The loss is not finite; all processes raise it.
     """
+    saving = bool(checkpoint.output_dir) and checkpoint.save_ckpt
     window = LogWindow(stepper.world)
     clock = StepClock()
     logger.start_progress(plan.total_steps, state.step)
@@ -70,8 +72,11 @@ def fit(
         state.epoch = state.step // plan.steps_per_epoch
         finished = state.step == plan.total_steps
         if evaluators and (finished or state.epoch % log.eval_freq == 0):
-            evaluate(state, evaluators, logger, plan)
-        if checkpoint.output_dir and (finished or state.epoch % checkpoint.save_ckpt_freq == 0):
+            values = evaluate(state, evaluators, logger, state.step / plan.steps_per_epoch)
+            improved = goal is not None and state.improve(goal, values)
+            if improved and saving and stepper.world.is_main:
+                save_best(state, checkpoint.output_dir)
+        if saving and (finished or state.epoch % checkpoint.save_ckpt_freq == 0):
             if stepper.world.is_main:
                 save_checkpoint(state, checkpoint.output_dir)
             stepper.world.barrier()
@@ -79,15 +84,17 @@ def fit(
 
 
 def evaluate(
-    state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, plan: RunPlan
+    state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
     """Run every evaluator on the model in evaluation mode and log one row."""
+    model = state.scored_model
     state.task.eval()
+    model.eval()
     values: dict[str, float] = {}
     for evaluator in evaluators:
-        values.update(evaluator.run(state.model, state.step))
+        values.update(evaluator.run(model, state.step))
     state.task.train()
-    logger.eval(state.step, state.step / plan.steps_per_epoch, values)
+    logger.eval(state.step, epoch, values)
     return values
 
 
@@ -141,6 +148,8 @@ class Stepper:
         norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
         if self.skip_grad is None or not skip.item():
             state.scaler.step(state.optimizer)
+            if state.ema is not None:
+                state.ema.update_parameters(state.model)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         return {**logs, "grad_norm": norm}

@@ -237,6 +237,7 @@ class CheckpointOptions:
     )
     resume: str = option("", "Checkpoint to go on from")
     auto_resume: bool = option(True, "Go on from the newest checkpoint of --output_dir")
+    save_ckpt: bool = option(True, "Write checkpoints")
     save_ckpt_freq: int = option(20, "Epochs between checkpoints", within="[1, inf)")
 
 

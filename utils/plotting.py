@@ -22,8 +22,9 @@ COLUMNS = (
 )
 MIN_CELL = 224
 
-_WHITE, _INK, _FADED = (255, 255, 255), (28, 30, 36), (122, 126, 136)
-_MARGIN, _GUTTER, _BLOCK_GAP = 20, 4, 26
+WHITE, INK, FADED = (255, 255, 255), (28, 30, 36), (122, 126, 136)
+MARGIN, GUTTER = 20, 4
+_BLOCK_GAP = 26
 
 Box = tuple[int, int]
 
@@ -74,11 +75,17 @@ def reconstruction_grid(
     layout = _Layout((scale * width, scale * height), len(modalities), min(2, count))
     grid = _draw_blocks(blocks, modalities, layout)
     legends = [
-        _legend(m, truth[m.data_name][:count].cpu().numpy(), layout, grid.width)
+        draw_legend(
+            m,
+            truth[m.data_name][:count].cpu().numpy(),
+            MARGIN + layout.label,
+            layout.text,
+            grid.width,
+        )
         for m in modalities
         if m.is_labels
     ]
-    return _stack([grid, *legends])
+    return stack([grid, *legends])
 
 
 def _tiles(
@@ -124,35 +131,35 @@ class _Layout:
 
     @property
     def block(self) -> Box:
-        width = self.label + len(COLUMNS) * (self.cell[0] + _GUTTER) - _GUTTER
-        return width, self.rows * (self.cell[1] + _GUTTER) - _GUTTER
+        width = self.label + len(COLUMNS) * (self.cell[0] + GUTTER) - GUTTER
+        return width, self.rows * (self.cell[1] + GUTTER) - GUTTER
 
     def origin(self, index: int) -> Box:
         """Upper left corner of a sample's block."""
         down, across = divmod(index, self.across)
         return (
-            _MARGIN + across * (self.block[0] + _BLOCK_GAP),
-            _MARGIN + self.header + down * (self.block[1] + _BLOCK_GAP),
+            MARGIN + across * (self.block[0] + _BLOCK_GAP),
+            MARGIN + self.header + down * (self.block[1] + _BLOCK_GAP),
         )
 
     def canvas(self, blocks: int) -> Box:
         x, y = self.origin(self.across - 1)[0], self.origin(blocks - 1)[1]
-        return x + self.block[0] + _MARGIN, y + self.block[1] + _MARGIN
+        return x + self.block[0] + MARGIN, y + self.block[1] + MARGIN
 
 
 def _draw_blocks(
     blocks: Sequence[Sequence[Sequence[Picture]]], modalities: Sequence[Modality], layout: _Layout
 ) -> Image.Image:
     """Compose ``blocks[sample][modality][column]``."""
-    image = Image.new("RGB", layout.canvas(len(blocks)), _WHITE)
+    image = Image.new("RGB", layout.canvas(len(blocks)), WHITE)
     draw = ImageDraw.Draw(image)
     for i, block in enumerate(blocks):
         left, top = layout.origin(i)
         for r, (m, tiles) in enumerate(zip(modalities, block, strict=True)):
-            y = top + r * (layout.cell[1] + _GUTTER)
+            y = top + r * (layout.cell[1] + GUTTER)
             _vertical_text(image, m.name, (left, y), layout)
             for c, tile in enumerate(tiles):
-                x = left + layout.label + c * (layout.cell[0] + _GUTTER)
+                x = left + layout.label + c * (layout.cell[0] + GUTTER)
                 resized = Image.fromarray(tile).resize(layout.cell, Image.Resampling.NEAREST)
                 image.paste(resized, (x, y))
                 if i < layout.across and r == 0:
@@ -164,47 +171,56 @@ def _column_title(
     draw: ImageDraw.ImageDraw, corner: Box, size: int, title: str, subtitle: str
 ) -> None:
     x, y = corner
-    draw.text((x, y - 0.5 * size), title, _INK, _font(size), anchor="ls")
-    indent = _font(size).getlength(title + "  ")
-    draw.text((x + indent, y - 0.5 * size), subtitle, _FADED, _font(0.72 * size), anchor="ls")
+    draw.text((x, y - 0.5 * size), title, INK, font(size), anchor="ls")
+    indent = font(size).getlength(title + "  ")
+    draw.text((x + indent, y - 0.5 * size), subtitle, FADED, font(0.72 * size), anchor="ls")
 
 
 def _vertical_text(image: Image.Image, text: str, corner: Box, layout: _Layout) -> None:
     """Write ``text`` upwards, centred beside a row of pictures."""
     height = layout.cell[1]
-    strip = Image.new("RGB", (height, layout.label), _WHITE)
+    strip = Image.new("RGB", (height, layout.label), WHITE)
     middle = (height // 2, layout.label // 2 - 2)
-    ImageDraw.Draw(strip).text(middle, text, _INK, _font(layout.text), anchor="mm")
+    ImageDraw.Draw(strip).text(middle, text, INK, font(layout.text), anchor="mm")
     image.paste(strip.rotate(90, expand=True), corner)
 
 
-def _legend(m: Modality, ids: npt.NDArray[np.integer], layout: _Layout, width: int) -> Image.Image:
-    """Colour squares and names of the classes in ``ids``, most frequent first, wrapped."""
-    font, square, line = _font(0.8 * layout.text), int(0.9 * layout.text), int(1.4 * layout.text)
-    start = _MARGIN + layout.label
+def draw_legend(
+    m: Modality, ids: npt.NDArray[np.integer], start: int, size: int, width: int
+) -> Image.Image:
+    """Colour squares and names of the classes in ``ids``, most frequent first, wrapped.
+
+    Args:
+        m: Row of the label map.
+        ids: Class ids that occur; those out of range are left out.
+        start: Left edge of the text, pixels.
+        size: Font size.
+        width: Width of the result, pixels.
+    """
+    face, square, line = font(0.8 * size), int(0.9 * size), int(1.4 * size)
     values, counts = np.unique(ids[(ids >= 0) & (ids < m.num_classes)], return_counts=True)
     entries = []
     x, y = start, 0
     for value in values[np.argsort(-counts, kind="stable")].tolist():
         name = m.class_names[value] if value < len(m.class_names) else str(value)
-        advance = int(1.4 * square + font.getlength(name)) + square
-        if x + advance > width - _MARGIN and x > start:
+        advance = int(1.4 * square + face.getlength(name)) + square
+        if x + advance > width - MARGIN and x > start:
             x, y = start, y + line
         entries.append((x, y, value, name))
         x += advance
-    image = Image.new("RGB", (width, y + line + _MARGIN), _WHITE)
+    image = Image.new("RGB", (width, y + line + MARGIN), WHITE)
     draw = ImageDraw.Draw(image)
     palette = label_palette(m.num_classes)
     for left, top, value, name in entries:
         corners = (left, top, left + square - 1, top + square - 1)
         draw.rectangle(corners, fill=tuple(palette[value].tolist()))
-        draw.text((left + 1.4 * square, top + square / 2), name, _INK, font, anchor="lm")
+        draw.text((left + 1.4 * square, top + square / 2), name, INK, face, anchor="lm")
     return image
 
 
-def _stack(images: Sequence[Image.Image]) -> Image.Image:
+def stack(images: Sequence[Image.Image]) -> Image.Image:
     """Put images of one width under one another."""
-    out = Image.new("RGB", (images[0].width, sum(i.height for i in images)), _WHITE)
+    out = Image.new("RGB", (images[0].width, sum(i.height for i in images)), WHITE)
     y = 0
     for image in images:
         out.paste(image, (0, y))
@@ -212,5 +228,6 @@ def _stack(images: Sequence[Image.Image]) -> Image.Image:
     return out
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all pictures."""
     return ImageFont.load_default(size=size)

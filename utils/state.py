@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel
 
 from utils.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The metric that says which checkpoint is best.
+
+    Attributes:
+        metric: Its name in the evaluators' results.
+        higher_is_better: Its direction.
+    """
+
+    metric: str
+    higher_is_better: bool = True
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether ``value`` beats the best so far; nan never does."""
+        if math.isnan(value):
+            return False
+        return best is None or (value > best if self.higher_is_better else value < best)
 
 
 @dataclass
@@ -26,6 +47,8 @@ class TrainState:
         scaler: Loss scaler of fp16; disabled otherwise.
         epoch: Epochs completed.
         step: Updates done.
+        ema: Running average of the model's weights, if it is kept.
+        best: Best value of the goal's metric so far.
         config: Flat resolved configuration, for the record.
     """
 
@@ -34,12 +57,27 @@ class TrainState:
     scaler: GradScaler
     epoch: int = 0
     step: int = 0
+    ema: AveragedModel | None = None
+    best: float | None = None
     config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
         """The model inside the task."""
         return self.task.model
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The model that is evaluated and kept as the best: the average, if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
+        """Note the goal's value in ``values``; whether it is the best so far."""
+        value = values.get(goal.metric, math.nan)
+        if not goal.better(value, self.best):
+            return False
+        self.best = value
+        return True
 
     def start_at(self, epoch: int, steps_per_epoch: int) -> None:
         """Begin a fresh run at a later epoch of its schedule (``--start_epoch``)."""
@@ -57,6 +95,8 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "best": self.best,
+            **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
         }
 
@@ -68,3 +108,6 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch = int(state["epoch"])
         self.step = int(state["step"])
+        self.best = state.get("best")
+        if self.ema is not None and "model_ema" in state:
+            self.ema.load_state_dict(state["model_ema"])

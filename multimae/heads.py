@@ -1,0 +1,102 @@
+"""Heads for dense prediction, fitted to any encoder size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from multimae.build import encoder_shape
+from multimae.output_adapters import (
+    ConvNeXtAdapter,
+    DPTOutputAdapter,
+    SegmenterMaskTransformerAdapter,
+)
+from multimae.output_adapters.dpt import dpt_defaults
+
+HeadKind = Literal["segmenter", "convnext", "dpt"]
+_HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Shape of a dense head.
+
+    Attributes:
+        kind: Architecture.
+        main_tasks: Modalities whose tokens are decoded.
+        dim: Width of Segmenter and ConvNeXt.
+        depth: Blocks of Segmenter and ConvNeXt.
+        preds_per_patch: Cells per token of ConvNeXt, a square number.
+        interpolate_mode: Last upsampling of ConvNeXt.
+        drop_path: Drop-path rate of Segmenter and ConvNeXt.
+    """
+
+    kind: HeadKind = "convnext"
+    main_tasks: tuple[str, ...] = ("rgb",)
+    dim: int = 6144
+    depth: int = 4
+    preds_per_patch: int = 16
+    interpolate_mode: Literal["bilinear", "nearest"] = "bilinear"
+    drop_path: float = 0.0
+
+
+def dense_head(
+    options: HeadOptions,
+    num_outputs: int,
+    *,
+    model: str,
+    patch_size: int = 16,
+    labels: bool = False,
+) -> nn.Module:
+    """A head that predicts ``num_outputs`` channels at full resolution.
+
+    Args:
+        options: Its shape.
+        num_outputs: Channels, or classes.
+        model: Registered name of the encoder; DPT's hooks and widths follow it.
+        patch_size: Encoder's patch side.
+        labels: The channels are class logits (DPT has another last part for them).
+
+    Raises:
+        ValueError: Unknown model, or widths that do not divide.
+    """
+    if options.kind == "segmenter":
+        heads = max(1, options.dim // _HEAD_WIDTH)
+        if options.dim % heads:
+            raise ValueError(f"decoder_dim {options.dim} is not divisible by its {heads} heads")
+        return SegmenterMaskTransformerAdapter(
+            num_outputs,
+            depth=options.depth,
+            num_heads=heads,
+            embed_dim=options.dim,
+            drop_path_rate=options.drop_path,
+            main_tasks=options.main_tasks,
+            patch_size=patch_size,
+        )
+    if options.kind == "convnext":
+        return ConvNeXtAdapter(
+            num_outputs,
+            embed_dim=options.dim,
+            preds_per_patch=options.preds_per_patch,
+            main_tasks=options.main_tasks,
+            patch_size=patch_size,
+            depth=options.depth,
+            interpolate_mode=options.interpolate_mode,
+            drop_path_rate=options.drop_path,
+        )
+    hooks, layer_dims = dpt_defaults(*encoder_shape(model))
+    return DPTOutputAdapter(
+        num_outputs,
+        patch_size=patch_size,
+        main_tasks=options.main_tasks,
+        hooks=hooks,
+        layer_dims=layer_dims,
+        head_type="semseg" if labels else "regression",
+    )
+
+
+def reads_all_layers(model: nn.Module) -> bool:
+    """Whether a head of the model needs the tokens after every block."""
+    return any(isinstance(module, DPTOutputAdapter) for module in model.modules())

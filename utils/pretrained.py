@@ -1,0 +1,99 @@
+"""``--finetune``: pre-trained weights into a model that is to be fine-tuned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from multimae.convert import is_vit_state_dict, vit_to_multimae
+from multimae.weights import (
+    CheckpointError,
+    LoadReport,
+    StateDict,
+    extract_state_dict,
+    load_weights,
+    read_checkpoint,
+)
+from utils.errors import UserError
+from utils.finetune_options import StartOptions
+
+HEADS = "output_adapters."
+REPORT = "weights.txt"
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
+
+
+def load_pretrained(model: nn.Module, options: StartOptions, *, heads: bool = False) -> LoadReport:
+    """Load ``--finetune`` into ``model`` (SPEC section 6).
+
+    Weights of a ViT (MAE, timm) are converted first. Decoders and heads of the checkpoint are left
+    out, unless ``heads``; what a checkpoint has and the model lacks is reported as unused.
+
+    Raises:
+        UserError: The file is missing, unreadable or fits nothing.
+    """
+    try:
+        path = fetch(options.finetune)
+        checkpoint = read_checkpoint(path)
+        state = extract_state_dict(checkpoint, options.model_key.split("|"))
+        state, unused = _in_our_names(_without_prefix(state, options.model_prefix))
+        if not heads:
+            unused += tuple(k for k in state if k.startswith(HEADS))
+            state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+        report = load_weights(model, state, source=options.finetune, strict=False)
+    except (CheckpointError, ValueError) as err:
+        raise UserError(f"--finetune: {err}") from err
+    return LoadReport(
+        report.source,
+        report.loaded,
+        report.resized,
+        report.new,
+        (*report.unused, *unused),
+        report.mismatched,
+    )
+
+
+def fetch(location: str) -> Path:
+    """A local path as it is; an https URL downloaded once, into torch.hub's folder.
+
+    A file name with a hash in it (``name-0123abcd.pth``) is verified against its contents.
+
+    Raises:
+        UserError: The download failed or has another hash.
+    """
+    if not location.startswith("https://"):
+        return Path(location)
+    name = Path(urlparse(location).path).name
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / name
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    match = _HASH.search(name)
+    try:
+        torch.hub.download_url_to_file(location, str(path), match[1] if match else None)
+    except (OSError, RuntimeError, ValueError) as err:
+        raise UserError(f"--finetune {location}: cannot be downloaded ({err})") from err
+    return path
+
+
+def _without_prefix(state: StateDict, prefix: str) -> StateDict:
+    if not prefix:
+        return state
+    inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not inside:
+        raise CheckpointError(
+            f"no key starts with --model_prefix '{prefix}'; the first is '{next(iter(state))}'"
+        )
+    return inside
+
+
+def _in_our_names(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """The weights in MultiMAE's names, and what of a ViT has no place there."""
+    if not is_vit_state_dict(state):
+        return state, ()
+    converted = vit_to_multimae(state)
+    return dict(converted.state), converted.unused

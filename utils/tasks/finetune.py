@@ -1,0 +1,269 @@
+"""Fine-tuning: the run that all four scripts share, and what each of them adds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from multimae.build import build_multivit, encoder_shape
+from multimae.heads import reads_all_layers
+from multimae.modalities import Modality
+from multimae.multimae import MultiViT
+from multimae.weights import (
+    CheckpointError,
+    extract_state_dict,
+    load_weights,
+    read_checkpoint,
+    save_state_dict,
+)
+from utils.checkpoint import best_checkpoint, resume
+from utils.config import to_flat_dict
+from utils.data.loaders import MultiModalDataset, build_eval_loader, build_train_loader
+from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
+from utils.dist import World
+from utils.ema import average
+from utils.engine import Stepper, evaluate, fit
+from utils.errors import UserError
+from utils.finetune_options import FinetuneConfig, Split
+from utils.logging import RunLogger
+from utils.optim import build_optimizer, finetune_no_decay, layer_lr_scale, param_groups
+from utils.options import split_names
+from utils.output import prepare_output_dir
+from utils.plan import make_plan
+from utils.precision import Precision, choose_precision
+from utils.pretrained import REPORT, fetch, load_pretrained
+from utils.seeding import seed_everything
+from utils.state import Goal, TrainState
+from utils.tasks.base import Evaluator, Task
+
+_INPUTS = "input_adapters."
+_ENCODER = "encoder."
+
+
+class FinetuneTask(Task):
+    """Base of the fine-tuning tasks: a MultiViT with heads, and the rows it reads."""
+
+    model: MultiViT
+
+    def __init__(self, model: MultiViT, inputs: Sequence[Modality]) -> None:
+        """Own ``model``; ``inputs`` are the rows of its inputs, in order."""
+        super().__init__()
+        self.model = model
+        self.inputs = tuple(inputs)
+        self._all_layers = reads_all_layers(model)
+
+    def predict(self, x: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """Outputs of every head for prepared inputs.
+
+        Args:
+            x: Model inputs by modality; others are ignored.
+            model: Another model of the same shape, such as the weights' average.
+        """
+        own = self.model if model is None else model
+        outputs: dict[str, Tensor] = own(x, return_all_layers=self._all_layers)
+        return outputs
+
+
+class Finetuning(ABC):
+    """What one fine-tuning script adds to :func:`finetune`.
+
+    Attributes:
+        goal: Says which checkpoint is best; its metric is named ``eval/...``.
+    """
+
+    goal: Goal
+
+    @abstractmethod
+    def train_set(self) -> MultiModalDataset:
+        """Checked, augmented training samples."""
+
+    @abstractmethod
+    def build_task(self) -> FinetuneTask:
+        """Model with heads, and losses."""
+
+    @abstractmethod
+    def evaluators(
+        self, split: Split, task: FinetuneTask, precision: Precision, logger: RunLogger
+    ) -> list[Evaluator]:
+        """Metrics ``{split}/...`` and pictures of a split; none if it has no images."""
+
+
+def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, float]:
+    """Train, or only score, as the configuration says.
+
+    Returns:
+        The last metrics, by name.
+    """
+    prepare_output_dir(cfg.checkpoint.output_dir, cfg, world)
+    seed_everything(cfg.runtime.seed)
+    task = job.build_task().to(world.device)
+    precision = choose_precision(cfg.runtime.precision, world.device)
+    flat = to_flat_dict(cfg)
+    with RunLogger(cfg.log, cfg.checkpoint.output_dir, flat, is_main=world.is_main) as logger:
+        millions = sum(p.numel() for p in task.model.parameters()) / 1e6
+        logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
+        if cfg.scores_only:
+            logger.say(_load_for_scoring(cfg, task))
+            split: Split = "test" if cfg.start.test else "eval"
+            return evaluate(state, job.evaluators(split, task, precision, logger), logger, 0.0)
+        values = _train(cfg, world, job, task, state, precision, logger)
+        best = best_checkpoint(cfg.checkpoint.output_dir) if cfg.checkpoint.output_dir else None
+        if cfg.has_test_set and best is not None:
+            logger.say(_load_whole(task, best))
+            state.ema = None
+            scored = job.evaluators("test", task, precision, logger)
+            values |= evaluate(state, scored, logger, float(state.epoch))
+        return values
+
+
+def _train(
+    cfg: FinetuneConfig,
+    world: World,
+    job: Finetuning,
+    task: FinetuneTask,
+    state: TrainState,
+    precision: Precision,
+    logger: RunLogger,
+) -> dict[str, float]:
+    """Weights, data, loop; returns the best value of the goal's metric."""
+    runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
+    train_set = job.train_set()
+    sampler = GlobalBatchSampler(
+        len(train_set),
+        runtime.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=runtime.seed,
+    )
+    loader = build_train_loader(
+        train_set, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
+    )
+    plan = make_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
+    if cfg.start.finetune:
+        report = load_pretrained(task.model, cfg.start)
+        logger.say(report.summary())
+        if output_dir and world.is_main:
+            (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+    if cfg.start.model_ema:
+        state.ema = average(state.model, cfg.start)
+    taken = resume(state, cfg.checkpoint)
+    if taken is None:
+        state.start_at(runtime.start_epoch, plan.steps_per_epoch)
+    logger.say(f"{len(train_set)} images, {plan.describe()}")
+    if taken is not None:
+        logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
+    stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
+    evaluators = job.evaluators("eval", task, precision, logger)
+    fit(
+        state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint,
+        job.goal,
+    )  # fmt: skip
+    if output_dir and cfg.checkpoint.save_ckpt and world.is_main:
+        save_state_dict(state.scored_model.state_dict(), Path(output_dir) / "model.safetensors")
+    return {} if state.best is None else {f"best/{job.goal.metric}": state.best}
+
+
+def build_model(
+    cfg: FinetuneConfig,
+    inputs: Sequence[Modality],
+    heads: Mapping[str, nn.Module],
+    *,
+    padding_class: bool = False,
+    **options: Any,
+) -> MultiViT:
+    """The encoder of the configuration with ``heads``; ``options`` as for ``build_multivit``.
+
+    Raises:
+        UserError: Options that no model can be built from.
+    """
+    model = cfg.model
+    try:
+        return build_multivit(
+            model.model,
+            inputs,
+            heads,
+            model.patch_size,
+            model.input_size,
+            model.num_global_tokens,
+            drop_path_rate=model.encoder_drop_path,
+            padding_class=padding_class,
+            **options,
+        )
+    except ValueError as err:
+        raise UserError(str(err)) from err
+
+
+def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
+    """Optimiser with layer-wise rates (SPEC section 6); frozen blocks are left out."""
+    optim = cfg.optim
+    depth, _ = encoder_shape(cfg.model.model)
+    exempt = split_names(optim.no_lr_scale_list)
+
+    def scale(name: str) -> float:
+        name = name.removeprefix("model.")
+        if any(part in name for part in exempt):
+            return 1.0
+        if name.startswith(_INPUTS) and not optim.scale_input_lr:
+            return 1.0
+        return layer_lr_scale(name, depth, optim.layer_decay)
+
+    if optim.freeze_transformer:
+        for name, parameter in task.model.named_parameters():
+            if name.startswith(_ENCODER):
+                parameter.requires_grad_(False)
+    groups = param_groups(
+        task.named_parameters(),
+        optim.weight_decay,
+        lr_scale=scale,
+        no_decay=finetune_no_decay,
+        decoder_decay=optim.decoder_decay,
+    )
+    return build_optimizer(
+        groups, optim.opt, optim.lr, betas=optim.opt_betas, eps=optim.opt_eps,
+        momentum=optim.momentum,
+    )  # fmt: skip
+
+
+def eval_loader(
+    dataset: MultiModalDataset, cfg: FinetuneConfig, world: World, limit: int | None = None
+) -> DataLoader[Any]:
+    """This process's share of a set, every sample (of the first ``limit``) once over all."""
+    total = min(len(dataset), limit or len(dataset))
+    batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
+    sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
+    return build_eval_loader(
+        dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
+    )
+
+
+def _load_for_scoring(cfg: FinetuneConfig, task: FinetuneTask) -> str:
+    """Load ``--resume``, else the best of ``--output_dir``, else ``--finetune``; heads included."""
+    output_dir = cfg.checkpoint.output_dir
+    path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
+    if path is None and output_dir:
+        path = best_checkpoint(output_dir)
+    if path is None and cfg.start.finetune:
+        path = fetch(cfg.start.finetune)
+    if path is None:
+        raise UserError(
+            "nothing to score: give a fine-tuned checkpoint by --resume or --finetune, or the "
+            "--output_dir of a run"
+        )
+    return _load_whole(task, path)
+
+
+def _load_whole(task: FinetuneTask, path: Path) -> str:
+    """Every weight of a fine-tuned checkpoint, heads included; says from where."""
+    try:
+        state = extract_state_dict(read_checkpoint(path))
+        load_weights(task.model, state, source=str(path), strict=True)
+    except CheckpointError as err:
+        raise UserError(f"cannot score: {err}") from err
+    return f"scoring {path}"
