@@ -17,6 +17,9 @@ from multimae.output_adapters.dpt import dpt_defaults
 
 HeadKind = Literal["segmenter", "convnext", "dpt"]
 _HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768
+_DPT_WIDTH = (
+    256  # of DPT's pyramid for the published encoder of width 768; thinner for thinner ones
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,15 @@ def dense_head(
             interpolate_mode=options.interpolate_mode,
             drop_path_rate=options.drop_path,
         )
-    hooks, layer_dims = dpt_defaults(*encoder_shape(model))
+    depth, dim = encoder_shape(model)
+    hooks, layer_dims = dpt_defaults(depth, dim)
     return DPTOutputAdapter(
         num_outputs,
         patch_size=patch_size,
         main_tasks=options.main_tasks,
         hooks=hooks,
         layer_dims=layer_dims,
+        feature_dim=min(_DPT_WIDTH, dim // 3),
         head_type="semseg" if labels else "regression",
     )
 

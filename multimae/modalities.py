@@ -122,6 +122,12 @@ class Modality:
         return self.kind == "labels"
 
     @property
+    def is_photo(self) -> bool:
+        """Whether it holds colours that photometric augmentation may change."""
+        coloured = not self.is_labels and self.plot in _COLOURS
+        return coloured and self.num_channels == 3 and self.max_value <= 255
+
+    @property
     def out_channels(self) -> int:
         """Channels a decoder predicts: ``num_channels`` or one logit per class."""
         return self.num_classes if self.is_labels else self.num_channels
@@ -138,6 +144,7 @@ class Modality:
 
 
 _HINTS = get_type_hints(Modality)
+_COLOURS = frozenset({"rgb"})
 
 ModalityTable = dict[str, Modality]
 

@@ -19,12 +19,14 @@ ROBUST_RANGE = (0.1, 0.9)
 ROBUST_EPS = 1e-6
 
 
-def to_model_input(raw: Tensor, modality: Modality) -> Tensor:
+def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None) -> Tensor:
     """Stored values as model input.
 
     Args:
         raw: Images ``(B, C, H, W)`` or class ids ``(B, H, W)`` of any real dtype, uint16 included.
         modality: Row of the table.
+        valid: Bool ``(B, 1, H, W)``, for images. Other pixels count in no statistics and become 0
+            after normalisation; all are valid if ``None``.
 
     Returns:
         Images: float32 ``(B, C, H, W)``, normalised as ``modality.normalization`` says. Labels:
@@ -37,9 +39,11 @@ def to_model_input(raw: Tensor, modality: Modality) -> Tensor:
     if modality.is_labels:
         return raw.long()
     if modality.normalization == "robust":
-        return standardize_robust(raw)
-    scale, shift = _affine(modality, raw.device)
-    return torch.addcmul(shift, raw.float(), scale)
+        x = standardize_robust(raw, valid)
+    else:
+        scale, shift = _affine(modality, raw.device)
+        x = torch.addcmul(shift, raw.float(), scale)
+    return x if valid is None else x.masked_fill(~valid, 0.0)
 
 
 def from_model_output(
@@ -97,11 +101,13 @@ def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dic
     return {m.name: out[m.name] for m in modalities}
 
 
-def standardize_robust(x: Tensor) -> Tensor:
+def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Standardise every sample by the mean and variance of its middle 80 % (SPEC section 5).
 
     Args:
         x: ``(B, ...)`` of any real dtype.
+        valid: Bool, broadcast to ``x``: what counts in the statistics. With fewer than 3 such
+            values a sample is divided by 1e-3.
 
     Returns:
         float32 of the same shape; zeros where a sample is constant.
@@ -109,7 +115,7 @@ def standardize_robust(x: Tensor) -> Tensor:
     Raises:
         ValueError: Fewer than 3 values per sample.
     """
-    mean, std = robust_statistics(x)
+    mean, std = robust_statistics(x) if valid is None else _valid_statistics(x, valid)
     return (x.float() - mean) / std
 
 
@@ -146,6 +152,23 @@ def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     var, offset = torch.var_mean(kept - origin, dim=1, keepdim=True)
     shape = (-1,) + (1,) * (x.ndim - 1)
     return (origin + offset).view(shape), (var + ROBUST_EPS).sqrt().view(shape)
+
+
+def _valid_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`robust_statistics` of each sample's valid values."""
+    values = x.float().masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values
+    count = valid.expand_as(x).flatten(1).sum(dim=1, keepdim=True)
+    low, high = ((share * count).long() for share in ROBUST_RANGE)
+    place = torch.arange(values.shape[1], device=x.device)
+    kept = (place >= low) & (place < high)
+    n = kept.sum(dim=1, keepdim=True)
+    origin = torch.where(n > 0, values.gather(1, low.clamp_max(values.shape[1] - 1)), 0.0)
+    offset = torch.where(kept, values - origin, 0.0)
+    mean = offset.sum(dim=1, keepdim=True) / n.clamp_min(1)
+    squares = torch.where(kept, offset - mean, 0.0).square().sum(dim=1, keepdim=True)
+    var = squares / (n - 1).clamp_min(1)
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    return (origin + mean).view(shape), (var + ROBUST_EPS).sqrt().view(shape)
 
 
 @lru_cache(maxsize=128)

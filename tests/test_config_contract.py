@@ -1,4 +1,4 @@
-"""Every published flag, default and YAML file of pre-training is still there."""
+"""Every published flag, default and YAML file is still there."""
 
 from __future__ import annotations
 
@@ -13,20 +13,34 @@ from utils.config import parse_config, to_flat_dict
 from utils.fields import Option, options_of
 from utils.options import default_device
 from utils.pretrain_options import PretrainConfig
+from utils.semseg_options import SemsegConfig
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = Path(__file__).parent / "data" / "contract"
-CLI = json.loads((CONTRACT / "cli.json").read_text())["run_pretraining_multimae"]
+CLI = json.loads((CONTRACT / "cli.json").read_text())
 CFGS = json.loads((CONTRACT / "cfgs.json").read_text())
-PRETRAIN_CFGS = [path for path in CFGS if path.startswith("cfgs/pretrain/")]
-OPTIONS = options_of(PretrainConfig())
+
+# Script -> its configuration and the folder of its published YAML files.
+SCRIPTS: dict[str, tuple[type[Any], str]] = {
+    "run_pretraining_multimae": (PretrainConfig, "cfgs/pretrain/"),
+    "run_finetuning_semseg": (SemsegConfig, "cfgs/finetune/semseg/"),
+}
+FLAGS = [(script, flag) for script in SCRIPTS for flag in CLI[script]["flags"]]
+FILES = [
+    (script, path)
+    for script, (_, folder) in SCRIPTS.items()
+    for path in CFGS
+    if path.startswith(folder)
+]
+
+TASKS = ("cls", "semseg", "depth", "taskonomy")
 
 # A valid value other than the default, for the flags where one does not follow from the type.
 SAMPLES: dict[str, list[str]] = {
-    "in_domains": ["rgb-depth"],
     "out_domains": ["depth"],
     "fp32_output_adapters": ["semseg"],
     "model": ["pretrain_multimae_tiny"],
+    **{f"run_finetuning_{task}model": ["multivit_tiny"] for task in TASKS},
     "input_size": ["192"],
     "patch_size": ["8"],
     "opt": ["sgd"],
@@ -39,8 +53,15 @@ SAMPLES: dict[str, list[str]] = {
     "decoder_dim": ["512"],
     "decoder_num_heads": ["4"],
     "device": ["cuda:3"],
-    "epochs": ["64"],
+    "epochs": ["640"],
+    "in_domains": ["rgb-depth"],
+    "decoder_main_tasks": ["rgb-depth"],
+    "mixup_mode": ["pair"],
 }
+# Published as text, here a number.
+NUMBERS = {"num_classes"}
+# Values that only a second option makes possible.
+NEEDS = {"decoder_main_tasks": ["--in_domains", "rgb-depth"], "test": ["--test_data_path", "x"]}
 BY_TYPE = {"int": ["7"], "float": ["0.125"], "str": ["some_text"]}
 
 
@@ -52,34 +73,64 @@ def _kind(known: Option) -> str:
     return "str" if get_origin(hint) is Literal else hint.__name__
 
 
-@pytest.mark.parametrize("flag", CLI["flags"], ids=lambda flag: flag["flags"][0])
-def test_published_flag(flag: dict[str, Any]) -> None:
+def _other_choice(known: Option) -> list[str] | None:
+    """Another of the allowed words, if there are several."""
+    if get_origin(known.base_hint) is not Literal:
+        return None
+    words = get_args(known.base_hint)
+    return [str(next((w for w in words if w != known.default), words[0]))]
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"), FLAGS, ids=lambda v: v if isinstance(v, str) else v["dest"]
+)
+def test_published_flag(script: str, flag: dict[str, Any]) -> None:
+    config, _ = SCRIPTS[script]
     name, kind = flag["dest"], flag["kind"]
-    known = OPTIONS[name]
+    known = options_of(config())[name]
     switch = kind in ("storetrue", "storefalse")
-    assert _kind(known) == ("bool" if switch else flag.get("type", "str"))
+    kind_of_value = "int" if name in NUMBERS else flag.get("type") or "str"
+    assert _kind(known) == ("bool" if switch else kind_of_value)
     assert known.is_tuple == (flag.get("nargs") == "+")
     for spelling in flag["flags"]:
-        words = [] if switch else SAMPLES.get(name, BY_TYPE[flag.get("type", "str")])
-        value = to_flat_dict(parse_config(PretrainConfig, [spelling, *words]))[name]
+        words = (
+            []
+            if switch
+            else (
+                _other_choice(known)
+                or SAMPLES.get(script + name)
+                or SAMPLES.get(name)
+                or BY_TYPE[kind_of_value]
+            )
+        )
+        more = [] if kind == "storefalse" else NEEDS.get(name, [])
+        value = to_flat_dict(parse_config(config, [spelling, *words, *more]))[name]
         if switch:
             assert value is (kind == "storetrue")
         else:
-            assert value != known.default
+            if len(get_args(known.base_hint)) != 1:
+                assert value != known.default
             assert [str(v) for v in (value if isinstance(value, tuple) else [value])] == words
 
 
-def test_published_defaults() -> None:
-    ours = to_flat_dict(parse_config(PretrainConfig, []))
-    for name, default in {**CLI["defaults"], "device": default_device()}.items():
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_published_defaults(script: str) -> None:
+    ours = to_flat_dict(parse_config(SCRIPTS[script][0], []))
+    for name, default in {**CLI[script]["defaults"], "device": default_device()}.items():
         value = ours[name]
-        assert (list(value) if isinstance(value, tuple) else value) == default, name
+        assert (list(value) if isinstance(value, tuple) else value) == (
+            int(default) if name in NUMBERS else default
+        ), name
 
 
-@pytest.mark.parametrize("name", [name for name, known in OPTIONS.items() if known.is_bool])
-def test_both_spellings_of_every_switch(name: str) -> None:
-    for flag, expected in ((f"--{name}", True), (f"--no_{name}", False)):
-        assert to_flat_dict(parse_config(PretrainConfig, [flag]))[name] is expected
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_both_spellings_of_every_switch(script: str) -> None:
+    config, _ = SCRIPTS[script]
+    for name, known in options_of(config()).items():
+        for flag, expected in ((f"--{name}", True), (f"--no_{name}", False)):
+            if known.is_bool:
+                more = NEEDS.get(name, [])
+                assert to_flat_dict(parse_config(config, [flag, *more]))[name] is expected
 
 
 @pytest.mark.parametrize("path", CFGS)
@@ -87,28 +138,32 @@ def test_published_file(path: str) -> None:
     assert yaml.safe_load((ROOT / path).read_text()) == CFGS[path]
 
 
-@pytest.mark.parametrize("path", PRETRAIN_CFGS)
-def test_published_pretraining_prints_every_value(
-    path: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("script", "path"), FILES)
+def test_published_file_prints_every_value(
+    script: str, path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config, _ = SCRIPTS[script]
     with pytest.raises(SystemExit) as info:
-        parse_config(PretrainConfig, ["--config", str(ROOT / path), "--print_config"])
+        parse_config(config, ["--config", str(ROOT / path), "--print_config"])
     assert info.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert {key: printed[key] for key in CFGS[path]} == CFGS[path]
-    assert list(printed) == list(OPTIONS)
+    assert list(printed) == list(options_of(config()))
 
 
-def test_every_option_has_help_and_a_valid_default(capsys: pytest.CaptureFixture[str]) -> None:
-    for known in OPTIONS.values():
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_has_help_and_a_valid_default(
+    script: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, _ = SCRIPTS[script]
+    options = options_of(config())
+    for known in options.values():
         assert known.help, known.name
         assert known.coerce(known.default) == known.default
     with pytest.raises(SystemExit) as info:
-        parse_config(PretrainConfig, ["--help"])
+        parse_config(config, ["--help"])
     assert info.value.code == 0
     text = capsys.readouterr().out
-    assert all(known.name in text for known in OPTIONS.values())
-    assert (
-        "--[no_]pin_mem " in text and "--opt_betas X ... " in text and "(default: 0.9 0.95)" in text
-    )
+    assert all(known.name in text for known in options.values())
+    assert "--[no_]pin_mem " in text and "--opt_betas X ... " in text
     assert max(map(len, text.splitlines())) <= 100

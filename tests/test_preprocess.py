@@ -144,3 +144,18 @@ def test_prepare_names_what_is_missing():
 def test_wrong_shape_is_named(name, shape):
     with pytest.raises(ValueError, match=f"'{name}' is .*got"):
         to_model_input(torch.zeros(shape), TABLE[name])
+
+
+def test_robust_statistics_of_the_valid_values_alone() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(500, 9000, (3, 1, 12, 10))
+    valid = torch.rand(3, 1, 12, 10) < 0.6
+    valid[2] = False
+    row = DEPTH
+    out = to_model_input(x, row, valid)
+    for i in range(2):
+        alone = standardize_robust(x[i][valid[i]][None])
+        assert torch.allclose(out[i][valid[i]], alone[0], atol=1e-5)
+    assert (out[~valid] == 0).all() and out.isfinite().all()
+    everywhere = torch.ones_like(valid)
+    assert torch.allclose(to_model_input(x, row, everywhere), to_model_input(x, row), atol=1e-5)

@@ -181,6 +181,11 @@ class FinetuneConfig:
                     )
 
     @property
+    def precision(self) -> str:
+        """Number format that the options ask for."""
+        return self.runtime.precision
+
+    @property
     def scores_only(self) -> bool:
         """Whether nothing is trained."""
         return self.start.eval or self.start.test

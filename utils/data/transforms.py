@@ -76,8 +76,8 @@ class JointTransform(ABC):
         view = self.choose(max(size_of(p) for p in pixels.values()))
         return {m.name: self._cut(pixels[m.name], m, view) for m in self.modalities}
 
-    def _cut(self, pixels: Pixels, m: Modality, view: View) -> Tensor:
-        out = (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
+    def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
+        out = out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
         if m.interpolation == "nearest":
             array = nearest(np.asarray(pixels), view, out)
         else:

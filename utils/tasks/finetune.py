@@ -42,6 +42,9 @@ from utils.seeding import seed_everything
 from utils.state import Goal, TrainState
 from utils.tasks.base import Evaluator, Task
 
+# Samples read before training, so that bad files end a run at once and not in its first epoch.
+CHECKED_SAMPLES = 256
+
 _INPUTS = "input_adapters."
 _ENCODER = "encoder."
 
@@ -103,7 +106,7 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
     prepare_output_dir(cfg.checkpoint.output_dir, cfg, world)
     seed_everything(cfg.runtime.seed)
     task = job.build_task().to(world.device)
-    precision = choose_precision(cfg.runtime.precision, world.device)
+    precision = choose_precision(cfg.precision, world.device)
     flat = to_flat_dict(cfg)
     with RunLogger(cfg.log, cfg.checkpoint.output_dir, flat, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6

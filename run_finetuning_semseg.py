@@ -1,0 +1,32 @@
+"""Fine-tune a MultiMAE for semantic segmentation.
+
+    python run_finetuning_semseg.py --config cfgs/finetune/rooms/semseg.yaml
+    torchrun --nproc_per_node=8 run_finetuning_semseg.py --config cfgs/finetune/semseg/....yaml
+
+Every option is a flag and a YAML key: ``--help`` lists them, ``--print_config`` shows the result
+of both. See FINETUNING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from utils.config import parse_config
+from utils.dist import init_world, shutdown
+from utils.errors import exit_on_user_error
+from utils.semseg_options import SemsegConfig
+from utils.tasks.finetune import finetune
+from utils.tasks.segment_setup import Segmentation
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the configuration, join the other processes, fine-tune."""
+    cfg = parse_config(SemsegConfig, argv)
+    world = init_world(cfg.runtime)
+    finetune(cfg, world, Segmentation(cfg, world))
+    shutdown()
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

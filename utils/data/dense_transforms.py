@@ -1,0 +1,119 @@
+"""Joint transforms of dense prediction tasks (SPEC section 6): resize, pad, crop, colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from multimae.modalities import Modality
+from multimae.tokens import Size
+from utils.data.reading import Pixels, size_of
+from utils.data.transforms import JointTransform, View
+
+INSIDE = "inside"
+"""Key of the bool map ``(H, W)`` that is False where an image was padded."""
+
+RGB_PADDING = 128
+PADDING = 254
+JITTER = (0.4, 0.4, 0.2, 0.1)
+SCALES = (0.1, 2.0)
+
+
+class SegEvalTransform(JointTransform):
+    """Longest side to the input size, padded at bottom and right; emits :data:`INSIDE`."""
+
+    def choose(self, size: Size) -> View:
+        """The whole image."""
+        return View(size, 0, 0, *size)
+
+    def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
+        """See the class."""
+        return self._pad(self._resized(pixels, 1.0, False))
+
+    def _resized(self, pixels: Mapping[str, Pixels], scale: float, flip: bool) -> dict[str, Tensor]:
+        """The whole sample, its longest side at ``scale`` times the input's, in whole strides."""
+        size = max(size_of(p) for p in pixels.values())
+        unit = max(m.stride for m in self.modalities)
+        factor = scale * min(self.input_size[0] / size[0], self.input_size[1] / size[1])
+        h, w = (max(1, round(side * factor / unit)) * unit for side in size)
+        view = self.choose(size)._replace(flip=flip)
+        return {
+            m.name: self._cut(pixels[m.name], m, view, (h // m.stride, w // m.stride))
+            for m in self.modalities
+        }
+
+    def _pad(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fill up to the input size at bottom and right."""
+        height, width = self.input_size
+        out = {}
+        inside = torch.zeros(height, width, dtype=torch.bool)
+        for m in self.modalities:
+            x = images[m.name]
+            h, w = x.shape[-2:]
+            below, right = height // m.stride - h, width // m.stride - w
+            inside[: h * m.stride, : w * m.stride] = True
+            value = RGB_PADDING if m.is_photo else PADDING
+            out[m.name] = F.pad(x, (0, max(0, right), 0, max(0, below)), value=value)
+        return {**out, INSIDE: inside}
+
+
+class SegTrainTransform(SegEvalTransform):
+    """Flip, colour jitter on photos, scale jitter, padding, random crop.
+
+    The scale jitter and the reduction of the longest side are one resize.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        input_size: int | Size,
+        scales: tuple[float, float] = SCALES,
+        hflip: float = 0.5,
+        jitter: float = 0.5,
+    ) -> None:
+        """See :class:`JointTransform`.
+
+        Args:
+            modalities: Rows of the table.
+            input_size: Side, or ``(H, W)``, of the outputs.
+            scales: Range of the scale jitter.
+            hflip: Probability of mirroring.
+            jitter: Probability of colour jitter.
+        """
+        super().__init__(modalities, input_size)
+        self.scales, self.hflip = scales, hflip
+        self.colour = v2.RandomApply([v2.ColorJitter(*JITTER)], p=jitter)
+
+    def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
+        """See the class."""
+        low, high = self.scales
+        flip = bool(torch.rand(()) < self.hflip)
+        scale = float(torch.empty(()).uniform_(low, high))
+        images = self._crop(self._resized(pixels, scale, flip))
+        for m in self.modalities:
+            if m.is_photo:
+                images[m.name] = self.colour(images[m.name])
+        return self._pad(images)
+
+    def _crop(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A random window of the input size out of what is larger, in whole strides."""
+        unit = max(m.stride for m in self.modalities)
+        sizes = [
+            (x.shape[-2] * m.stride, x.shape[-1] * m.stride)
+            for m, x in ((m, images[m.name]) for m in self.modalities)
+        ]
+        offsets = [
+            int(torch.randint(0, max(0, side - wanted) // unit + 1, ())) * unit
+            for side, wanted in zip(sizes[0], self.input_size, strict=True)
+        ]
+        out = {}
+        for m in self.modalities:
+            (top, left), s = offsets, m.stride
+            h, w = self.input_size
+            rows = slice(top // s, (top + h) // s)
+            out[m.name] = images[m.name][..., rows, left // s : (left + w) // s]
+        return out
