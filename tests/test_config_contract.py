@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from utils.config import parse_config, to_flat_dict
+from utils.depth_options import DepthConfig
 from utils.fields import Option, options_of
 from utils.options import default_device
 from utils.pretrain_options import PretrainConfig
@@ -24,6 +25,7 @@ CFGS = json.loads((CONTRACT / "cfgs.json").read_text())
 SCRIPTS: dict[str, tuple[type[Any], str]] = {
     "run_pretraining_multimae": (PretrainConfig, "cfgs/pretrain/"),
     "run_finetuning_semseg": (SemsegConfig, "cfgs/finetune/semseg/"),
+    "run_finetuning_depth": (DepthConfig, "cfgs/finetune/depth/"),
 }
 FLAGS = [(script, flag) for script in SCRIPTS for flag in CLI[script]["flags"]]
 FILES = [
@@ -40,6 +42,8 @@ SAMPLES: dict[str, list[str]] = {
     "out_domains": ["depth"],
     "fp32_output_adapters": ["semseg"],
     "model": ["pretrain_multimae_tiny"],
+    "run_finetuning_depthin_domains": ["rgb-semseg"],
+    "run_finetuning_depthdecoder_main_tasks": ["rgb-semseg"],
     **{f"run_finetuning_{task}model": ["multivit_tiny"] for task in TASKS},
     "input_size": ["192"],
     "patch_size": ["8"],
@@ -61,7 +65,12 @@ SAMPLES: dict[str, list[str]] = {
 # Published as text, here a number.
 NUMBERS = {"num_classes"}
 # Values that only a second option makes possible.
-NEEDS = {"decoder_main_tasks": ["--in_domains", "rgb-depth"], "test": ["--test_data_path", "x"]}
+NEEDS = {
+    "decoder_main_tasks": ["--in_domains", "rgb-depth-semseg"],
+    "run_finetuning_semsegdecoder_main_tasks": ["--in_domains", "rgb-depth"],
+    "run_finetuning_depthdecoder_main_tasks": ["--in_domains", "rgb-semseg"],
+    "test": ["--test_data_path", "x"],
+}
 BY_TYPE = {"int": ["7"], "float": ["0.125"], "str": ["some_text"]}
 
 
@@ -103,7 +112,7 @@ def test_published_flag(script: str, flag: dict[str, Any]) -> None:
                 or BY_TYPE[kind_of_value]
             )
         )
-        more = [] if kind == "storefalse" else NEEDS.get(name, [])
+        more = [] if kind == "storefalse" else NEEDS.get(script + name, NEEDS.get(name, []))
         value = to_flat_dict(parse_config(config, [spelling, *words, *more]))[name]
         if switch:
             assert value is (kind == "storetrue")

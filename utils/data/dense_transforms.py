@@ -117,3 +117,48 @@ class SegTrainTransform(SegEvalTransform):
             rows = slice(top // s, (top + h) // s)
             out[m.name] = images[m.name][..., rows, left // s : (left + w) // s]
         return out
+
+
+class DepthTrainTransform(JointTransform):
+    """Shortest side to the input size, flip, random crop; colour jitter and grey on request."""
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        input_size: int | Size,
+        hflip: float = 0.5,
+        colour: bool = False,
+    ) -> None:
+        """See :class:`JointTransform`.
+
+        Args:
+            modalities: Rows of the table.
+            input_size: Side, or ``(H, W)``, of the outputs.
+            hflip: Probability of mirroring.
+            colour: Jitter the colours of photos and sometimes (p 0.2) make them grey.
+        """
+        super().__init__(modalities, input_size)
+        self.hflip = hflip
+        self.colour = (
+            v2.Compose([v2.ColorJitter(0.1, 0.1, 0.1, 0.1), v2.RandomGrayscale(0.2)])
+            if colour
+            else None
+        )
+
+    def choose(self, size: Size) -> View:
+        """The largest view of the input's shape, anywhere along the longer side."""
+        (h, w), (out_h, out_w) = size, self.input_size
+        height = min(h, max(1, round(w * out_h / out_w)))
+        width = min(w, max(1, round(h * out_w / out_h)))
+        top = int(torch.randint(0, h - height + 1, ()))
+        left = int(torch.randint(0, w - width + 1, ()))
+        return View(size, top, left, height, width, bool(torch.rand(()) < self.hflip))
+
+    def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
+        """See the class."""
+        images = super().__call__(pixels)
+        if self.colour is not None:
+            for m in self.modalities:
+                if m.is_photo:
+                    images[m.name] = self.colour(images[m.name])
+        return images

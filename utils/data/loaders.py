@@ -68,6 +68,7 @@ class MultiModalDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         patch_size: int = 1,
+        limit: int | None = None,
     ) -> None:
         """Wire reading and transform.
 
@@ -76,6 +77,7 @@ class MultiModalDataset(Dataset[Sample]):
             transform: Joint transform of the same modalities.
             seed: Of the augmentation.
             patch_size: Patch side in full-resolution pixels; smaller images are refused.
+            limit: Only the first so many samples; all if ``None``.
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -84,10 +86,11 @@ class MultiModalDataset(Dataset[Sample]):
             check_readable(m)
         self.folder, self.transform = folder, transform
         self.seed, self.patch_size = seed, patch_size
+        self.limit = limit
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.folder)
+        return min(len(self.folder), self.limit or len(self.folder))
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """The sample of ``key.index`` as augmented in ``key.epoch``.

@@ -1,0 +1,169 @@
+"""Monocular depth (NYUv2): targets in millimetres, validity, metrics; data of the script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from multimae.heads import dense_head
+from multimae.modalities import Modality, select
+from utils.data.dense_transforms import DepthTrainTransform
+from utils.data.folders import MultiModalFolder
+from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
+from utils.data.reading import Pixels
+from utils.data.transforms import EvalTransform, JointTransform
+from utils.depth_options import MASK_VALID, DepthConfig
+from utils.dist import World
+from utils.errors import UserError
+from utils.finetune_options import Split
+from utils.logging import RunLogger
+from utils.metrics import DepthMeter
+from utils.precision import Precision
+from utils.state import Goal
+from utils.tasks.base import Evaluator
+from utils.tasks.finetune import (
+    CHECKED_SAMPLES,
+    FinetuneTask,
+    Finetuning,
+    build_model,
+    eval_loader,
+)
+from utils.tasks.reconstruction import spread_keys
+from utils.tasks.regress import RegressionPictures, RegressTask, Target
+
+HEAD = "depth"
+HALF = 127  # of mask_valid, which is 0 or 255
+
+
+class DepthTask(RegressTask):
+    """One head that predicts normalised depth."""
+
+    def valid(self, batch: Batch) -> Tensor:
+        """Where mask_valid says so, or where depth is not 0 without it."""
+        (target,) = self.targets
+        mask = batch.images.get(MASK_VALID)
+        return batch.images[target.row.name] != 0 if mask is None else mask > HALF
+
+    def millimetres(self, x: Tensor) -> Tensor:
+        """Normalised depth in mm."""
+        row = self.targets[0].row
+        return (x.float() * row.std[0] + row.mean[0]) * row.max_value
+
+
+class DepthDataset(MultiModalDataset):
+    """Samples of a folder, of which each must have valid depth."""
+
+    checked: Modality  # the row that says which depth is valid
+
+    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index)
+        if problems:
+            return pixels, problems
+        least = HALF if self.checked.name == MASK_VALID else 0
+        if not (np.asarray(pixels[self.checked.name]) > least).any():
+            path = self.folder.path(index, self.checked)
+            problems = [f"{path}: no pixel has a valid depth. Remove the sample."]
+        return pixels, problems
+
+
+class DepthEvaluator:
+    """Depth metrics over all valid pixels of a set (SPEC section 6)."""
+
+    def __init__(
+        self,
+        task: DepthTask,
+        loader: DataLoader[Any],
+        world: World,
+        precision: Precision,
+        split: str,
+    ) -> None:
+        """Score ``loader``."""
+        self.task, self.loader, self.world = task, loader, world
+        self.precision, self.split = precision, split
+
+    @torch.inference_mode()
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """``{split}/delta_1..3``, ``rel``, ``srel``, ``rmse`` (mm), ``log10``."""
+        meter = DepthMeter(self.world.device)
+        task, (target,) = self.task, self.task.targets
+        for batch in self.loader:
+            batch = batch.to(self.world.device)
+            with self.precision.autocast():
+                pred = task.predict(task.prepare(batch), model)[target.head]
+            truth = batch.images[target.row.name].float()
+            meter.update(task.millimetres(pred), truth, task.valid(batch))
+        meter.load(self.world.sum(meter.state()))
+        return {f"{self.split}/{name}": value for name, value in meter.compute().items()}
+
+
+class DepthFinetuning(Finetuning):
+    """Depth estimation; the best checkpoint has the lowest rmse."""
+
+    goal = Goal("eval/rmse", higher_is_better=False)
+
+    def __init__(self, cfg: DepthConfig, world: World) -> None:
+        """Choose the rows to read."""
+        self.cfg, self.world = cfg, world
+        self.inputs = select(cfg.table(), cfg.in_names)
+        self.target = Target(HEAD, cfg.data.target(), 1)
+        self.rows = [*self.inputs, self.target.row]
+        if cfg.data.use_mask_valid:
+            self.rows.append(
+                Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
+            )
+
+    def train_set(self) -> DepthDataset:
+        """Augmented samples of ``--data_path``, checked."""
+        data = self.cfg.data
+        transform = DepthTrainTransform(
+            self.rows, self.cfg.model.input_size, colour=data.color_augs
+        )
+        return self._dataset(data.data_path, transform, data.max_train_images)
+
+    def build_task(self) -> DepthTask:
+        """Model with the head of the options."""
+        model = self.cfg.model
+        try:
+            head = dense_head(model.head, 1, model=model.model, patch_size=model.patch_size)
+        except ValueError as err:
+            raise UserError(str(err)) from err
+        built = build_model(
+            self.cfg, self.inputs, {HEAD: head}, learnable_pos_emb=model.learnable_pos_emb
+        )
+        return DepthTask(built, self.inputs, [self.target], self.cfg.optim.loss)
+
+    def evaluators(
+        self, split: Split, task: FinetuneTask, precision: Precision, logger: RunLogger
+    ) -> list[Evaluator]:
+        """Depth metrics and pictures of a split; none without images."""
+        data, log = self.cfg.data, self.cfg.log
+        path = data.eval_data_path if split == "eval" else data.test_data_path
+        if not path or not isinstance(task, DepthTask):
+            return []
+        limit = data.max_val_images if split == "eval" else data.max_test_images
+        dataset = self._dataset(path, EvalTransform(self.rows, self.cfg.model.input_size), limit)
+        loader = eval_loader(dataset, self.cfg, self.world)
+        scores = DepthEvaluator(task, loader, self.world, precision, split)
+        evaluators: list[Evaluator] = [scores]
+        if log.num_pictures and self.world.is_main:
+            batch = collate([dataset[key] for key in spread_keys(dataset, log.num_pictures)])
+            evaluators.append(
+                RegressionPictures(task, batch, precision, self.world.device, split, logger)
+            )
+        return evaluators
+
+    def _dataset(self, path: str, transform: JointTransform, limit: int | None) -> DepthDataset:
+        dataset = DepthDataset(
+            MultiModalFolder(path, transform.modalities),
+            transform,
+            seed=self.cfg.runtime.seed,
+            patch_size=self.cfg.model.patch_size,
+            limit=limit,
+        )
+        dataset.checked = self.rows[-1]
+        check_samples(dataset, CHECKED_SAMPLES)
+        return dataset
