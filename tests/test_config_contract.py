@@ -15,6 +15,7 @@ from utils.fields import Option, options_of
 from utils.options import default_device
 from utils.pretrain_options import PretrainConfig
 from utils.semseg_options import SemsegConfig
+from utils.taskonomy_options import TaskonomyConfig
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = Path(__file__).parent / "data" / "contract"
@@ -26,6 +27,7 @@ SCRIPTS: dict[str, tuple[type[Any], str]] = {
     "run_pretraining_multimae": (PretrainConfig, "cfgs/pretrain/"),
     "run_finetuning_semseg": (SemsegConfig, "cfgs/finetune/semseg/"),
     "run_finetuning_depth": (DepthConfig, "cfgs/finetune/depth/"),
+    "run_finetuning_taskonomy": (TaskonomyConfig, "cfgs/finetune/taskonomy/"),
 }
 FLAGS = [(script, flag) for script in SCRIPTS for flag in CLI[script]["flags"]]
 FILES = [
@@ -42,6 +44,7 @@ SAMPLES: dict[str, list[str]] = {
     "out_domains": ["depth"],
     "fp32_output_adapters": ["semseg"],
     "model": ["pretrain_multimae_tiny"],
+    "run_finetuning_taskonomyout_domains": ["reshading-edge_texture"],
     "run_finetuning_depthin_domains": ["rgb-semseg"],
     "run_finetuning_depthdecoder_main_tasks": ["rgb-semseg"],
     **{f"run_finetuning_{task}model": ["multivit_tiny"] for task in TASKS},

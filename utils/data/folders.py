@@ -62,7 +62,10 @@ class MultiModalFolder:
         self.root = Path(root)
         self.modalities = readable(modalities)
         folders = _modality_folders(root, self.modalities)
-        found = {name: _scan(folder, name) for name, folder in folders.items()}
+        found = {
+            m.name: self.select(_scan(folders[m.name], m.name, self.suffix(m)))
+            for m in self.modalities
+        }
         _check_pairing(folders, found)
         # One flat buffer per column: Python strings would be copied into every worker process, page
         # by page, as their reference counts change.
@@ -76,6 +79,14 @@ class MultiModalFolder:
             column = np.fromiter((code[by_key[k]] for k in names), np.uint8, len(names))
             self._extensions[name] = kinds, column
 
+    def suffix(self, modality: Modality) -> str:
+        """What every file name of a modality ends with, before its extension."""
+        return ""
+
+    def select(self, found: dict[str, str]) -> dict[str, str]:
+        """Keep what belongs to this set of ``{sub-folder/name: extension}``."""
+        return found
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self._keys)
@@ -87,8 +98,8 @@ class MultiModalFolder:
     def path(self, index: int, modality: Modality) -> Path:
         """File of one modality of a sample."""
         kinds, column = self._extensions[modality.name]
-        extension = kinds[int(column[index])]
-        return self.root.joinpath(modality.data_folder, self.name(index) + extension)
+        ending = self.suffix(modality) + kinds[int(column[index])]
+        return self.root.joinpath(modality.data_folder, self.name(index) + ending)
 
 
 def read_class_names(root: str | Path) -> tuple[str, ...] | None:
@@ -140,8 +151,11 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
     return {m.name: root / m.data_folder for m in modalities}
 
 
-def _scan(folder: Path, modality: str) -> dict[str, str]:
-    """``{sub-folder/name: extension}`` of every image, without a stat per file."""
+def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
+    """``{sub-folder/name: extension}`` of every image, without a stat per file.
+
+    Names must end with ``ending``, which is taken off; others are passed over.
+    """
     found: dict[str, str] = {}
     clashes: list[str] = []
     pending = [("", str(folder))]
@@ -153,7 +167,9 @@ def _scan(folder: Path, modality: str) -> dict[str, str]:
                     if entry.name.startswith("."):
                         continue
                     if stem and (dot + suffix).lower() in EXTENSIONS:
-                        key = prefix + stem
+                        if not stem.endswith(ending):
+                            continue
+                        key = prefix + stem.removesuffix(ending)
                         if key in found:
                             clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
                         found[key] = dot + suffix
