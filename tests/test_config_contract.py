@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
+from utils.cls_options import ClsConfig
 from utils.config import parse_config, to_flat_dict
 from utils.depth_options import DepthConfig
 from utils.fields import Option, options_of
@@ -25,6 +26,7 @@ CFGS = json.loads((CONTRACT / "cfgs.json").read_text())
 # Script -> its configuration and the folder of its published YAML files.
 SCRIPTS: dict[str, tuple[type[Any], str]] = {
     "run_pretraining_multimae": (PretrainConfig, "cfgs/pretrain/"),
+    "run_finetuning_cls": (ClsConfig, "cfgs/finetune/cls/"),
     "run_finetuning_semseg": (SemsegConfig, "cfgs/finetune/semseg/"),
     "run_finetuning_depth": (DepthConfig, "cfgs/finetune/depth/"),
     "run_finetuning_taskonomy": (TaskonomyConfig, "cfgs/finetune/taskonomy/"),
@@ -44,6 +46,9 @@ SAMPLES: dict[str, list[str]] = {
     "out_domains": ["depth"],
     "fp32_output_adapters": ["semseg"],
     "model": ["pretrain_multimae_tiny"],
+    "batch_size": ["18"],
+    "cutmix_minmax": ["0.2", "0.8"],
+    "smoothing": ["0.2"],
     "run_finetuning_taskonomyout_domains": ["reshading-edge_texture"],
     "run_finetuning_depthin_domains": ["rgb-semseg"],
     "run_finetuning_depthdecoder_main_tasks": ["rgb-semseg"],
@@ -56,7 +61,7 @@ SAMPLES: dict[str, list[str]] = {
     "train_interpolation": ["nearest"],
     "hflip": ["0.25"],
     "momentum": ["0.5"],
-    "drop_path": ["0.1"],
+    "drop_path": ["0.3"],
     "decoder_dim": ["512"],
     "decoder_num_heads": ["4"],
     "device": ["cuda:3"],

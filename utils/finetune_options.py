@@ -181,6 +181,11 @@ class FinetuneConfig:
                     )
 
     @property
+    def eval_freq(self) -> int:
+        """Epochs between evaluations."""
+        return self.log.eval_freq
+
+    @property
     def precision(self) -> str:
         """Number format that the options ask for."""
         return self.runtime.precision

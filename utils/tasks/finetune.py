@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +165,8 @@ def _train(
         logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
     evaluators = job.evaluators("eval", task, precision, logger)
-    fit(
-        state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint,
-        job.goal,
-    )  # fmt: skip
+    log = replace(cfg.log, eval_freq=cfg.eval_freq)
+    fit(state, loader, sampler, plan, stepper, logger, evaluators, log, cfg.checkpoint, job.goal)
     if output_dir and cfg.checkpoint.save_ckpt and world.is_main:
         save_state_dict(state.scored_model.state_dict(), Path(output_dir) / "model.safetensors")
     return {} if state.best is None else {f"best/{job.goal.metric}": state.best}
@@ -229,7 +228,7 @@ def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
         decoder_decay=optim.decoder_decay,
     )
     return build_optimizer(
-        groups, optim.opt, optim.lr, betas=optim.opt_betas, eps=optim.opt_eps,
+        groups, optim.opt, optim.lr or 1.0, betas=optim.opt_betas, eps=optim.opt_eps,
         momentum=optim.momentum,
     )  # fmt: skip
 
