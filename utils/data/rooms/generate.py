@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.data.atomic import clean
 from utils.data.rooms.sample import SPLITS, render_room
 from utils.data.rooms.sh3f import ModelLibrary, load_library
 from utils.data.rooms.tracer import require_tracer
 from utils.data.rooms.write import (
     Settings,
     claim,
-    clean,
     complete,
     digest,
     write_index,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from utils.data.atomic import write_file
 from utils.data.rooms.classes import NYU40_CLASSES
 from utils.data.rooms.png import encode_png
 from utils.data.rooms.sample import SPLITS, RoomSample, room_type
@@ -94,7 +94,7 @@ def claim(out: Path, settings: Settings) -> None:
             list_ = ", ".join(f"{k} is {theirs.get(k)!r}, asked {mine[k]!r}" for k in clash)
             raise SettingsError(f"{out} was made with other settings: {list_}")
         return
-    _write(out, mark, (json.dumps(mine, indent=2) + "\n").encode())
+    write_file(out, mark, (json.dumps(mine, indent=2) + "\n").encode())
 
 
 def write_index(out: Path, settings: Settings, counts: dict[str, int]) -> None:
@@ -108,7 +108,7 @@ def write_index(out: Path, settings: Settings, counts: dict[str, int]) -> None:
     if settings.layout == "multimae":
         text = json.dumps({"classes": list(NYU40_CLASSES)}, indent=2) + "\n"
         for folder in (out, *(out / s for s in SPLITS)):
-            _write(out, folder / "classes.json", text.encode())
+            write_file(out, folder / "classes.json", text.encode())
         return
     splits: dict[str, list[str]] = {}
     for split in SPLITS:
@@ -116,7 +116,7 @@ def write_index(out: Path, settings: Settings, counts: dict[str, int]) -> None:
         # A shorter run into the same folder must not forget what a longer one has made.
         names |= {p.name for p in (out / "rgb").glob(f"{split}_*")}
         splits[split] = sorted(names)
-    _write(out, out / "splits.json", (json.dumps(splits, indent=2) + "\n").encode())
+    write_file(out, out / "splits.json", (json.dumps(splits, indent=2) + "\n").encode())
 
 
 def building(split: str, index: int) -> str:
@@ -160,7 +160,7 @@ def write_sample(out: Path, layout: str, split: str, index: int, sample: RoomSam
     """
     images = _multimae(sample) if layout == "multimae" else _taskonomy(sample)
     for key, path in paths(out, layout, split, index).items():
-        _write(out, path, _encode(images[key], path.suffix))
+        write_file(out, path, _encode(images[key], path.suffix))
 
 
 def _multimae(sample: RoomSample) -> dict[str, Image_]:
@@ -200,22 +200,3 @@ def _encode(image: Image_, suffix: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def _write(out: Path, path: Path, data: bytes) -> None:
-    """Write a file under a temporary name in out/.tmp, then move it into place."""
-    spare = out / ".tmp"
-    spare.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = spare / f"{os.getpid()}-{path.parent.parent.name}-{path.name}"
-    temp.write_bytes(data)
-    temp.replace(path)
-
-
-def clean(out: Path) -> None:
-    """Remove what a killed run may have left in out/.tmp."""
-    spare = out / ".tmp"
-    if spare.is_dir():
-        for file in spare.iterdir():
-            file.unlink(missing_ok=True)
-        spare.rmdir()

@@ -1,0 +1,51 @@
+r"""Arrange Taskonomy (its tiny subset, say) for training.
+
+    python tools/prepare_taskonomy.py --source download --out data/taskonomy \
+        --split_csv train_val_test_tiny.csv --tasks rgb depth_zbuffer normal
+
+SOURCE holds BUILDING_TASK.tar archives, or the folders TASK/BUILDING, TASK/taskonomy/BUILDING or
+BUILDING/TASK. Writes OUT/TASK/BUILDING/point_P_view_V_domain_TASK.png, and OUT/splits.json from the
+official CSV (columns id, train, val, test), so that training needs no flag for it.
+
+Every view must have a file of every task; --skip_incomplete leaves the others out. Files in folders
+become hard links unless --link says otherwise, archives are unpacked. The same command goes on
+where a stopped one was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.data.prepare.command import add_link, finish, make_parser
+from utils.data.prepare.target import Target
+from utils.data.prepare.taskonomy import Taskonomy, prepare_taskonomy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare; returns the exit code."""
+    parser = make_parser(__doc__, "folder of the download")
+    parser.add_argument(
+        "--split_csv", type=Path, required=True, help="official split, e.g. train_val_test_tiny.csv"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK", help="tasks (default: all that are there)"
+    )
+    parser.add_argument(
+        "--skip_incomplete", action="store_true", help="leave views without a file of a task out"
+    )
+    add_link(parser)
+    args = parser.parse_args(argv)
+    tasks = tuple(args.tasks)
+    job = Taskonomy(args.source, args.split_csv, tasks, args.link, args.skip_incomplete)
+    target = Target(args.out, args.overwrite)
+    return finish(target, partial(prepare_taskonomy, job, target, args.workers))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Published data sets, arranged as the training scripts read them (see SETUP.md)."""
