@@ -1,4 +1,4 @@
-"""``--finetune``: pre-trained weights into a model that is to be fine-tuned."""
+"""``--finetune``: pre-trained weights into a model that is to be fine-tuned (or probed)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,8 @@ def load_pretrained(model: nn.Module, options: StartOptions, *, heads: bool = Fa
     Raises:
         UserError: The file is missing, unreadable or fits nothing.
     """
+    state, unused = read_pretrained(options, heads=heads)
     try:
-        path = fetch(options.finetune)
-        checkpoint = read_checkpoint(path)
-        state = extract_state_dict(checkpoint, options.model_key.split("|"))
-        state, unused = _in_our_names(_without_prefix(state, options.model_prefix))
-        if not heads:
-            unused += tuple(k for k in state if k.startswith(HEADS))
-            state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
         report = load_weights(model, state, source=options.finetune, strict=False)
     except (CheckpointError, ValueError) as err:
         raise UserError(f"--finetune: {err}") from err
@@ -56,7 +50,32 @@ def load_pretrained(model: nn.Module, options: StartOptions, *, heads: bool = Fa
     )
 
 
-def fetch(location: str) -> Path:
+def read_pretrained(
+    options: StartOptions, *, heads: bool = False, flag: str = "--finetune"
+) -> tuple[StateDict, tuple[str, ...]]:
+    """The weights of a checkpoint in MultiMAE's names, and the keys that were left out.
+
+    Args:
+        options: Where they are.
+        heads: Keep decoders and heads.
+        flag: What the user knows the location by.
+
+    Raises:
+        UserError: The file is missing or unreadable.
+    """
+    try:
+        checkpoint = read_checkpoint(fetch(options.finetune, flag))
+        state = extract_state_dict(checkpoint, options.model_key.split("|"))
+        state, unused = _in_our_names(_without_prefix(state, options.model_prefix))
+    except (CheckpointError, ValueError) as err:
+        raise UserError(f"{flag}: {err}") from err
+    if not heads:
+        unused += tuple(k for k in state if k.startswith(HEADS))
+        state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+    return state, unused
+
+
+def fetch(location: str, flag: str = "--finetune") -> Path:
     """A local path as it is; an https URL downloaded once, into torch.hub's folder.
 
     A file name with a hash in it (``name-0123abcd.pth``) is verified against its contents.
@@ -76,7 +95,7 @@ def fetch(location: str) -> Path:
     try:
         torch.hub.download_url_to_file(location, str(path), match[1] if match else None)
     except (OSError, RuntimeError, ValueError) as err:
-        raise UserError(f"--finetune {location}: cannot be downloaded ({err})") from err
+        raise UserError(f"{flag} {location}: cannot be downloaded ({err})") from err
     return path
 
 

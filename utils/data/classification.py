@@ -63,14 +63,14 @@ def data_root(path: str, inputs: Sequence[Modality]) -> Path:
     return root.parent if beside and not inside else root
 
 
-def find_classes(folder: MultiModalFolder, num_classes: int) -> ClassIndex:
-    """Classes of a training set, sorted by name.
+def find_classes(folder: MultiModalFolder, num_classes: int | None = None) -> ClassIndex:
+    """Classes of a training set, sorted by name; ``num_classes`` of them, if that is given.
 
     Raises:
         UserError: Images without a class folder, or another number of classes.
     """
     names = _class_names(folder)
-    if len(names) != num_classes:
+    if num_classes is not None and len(names) != num_classes:
         raise UserError(
             f"{folder.root} has {len(names)} classes ({', '.join(names[:5])}"
             f"{', ...' if len(names) > 5 else ''}) but nb_classes is {num_classes}: set "

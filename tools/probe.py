@@ -1,0 +1,175 @@
+"""Score frozen features: k nearest neighbours and a linear probe on class folders.
+
+    python tools/probe.py --weights output/demo/model.safetensors --in_domains rgb-depth \
+        --data_path data/rooms/train --eval_data_path data/rooms/val --input_size 128
+
+No weight of the encoder changes. Each image is resized, cut to its centre and encoded once, from
+the modalities of ``--in_domains``; its feature is a pooled token. The last line printed is JSON.
+``--help`` lists all options; see FINETUNING.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from multimae.modalities import select
+from utils.config import parse_config
+from utils.data.classification import check_classes, find_classes
+from utils.dist import init_world
+from utils.errors import UserError, exit_on_user_error
+from utils.features import Labelled, extract, feature_loader, labelled_folder, load_frozen
+from utils.options import RuntimeOptions
+from utils.precision import choose_precision
+from utils.probe_options import ProbeConfig
+from utils.probing import TOLERANCE, LinearResult, knn_accuracy, linear_probe, majority_accuracy
+from utils.seeding import seed_everything
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the configuration, extract features, score them, print and write the results."""
+    cfg = parse_config(ProbeConfig, argv)
+    target = _writable(cfg.runtime.output_json)
+    world = init_world(
+        RuntimeOptions(device=cfg.runtime.device, num_threads=cfg.runtime.num_threads)
+    )
+    if world.size > 1:
+        raise UserError("probe.py runs in one process: start it with python, not torchrun")
+    about, train, test, num_classes = _features(cfg, world.device)
+    # L-BFGS likes double precision, which graphics cards are slow at or lack.
+    on_gpu = world.device.type == "cuda"
+    device = world.device if on_gpu else torch.device("cpu")
+    dtype = torch.float32 if on_gpu else torch.float64
+    train, test = train.to(device, dtype), test.to(device, dtype)
+    options = cfg.classifiers
+    knn = knn_accuracy(train, test, num_classes, options.knn_k, options.knn_temperature)
+    linear = linear_probe(
+        train,
+        test,
+        num_classes,
+        options.linear_l2,
+        held_out=options.held_out,
+        max_iterations=options.linear_iterations,
+        seed=cfg.runtime.seed,
+    )
+    chance = majority_accuracy(train.y, test.y, num_classes)
+    print(_table(chance, knn, linear))
+    result = {**about, "chance": chance, "knn": knn, "linear": _row(linear)}
+    line = json.dumps(result)
+    if target is not None:
+        target.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+def _features(
+    cfg: ProbeConfig, device: torch.device
+) -> tuple[dict[str, Any], Labelled, Labelled, int]:
+    """A description, the features of both sets, and the number of classes."""
+    inputs = select(cfg.data.table(), cfg.data.in_names)
+    folder, eval_folder = (
+        labelled_folder(path, inputs) for path in (cfg.data.data_path, cfg.data.eval_data_path)
+    )
+    classes = find_classes(folder)
+    if len(classes) < 2:
+        raise UserError(f"{folder.root} has one class, '{classes.names[0]}': nothing to tell apart")
+    check_classes(eval_folder, classes)
+    seed_everything(cfg.runtime.seed)
+    frozen = load_frozen(cfg.model, inputs)
+    if frozen.report is not None:
+        print(frozen.report.summary())
+    model = frozen.model.to(device)
+    precision = choose_precision(cfg.runtime.precision, device)
+    batch = cfg.data.batch_size
+    loaders = {
+        "train": feature_loader(folder, cfg.model, cfg.data, batch_size=batch),
+        "eval": feature_loader(
+            eval_folder,
+            cfg.model,
+            cfg.data,
+            batch_size=cfg.data.eval_batch_size or batch,
+            limit=cfg.data.max_val_images,
+        ),
+    }
+    train, test = (
+        extract(model, loader, inputs, classes, cfg.features, precision, title=title)
+        for title, loader in loaders.items()
+    )
+    about = {
+        "weights": cfg.model.weights or "random",
+        "model": frozen.name,
+        "in_domains": cfg.data.in_domains,
+        "input_size": cfg.model.input_size,
+        "pool": cfg.features.pool,
+        "layers": cfg.features.layers,
+        "token_norm": cfg.features.token_norm,
+        "dim": train.x.shape[1],
+        "classes": len(classes),
+        "train_images": len(train),
+        "eval_images": len(test),
+        "seed": cfg.runtime.seed,
+    }
+    print(
+        f"{frozen.name} from {cfg.data.in_domains}, {about['dim']} features, {len(classes)} "
+        f"classes, {len(train)} images to learn from, {len(test)} to score on ({precision}, "
+        f"{device})"
+    )
+    return about, train, test, len(classes)
+
+
+def _row(linear: LinearResult) -> dict[str, Any]:
+    return {
+        **linear.scores,
+        "l2": linear.l2,
+        "train_acc1": linear.train["acc1"],
+        "held_out_acc1": {l2: scores["acc1"] for l2, scores in linear.held_out.items()},
+        "gradient": linear.gradient,
+    }
+
+
+def _table(chance: float, knn: Mapping[int, Mapping[str, float]], linear: LinearResult) -> str:
+    """Accuracies in percent, and what to beware of."""
+    columns = list(linear.scores)
+    rows: dict[str, Mapping[str, float]] = {
+        "majority class": {"acc1": chance},
+        **{f"kNN, k = {k}": scores for k, scores in knn.items()},
+        f"linear, l2 = {linear.l2:g}": linear.scores,
+    }
+    lines = [f"\n{'accuracy in %':<20}" + "".join(f"{name:>8}" for name in columns)]
+    for name, scores in rows.items():
+        cells = (f"{scores[c]:8.2f}" if c in scores else f"{'':>8}" for c in columns)
+        lines.append(f"{name:<20}" + "".join(cells).rstrip())
+    tried = sorted(linear.held_out)
+    if len(tried) > 1 and linear.l2 in (tried[0], tried[-1]):
+        lines.append("note: the best l2 is at the end of the grid; widen --linear_l2")
+    if linear.gradient > 1000 * TOLERANCE:
+        lines.append(
+            f"note: the linear probe is not at its minimum (gradient {linear.gradient:.1e}); "
+            "raise --linear_iterations or --linear_l2"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _writable(path: str) -> Path | None:
+    """The file of the results, tried before the work and not after it."""
+    if not path:
+        return None
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.open("a", encoding="utf-8").close()
+    except OSError as err:
+        raise UserError(f"--output_json {path}: cannot be written ({err.strerror or err})") from err
+    return target
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
