@@ -1,4 +1,4 @@
-# make demo | test | check | format | smoke     each sets up .venv by itself; see README.md
+# make demo | test | check | format | smoke | results     each sets up .venv by itself; see README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,8 +6,24 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := output/demo
 ROOMS := data/rooms
+# Options of a fine-tuning run on a handful of rooms; its folder's name follows.
+SMOKE := --data_path $(ROOMS)-smoke/train --eval_data_path $(ROOMS)-smoke/val --epochs 2 \
+	--batch_size 8 --warmup_epochs 0 --log_every 1 --finetune output/smoke/pretrain/model.safetensors \
+	--output_dir output/smoke
 
-.PHONY: demo test check format smoke clean
+# Furniture models for `make results`: Sweet Home 3D archives, of Debian's package if none are named.
+FURNITURE ?= $(SH3D)/usr/share/sweethome3d/furniture/*.sh3f
+SH3D := data/sh3d
+RESULTS := data/results
+VIEWS ?= 5200
+LABELLED ?= 200
+SIZE ?= 160
+RENDER = $(BIN)/python tools/make_rooms.py --workers $(shell nproc) --size $(SIZE) --furniture $(FURNITURE)
+# Options of pre-training and of fine-tuning, such as PRETRAIN='--model pretrain_multimae_small'.
+PRETRAIN ?=
+JOBS ?= 2
+
+.PHONY: demo test check format smoke results results-data clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -38,7 +54,29 @@ format: $(READY)
 # Every script to its end on a handful of rooms, in a minute or two.
 smoke: $(READY)
 	$(BIN)/python tools/make_rooms.py --out $(ROOMS)-smoke --train 24 --val 8 --size 64 --workers 2
+	$(BIN)/python tools/make_rooms.py --out $(ROOMS)-smoke-taskonomy --layout taskonomy --train 24 --val 8 --size 64 --workers 2
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/smoke.yaml
+	$(BIN)/python run_finetuning_cls.py --config cfgs/finetune/rooms/cls.yaml $(SMOKE)/cls
+	$(BIN)/python run_finetuning_semseg.py --config cfgs/finetune/rooms/semseg.yaml $(SMOKE)/semseg
+	$(BIN)/python run_finetuning_depth.py --config cfgs/finetune/rooms/depth.yaml $(SMOKE)/depth
+	$(BIN)/python run_finetuning_taskonomy.py --config cfgs/finetune/rooms/taskonomy.yaml \
+		$(SMOKE)/taskonomy --data_path $(ROOMS)-smoke-taskonomy
+
+# Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
+results: results-data
+	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml $(PRETRAIN)
+	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --jobs $(JOBS)
+	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml
+
+results-data: $(READY) $(if $(findstring $(SH3D),$(FURNITURE)),$(SH3D)/.ready)
+	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
+	$(RENDER) --out $(RESULTS)/labelled --train $(LABELLED) --val 300 --seed 1
+	$(RENDER) --out $(RESULTS)/taskonomy --train $(LABELLED) --val 300 --seed 1 --layout taskonomy
+
+# 820 models, CC0 and CC-BY; Debian and Ubuntu only, elsewhere name your archives in FURNITURE.
+$(SH3D)/.ready:
+	mkdir -p $(SH3D)
+	cd $(SH3D) && apt-get download sweethome3d-furniture && dpkg -x sweethome3d-furniture_*.deb . && touch .ready
 
 clean:
-	rm -rf output/smoke $(ROOMS)-smoke .pytest_cache .mypy_cache .ruff_cache
+	rm -rf output/smoke $(ROOMS)-smoke $(ROOMS)-smoke-taskonomy .pytest_cache .mypy_cache .ruff_cache

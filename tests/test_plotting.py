@@ -10,11 +10,12 @@ from einops import rearrange
 from torch import Tensor
 
 from multimae.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, make_table
-from tools.plot_run import curve, main, read_log, smooth
+from tools.plot_run import main, smooth
 from utils.colours import MASK_GREY, VOID_GREY, label_palette, scalar_colours
 from utils.errors import UserError
 from utils.pictures import to_picture, unnormalize_patches
 from utils.plotting import reconstruction_grid
+from utils.run_log import curve, read_log
 
 TABLE = make_table(
     {

@@ -11,8 +11,6 @@ below 1 the model has learnt something. Several runs share the axes, one line st
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -26,58 +24,14 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError, exit_on_user_error
+from utils.run_log import Curve, Row, curve, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOG_NAME = "log.jsonl"
 LINE_STYLES = ("-", "--", ":", "-.")
 TOTAL_COLOUR = "#22252b"
-
-Row = dict[str, Any]
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-
-
-def read_log(run: Path) -> list[Row]:
-    """Rows of a run's log.
-
-    Args:
-        run: An output folder, or the log file itself.
-
-    Raises:
-        UserError: No log, an unreadable line (path and number), or no rows.
-    """
-    path = run / LOG_NAME if run.is_dir() else run
-    if not path.is_file():
-        raise UserError(f"{path}: no such log. Give the output_dir of a run.")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as err:
-            # A run that was killed, or is still writing, may leave half a line at the end.
-            if number == len(lines) and rows:
-                break
-            raise UserError(f"{path}, line {number}: not JSON: {err}") from err
-        if isinstance(row, dict):
-            rows.append(row)
-    if not any(row.get("kind") in ("train", "eval") for row in rows):
-        raise UserError(f"{path}: holds no train or eval rows yet")
-    return rows
-
-
-def curve(rows: Iterable[Row], kind: str, key: str) -> Curve:
-    """Steps and values of ``key`` in the rows of one kind that have a finite number for it."""
-    points = {
-        int(row["step"]): float(row[key])
-        for row in rows
-        if row.get("kind") == kind and isinstance(row.get(key), (int, float))
-    }
-    points = {step: value for step, value in points.items() if math.isfinite(value)}
-    steps = np.array(sorted(points), dtype=np.float64)
-    return steps, np.array([points[int(step)] for step in steps], dtype=np.float64)
 
 
 def names_after(rows: Iterable[Row], prefix: str) -> list[str]:

@@ -1,0 +1,60 @@
+"""Reading the ``log.jsonl`` of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.errors import UserError
+
+LOG_NAME = "log.jsonl"
+
+Row = dict[str, Any]
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def read_log(run: Path) -> list[Row]:
+    """Rows of a run's log.
+
+    Args:
+        run: An output folder, or the log file itself.
+
+    Raises:
+        UserError: No log, an unreadable line (path and number), or no rows.
+    """
+    path = run / LOG_NAME if run.is_dir() else run
+    if not path.is_file():
+        raise UserError(f"{path}: no such log. Give the output_dir of a run.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as err:
+            # A run that was killed, or is still writing, may leave half a line at the end.
+            if number == len(lines) and rows:
+                break
+            raise UserError(f"{path}, line {number}: not JSON: {err}") from err
+        if isinstance(row, dict):
+            rows.append(row)
+    if not any(row.get("kind") in ("train", "eval") for row in rows):
+        raise UserError(f"{path}: holds no train or eval rows yet")
+    return rows
+
+
+def curve(rows: Iterable[Row], kind: str, key: str, over: str = "step") -> Curve:
+    """``over`` (step, epoch) and ``key`` in the rows of one kind with a finite number for it."""
+    points = {
+        float(row[over]): float(row[key])
+        for row in rows
+        if row.get("kind") == kind and isinstance(row.get(key), (int, float))
+    }
+    points = {at: value for at, value in points.items() if math.isfinite(value)}
+    places = np.array(sorted(points), dtype=np.float64)
+    return places, np.array([points[at] for at in places.tolist()], dtype=np.float64)
