@@ -2,5 +2,15 @@
 
 from multimae.modalities import Modality, default_table, make_table
 from multimae.multimae import MultiMAE, MultiViT
+from multimae.spec import ModelSpec, load_model
 
-__all__ = ["Modality", "MultiMAE", "MultiViT", "default_table", "make_table"]
+__all__ = [
+    "Modality",
+    "ModelSpec",
+    "ModelSpec",
+    "MultiMAE",
+    "MultiViT",
+    "default_table",
+    "load_model",
+    "make_table",
+]

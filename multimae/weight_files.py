@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -73,12 +74,30 @@ def extract_state_dict(
     return state
 
 
-def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: Not a readable safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({err})") from err
+
+
+def save_state_dict(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write weights atomically: a crash leaves the old file or the new one, never half of one.
 
     Args:
         state: Weights by name. Names that share memory are each written in full.
         path: ``*.safetensors``, or any other suffix for ``torch.save({"model": state})``.
+        metadata: Texts for the header of a safetensors file.
 
     Raises:
         OSError: The folder does not exist or is not writable.
@@ -89,7 +108,7 @@ def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     try:
         with temporary.open("wb") as stream:
             if path.suffix == ".safetensors":
-                stream.write(serialize(_unshared(tensors)))
+                stream.write(serialize(_unshared(tensors), dict(metadata or {}) or None))
             else:
                 torch.save({"model": tensors}, stream)
             stream.flush()

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from multimae.build import DecoderOptions, build_pretrain_model
+from multimae.build import DecoderOptions
 from multimae.masking import sample_masks
 from multimae.modalities import Modality, select
+from multimae.spec import ModelSpec
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
 from utils.data.samplers import EvalBatchSampler
@@ -64,6 +65,28 @@ def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> 
     return _dataset(cfg, path, rows, EvalTransform(rows, cfg.model.input_size))
 
 
+def model_spec(
+    cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
+) -> ModelSpec:
+    """Description of the model that the options ask for."""
+    model = cfg.model
+    return ModelSpec(
+        model.model,
+        tuple(inputs),
+        tuple(outputs),
+        model.patch_size,
+        model.input_size,
+        model.num_global_tokens,
+        DecoderOptions(
+            model.decoder_dim,
+            model.decoder_depth,
+            model.decoder_num_heads,
+            model.decoder_use_task_queries,
+            model.decoder_use_xattn,
+        ),
+    )
+
+
 def build_task(
     cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
 ) -> PretrainTask:
@@ -74,22 +97,7 @@ def build_task(
     """
     model_options = cfg.model
     try:
-        model = build_pretrain_model(
-            model_options.model,
-            inputs,
-            outputs,
-            patch_size=model_options.patch_size,
-            image_size=model_options.input_size,
-            num_global_tokens=model_options.num_global_tokens,
-            drop_path_rate=model_options.drop_path,
-            decoder=DecoderOptions(
-                model_options.decoder_dim,
-                model_options.decoder_depth,
-                model_options.decoder_num_heads,
-                model_options.decoder_use_task_queries,
-                model_options.decoder_use_xattn,
-            ),
-        )
+        model = model_spec(cfg, inputs, outputs).build(model_options.drop_path)
         side = model_options.input_size
         layout = model.layout({m.name: (side // m.stride, side // m.stride) for m in inputs})
         sample_masks(layout, 1, model_options.num_encoded_tokens, model_options.alphas)
