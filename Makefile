@@ -15,15 +15,19 @@ SMOKE := --data_path $(ROOMS)-smoke/train --eval_data_path $(ROOMS)-smoke/val --
 FURNITURE ?= $(SH3D)/usr/share/sweethome3d/furniture/*.sh3f
 SH3D := data/sh3d
 RESULTS := data/results
+PRETRAINED = output/results/pretrain-$(MODEL)
 VIEWS ?= 5200
 LABELLED ?= 200
 SIZE ?= 160
 RENDER = $(BIN)/python tools/make_rooms.py --workers $(shell nproc) --size $(SIZE) --furniture $(FURNITURE)
-# Options of pre-training and of fine-tuning, such as PRETRAIN='--model pretrain_multimae_small'.
+# Larger, on a GPU: make results MODEL=small VIEWS=30000 SIZE=256 JOBS=1 \
+#   PRETRAIN='--input_size 224 --num_encoded_tokens 98' FINETUNE='--input_size 224'
+MODEL ?= tiny
 PRETRAIN ?=
+FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo test check format smoke results results-data clean
+.PHONY: demo test check format smoke results results-finetune results-data clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -64,12 +68,19 @@ smoke: $(READY)
 
 # Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
 results: results-data
-	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml $(PRETRAIN)
-	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --jobs $(JOBS)
-	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml
-
-results-data: $(READY) $(if $(findstring $(SH3D),$(FURNITURE)),$(SH3D)/.ready)
 	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
+	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml \
+		--model pretrain_multimae_$(MODEL) --output_dir $(PRETRAINED) $(PRETRAIN)
+	$(BIN)/python tools/export_weights.py $(PRETRAINED)/model.safetensors weights/multimae-$(MODEL)_rooms.safetensors
+	$(MAKE) results-finetune
+
+# The same from the weights that are there.
+results-finetune: results-data
+	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --size $(MODEL) --jobs $(JOBS) -- $(FINETUNE)
+	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml --size $(MODEL)
+
+# Labelled rooms: other views than those of pre-training, scored on furniture that no training has.
+results-data: $(READY) $(if $(findstring $(SH3D),$(FURNITURE)),$(SH3D)/.ready)
 	$(RENDER) --out $(RESULTS)/labelled --train $(LABELLED) --val 300 --seed 1
 	$(RENDER) --out $(RESULTS)/taskonomy --train $(LABELLED) --val 300 --seed 1 --layout taskonomy
 

@@ -35,7 +35,8 @@ def plan(tmp_path: Path) -> Path:
         "# Results\n<!-- results -->\nold\n<!-- results -->\nend\n"
     )
     contents = {
-        "output_dir": str(tmp_path / "runs"),
+        "size": "tiny",
+        "output_dir": str(tmp_path / "runs-{size}"),
         "report": str(tmp_path / "RESULTS.md"),
         "picture": str(tmp_path / "images/results.png"),
         "seeds": [0, 1, 2],
@@ -80,6 +81,13 @@ def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
     assert not run.done()
 
 
+def test_size_and_further_options(plan: Path, tmp_path: Path) -> None:
+    main(["run", str(plan), "--size", "small", "--seeds", "0", "--", "--bonus", "30"])
+    runs = read_plan(plan, "small").runs(seeds=[0])
+    assert [run.scores()["eval/acc1"] for run in runs] == [50.0, 50.0]
+    assert (tmp_path / "runs-small").is_dir() and not (tmp_path / "runs-tiny").exists()
+
+
 def test_failures_show_what_the_script_said(plan: Path) -> None:
     contents = yaml.safe_load(plan.read_text())
     contents["common"]["lr"] = 0
@@ -115,7 +123,9 @@ def test_gain_is_measured_in_pooled_deviations() -> None:
     assert mean_and_std([3.0])[0] == 3.0 and np.isnan(mean_and_std([3.0])[1])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cfgs/results").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "cfgs/results").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_every_plan_gives_commands_that_parse(path: Path, tmp_path: Path) -> None:
     from utils.cls_options import ClsConfig
     from utils.config import parse_config

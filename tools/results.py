@@ -1,13 +1,14 @@
 """Fine-tune from pre-trained weights and from scratch over several seeds, then tabulate.
 
     python tools/results.py run cfgs/results/rooms.yaml --jobs 2
+    python tools/results.py run cfgs/results/rooms.yaml --size small -- --input_size 224
     python tools/results.py report cfgs/results/rooms.yaml
 
 ``run`` trains what is missing: one folder ``output_dir/EXPERIMENT/START/SEED`` per run, so that a
-stopped command goes on where it stopped. ``report`` writes the table, the command, the hardware and
-the commit between the ``<!-- results -->`` marks of the plan's ``report`` file, and one picture
-with every metric against epochs. The score of a run is that of its last epoch: nothing is selected
-on the test rooms.
+stopped command goes on where it stopped. Options behind ``--`` go to every script. ``report``
+writes the table, the command, the hardware and the commit between the ``<!-- results -->`` marks of
+the plan's ``report`` file, and one picture with every metric against epochs. The score of a run is
+that of its last epoch: nothing is selected on the test rooms.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    words, more = words[:cut], words[cut + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,21 +50,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train.add_argument("--only", nargs="+", default=[], help="names of experiments")
     train.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the plan's")
-    train.add_argument("--device", default=None, help="cuda, cpu ...; default: the scripts'")
     report = commands.add_parser("report", help="write table and picture from the logs")
     for each in (train, report):
         each.add_argument("plan", type=Path, help="a YAML of cfgs/results")
-    args = parser.parse_args(argv)
-    plan = read_plan(args.plan)
+        each.add_argument("--size", default=None, help="tiny, small ...; default: the plan's")
+    args = parser.parse_args(words)
+    plan = read_plan(args.plan, args.size)
     if args.command == "report":
         for path in write_report(plan, f"python tools/results.py run {args.plan}"):
             print(path)
         return
     jobs = max(1, args.jobs)
     threads = args.threads or max(1, (os.cpu_count() or 1) // jobs)
-    more = ["--num_threads", str(threads)]
-    more += [] if args.device is None else ["--device", args.device]
-    run_all(plan.runs(args.only, args.seeds), jobs, more)
+    run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads), *more])
 
 
 def run_all(runs: Sequence[Run], jobs: int, more: Sequence[str]) -> None:

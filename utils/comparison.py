@@ -17,7 +17,7 @@ import yaml
 from utils.errors import UserError
 from utils.run_log import LOG_NAME, Curve, Row, curve, read_log
 
-_KEYS = {"output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
+_KEYS = {"size", "output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,12 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), deviation
 
 
-def read_plan(path: Path) -> Comparison:
+def read_plan(path: Path, size: str | None = None) -> Comparison:
     """Read a plan.
+
+    Args:
+        path: A YAML of ``cfgs/results``. ``{size}`` in its texts stands for the model's size.
+        size: Instead of the plan's ``size``.
 
     Raises:
         UserError: Unreadable, or keys that are missing or unknown.
@@ -195,6 +199,7 @@ def read_plan(path: Path) -> Comparison:
                 f"{path}: missing keys: {', '.join(sorted(_KEYS - given)) or 'none'}; "
                 f"unknown: {', '.join(sorted(map(str, given - _KEYS))) or 'none'}"
             )
+        raw = _filled(raw, size or raw["size"])
         return Comparison(
             Path(raw["output_dir"]),
             Path(raw["report"]),
@@ -211,6 +216,17 @@ def read_plan(path: Path) -> Comparison:
 def _experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     fields = {**raw, "metrics": tuple(Metric(**metric) for metric in raw["metrics"])}
     return Experiment(name=name, **fields)
+
+
+def _filled(value: Any, size: str) -> Any:
+    """``value`` with every ``{size}`` in its texts replaced."""
+    if isinstance(value, str):
+        return value.replace("{size}", size)
+    if isinstance(value, list):
+        return [_filled(each, size) for each in value]
+    if isinstance(value, dict):
+        return {key: _filled(each, size) for key, each in value.items()}
+    return value
 
 
 def _flag(key: str, value: Any) -> list[str]:
