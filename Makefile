@@ -64,7 +64,7 @@ smoke: $(READY)
 	$(BIN)/python run_finetuning_semseg.py --config cfgs/finetune/rooms/semseg.yaml $(SMOKE)/semseg
 	$(BIN)/python run_finetuning_depth.py --config cfgs/finetune/rooms/depth.yaml $(SMOKE)/depth
 	$(BIN)/python run_finetuning_taskonomy.py --config cfgs/finetune/rooms/taskonomy.yaml \
-		$(SMOKE)/taskonomy --data_path $(ROOMS)-smoke-taskonomy
+		$(SMOKE)/taskonomy --data_path $(ROOMS)-smoke-taskonomy --eval_data_path none
 
 # Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
 results: results-data

@@ -24,11 +24,15 @@ def scenes(tmp_path: Path) -> Path:
     return write_scenes(tmp_path / "train", 8)
 
 
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def error_of(
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    run: Callable[[list[str]], None] = main,
+) -> str:
     """The message of a run that must end with exit code 2, without a training step."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
-        main(arguments)
+        run(arguments)
     captured = capsys.readouterr()
     assert exit_info.value.code == 2
     assert captured.err.startswith("error: ")

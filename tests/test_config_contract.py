@@ -40,6 +40,20 @@ FILES = [
 ]
 
 TASKS = ("cls", "semseg", "depth", "taskonomy")
+YAMLS = sorted(
+    str(path.relative_to(ROOT))
+    for kind in ("pretrain", "finetune")
+    for path in (ROOT / "cfgs" / kind).rglob("*.yaml")
+)
+
+
+def script_of(path: str) -> type[Any]:
+    """Configuration of the script that a YAML file is for."""
+    _, kind, folder, *_ = Path(path).parts
+    if kind == "pretrain":
+        return SCRIPTS["run_pretraining_multimae"][0]
+    return SCRIPTS[f"run_finetuning_{folder if folder in TASKS else Path(path).stem}"][0]
+
 
 # A valid value other than the default, for the flags where one does not follow from the type.
 SAMPLES: dict[str, list[str]] = {
@@ -166,6 +180,25 @@ def test_published_file_prints_every_value(
     printed = yaml.safe_load(capsys.readouterr().out)
     assert {key: printed[key] for key in CFGS[path]} == CFGS[path]
     assert list(printed) == list(options_of(config()))
+
+
+def test_every_script_is_walked() -> None:
+    assert set(SCRIPTS) == set(CLI) and len(FILES) == len(CFGS)
+
+
+@pytest.mark.parametrize("path", YAMLS)
+def test_what_a_file_prints_reads_back_as_the_same(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = script_of(path)
+    with pytest.raises(SystemExit) as info:
+        parse_config(config, ["--config", str(ROOT / path), "--print_config"])
+    assert info.value.code == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    again = parse_config(config, ["--config", str(tmp_path / "printed.yaml")])
+    assert again == parse_config(config, ["--config", str(ROOT / path)])
+    assert yaml.safe_load((ROOT / path).read_text()).keys() <= yaml.safe_load(printed).keys()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

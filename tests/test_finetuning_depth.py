@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run_finetuning_depth
-from tests.image_folders import message_of, save
+from tests.image_folders import save
 from tests.scenes import write_scenes
 from utils.data.loaders import Batch
 from utils.depth_options import DepthConfig
@@ -67,14 +67,6 @@ def test_the_target_is_normalised_as_published() -> None:
     assert torch.allclose(target.prepare(raw).double(), expected, atol=1e-5)
 
 
-def test_depth_without_a_valid_pixel_is_named(data: Path, tmp_path: Path) -> None:
-    root = write_scenes(tmp_path / "train", 4)
-    save(root / "depth/b/001.png", np.zeros((40, 40), np.uint16))
-    (tmp_path / "val").symlink_to(data / "val")
-    message = message_of(run_finetuning_depth.main, arguments(tmp_path, ""))
-    assert "depth/b/001.png" in message and "no pixel has a valid depth" in message
-
-
 def test_only_valid_pixels_count(data: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for path in (data / split / "depth").rglob("*.png"):
@@ -96,10 +88,3 @@ def test_only_valid_pixels_count(data: Path, tmp_path: Path) -> None:
     valid = task.valid(batch)
     assert torch.equal(valid, batch.images["mask_valid"] == 255)
     assert 0.4 < valid.float().mean() < 0.6
-
-
-def test_the_truth_is_no_input(data: Path) -> None:
-    message = message_of(
-        run_finetuning_depth.main, arguments(data, "", "--in_domains", "rgb-depth")
-    )
-    assert "of the truth" in message

@@ -123,38 +123,6 @@ def test_pseudo_labels_and_the_validity_mask(data: Path, tmp_path: Path) -> None
     assert state["output_adapters.semseg.final_layer.weight"].shape[0] == 5
 
 
-def bad_label(data: Path, tmp_path: Path, pixels: np.ndarray) -> str:
-    root = write_scenes(tmp_path / "train", 4)
-    save(root / "semseg/a/000.png", pixels)
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    (copy / "train").symlink_to(root)
-    (copy / "val").symlink_to(data / "val")
-    return message_of(run_finetuning_semseg.main, arguments(copy, ""))
-
-
-def test_bad_label_maps(data: Path, tmp_path: Path) -> None:
-    cases = {
-        "class id 77 is outside 1..4": np.full((40, 40), 77, np.uint8),
-        "every pixel of the label map is void": np.zeros((40, 40), np.uint8),
-        "the label map is 20 x 20": np.ones((20, 20), np.uint8),
-        "mode RGB": np.ones((40, 40, 3), np.uint8),
-    }
-    for i, (expected, pixels) in enumerate(cases.items()):
-        message = bad_label(data, tmp_path / str(i), pixels)
-        assert expected in message and "semseg/a/000.png" in message
-
-
-def test_inputs_must_not_be_the_truth(capsys: pytest.CaptureFixture[str], data: Path) -> None:
-    message = message_of(
-        run_finetuning_semseg.main, arguments(data, "", "--in_domains", "rgb-semseg")
-    )
-    assert "of the truth" in message
-    assert "needs test_data_path" in message_of(
-        run_finetuning_semseg.main, arguments(data, "", "--test")
-    )
-
-
 def small_dataset(root: Path, transform: type[SegEvalTransform], size: int) -> SegmentationDataset:
     from multimae.modalities import default_table
     from utils.data.folders import MultiModalFolder

@@ -12,12 +12,21 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), fl
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_python_blocks_run(code: str) -> None:
+def test_python_blocks_run(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
     exec(compile(code, "README.md", "exec"), {})
 
 
 def test_there_are_blocks_and_the_links_lead_somewhere() -> None:
     assert BLOCKS
-    for page in ("README.md", "SETUP.md", "PRETRAINING.md"):
+    pages = (
+        "README.md",
+        "SETUP.md",
+        "PRETRAINING.md",
+        "FINETUNING.md",
+        "docs/RESULTS.md",
+        "weights/README.md",
+    )
+    for page in pages:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", (REPO / page).read_text()):
-            assert (REPO / target).exists(), f"{page}: {target}"
+            assert ((REPO / page).parent / target).exists(), f"{page}: {target}"

@@ -232,4 +232,4 @@ def _filled(value: Any, size: str) -> Any:
 def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{'' if value else 'no_'}{key}"]
-    return [f"--{key}", str(value)]
+    return [f"--{key}", "none" if value is None else str(value)]

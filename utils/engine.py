@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -24,7 +25,7 @@ from utils.precision import Precision
 from utils.profiling import StepClock
 from utils.seeding import seed_everything
 from utils.state import Goal, TrainState
-from utils.tasks.base import Evaluator, StepPosition
+from utils.tasks.base import Evaluator, Pictures, StepPosition
 
 
 def fit(
@@ -72,7 +73,8 @@ def fit(
         state.epoch = state.step // plan.steps_per_epoch
         finished = state.step == plan.total_steps
         if evaluators and (finished or state.epoch % log.eval_freq == 0):
-            values = evaluate(state, evaluators, logger, state.step / plan.steps_per_epoch)
+            chosen = due_evaluators(evaluators, log, state.epoch, finished)
+            values = evaluate(state, chosen, logger, state.step / plan.steps_per_epoch)
             improved = goal is not None and state.improve(goal, values)
             if improved and saving and stepper.world.is_main:
                 save_best(state, checkpoint.output_dir)
@@ -83,11 +85,21 @@ def fit(
         clock.reset()
 
 
+def due_evaluators(
+    evaluators: Sequence[Evaluator], log: LogOptions, epoch: int, finished: bool
+) -> Sequence[Evaluator]:
+    """All of them; without pictures where ``picture_freq`` epochs have not passed."""
+    every = log.picture_freq
+    if finished or epoch // every > (epoch - log.eval_freq) // every:
+        return evaluators
+    return [e for e in evaluators if not isinstance(e, Pictures)]
+
+
 def evaluate(
     state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
     """Run every evaluator on the model in evaluation mode and log one row."""
-    model = state.scored_model
+    model = on_device_of(state.model, state.scored_model)
     state.task.eval()
     model.eval()
     values: dict[str, float] = {}
@@ -96,6 +108,12 @@ def evaluate(
     state.task.train()
     logger.eval(state.step, epoch, values)
     return values
+
+
+def on_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
+    """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
+    here, there = (next(m.parameters()).device for m in (reference, model))
+    return model if here == there else copy.deepcopy(model).to(here)
 
 
 class Stepper:

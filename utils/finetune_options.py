@@ -29,6 +29,9 @@ class FinetuneDataOptions(DataOptions):
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
     test_data_path: str | None = option(None, "Test images, for --test")
     num_workers: int = option(16, "Loader processes per GPU", within="[0, inf)")
+    max_val_images: int | None = option(
+        None, "Evaluate on N images, spread over the set", within="[1, inf)"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,14 @@ class FinetuneLogOptions(LogOptions):
     log_images_wandb: bool = option(
         False, "Accepted for old commands: pictures go to every log that is on"
     )
-    log_images_freq: int = option(5, "Epochs between pictures", within="[1, inf)")
-    wandb_group: str = option("", "W&B group")
+    log_images_freq: int = option(
+        5, "Epochs between pictures, drawn when the model is evaluated", within="[1, inf)"
+    )
+
+    @property
+    def picture_freq(self) -> int:
+        """Epochs between pictures."""
+        return self.log_images_freq
 
 
 @dataclass(frozen=True)

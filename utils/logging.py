@@ -171,6 +171,7 @@ def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, objec
         project=options.wandb_project,
         entity=options.wandb_entity,
         name=options.wandb_run_name,
+        group=options.wandb_group or None,
         dir=output_dir or None,
         config=dict(config),
     )

@@ -1,7 +1,8 @@
 """Metrics pooled exactly over a whole set, whatever the batches and the number of processes.
 
 Every meter keeps nothing but sums in one float64 vector. Processes add their vectors
-(``all_reduce(meter.state())``, then ``load``) and get the same numbers as a single one would.
+(``all_reduce(meter.state())``, then ``load``) and get the same numbers as a single one would, to
+the last digit: the sums are of integers, or exact (:mod:`utils.exact_sum`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from utils.exact_sum import LIMBS, carry, limbs_of_sum, total
 
 
 class Meter(ABC):
@@ -60,7 +63,28 @@ class Meter(ABC):
         self._sums += torch.stack([s.double() for s in sums]).to(self._sums.device)
 
 
-class MeanMeter(Meter):
+class ExactMeter(Meter):
+    """Base of the meters of real numbers, whose sums do not depend on the order of their terms.
+
+    Args:
+        size: Number of sums.
+        device: See :class:`Meter`.
+    """
+
+    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
+        """Start at zero."""
+        super().__init__(size * LIMBS, device)
+
+    def _add(self, terms: Sequence[Tensor]) -> None:
+        """Add all values of ``terms[i]`` to sum ``i``."""
+        limbs = torch.stack([limbs_of_sum(t).to(self._sums.device) for t in terms])
+        self._sums = carry(self._sums.view(-1, LIMBS) + limbs).flatten()
+
+    def _totals(self) -> list[float]:
+        return [total(limbs) for limbs in self._sums.view(-1, LIMBS).tolist()]
+
+
+class MeanMeter(ExactMeter):
     """Weighted means of named values, such as a loss per modality.
 
     Args:
@@ -77,10 +101,9 @@ class MeanMeter(Meter):
         """Count values.
 
         Args:
-            values: By name, each a scalar or one value per sample ``[B]``. Names left out are not
-                counted.
-            weight: A number or ``[B]``; the number of samples for a batch's mean. Values of
-                weight 0 may be nan.
+            values: By name, of any shape: one per sample, or per pixel. Names left out are not
+                counted. A batch's mean would make the result depend on the batches.
+            weight: A number or as many as values. Values of weight 0 may be nan.
 
         Raises:
             ValueError: A name that the meter does not have.
@@ -88,21 +111,18 @@ class MeanMeter(Meter):
         unknown = [name for name in values if name not in self.names]
         if unknown:
             raise ValueError(f"MeanMeter has no {unknown}; its names are {list(self.names)}")
-        sums = [torch.zeros((), dtype=torch.float64, device=self._sums.device)] * (
-            2 * len(self.names)
-        )
+        terms = [torch.zeros(1, device=self._sums.device)] * (2 * len(self.names))
         for i, name in enumerate(self.names):
             if name not in values:
                 continue
             value = values[name].detach().double()
             w = torch.as_tensor(weight, dtype=torch.float64, device=value.device).expand_as(value)
-            sums[2 * i] = torch.where(w != 0, value * w, 0.0).sum().to(self._sums.device)
-            sums[2 * i + 1] = w.sum().to(self._sums.device)
-        self._add(sums)
+            terms[2 * i : 2 * i + 2] = [torch.where(w != 0, value * w, 0.0), w]
+        self._add(terms)
 
     def compute(self) -> dict[str, float]:
         """Mean by name."""
-        sums = self._sums.tolist()
+        sums = self._totals()
         return {name: _ratio(sums[2 * i], sums[2 * i + 1]) for i, name in enumerate(self.names)}
 
 
@@ -211,7 +231,7 @@ class SegmentationMeter(Meter):
         }
 
 
-class DepthMeter(Meter):
+class DepthMeter(ExactMeter):
     """Errors of a depth map in millimetres, over all valid pixels of a set (SPEC section 6).
 
     Args:
@@ -252,14 +272,14 @@ class DepthMeter(Meter):
             diff.square(),
             (p_pos.log() - t_pos.log()).square(),
         ]
-        self._add([torch.where(valid, term, 0.0).sum() for term in terms])
+        self._add([torch.where(valid, term, 0.0) for term in terms])
 
     def compute(self) -> dict[str, float]:
         """``delta_1..3`` and ``rel`` in 0..1, ``srel`` and ``rmse`` in mm, ``log10``.
 
         ``log10`` keeps its historical name; it is the root mean square of natural logarithms.
         """
-        count, *sums = self._sums.tolist()
+        count, *sums = self._totals()
         d1, d2, d3, rel, srel, square, log_square = (_ratio(s, count) for s in sums)
         return {
             "delta_1": d1,

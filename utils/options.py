@@ -253,3 +253,9 @@ class LogOptions:
     wandb_project: str | None = option(None, "W&B project")
     wandb_entity: str | None = option(None, "W&B user or team")
     wandb_run_name: str | None = option(None, "W&B run name")
+    wandb_group: str = option("", "W&B group")
+
+    @property
+    def picture_freq(self) -> int:
+        """Epochs between pictures."""
+        return self.eval_freq

@@ -10,9 +10,19 @@ from utils.config import save_config
 from utils.dist import World
 from utils.errors import UserError
 
+CONFIG = "config.yaml"
 
-def prepare_output_dir(output_dir: str, config: Any, world: World) -> None:
+
+def prepare_output_dir(
+    output_dir: str, config: Any, world: World, *, keep_config: bool = False
+) -> None:
     """Create the folder and write the resolved configuration into it (rank 0).
+
+    Args:
+        output_dir: The folder; empty: none.
+        config: The configuration.
+        world: Processes.
+        keep_config: Leave a configuration that is there, that of the run which is scored.
 
     Raises:
         UserError: It cannot be created or written to.
@@ -31,4 +41,5 @@ def prepare_output_dir(output_dir: str, config: Any, world: World) -> None:
             f"output_dir {path} cannot be written to ({err.strerror or err}). "
             "Choose another --output_dir."
         ) from err
-    save_config(config, path / "config.yaml")
+    if not (keep_config and (path / CONFIG).is_file()):
+        save_config(config, path / CONFIG)

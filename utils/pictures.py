@@ -54,7 +54,7 @@ def _draw_rgb(x: Tensor, m: Modality, reference: Tensor) -> Picture:
     if m.normalization == "mean_std":
         unit = _unit_scale(x, m)
     else:
-        low, high = _range(reference)
+        low, high = colour_range(reference)
         unit = (x.float() - low) / (high - low)
     if unit.shape[0] < 3:
         unit = unit[:1].expand(3, -1, -1)
@@ -62,7 +62,7 @@ def _draw_rgb(x: Tensor, m: Modality, reference: Tensor) -> Picture:
 
 
 def _draw_scalar(x: Tensor, m: Modality, reference: Tensor) -> Picture:
-    return scalar_colours(x.float().mean(dim=0).numpy(), *_range(reference))
+    return scalar_colours(x.float().mean(dim=0).numpy(), *colour_range(reference))
 
 
 def _draw_labels(x: Tensor, m: Modality, reference: Tensor) -> Picture:
@@ -90,7 +90,8 @@ def _unit_scale(x: Tensor, m: Modality) -> Tensor:
     return x.float() * std + mean
 
 
-def _range(reference: Tensor) -> tuple[float, float]:
+def colour_range(reference: Tensor) -> tuple[float, float]:
+    """Values of the darkest and the brightest colour of a scalar map without a natural range."""
     values = reference.float()
     values = values[values.isfinite()]
     if values.numel() == 0:

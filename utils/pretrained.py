@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -87,11 +88,12 @@ def fetch(location: str, flag: str = "--finetune") -> Path:
         return Path(location)
     name = Path(urlparse(location).path).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / name
+    match = _HASH.search(name)
+    # Many a file is called model.safetensors: where no hash says which, the address does.
+    path = folder / (name if match else f"{sha256(location.encode()).hexdigest()[:8]}-{name}")
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    match = _HASH.search(name)
     try:
         torch.hub.download_url_to_file(location, str(path), match[1] if match else None)
     except (OSError, RuntimeError, ValueError) as err:

@@ -93,5 +93,5 @@ class TaskonomyConfig(FinetuneConfig):
 
     @property
     def has_test_set(self) -> bool:
-        """Whether there is a test subset: always under the same root, unless limited away."""
-        return bool(self.data.test_data_path)
+        """Whether the test views are scored; ``--test`` finds them under --data_path, too."""
+        return bool(self.data.test_data_path) or self.start.test

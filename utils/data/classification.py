@@ -129,7 +129,8 @@ class ClassTrainTransform(TrainTransform):
         self.augment: Any = None
         alone = len(self.modalities) == 1
         if auto_augment and auto_augment != "none":
-            self.augment = _auto_augment(auto_augment, alone)
+            photos = [m.interpolation for m in self.modalities if m.is_photo]
+            self.augment = _auto_augment(auto_augment, alone, *photos[:1])
         elif colour_jitter > 0:
             strength = (colour_jitter,) * 3
             self.augment = v2.ColorJitter(*strength)
@@ -161,20 +162,21 @@ class ClassEvalTransform(EvalTransform):
         return View(size, (size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
-def _auto_augment(description: str, alone: bool) -> Any:
+def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic") -> Any:
     # timm takes two seconds to load, which --help should not pay.
     from timm.data import auto_augment as timm_augment
 
-    mean = {"img_mean": (124, 116, 104)}
+    resample = Image.Resampling[interpolation.upper()]
+    options = {"img_mean": (124, 116, 104), "interpolation": resample}
     try:
         if description.startswith("rand"):
             ops = None if alone else list(COLOUR_OPS)
-            return timm_augment.rand_augment_transform(description, mean, ops)
+            return timm_augment.rand_augment_transform(description, options, ops)
         if not alone:
             raise ValueError("only rand-... keeps several modalities aligned")
         if description.startswith("augmix"):
-            return timm_augment.augment_and_mix_transform(description, mean)
-        return timm_augment.auto_augment_transform(description, mean)
+            return timm_augment.augment_and_mix_transform(description, options)
+        return timm_augment.auto_augment_transform(description, options)
     except (AssertionError, ValueError, KeyError) as err:
         raise UserError(f"--aa {description}: {err or 'timm does not know it'}") from err
 

@@ -77,7 +77,7 @@ class MultiModalDataset(Dataset[Sample]):
             transform: Joint transform of the same modalities.
             seed: Of the augmentation.
             patch_size: Patch side in full-resolution pixels; smaller images are refused.
-            limit: Only the first so many samples; all if ``None``.
+            limit: Only so many samples, spread evenly over the folder; all if ``None``.
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -98,18 +98,23 @@ class MultiModalDataset(Dataset[Sample]):
         Raises:
             UserError: A file of the sample is bad; the message says which and why.
         """
-        pixels, problems = self._read(key.index)
+        place = self._place(key.index)
+        pixels, problems = self._read(place)
         if problems:
             raise UserError(problems[0])
         with sample_rng(self.seed, key):
-            return Sample(self.transform(pixels), self.folder.name(key.index))
+            return Sample(self.transform(pixels), self.folder.name(place))
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""
-        return self._read(index)[1]
+        return self._read(self._place(index))[1]
+
+    def _place(self, index: int) -> int:
+        """Where a sample of this set stands in the folder."""
+        return index * len(self.folder) // len(self)
 
     def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        """Pixels of all modalities, or the messages of those that cannot be had."""
+        """Pixels of all modalities of a place in the folder, or what is wrong with them."""
         paths: dict[str, Path] = {}
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []

@@ -119,6 +119,9 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     Rank ``r`` takes samples ``r, r + world_size, ...`` in order. Nothing is repeated to even the
     ranks out, so their numbers of batches and samples may differ by one: reduce sums and counts,
     not means, and do not communicate per batch.
+
+    Attributes:
+        rows: Samples in a full batch; the same on every rank.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         """See the class; ``batch_size`` is per rank."""
         self.batch_size = batch_size
+        self.rows = min(batch_size, num_samples)
         self._indices = range(rank, num_samples, world_size)
 
     def __len__(self) -> int:

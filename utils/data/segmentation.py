@@ -29,6 +29,7 @@ class SegmentationDataset(MultiModalDataset):
         zero_is_void: bool,
         seed: int = 0,
         patch_size: int = 1,
+        limit: int | None = None,
     ) -> None:
         """As the base class.
 
@@ -40,8 +41,9 @@ class SegmentationDataset(MultiModalDataset):
             zero_is_void: Ids are ``1 .. num_classes`` and 0 is void; else ``0 .. num_classes - 1``.
             seed: Of the augmentation.
             patch_size: Smaller images are refused.
+            limit: Only so many samples, spread evenly.
         """
-        super().__init__(folder, transform, seed=seed, patch_size=patch_size)
+        super().__init__(folder, transform, seed=seed, patch_size=patch_size, limit=limit)
         self.target = target
         self.first = int(zero_is_void)
         self.last = num_classes - 1 + self.first

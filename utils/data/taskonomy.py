@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.folders import MultiModalFolder
+from utils.data.loaders import MultiModalDataset
+from utils.data.reading import Pixels
 from utils.errors import UserError
 
 Subset = Literal["train", "val", "test"]
@@ -104,6 +107,17 @@ class TaskonomyFolder(MultiModalFolder):
         keys = sorted(key for key in found if key.partition("/")[0] in self.buildings)
         count = min(len(keys), self.limit or len(keys))
         return {key: found[key] for key in (keys[i * len(keys) // count] for i in range(count))}
+
+
+class TaskonomyDataset(MultiModalDataset):
+    """Views, of which each must have a valid pixel."""
+
+    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index)
+        if not problems and (np.asarray(pixels[VALID]) >= SATURATED).all():
+            path = self.folder.path(index, TASKS[VALID][0])
+            problems = [f"{path}: no pixel has a valid depth (all are {SATURATED}). Remove it."]
+        return pixels, problems
 
 
 def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> frozenset[str]:

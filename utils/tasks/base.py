@@ -50,6 +50,10 @@ class Task(nn.Module, ABC):
         self.load_state_dict({**own, **state}, strict=True)
 
 
+class Pictures:
+    """Marks evaluators that draw and give no numbers: they may run less often."""
+
+
 class Evaluator(Protocol):
     """Something that scores a model."""
 

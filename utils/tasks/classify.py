@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from multimae.modalities import Modality, select
 from multimae.multimae import MultiViT
 from multimae.output_adapters import LinearOutputAdapter
-from multimae.preprocess import prepare
 from utils.cls_options import ClsConfig, ClsDataOptions
 from utils.data.classification import (
     ClassEvalTransform,
@@ -35,7 +34,7 @@ from utils.pictures import to_picture
 from utils.precision import Precision
 from utils.prediction_grid import prediction_grid
 from utils.state import Goal
-from utils.tasks.base import Evaluator, StepOutput, StepPosition
+from utils.tasks.base import Evaluator, Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import (
     CHECKED_SAMPLES,
     FinetuneTask,
@@ -44,6 +43,7 @@ from utils.tasks.finetune import (
     eval_loader,
 )
 from utils.tasks.reconstruction import spread_keys
+from utils.tasks.scoring import predictions
 
 HEAD = "cls"
 
@@ -66,7 +66,7 @@ class ClassifyTask(FinetuneTask):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Cross-entropy of the augmented batch."""
-        x = prepare(batch.images, self.inputs)
+        x = self.prepare(batch)
         device = next(iter(x.values())).device
         labels = self.classes.ids(batch.names, device)
         if self.reprob > 0:
@@ -123,11 +123,9 @@ class AccuracyEvaluator:
         """``{split}/acc1``, ``acc5`` (percent) and ``loss``."""
         accuracy = AccuracyMeter(device=self.world.device)
         mean = MeanMeter(["loss"], self.world.device)
-        for batch in self.loader:
-            x = prepare(batch.to(self.world.device).images, self.task.inputs)
-            labels = self.task.classes.ids(batch.names, self.world.device)
-            with self.precision.autocast():
-                logits = self.task.predict(x, model)[HEAD].float()
+        device = self.world.device
+        for batch, outputs in predictions(self.task, model, self.loader, self.precision, device):
+            logits, labels = outputs[HEAD], self.task.classes.ids(batch.names, device)
             accuracy.update(logits, labels)
             mean.update({"loss": F.cross_entropy(logits, labels, reduction="none")})
         for meter in (accuracy, mean):
@@ -136,7 +134,7 @@ class AccuracyEvaluator:
         return {f"{self.split}/{name}": value for name, value in values.items()}
 
 
-class ClassPictures:
+class ClassPictures(Pictures):
     """Draws the inputs of a fixed batch with predicted and true class below."""
 
     def __init__(
@@ -150,7 +148,7 @@ class ClassPictures:
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """Send the picture to the logger; no numbers."""
-        x = prepare(self.batch.to(self.device).images, self.task.inputs)
+        x = self.task.prepare(self.batch.to(self.device))
         with self.precision.autocast():
             logits = self.task.predict(x, model)[HEAD].float()
         shares, guesses = logits.softmax(dim=1).max(dim=1)
@@ -186,7 +184,7 @@ class Classification(Finetuning):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return self._dataset(self.folder, transform)
+        return self._dataset(self.folder, transform, None)
 
     def build_task(self) -> ClassifyTask:
         """Model with a linear head."""
@@ -214,8 +212,9 @@ class Classification(Finetuning):
         folder = self._folder(path)
         check_classes(folder, self.classes)
         size, crop = self.cfg.model.input_size, data.crop_pct or 224 / 256
-        dataset = self._dataset(folder, ClassEvalTransform(self.inputs, size, crop))
-        loader = eval_loader(dataset, self.cfg, self.world, data.max_val_images)
+        limit = data.max_val_images if split == "eval" else None
+        dataset = self._dataset(folder, ClassEvalTransform(self.inputs, size, crop), limit)
+        loader = eval_loader(dataset, self.cfg, self.world)
         evaluators: list[Evaluator] = [
             AccuracyEvaluator(task, loader, self.world, precision, split)
         ]
@@ -229,12 +228,15 @@ class Classification(Finetuning):
     def _folder(self, path: str) -> MultiModalFolder:
         return MultiModalFolder(data_root(path, self.inputs), self.inputs)
 
-    def _dataset(self, folder: MultiModalFolder, transform: JointTransform) -> MultiModalDataset:
+    def _dataset(
+        self, folder: MultiModalFolder, transform: JointTransform, limit: int | None
+    ) -> MultiModalDataset:
         dataset = MultiModalDataset(
             folder,
             transform,
             seed=self.cfg.runtime.seed,
             patch_size=self.cfg.model.patch_size,
+            limit=limit,
         )
         check_samples(dataset, CHECKED_SAMPLES)
         return dataset

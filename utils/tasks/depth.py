@@ -16,7 +16,7 @@ from utils.data.folders import MultiModalFolder
 from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
 from utils.data.reading import Pixels
 from utils.data.transforms import EvalTransform, JointTransform
-from utils.depth_options import MASK_VALID, DepthConfig
+from utils.depth_options import MASK_VALID, TARGET, DepthConfig
 from utils.dist import World
 from utils.errors import UserError
 from utils.finetune_options import Split
@@ -34,6 +34,7 @@ from utils.tasks.finetune import (
 )
 from utils.tasks.reconstruction import spread_keys
 from utils.tasks.regress import RegressionPictures, RegressTask, Target
+from utils.tasks.scoring import predictions
 
 HEAD = "depth"
 HALF = 127  # of mask_valid, which is 0 or 255
@@ -57,16 +58,25 @@ class DepthTask(RegressTask):
 class DepthDataset(MultiModalDataset):
     """Samples of a folder, of which each must have valid depth."""
 
-    checked: Modality  # the row that says which depth is valid
-
     def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index)
         if problems:
             return pixels, problems
-        least = HALF if self.checked.name == MASK_VALID else 0
-        if not (np.asarray(pixels[self.checked.name]) > least).any():
-            path = self.folder.path(index, self.checked)
-            problems = [f"{path}: no pixel has a valid depth. Remove the sample."]
+        paths = {m.name: self.folder.path(index, m) for m in self.folder.modalities}
+        valid = measured = np.asarray(pixels[TARGET]) > 0
+        if MASK_VALID in pixels:
+            valid = np.asarray(pixels[MASK_VALID]) > HALF
+            empty = valid & ~measured if valid.shape == measured.shape else np.zeros(1, bool)
+            if empty.any():
+                problems = [
+                    f"{paths[TARGET]}: the depth of {empty.sum()} pixels is 0, but "
+                    f"{paths[MASK_VALID]} marks them as valid. Clear them there."
+                ]
+        if not valid.any():
+            problems = [
+                f"{paths.get(MASK_VALID, paths[TARGET])}: no pixel has a valid depth. "
+                "Remove the sample."
+            ]
         return pixels, problems
 
 
@@ -90,12 +100,10 @@ class DepthEvaluator:
         """``{split}/delta_1..3``, ``rel``, ``srel``, ``rmse`` (mm), ``log10``."""
         meter = DepthMeter(self.world.device)
         task, (target,) = self.task, self.task.targets
-        for batch in self.loader:
-            batch = batch.to(self.world.device)
-            with self.precision.autocast():
-                pred = task.predict(task.prepare(batch), model)[target.head]
+        device = self.world.device
+        for batch, preds in predictions(task, model, self.loader, self.precision, device):
             truth = batch.images[target.row.name].float()
-            meter.update(task.millimetres(pred), truth, task.valid(batch))
+            meter.update(task.millimetres(preds[target.head]), truth, task.valid(batch))
         meter.load(self.world.sum(meter.state()))
         return {f"{self.split}/{name}": value for name, value in meter.compute().items()}
 
@@ -109,7 +117,7 @@ class DepthFinetuning(Finetuning):
         """Choose the rows to read."""
         self.cfg, self.world = cfg, world
         self.inputs = select(cfg.table(), cfg.in_names)
-        self.target = Target(HEAD, cfg.data.target(), 1)
+        self.target = Target(HEAD, cfg.data.target(), 1, "mm")
         self.rows = [*self.inputs, self.target.row]
         if cfg.data.use_mask_valid:
             self.rows.append(
@@ -164,6 +172,5 @@ class DepthFinetuning(Finetuning):
             patch_size=self.cfg.model.patch_size,
             limit=limit,
         )
-        dataset.checked = self.rows[-1]
         check_samples(dataset, CHECKED_SAMPLES)
         return dataset

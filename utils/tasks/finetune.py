@@ -16,6 +16,7 @@ from multimae.build import build_multivit, encoder_shape
 from multimae.heads import reads_all_layers
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
+from multimae.preprocess import prepare
 from multimae.weights import (
     CheckpointError,
     extract_state_dict,
@@ -25,7 +26,7 @@ from multimae.weights import (
 )
 from utils.checkpoint import best_checkpoint, resume
 from utils.config import to_flat_dict
-from utils.data.loaders import MultiModalDataset, build_eval_loader, build_train_loader
+from utils.data.loaders import Batch, MultiModalDataset, build_eval_loader, build_train_loader
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
 from utils.dist import World
 from utils.ema import average
@@ -61,6 +62,10 @@ class FinetuneTask(Task):
         self.model = model
         self.inputs = tuple(inputs)
         self._all_layers = reads_all_layers(model)
+
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """Model inputs."""
+        return prepare(batch.images, self.inputs)
 
     def predict(self, x: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
         """Outputs of every head for prepared inputs.
@@ -104,26 +109,34 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
     Returns:
         The last metrics, by name.
     """
-    prepare_output_dir(cfg.checkpoint.output_dir, cfg, world)
+    output_dir = cfg.checkpoint.output_dir
+    prepare_output_dir(output_dir, cfg, world, keep_config=cfg.scores_only)
     seed_everything(cfg.runtime.seed)
     task = job.build_task().to(world.device)
     precision = choose_precision(cfg.precision, world.device)
     flat = to_flat_dict(cfg)
-    with RunLogger(cfg.log, cfg.checkpoint.output_dir, flat, is_main=world.is_main) as logger:
+    with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
         logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
         state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
         if cfg.scores_only:
-            logger.say(_load_for_scoring(cfg, task))
+            path = _to_score(cfg)
+            state.epoch, state.step = _load_whole(task, path)
+            logger.say(f"scoring {path}, {state.epoch} epochs trained")
             split: Split = "test" if cfg.start.test else "eval"
-            return evaluate(state, job.evaluators(split, task, precision, logger), logger, 0.0)
+            evaluators = job.evaluators(split, task, precision, logger)
+            return evaluate(state, evaluators, logger, float(state.epoch))
+        # Built now, so that a test set that cannot be read is known before the training.
+        tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
         values = _train(cfg, world, job, task, state, precision, logger)
-        best = best_checkpoint(cfg.checkpoint.output_dir) if cfg.checkpoint.output_dir else None
-        if cfg.has_test_set and best is not None:
-            logger.say(_load_whole(task, best))
-            state.ema = None
-            scored = job.evaluators("test", task, precision, logger)
-            values |= evaluate(state, scored, logger, float(state.epoch))
+        if tests:
+            saved = bool(output_dir) and cfg.checkpoint.save_ckpt
+            best = best_checkpoint(output_dir) if saved else None
+            if best is not None:
+                epoch, _ = _load_whole(task, best)
+                logger.say(f"testing {best}, the best, of epoch {epoch}")
+                state.ema = None
+            values |= evaluate(state, tests, logger, float(state.epoch))
         return values
 
 
@@ -233,20 +246,17 @@ def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
     )  # fmt: skip
 
 
-def eval_loader(
-    dataset: MultiModalDataset, cfg: FinetuneConfig, world: World, limit: int | None = None
-) -> DataLoader[Any]:
-    """This process's share of a set, every sample (of the first ``limit``) once over all."""
-    total = min(len(dataset), limit or len(dataset))
+def eval_loader(dataset: MultiModalDataset, cfg: FinetuneConfig, world: World) -> DataLoader[Any]:
+    """This process's share of a set, every sample once over all."""
     batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
-    sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank=world.rank, world_size=world.size)
     return build_eval_loader(
         dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
     )
 
 
-def _load_for_scoring(cfg: FinetuneConfig, task: FinetuneTask) -> str:
-    """Load ``--resume``, else the best of ``--output_dir``, else ``--finetune``; heads included."""
+def _to_score(cfg: FinetuneConfig) -> Path:
+    """``--resume``, else the best of ``--output_dir``, else ``--finetune``."""
     output_dir = cfg.checkpoint.output_dir
     path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
     if path is None and output_dir:
@@ -258,14 +268,16 @@ def _load_for_scoring(cfg: FinetuneConfig, task: FinetuneTask) -> str:
             "nothing to score: give a fine-tuned checkpoint by --resume or --finetune, or the "
             "--output_dir of a run"
         )
-    return _load_whole(task, path)
+    return path
 
 
-def _load_whole(task: FinetuneTask, path: Path) -> str:
-    """Every weight of a fine-tuned checkpoint, heads included; says from where."""
+def _load_whole(task: FinetuneTask, path: Path) -> tuple[int, int]:
+    """Load every weight of a fine-tuned checkpoint, heads included; its epoch and step, or 0."""
     try:
-        state = extract_state_dict(read_checkpoint(path))
+        checkpoint = read_checkpoint(path)
+        state = extract_state_dict(checkpoint)
         load_weights(task.model, state, source=str(path), strict=True)
     except CheckpointError as err:
         raise UserError(f"cannot score: {err}") from err
-    return f"scoring {path}"
+    epoch, step = (checkpoint.get(key, 0) for key in ("epoch", "step"))
+    return (epoch, step) if isinstance(epoch, int) and isinstance(step, int) else (0, 0)

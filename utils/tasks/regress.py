@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader
 from multimae.criterion import masked_berhu_loss, masked_l1_loss, masked_mse_loss
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
-from multimae.preprocess import prepare, to_model_input
+from multimae.preprocess import to_model_input
 from utils.data.loaders import Batch
 from utils.dist import World
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter
-from utils.pictures import to_picture
+from utils.pictures import colour_range, to_picture
 from utils.precision import Precision
 from utils.prediction_grid import prediction_grid
-from utils.tasks.base import StepOutput, StepPosition
+from utils.tasks.base import Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import FinetuneTask
+from utils.tasks.scoring import predictions
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 LOSSES: dict[str, RegressionLoss] = {
@@ -42,11 +43,13 @@ class Target:
         head: Its name in the model.
         row: How the files are read and normalised; values above ``max_value`` count as that.
         channels: The first channels of the files that are predicted.
+        unit: Of the stored values, for pictures; empty: they are shown on the scale 0 to 1.
     """
 
     head: str
     row: Modality
     channels: int
+    unit: str = ""
 
     @property
     def shown(self) -> Modality:
@@ -64,6 +67,15 @@ class Target:
         x = to_model_input(raw, self.row)[:, : self.channels]
         top = [(1 - m) / s for m, s in zip(self.shown.mean, self.shown.std, strict=True)]
         return torch.minimum(x, x.new_tensor(top).view(-1, 1, 1))
+
+    def scale(self, truth: Tensor) -> str:
+        """What the darkest and the brightest colour of a picture stand for; empty for colours."""
+        if self.row.plot != "scalar":
+            return ""
+        top = self.row.max_value if self.unit else 1.0
+        low, high = ((v * self.row.std[0] + self.row.mean[0]) * top for v in colour_range(truth))
+        digits = 0 if self.unit else 2
+        return f"{self.head}: dark {low:.{digits}f}, bright {high:.{digits}f} {self.unit}".rstrip()
 
 
 class RegressTask(FinetuneTask, ABC):
@@ -83,10 +95,6 @@ class RegressTask(FinetuneTask, ABC):
     @abstractmethod
     def valid(self, batch: Batch) -> Tensor:
         """Bool (B, 1, H, W): the pixels that count."""
-
-    def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Model inputs."""
-        return prepare(batch.images, self.inputs)
 
     def truth(self, batch: Batch) -> dict[str, Tensor]:
         """Normalised truth by head."""
@@ -123,20 +131,18 @@ class L1Evaluator:
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/l1/{head}`` and their mean ``{split}/l1``."""
         meter = MeanMeter([t.head for t in self.task.targets], self.world.device)
-        for batch in self.loader:
-            batch = batch.to(self.world.device)
+        device = self.world.device
+        for batch, preds in predictions(self.task, model, self.loader, self.precision, device):
             truth, valid = self.task.truth(batch), self.task.valid(batch)
-            with self.precision.autocast():
-                preds = self.task.predict(self.task.prepare(batch), model)
             for name, target in truth.items():
-                error = (preds[name].float() - target).abs().mean(dim=1, keepdim=True)
-                meter.update({name: error[valid].double()})
+                error = (preds[name] - target).abs().mean(dim=1, keepdim=True)
+                meter.update({name: error[valid]})
         meter.load(self.world.sum(meter.state()))
         values = {f"{self.split}/l1/{name}": value for name, value in meter.compute().items()}
         return {**values, f"{self.split}/l1": sum(values.values()) / len(values)}
 
 
-class RegressionPictures:
+class RegressionPictures(Pictures):
     """Draws inputs, and prediction beside truth of every head, for a fixed batch."""
 
     def __init__(
@@ -151,7 +157,9 @@ class RegressionPictures:
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """Send the picture to the logger; no numbers."""
         batch = self.batch.to(self.device)
-        x, truth = self.task.prepare(batch), self.task.truth(batch)
+        x, valid = self.task.prepare(batch), self.task.valid(batch)
+        # Pictures show what is not finite in grey, and leave it out of the scale.
+        truth = {k: t.masked_fill(~valid, torch.nan) for k, t in self.task.truth(batch).items()}
         with self.precision.autocast():
             preds = self.task.predict(x, model)
         columns: Mapping[str, Any] = {
@@ -166,7 +174,13 @@ class RegressionPictures:
                     to_picture(t, target.shown, t) for _, t in pairs
                 ],
             }
+        captions = [
+            "   ".join(
+                filter(None, [name, *(t.scale(truth[t.head][i]) for t in self.task.targets)])
+            )
+            for i, name in enumerate(batch.names)
+        ]
         self.logger.picture(
-            f"predictions_{self.split}", step, prediction_grid(columns, captions=batch.names)
+            f"predictions_{self.split}", step, prediction_grid(columns, captions=captions)
         )
         return {}

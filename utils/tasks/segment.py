@@ -26,8 +26,9 @@ from utils.metrics import MeanMeter, SegmentationMeter
 from utils.pictures import to_picture
 from utils.precision import Precision
 from utils.prediction_grid import prediction_grid
-from utils.tasks.base import StepOutput, StepPosition
+from utils.tasks.base import Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import FinetuneTask
+from utils.tasks.scoring import predictions
 
 HEAD = "semseg"
 
@@ -96,10 +97,19 @@ class SegmentTask(FinetuneTask):
 
     def loss(self, logits: Tensor, labels: Tensor, void: Tensor) -> Tensor:
         """Mean cross-entropy over labelled pixels of logits (B, K, H, W)."""
-        if self.learn_void:
-            labels = labels.masked_fill(void, self.target.num_classes)
+        labels = self._learned(labels, void)
         total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
         return total / (labels != IGNORE).sum().clamp_min(1)
+
+    def pixel_losses(self, logits: Tensor, labels: Tensor, void: Tensor) -> Tensor:
+        """Cross-entropy of every labelled pixel, flat."""
+        labels = self._learned(labels, void)
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        return losses[labels != IGNORE]
+
+    def _learned(self, labels: Tensor, void: Tensor) -> Tensor:
+        """Labels as the loss sees them: void is a class of its own if it is learnt."""
+        return labels.masked_fill(void, self.target.num_classes) if self.learn_void else labels
 
 
 class SegmentationEvaluator:
@@ -125,13 +135,10 @@ class SegmentationEvaluator:
         target = self.task.target
         meter = SegmentationMeter(target.num_classes, IGNORE, self.world.device)
         mean = MeanMeter(["loss"], self.world.device)
-        for batch in self.loader:
-            batch = batch.to(self.world.device)
-            labels, void = self.task.labels(batch)
-            with self.precision.autocast():
-                logits = self.task.predict(self.task.prepare(batch), model)[HEAD]
-            counted = (labels != IGNORE).sum()
-            mean.update({"loss": self.task.loss(logits, labels, void)}, counted)
+        device = self.world.device
+        for batch, outputs in predictions(self.task, model, self.loader, self.precision, device):
+            logits, (labels, void) = outputs[HEAD], self.task.labels(batch)
+            mean.update({"loss": self.task.pixel_losses(logits, labels, void)})
             meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
         for each in (meter, mean):
             each.load(self.world.sum(each.state()))
@@ -154,7 +161,7 @@ def write_class_table(path: Path, meter: SegmentationMeter, target: Modality) ->
             writer.writerow([i, name, *scores, int(pixels[i])])
 
 
-class SegmentationPictures:
+class SegmentationPictures(Pictures):
     """Draws inputs, predicted and true classes of a fixed batch."""
 
     def __init__(

@@ -36,9 +36,11 @@ class Segmentation(Finetuning):
         self.cfg, self.world = cfg, world
         data = cfg.data
         self.inputs = select(cfg.table(), cfg.in_names)
-        root = data.data_path if not cfg.scores_only else data.eval_data_path
+        root = data.data_path
+        if cfg.scores_only:
+            root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
         names = reduced_class_names(
-            read_class_names(root or ""), data.num_classes, data.seg_reduce_zero_label
+            read_class_names(root), data.num_classes, data.seg_reduce_zero_label
         )
         self.target = data.target(names)
         self.valid: Modality | None = None
@@ -50,9 +52,8 @@ class Segmentation(Finetuning):
     def train_set(self) -> SegmentationDataset:
         """Augmented samples of ``--data_path``, checked."""
         rows = self._rows()
-        return self._dataset(
-            self.cfg.data.data_path, SegTrainTransform(rows, self.cfg.model.input_size)
-        )
+        transform = SegTrainTransform(rows, self.cfg.model.input_size)
+        return self._dataset(self.cfg.data.data_path, transform, None)
 
     def build_task(self) -> SegmentTask:
         """Model with the head of the options.
@@ -97,9 +98,9 @@ class Segmentation(Finetuning):
             return []
         if not isinstance(task, SegmentTask):
             raise TypeError(f"expected a SegmentTask, got {type(task).__name__}")
-        dataset = self._dataset(path, SegEvalTransform(self._rows(), cfg.model.input_size))
         limit = cfg.data.max_val_images if split == "eval" else None
-        loader = eval_loader(dataset, cfg, self.world, limit)
+        dataset = self._dataset(path, SegEvalTransform(self._rows(), cfg.model.input_size), limit)
+        loader = eval_loader(dataset, cfg, self.world)
         output_dir = cfg.checkpoint.output_dir
         evaluators: list[Evaluator] = [
             SegmentationEvaluator(task, loader, self.world, precision, split, output_dir)
@@ -115,7 +116,9 @@ class Segmentation(Finetuning):
         extra = [self.valid] if self.valid else []
         return [*self.inputs, *extra, stored_target(self.target)]
 
-    def _dataset(self, path: str, transform: JointTransform) -> SegmentationDataset:
+    def _dataset(
+        self, path: str, transform: JointTransform, limit: int | None
+    ) -> SegmentationDataset:
         cfg = self.cfg
         dataset = SegmentationDataset(
             MultiModalFolder(path, transform.modalities),
@@ -125,6 +128,7 @@ class Segmentation(Finetuning):
             zero_is_void=cfg.data.seg_reduce_zero_label,
             seed=cfg.runtime.seed,
             patch_size=cfg.model.patch_size,
+            limit=limit,
         )
         check_samples(dataset, CHECKED_SAMPLES)
         return dataset

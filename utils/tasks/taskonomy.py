@@ -12,6 +12,7 @@ from utils.data.taskonomy import (
     TASKS,
     VALID,
     Subset,
+    TaskonomyDataset,
     TaskonomyFolder,
     buildings_of,
     valid_pixels,
@@ -104,7 +105,7 @@ class Taskonomy(Finetuning):
     ) -> MultiModalDataset:
         cfg = self.cfg
         buildings = buildings_of(root, subset, cfg.data.taskonomy_splits)
-        dataset = MultiModalDataset(
+        dataset = TaskonomyDataset(
             TaskonomyFolder(root, transform.modalities, buildings, limit),
             transform,
             seed=cfg.runtime.seed,
