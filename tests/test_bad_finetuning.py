@@ -16,7 +16,7 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
 from tests.image_folders import save
-from tests.scenes import write_scenes
+from tests.scenes import ON_CPU, write_scenes
 from tests.test_bad_input import error_of
 from tests.test_finetuning_taskonomy import write_taskonomy
 
@@ -53,7 +53,7 @@ def failure(
         *where, *OWN[name], "--output_dir", output_dir,
         *("--model", "multivit_nano", "--input_size", "32", "--patch_size", "8"),
         *("--batch_size", "4", "--epochs", "2", "--warmup_epochs", "0", "--num_workers", "0"),
-        *("--device", "cpu", "--log_every", "1", *more),
+        *(*ON_CPU, "--log_every", "1", *more),
     ]  # fmt: skip
     return error_of(arguments, capsys, MAINS[name])
 

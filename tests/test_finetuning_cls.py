@@ -12,7 +12,7 @@ import torch
 import run_finetuning_cls
 from multimae.modalities import default_table
 from tests.image_folders import message_of
-from tests.scenes import write_scenes
+from tests.scenes import ON_CPU, write_scenes
 from utils.data.classification import ClassIndex, mix
 
 ROWS = [default_table()[name] for name in ("rgb", "depth", "semseg")]
@@ -31,7 +31,7 @@ def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
         *("--data_path", str(data / "train/rgb"), "--eval_data_path", str(data / "val")),
         *("--output_dir", str(output_dir), "--model", "multivit_nano", "--nb_classes", "2"),
         *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--epochs", "2"),
-        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", "--device", "cpu"),
+        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", *ON_CPU),
         *("--num_pictures", "2", "--log_every", "1"),
         *more,
     ]

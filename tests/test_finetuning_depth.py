@@ -11,7 +11,7 @@ import torch
 
 import run_finetuning_depth
 from tests.image_folders import save
-from tests.scenes import write_scenes
+from tests.scenes import ON_CPU, write_scenes
 from utils.data.loaders import Batch
 from utils.depth_options import DepthConfig
 from utils.tasks.regress import Target
@@ -34,7 +34,7 @@ def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
         *("--input_size", "32", "--patch_size", "8", "--decoder_dim", "64"),
         *("--decoder_depth", "1", "--decoder_preds_per_patch", "4"),
         *("--batch_size", "4", "--epochs", "2", "--warmup_epochs", "0", "--num_workers", "0"),
-        *("--lr", "1e-3", "--device", "cpu", "--num_pictures", "2", "--log_every", "1"),
+        *("--lr", "1e-3", *ON_CPU, "--num_pictures", "2", "--log_every", "1"),
         *more,
     ]
 

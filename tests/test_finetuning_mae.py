@@ -11,7 +11,7 @@ from torch import Tensor
 
 import run_finetuning_cls
 from tests.image_folders import message_of
-from tests.scenes import write_scenes
+from tests.scenes import ON_CPU, write_scenes
 from tests.states import random_timm
 
 REPO = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def arguments(tmp_path: Path, weights: Path) -> list[str]:
         *("--config", str(CONFIG), "--finetune", str(weights), "--nb_classes", "2"),
         *("--data_path", str(tmp_path / "train/rgb"), "--eval_data_path", "none"),
         *("--output_dir", str(tmp_path / "out"), "--batch_size", "2", "--max_steps", "1"),
-        *("--num_workers", "0", "--device", "cpu", "--precision", "fp32", "--no_save_ckpt"),
+        *("--num_workers", "0", *ON_CPU, "--no_save_ckpt"),
         *("--log_every", "1"),
     ]
 

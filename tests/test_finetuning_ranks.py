@@ -16,7 +16,7 @@ import run_finetuning_cls
 import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
-from tests.scenes import write_scenes
+from tests.scenes import ON_CPU, write_scenes
 from tests.test_finetuning_taskonomy import write_taskonomy
 from utils.cls_options import ClsConfig
 from utils.config import parse_config
@@ -65,7 +65,7 @@ def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, ba
     arguments = [
         *data, *options, "--eval", "--finetune", str(weights), "--eval_batch_size", str(batch),
         *("--model", "multivit_tiny", "--input_size", "32", "--patch_size", "8"),
-        *("--num_workers", "0", "--device", "cpu", "--num_threads", "1", "--num_pictures", "0"),
+        *("--num_workers", "0", *ON_CPU, "--num_threads", "1", "--num_pictures", "0"),
     ]  # fmt: skip
     torch.manual_seed(0)
     model = kind(parse_config(config, arguments), World(0, 1, torch.device("cpu"))).build_task()

@@ -14,7 +14,7 @@ import run_finetuning_semseg
 import run_pretraining_multimae
 from multimae.weights import read_checkpoint
 from tests.image_folders import message_of, save
-from tests.scenes import tiny_run, write_scenes
+from tests.scenes import ON_CPU, tiny_run, write_scenes
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.segmentation import SegmentationDataset
 from utils.semseg_options import SemsegConfig
@@ -39,7 +39,7 @@ def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
         *("--model", "multivit_nano", "--input_size", "32", "--patch_size", "8"),
         *("--decoder_dim", "64", "--decoder_depth", "1", "--decoder_preds_per_patch", "4"),
         *("--batch_size", "4", "--epochs", "2", "--warmup_epochs", "0", "--num_workers", "0"),
-        *("--lr", "1e-3", "--device", "cpu", "--num_pictures", "2", "--log_every", "1"),
+        *("--lr", "1e-3", *ON_CPU, "--num_pictures", "2", "--log_every", "1"),
         *more,
     ]
 

@@ -11,6 +11,7 @@ import torch
 
 import run_finetuning_taskonomy
 from tests.image_folders import message_of, save
+from tests.scenes import ON_CPU
 from utils.data.taskonomy import TASKS, TaskonomyFolder, buildings_of, valid_pixels
 from utils.tasks.regress import Target
 
@@ -40,7 +41,7 @@ def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
     return [
         *("--data_path", str(data), "--output_dir", str(output_dir), "--model", "multivit_nano"),
         *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--epochs", "1"),
-        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", "--device", "cpu"),
+        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", *ON_CPU),
         *("--num_pictures", "2", "--log_every", "1", *more),
     ]
 

@@ -13,7 +13,7 @@ from multimae.build import build_multivit, build_pretrain_model
 from multimae.modalities import make_table, select
 from multimae.weights import save_state_dict
 from tests.image_folders import message_of, save
-from tests.scenes import NUM_CLASSES, write_scene, write_scenes
+from tests.scenes import NUM_CLASSES, ON_CPU, write_scene, write_scenes
 from tests.states import random_timm
 from tools import probe
 from utils.data.classification import ClassEvalTransform, find_classes
@@ -54,7 +54,7 @@ def arguments(data: Path, *more: str) -> list[str]:
     return [
         *("--data_path", str(data / "train"), "--eval_data_path", str(data / "val")),
         *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--num_workers", "0"),
-        *("--device", "cpu", *SEMSEG, *more),
+        *(*ON_CPU, *SEMSEG, *more),
     ]
 
 
