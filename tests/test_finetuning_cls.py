@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import run_finetuning_cls
 from multimae.modalities import default_table
 from tests.image_folders import message_of
 from tests.scenes import ON_CPU, write_scenes
-from utils.data.classification import ClassIndex, mix
+from utils.data.classification import ClassIndex, ClassTrainTransform, mix
 
 ROWS = [default_table()[name] for name in ("rgb", "depth", "semseg")]
 
@@ -123,3 +124,13 @@ def test_label_maps_are_pasted_never_blended() -> None:
     foreign = mixed["depth"][:, 0, ::4, ::4] != x["depth"][:, 0, ::4, ::4]
     assert 0 < foreign.float().mean() < 1
     assert torch.equal(mixed["semseg"], torch.where(foreign, x["semseg"].flip(0), x["semseg"]))
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-mstd0.5-inc1-n4", "original", "augmix-m10-w3"])
+def test_the_strongest_augmentation_leaves_an_image(policy: str) -> None:
+    row = default_table()["rgb"]
+    transform = ClassTrainTransform([row], 32, policy)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for seed in range(150):  # timm's strongest Posterize keeps no bit, which Pillow refuses
+        torch.manual_seed(seed)
+        assert transform({"rgb": Image.fromarray(pixels)})["rgb"].shape == (3, 32, 32)

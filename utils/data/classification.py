@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +172,27 @@ def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic")
     try:
         if description.startswith("rand"):
             ops = None if alone else list(COLOUR_OPS)
-            return timm_augment.rand_augment_transform(description, options, ops)
+            return _mended(timm_augment.rand_augment_transform(description, options, ops))
         if not alone:
             raise ValueError("only rand-... keeps several modalities aligned")
         if description.startswith("augmix"):
-            return timm_augment.augment_and_mix_transform(description, options)
-        return timm_augment.auto_augment_transform(description, options)
+            return _mended(timm_augment.augment_and_mix_transform(description, options))
+        return _mended(timm_augment.auto_augment_transform(description, options))
     except (AssertionError, ValueError, KeyError) as err:
         raise UserError(f"--aa {description}: {err or 'timm does not know it'}") from err
+
+
+def _mended(augment: Any) -> Any:
+    """Keep one bit where timm's strongest Posterize keeps none, which Pillow refuses since 13."""
+    policies = getattr(augment, "policy", None) or [augment.ops]
+    for op in (op for policy in policies for op in policy):
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_at_least_one_bit, op.level_fn)
+    return augment
+
+
+def _at_least_one_bit(level_fn: Any, level: float, hparams: Any) -> tuple[int]:
+    return (max(1, level_fn(level, hparams)[0]),)
 
 
 @contextmanager
