@@ -82,9 +82,10 @@ class Run:
 
     def scores(self) -> dict[str, float]:
         """Value of every metric after the last epoch, by key; empty where the run is not done."""
-        if not (self.folder / LOG_NAME).is_file():
+        log = self.folder / LOG_NAME
+        if not log.is_file() or not log.stat().st_size:  # stopped before its first row
             return {}
-        rows = read_log(self.folder)
+        rows = read_log(log)
         last = max((row["epoch"] for row in rows if row.get("kind") == "eval"), default=0)
         if last < int(self.options.get("epochs", 1)):
             return {}
