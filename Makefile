@@ -21,7 +21,7 @@ LABELLED ?= 200
 SIZE ?= 160
 RENDER = $(BIN)/python tools/make_rooms.py --workers $(shell nproc) --size $(SIZE) --furniture $(FURNITURE)
 # Larger, on a GPU: make results MODEL=small VIEWS=30000 SIZE=256 JOBS=1 \
-#   PRETRAIN='--input_size 224 --num_encoded_tokens 98' FINETUNE='--input_size 224'
+#   PRETRAIN='--input_size 224 --num_encoded_tokens 98' FINETUNE=input_size=224
 MODEL ?= tiny
 PRETRAIN ?=
 FINETUNE ?=
@@ -71,12 +71,13 @@ results: results-data
 	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml \
 		--model pretrain_multimae_$(MODEL) --output_dir $(PRETRAINED) $(PRETRAIN)
+	$(BIN)/python tools/show_run.py $(PRETRAINED)
 	$(BIN)/python tools/export_weights.py $(PRETRAINED)/model.safetensors weights/multimae-$(MODEL)_rooms.safetensors
 	$(MAKE) results-finetune
 
 # The same from the weights that are there.
 results-finetune: results-data
-	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --size $(MODEL) --jobs $(JOBS) -- $(FINETUNE)
+	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --size $(MODEL) --jobs $(JOBS) $(if $(FINETUNE),--set $(FINETUNE))
 	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml --size $(MODEL)
 
 # Labelled rooms: other views than those of pre-training, scored on furniture that no training has.

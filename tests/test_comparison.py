@@ -83,7 +83,7 @@ def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
 
 
 def test_size_and_further_options(plan: Path, tmp_path: Path) -> None:
-    main(["run", str(plan), "--size", "small", "--seeds", "0", "--", "--bonus", "30"])
+    main(["run", str(plan), "--size", "small", "--seeds", "0", "--set", "bonus=30"])
     runs = read_plan(plan, "small").runs(seeds=[0])
     assert [run.scores()["eval/acc1"] for run in runs] == [50.0, 50.0]
     assert (tmp_path / "runs-small").is_dir() and not (tmp_path / "runs-tiny").exists()
@@ -95,6 +95,7 @@ def test_failures_show_what_the_script_said(plan: Path) -> None:
     plan.write_text(yaml.safe_dump(contents))
     message = message_of(main, ["run", str(plan)])
     assert "cls/" in message and "lr must not be 0" in message and "console.txt" in message
+    assert "expected OPTION=VALUE" in message_of(main, ["run", str(plan), "--set", "lr"])
     assert "no experiment depth; there are cls" in message_of(
         main, ["run", str(plan), "--only", "depth"]
     )

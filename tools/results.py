@@ -1,14 +1,14 @@
 """Fine-tune from pre-trained weights and from scratch over several seeds, then tabulate.
 
     python tools/results.py run cfgs/results/rooms.yaml --jobs 2
-    python tools/results.py run cfgs/results/rooms.yaml --size small -- --input_size 224
+    python tools/results.py run cfgs/results/rooms.yaml --size small --set input_size=224
     python tools/results.py report cfgs/results/rooms.yaml
 
 ``run`` trains what is missing: one folder ``output_dir/EXPERIMENT/START/SEED`` per run, so that a
-stopped command goes on where it stopped. Options behind ``--`` go to every script. ``report``
-writes the table, the command, the hardware and the commit between the ``<!-- results -->`` marks of
-the plan's ``report`` file, and one picture with every metric against epochs. The score of a run is
-that of its last epoch: nothing is selected on the test rooms.
+stopped command goes on where it stopped. ``--set`` changes options of every run. ``report`` writes
+the table, the command, the hardware and the commit between the ``<!-- results -->`` marks of the
+plan's ``report`` file, and one picture with every metric against epochs. The score of a run is that
+of its last epoch: nothing is selected on the test rooms.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)
-    words, more = words[:cut], words[cut + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,15 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for each in (train, report):
         each.add_argument("plan", type=Path, help="a YAML of cfgs/results")
         each.add_argument("--size", default=None, help="tiny, small ...; default: the plan's")
-    args = parser.parse_args(words)
-    plan = read_plan(args.plan, args.size)
+        each.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changes")
+    args = parser.parse_args(argv)
+    plan = read_plan(args.plan, args.size, args.changes)
     if args.command == "report":
         for path in write_report(plan, f"python tools/results.py run {args.plan}"):
             print(path)
         return
     jobs = max(1, args.jobs)
     threads = args.threads or max(1, (os.cpu_count() or 1) // jobs)
-    run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads), *more])
+    run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads)])
 
 
 def run_all(runs: Sequence[Run], jobs: int, more: Sequence[str]) -> None:

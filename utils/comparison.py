@@ -113,6 +113,7 @@ class Comparison:
         common: Options of every run.
         starts: Options by start; the first is the baseline.
         experiments: What is compared.
+        changes: Options of every run that replace the plan's.
     """
 
     output_dir: Path
@@ -122,6 +123,7 @@ class Comparison:
     common: Mapping[str, Any]
     starts: Mapping[str, Mapping[str, Any]]
     experiments: tuple[Experiment, ...]
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
         """All runs, seed by seed, or those of some experiments and seeds.
@@ -140,7 +142,7 @@ class Comparison:
                 start,
                 seed,
                 self.output_dir / experiment.name / start / str(seed),
-                {**self.common, **experiment.options, **self.starts[start]},
+                {**self.common, **experiment.options, **self.starts[start], **self.changes},
             )
             for seed in seeds or self.seeds
             for experiment in chosen
@@ -182,12 +184,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), deviation
 
 
-def read_plan(path: Path, size: str | None = None) -> Comparison:
+def read_plan(path: Path, size: str | None = None, changes: Sequence[str] = ()) -> Comparison:
     """Read a plan.
 
     Args:
         path: A YAML of ``cfgs/results``. ``{size}`` in its texts stands for the model's size.
         size: Instead of the plan's ``size``.
+        changes: ``option=value``, for every run.
 
     Raises:
         UserError: Unreadable, or keys that are missing or unknown.
@@ -209,6 +212,7 @@ def read_plan(path: Path, size: str | None = None) -> Comparison:
             raw["common"],
             raw["starts"],
             tuple(_experiment(name, each) for name, each in raw["experiments"].items()),
+            dict(_change(text) for text in changes),
         )
     except (OSError, yaml.YAMLError, TypeError, AttributeError) as err:
         raise UserError(f"{path}: not a plan ({err})") from err
@@ -217,6 +221,13 @@ def read_plan(path: Path, size: str | None = None) -> Comparison:
 def _experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     fields = {**raw, "metrics": tuple(Metric(**metric) for metric in raw["metrics"])}
     return Experiment(name=name, **fields)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected OPTION=VALUE")
+    return key, yaml.safe_load(value)
 
 
 def _filled(value: Any, size: str) -> Any:
