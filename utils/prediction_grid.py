@@ -1,4 +1,4 @@
-"""A picture grid of predictions: one sample a row, one titled column per input, guess and truth."""
+"""A picture grid of predictions: per sample one picture each of inputs, guess and truth, titled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from utils.colours import Picture
 from utils.plotting import FADED, GUTTER, INK, MARGIN, MIN_CELL, WHITE, draw_legend, font, stack
 
 _TITLE, _CAPTION = 20, 16
+_ACROSS = 6  # pictures side by side, at least one sample
 
 
 def prediction_grid(
@@ -27,7 +28,7 @@ def prediction_grid(
     Args:
         columns: Title -> one picture ``[H, W, 3]`` per sample. Pictures may differ in size; they
             are scaled to one cell.
-        captions: One line under every sample's row, such as its name and its score.
+        captions: One line under every sample, such as its name and its score.
         legend: Row of a label map whose colours are explained below.
         ids: Class ids that occur, any shape; needed with ``legend``.
 
@@ -37,27 +38,33 @@ def prediction_grid(
     counts = {len(pictures) for pictures in columns.values()}
     if len(counts) != 1 or 0 in counts:
         raise ValueError("a prediction grid needs columns of one length, at least one sample")
-    (rows,) = counts
+    (count,) = counts
     height, width = next(iter(columns.values()))[0].shape[:2]
     scale = max(1, -(-MIN_CELL // max(height, width)))
     cell = (width * scale, height * scale)
-    line = 2 * _CAPTION if captions else 0
+    widest = max((font(_CAPTION).getlength(text) for text in captions), default=0)
+    block = (
+        max(len(columns) * (cell[0] + GUTTER), int(widest) + MARGIN),
+        cell[1] + GUTTER + (2 * _CAPTION if captions else 0),
+    )
+    across = max(1, min(count, _ACROSS // len(columns)))
+    top = MARGIN + 2 * _TITLE
     size = (
-        2 * MARGIN + len(columns) * (cell[0] + GUTTER) - GUTTER,
-        2 * MARGIN + 2 * _TITLE + rows * (cell[1] + GUTTER + line) - GUTTER,
+        2 * MARGIN + across * block[0] - GUTTER,
+        MARGIN + top + -(-count // across) * block[1] - GUTTER,
     )
     image = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(image)
     for c, (title, pictures) in enumerate(columns.items()):
-        x = MARGIN + c * (cell[0] + GUTTER)
-        draw.text((x, MARGIN + _TITLE), title, INK, font(_TITLE), anchor="ls")
-        for r, picture in enumerate(pictures):
-            y = MARGIN + 2 * _TITLE + r * (cell[1] + GUTTER + line)
+        for i, picture in enumerate(pictures):
+            x = MARGIN + i % across * block[0] + c * (cell[0] + GUTTER)
+            if i < across:
+                draw.text((x, MARGIN + _TITLE), title, INK, font(_TITLE), anchor="ls")
             resized = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)
-            image.paste(resized, (x, y))
-    for r, caption in enumerate(captions):
-        y = MARGIN + 2 * _TITLE + r * (cell[1] + GUTTER + line) + cell[1] + 1.3 * _CAPTION
-        draw.text((MARGIN, y), caption, FADED, font(_CAPTION), anchor="ls")
+            image.paste(resized, (x, top + i // across * block[1]))
+    for i, caption in enumerate(captions):
+        x, y = MARGIN + i % across * block[0], top + i // across * block[1] + cell[1]
+        draw.text((x, y + 1.3 * _CAPTION), caption, FADED, font(_CAPTION), anchor="ls")
     if legend is None or ids is None:
         return image
     return stack([image, draw_legend(legend, ids, MARGIN, _CAPTION, image.width)])
