@@ -44,13 +44,13 @@ def prediction_grid(
     cell = (width * scale, height * scale)
     widest = max((font(_CAPTION).getlength(text) for text in captions), default=0)
     block = (
-        max(len(columns) * (cell[0] + GUTTER), int(widest) + MARGIN),
+        max(len(columns) * (cell[0] + GUTTER), int(widest)) + MARGIN,
         cell[1] + GUTTER + (2 * _CAPTION if captions else 0),
     )
     across = max(1, min(count, _ACROSS // len(columns)))
     top = MARGIN + 2 * _TITLE
     size = (
-        2 * MARGIN + across * block[0] - GUTTER,
+        MARGIN + across * block[0],
         MARGIN + top + -(-count // across) * block[1] - GUTTER,
     )
     image = Image.new("RGB", size, WHITE)
