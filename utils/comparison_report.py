@@ -125,6 +125,7 @@ def draw(plan: Comparison) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ModuleNotFoundError as err:
         raise UserError("pictures need matplotlib: pip install matplotlib") from err
     panels = [(experiment, experiment.metrics[0]) for experiment in plan.experiments]
@@ -138,6 +139,7 @@ def draw(plan: Comparison) -> None:
         place.set_title(experiment.title, loc="left", fontsize=10)
         place.set_ylabel(metric.title, fontsize=9)
         place.set_xlabel("epoch", fontsize=9)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.grid(color="#e6e8ec", linewidth=0.8)
         place.spines[["top", "right"]].set_visible(False)
         place.tick_params(labelsize=8)
