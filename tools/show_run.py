@@ -8,33 +8,33 @@ Reads ``log.jsonl``; copies the last reconstructions to ``OUTPUT_DIR/reconstruct
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.errors import UserError
+from utils.run_log import Row, read_log
 
 PICTURE = "reconstructions.png"
 
 
-def last_evaluation(output_dir: Path) -> dict[str, Any]:
+def last_evaluation(output_dir: Path) -> Row:
     """The last evaluation row of a run.
 
     Raises:
-        FileNotFoundError: There is no log, or no evaluation in it.
+        UserError: There is no readable log, or no evaluation in it.
     """
-    log = output_dir / "log.jsonl"
-    if not log.exists():
-        raise FileNotFoundError(f"{log} does not exist: is {output_dir} the folder of a run?")
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line]
-    found: list[dict[str, Any]] = [row for row in rows if row["kind"] == "eval"]
+    found = [row for row in read_log(output_dir) if row.get("kind") == "eval"]
     if not found:
-        raise FileNotFoundError(f"{log} has no evaluation: train with --eval_data_path")
+        raise UserError(f"{output_dir} has no evaluation: train with --eval_data_path")
     return found[-1]
 
 
-def table(row: dict[str, Any]) -> str:
+def table(row: Row) -> str:
     """Masked validation losses beside the trivial predictor's."""
     names = [key.partition("/")[2] for key in row if key.startswith("eval/")]
     lines = [
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_dir: Path = parser.parse_args(argv).output_dir
     try:
         row = last_evaluation(output_dir)
-    except FileNotFoundError as err:
+    except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
     print(f"\nValidation after {row['epoch']:g} epochs ({row['step']} steps)\n\n{table(row)}\n")

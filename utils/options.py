@@ -43,6 +43,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_problems(name: str) -> Iterator[str]:
+    """A device that does not exist in PyTorch."""
+    try:
+        torch.device(name)
+    except RuntimeError:
+        yield f"device: '{name}' is not a device; use cuda, cuda:N, cpu or mps"
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Data: what is read, and how."""
@@ -220,10 +228,7 @@ class RuntimeOptions:
 
     def problems(self) -> Iterator[str]:
         """Devices that do not exist in PyTorch, runs that are over before they start."""
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            yield f"device: '{self.device}' is not a device; use cuda, cuda:N, cpu or mps"
+        yield from device_problems(self.device)
         if self.start_epoch > self.epochs:
             yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
 

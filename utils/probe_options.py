@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-
 from utils.fields import option
 from utils.finetune_options import FinetuneModelOptions, StartOptions
-from utils.options import DataOptions, default_device
+from utils.options import DataOptions, default_device, device_problems
 
 DEFAULT_MODEL = "multivit_base"
 
@@ -128,10 +126,7 @@ class ProbeRuntimeOptions:
 
     def problems(self) -> Iterator[str]:
         """Devices that do not exist in PyTorch."""
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            yield f"device: '{self.device}' is not a device; use cuda, cuda:N, cpu or mps"
+        yield from device_problems(self.device)
 
 
 @dataclass(frozen=True)

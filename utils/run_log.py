@@ -30,7 +30,7 @@ def read_log(run: Path) -> list[Row]:
     """
     path = run / LOG_NAME if run.is_dir() else run
     if not path.is_file():
-        raise UserError(f"{path}: no such log. Give the output_dir of a run.")
+        raise UserError(f"{path} does not exist: no such log. Give the output_dir of a run.")
     lines = path.read_text(encoding="utf-8").splitlines()
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
