@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae.spec import save_model
+from multimae.pretrained import save_model
 from utils.checkpoint import resume
 from utils.config import parse_config, to_flat_dict
 from utils.data.loaders import build_train_loader
@@ -32,7 +32,6 @@ from utils.tasks.pretrain_setup import (
     build_task,
     build_train_set,
     modality_rows,
-    model_spec,
     optimizer_for,
 )
 
@@ -83,7 +82,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
         fit(state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint)
         if output_dir and world.is_main:
             weights = Path(output_dir) / "model.safetensors"
-            save_model(task.model.state_dict(), model_spec(cfg, inputs, outputs), weights)
+            save_model(task.model.state_dict(), task.model.spec, weights)
             logger.say(f"weights: {weights}")
 
 

@@ -2,15 +2,18 @@
 
 from multimae.modalities import Modality, default_table, make_table
 from multimae.multimae import MultiMAE, MultiViT
-from multimae.spec import ModelSpec, load_model
+from multimae.pretrained import read_spec, save_model
+from multimae.spec import ModelSpec
+from multimae.weight_files import CheckpointError
 
 __all__ = [
+    "CheckpointError",
     "Modality",
-    "ModelSpec",
     "ModelSpec",
     "MultiMAE",
     "MultiViT",
     "default_table",
-    "load_model",
     "make_table",
+    "read_spec",
+    "save_model",
 ]

@@ -1,4 +1,4 @@
-"""Heads for dense prediction, fitted to any encoder size."""
+"""Heads of fine-tuned models, fitted to any encoder size, and what they predict."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Literal
 
 from torch import nn
 
-from multimae.build import encoder_shape
+from multimae.modalities import Modality
 from multimae.output_adapters import (
     ConvNeXtAdapter,
     DPTOutputAdapter,
+    LinearOutputAdapter,
     SegmenterMaskTransformerAdapter,
 )
 from multimae.output_adapters.dpt import dpt_defaults
+from multimae.sizes import encoder_shape
 
 HeadKind = Literal["segmenter", "convnext", "dpt"]
 _HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768
@@ -43,6 +45,57 @@ class HeadOptions:
     preds_per_patch: int = 16
     interpolate_mode: Literal["bilinear", "nearest"] = "bilinear"
     drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """Shape of the head of a classifier of whole images.
+
+    Attributes:
+        use_mean_pooling: Mean over all tokens, else the last (global) one.
+        init_scale: Factor on the initial weights.
+    """
+
+    use_mean_pooling: bool = True
+    init_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head, and how to read what it predicts.
+
+    Attributes:
+        name: Its key in the model.
+        target: Labels: one logit per class, of every pixel or of the whole image. Images: the first
+            ``channels`` channels in the row's normalisation.
+        channels: Outputs of the head. A segmentation head may have one more than there are classes,
+            for void.
+        options: Shape; :class:`LinearOptions` make it a head for whole images.
+        unit: Of the stored values of an image target, such as ``mm``.
+    """
+
+    name: str
+    target: Modality
+    channels: int
+    options: HeadOptions | LinearOptions
+    unit: str = ""
+
+    def build(self, model: str, patch_size: int = 16) -> nn.Module:
+        """The head for an encoder of this registered name.
+
+        Raises:
+            ValueError: Unknown model, or widths that do not divide.
+        """
+        if isinstance(self.options, LinearOptions):
+            return LinearOutputAdapter(
+                self.channels,
+                use_mean_pooling=self.options.use_mean_pooling,
+                init_scale=self.options.init_scale,
+            )
+        labels = self.target.is_labels
+        return dense_head(
+            self.options, self.channels, model=model, patch_size=patch_size, labels=labels
+        )
 
 
 def dense_head(

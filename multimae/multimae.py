@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from multimae.layers import (
-    Block,
-    LayerNorm,
-    NormLayer,
-    drop_path_rates,
-    init_transformer_weights,
-    trunc_normal_,
-)
+from multimae.encoding import Encoding, Pool, attention_maps, encode
+from multimae.images import ImageLike
+from multimae.inputs import Images, Inputs, load_inputs
 from multimae.masking import (
     TokenMasks,
     gather_tokens,
@@ -27,11 +22,12 @@ from multimae.masking import (
     no_masks,
     sample_masks,
 )
-from multimae.output_adapters.spatial import SpatialOutputAdapter
-from multimae.patches import unpatchify
-from multimae.tokens import Size, TokenLayout
-
-DEFAULT_INPUT = "rgb"  # what a bare tensor is taken for
+from multimae.network import MultiModalTransformer
+from multimae.prediction import Prediction, predict
+from multimae.pretrained import Pretrained
+from multimae.reconstruction import Reconstruction, Visible, reconstruct
+from multimae.sizes import MULTIVIT, PRETRAIN
+from multimae.tokens import TokenLayout
 
 
 @dataclass(frozen=True)
@@ -49,66 +45,10 @@ class PatchPredictions:
     layout: TokenLayout
 
 
-class MultiMAE(nn.Module):
+class MultiMAE(MultiModalTransformer, Pretrained):
     """Masked autoencoder over several aligned modalities."""
 
-    def __init__(
-        self,
-        input_adapters: Mapping[str, nn.Module],
-        output_adapters: Mapping[str, nn.Module] | None,
-        num_global_tokens: int = 1,
-        dim_tokens: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        norm_layer: NormLayer = LayerNorm,
-    ) -> None:
-        """Build the encoder and let every adapter build its width-dependent parts.
-
-        Args:
-            input_adapters: Modality -> adapter; their order is the order of the sequence.
-            output_adapters: Output name -> decoder or head; ``None`` for the encoder alone.
-            num_global_tokens: Learned tokens behind the modalities' tokens.
-            dim_tokens: Width d.
-            depth: Transformer blocks.
-            num_heads: Attention heads.
-            mlp_ratio: Hidden width of the MLPs over d.
-            qkv_bias: Biases in the attention projections.
-            drop_rate: Dropout of projections and MLPs.
-            attn_drop_rate: Dropout of attention weights.
-            drop_path_rate: Stochastic depth, growing linearly to this over the blocks.
-            norm_layer: Normalisation constructor.
-        """
-        super().__init__()
-        self.dim_tokens = dim_tokens
-        self.num_global_tokens = num_global_tokens
-        for adapter in input_adapters.values():
-            adapter.init(dim_tokens=dim_tokens)  # type: ignore[operator]
-        self.input_adapters = nn.ModuleDict(input_adapters)
-        for adapter in (output_adapters or {}).values():
-            adapter.init(dim_tokens_enc=dim_tokens)  # type: ignore[operator]
-        self.output_adapters = nn.ModuleDict(output_adapters or {})
-        self.global_tokens = nn.Parameter(
-            trunc_normal_(torch.zeros(1, num_global_tokens, dim_tokens))
-        )
-        self.encoder = nn.Sequential(
-            *(
-                Block(
-                    dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
-                    norm_layer,
-                )
-                for rate in drop_path_rates(drop_path_rate, depth)
-            )
-        )  # fmt: skip
-        init_transformer_weights(self)
-        for adapter in self.output_adapters.values():
-            after_init = getattr(adapter, "after_init", None)
-            if after_init is not None:
-                after_init()
+    kind = PRETRAIN
 
     def forward(
         self,
@@ -154,13 +94,8 @@ class MultiMAE(nn.Module):
         encoded = self.encode_tokens(gather_tokens(tokens, masks.ids_keep))
         if not self.output_adapters:
             return encoded, masks.task_masks
-        preds = {}
-        for name, out in self._decode(encoded, layout, masks, fp32_output_adapters).items():
-            adapter = self.output_adapters[name]
-            if isinstance(adapter, SpatialOutputAdapter):
-                out = unpatchify(out, adapter.grid(layout), adapter.patch_size)
-            preds[name] = out
-        return preds, masks.task_masks
+        decoded = self.decode(encoded, layout, masks, fp32_output_adapters)
+        return self.fold(decoded, layout), masks.task_masks
 
     def forward_patches(
         self,
@@ -178,78 +113,139 @@ class MultiMAE(nn.Module):
         tokens, layout = self.embed(x)
         masks = draw_masks(layout)
         encoded = self.encode_tokens(gather_tokens(tokens, masks.ids_keep))
-        preds = self._decode(encoded, layout, masks, fp32_output_adapters)
-        return PatchPredictions(preds, masks, layout)
+        return PatchPredictions(
+            self.decode(encoded, layout, masks, fp32_output_adapters), masks, layout
+        )
 
-    def embed(self, x: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, TokenLayout]:
-        """All tokens of all modalities (b, N, d), and their layout."""
-        inputs = self._inputs(x)
-        layout = self.layout({name: _hw(image) for name, image in inputs.items()})
-        tokens = [self.input_adapters[name](image) for name, image in inputs.items()]
-        return torch.cat(tokens, dim=1), layout
+    @overload
+    def encode(
+        self,
+        images: Images | ImageLike | Tensor,
+        *,
+        layers: int | Sequence[int] = 1,
+        pool: None = None,
+    ) -> Encoding: ...
+    @overload
+    def encode(
+        self, images: Images | ImageLike | Tensor, *, layers: int | Sequence[int] = 1, pool: Pool
+    ) -> Tensor: ...
+    def encode(
+        self,
+        images: Images | ImageLike | Tensor,
+        *,
+        layers: int | Sequence[int] = 1,
+        pool: Pool | None = None,
+    ) -> Encoding | Tensor:
+        """Features of images, with any subset of the inputs, all of it visible.
 
-    def layout(self, sizes: Mapping[str, Size]) -> TokenLayout:
-        """Sequence layout for inputs of these (height, width), each in its own resolution.
+        Args:
+            images: By modality: Pillow images, arrays ``(H, W[, C])`` of stored values, files,
+                lists of these for a batch, or tensors in model space. What is no mapping is taken
+                for the first input. Images are cut and resized as the description says.
+            layers: The last so many blocks, or their numbers from 0.
+            pool: ``mean``, ``global`` or ``mean_global``.
+
+        Returns:
+            With ``pool`` one float32 vector per image, (B, layers * d); else an
+            :class:`multimae.encoding.Encoding` with tokens and feature maps. Gradients flow, unless
+            you call it under ``torch.no_grad()``.
 
         Raises:
-            ValueError: A size is not divisible by its patch, or full-resolution sizes disagree.
+            ValueError: Images that do not fit their modality, or no such block.
         """
-        grids, full = {}, {}
-        for name, (height, width) in sizes.items():
-            adapter: Any = self.input_adapters[name]
-            grids[name] = adapter.grid(height, width, name)
-            full[name] = (height * adapter.stride_level, width * adapter.stride_level)
-        if len(set(full.values())) > 1:
-            raise ValueError(
-                "modalities disagree about the full-resolution size (their size x stride): "
-                + ", ".join(f"{name} {h}x{w}" for name, (h, w) in full.items())
-            )
-        return TokenLayout.from_grids(next(iter(full.values())), grids, self.num_global_tokens)
+        encoding = encode(self, self._load(images), layers)
+        return encoding if pool is None else encoding.pooled(pool)
 
-    def encode_tokens(self, tokens_bnd: Tensor) -> Tensor:
-        """Append the global tokens and run the blocks: (b, n, d) -> (b, n+g, d)."""
-        return self.encoder(self._with_global_tokens(tokens_bnd))  # type: ignore[no-any-return]
-
-    def _inputs(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = {DEFAULT_INPUT: x} if isinstance(x, Tensor) else x
-        inputs = {name: given[name] for name in self.input_adapters if name in given}
-        if not inputs:
-            raise ValueError(
-                f"no input for this model: it takes {', '.join(self.input_adapters)}, "
-                f"got {', '.join(given) or 'nothing'}"
-            )
-        return inputs
-
-    def _with_global_tokens(self, tokens_bnd: Tensor) -> Tensor:
-        global_tokens = self.global_tokens.to(tokens_bnd.dtype).expand(len(tokens_bnd), -1, -1)
-        return torch.cat([tokens_bnd, global_tokens], dim=1)
-
-    def _decode(
+    def attention(
         self,
-        encoded: Tensor,
-        layout: TokenLayout,
-        masks: TokenMasks,
-        fp32_output_adapters: Sequence[str],
+        images: Images | ImageLike | Tensor,
+        query: tuple[str, int, int],
+        *,
+        layer: int = -1,
     ) -> dict[str, Tensor]:
-        """Every output: patch vectors of spatial decoders, whatever heads return."""
-        out = {}
-        for name, adapter in self.output_adapters.items():
-            fp32 = name in fp32_output_adapters
-            tokens = encoded.float() if fp32 else encoded
-            device = encoded.device.type
-            enabled = torch.is_autocast_enabled(device) and not fp32
-            with torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=enabled):
-                if isinstance(adapter, SpatialOutputAdapter):
-                    out[name] = adapter.forward_patches(
-                        tokens, layout, masks.ids_keep, masks.ids_restore
-                    )
-                else:
-                    out[name] = adapter(tokens, layout)
-        return out
+        """Where a patch looks, in every modality, averaged over the heads.
+
+        Args:
+            images: As for :meth:`encode`.
+            query: Modality, row and column of the patch, in patches.
+            layer: The block.
+
+        Returns:
+            Modality -> (B, rows, columns), on the CPU; see
+            :func:`multimae.plotting.attention_grid`.
+
+        Raises:
+            ValueError: Bad images, no such patch or block.
+        """
+        return attention_maps(self, self._load(images), query, layer)
+
+    def reconstruct(
+        self,
+        images: Images | ImageLike | Tensor,
+        visible: Visible = None,
+        *,
+        alphas: float | Mapping[str, float] = 1.0,
+        seed: int = 0,
+    ) -> Reconstruction:
+        """Show the model some patches and let it predict everything.
+
+        Args:
+            images: As for :meth:`encode`; any subset of the inputs.
+            visible: Number of patches, shared out over the given modalities at random; or by
+                modality ``"all"``, ``"none"``, a number of random patches, or a bool map (rows,
+                columns), where modalities that are not named are hidden. Default: a sixth of all.
+            alphas: Dirichlet concentration of the shares, one for all or by modality: small ones
+                favour one modality, large ones share equally.
+            seed: Of the random patches.
+
+        Returns:
+            Predictions, truth and pictures.
+
+        Raises:
+            ValueError: Bad images, nothing visible, or a model without decoders.
+        """
+        return reconstruct(self, self.spec, self._load(images), visible, alphas=alphas, seed=seed)
+
+    @overload
+    def predict(self, images: Sequence[Mapping[str, ImageLike]]) -> list[dict[str, Prediction]]: ...
+    @overload
+    def predict(self, images: Mapping[str, ImageLike] | ImageLike) -> dict[str, Prediction]: ...
+    def predict(
+        self, images: Mapping[str, ImageLike] | ImageLike | Sequence[Mapping[str, ImageLike]]
+    ) -> dict[str, Prediction] | list[dict[str, Prediction]]:
+        """What a fine-tuned model says about one image, or about each of a list.
+
+        Args:
+            images: Modality -> Pillow image, array of stored values or file; or a list of such
+                mappings. What is neither is taken for the first input.
+
+        Returns:
+            Head -> :class:`~multimae.prediction.ClassPrediction` (names, probabilities),
+            :class:`~multimae.prediction.LabelPrediction` (a class per pixel) or
+            :class:`~multimae.prediction.ValuePrediction` (values in their unit), for each image.
+
+        Raises:
+            ValueError: Bad images, or a model without heads.
+        """
+        if isinstance(images, list | tuple):
+            return [self._predict(sample) for sample in images]
+        return self._predict(cast(Images, images))
+
+    def _predict(self, images: Images) -> dict[str, Prediction]:
+        return predict(self, self.spec, self._load(images))[0]
+
+    def _load(self, images: Images | ImageLike | Tensor) -> Inputs:
+        if self._spec is None and isinstance(images, Mapping):
+            tensors = {name: x for name, x in images.items() if isinstance(x, Tensor)}
+            if len(tensors) == len(images):
+                return Inputs(self._inputs(tensors), {}, (), ())
+        return load_inputs(images, self.spec, self.global_tokens.device)
 
 
 class MultiViT(MultiMAE):
     """The same network as an ordinary ViT: no masking; for fine-tuning and features."""
+
+    kind = MULTIVIT
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Mapping[str, Tensor], return_all_layers: bool = False
@@ -265,16 +261,8 @@ class MultiViT(MultiMAE):
             tokens last, or the list of them after every block.
         """
         tokens, layout = self.embed(x)
-        tokens = self._with_global_tokens(tokens)
-        layers = []
-        for block in self.encoder:
-            tokens = block(tokens)
-            layers.append(tokens)
-        encoded: Tensor | list[Tensor] = layers if return_all_layers else tokens
+        layers = self.encode_layers(tokens)
+        encoded: Tensor | list[Tensor] = layers if return_all_layers else layers[-1]
         if not self.output_adapters:
             return encoded
         return {name: head(encoded, layout) for name, head in self.output_adapters.items()}
-
-
-def _hw(image: Tensor) -> Size:
-    return image.shape[-2], image.shape[-1]

@@ -101,6 +101,38 @@ def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dic
     return {m.name: out[m.name] for m in modalities}
 
 
+def prepare_padded(
+    images: Mapping[str, Tensor],
+    modalities: Sequence[Modality],
+    inside: Tensor,
+    valid: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Model inputs of images that were filled up to one size (SPEC section 6).
+
+    Args:
+        images: Stored values by modality name, see :func:`to_model_input`.
+        modalities: Rows to prepare.
+        inside: Bool ``(B, H, W)`` at full resolution, False where images were padded.
+        valid: As ``inside``, for scalar maps, which have further pixels without a value.
+
+    Returns:
+        Prepared tensors: padding is class ``num_classes`` in label maps, and counts in no
+        statistics and is 0 in scalar maps.
+    """
+    valid = inside if valid is None else valid
+    out = {}
+    for m in modalities:
+        raw = images[m.name]
+        if m.is_labels:
+            grid = inside[:, :: m.stride, :: m.stride]
+            out[m.name] = raw.long().masked_fill(~grid, m.num_classes)
+        elif m.plot == "scalar":
+            out[m.name] = to_model_input(raw, m, valid[:, None, :: m.stride, :: m.stride])
+        else:
+            out[m.name] = to_model_input(raw, m)
+    return out
+
+
 def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
     """Standardise every sample by the mean and variance of its middle 80 % (SPEC section 5).
 

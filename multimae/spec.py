@@ -1,95 +1,115 @@
-"""Models that describe themselves: a weight file that says what model to build for it.
+"""The description of a model: what its weights cannot say.
 
-The description is JSON in the header of a safetensors file: the registered size, the modality rows
-(with their normalisation statistics and class names), patch and image size, and the decoders::
-
-    model = load_model("weights/multimae-tiny_rooms.safetensors")
+It travels as JSON, in the header of a safetensors file and in a model folder's ``config.json``: the
+registered size, the modality rows (with their normalisation statistics and class names), patch
+and image size, decoders or heads, and how images are brought to the model's size.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import nn
 
-from multimae.build import DecoderOptions, build_pretrain_model
+from multimae.adapters import DecoderOptions, input_adapters, spatial_output_adapters
+from multimae.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.modalities import Modality, make_table, select
-from multimae.multimae import MultiMAE
-from multimae.weight_files import (
-    CheckpointError,
-    extract_state_dict,
-    read_checkpoint,
-    read_metadata,
-    save_state_dict,
-)
-from multimae.weights import load_weights
+from multimae.sizes import MULTIVIT, SIZES, split_name
 
-KEY = "multimae"
-"""The entry of the file's metadata."""
+Framing = Literal["crop", "pad", "whole"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What :func:`multimae.build.build_pretrain_model` needs to know.
+    """What it takes to build a model and to use it on images as they are stored.
 
     Attributes:
-        name: Registered builder, e.g. ``pretrain_multimae_tiny``.
+        name: Registered name, e.g. ``pretrain_multimae_tiny`` or ``multivit_tiny``.
         inputs: Rows of the inputs, in sequence order.
-        outputs: Rows of the targets.
+        outputs: Rows of the pre-training targets.
         patch_size: Patch side where a row names none, in full-resolution pixels.
         image_size: Side of the images it was trained on, in pixels.
         num_global_tokens: Learned global tokens.
-        decoder: Shape of the decoders.
+        decoder: Shape of the pre-training decoders.
+        heads: Heads of a fine-tuned model.
+        learnable_pos_emb: The position tables were trained.
+        padding_class: Label inputs have one class more, where images are padded.
+        framing: How an image comes to the model's size. ``crop``: the largest centred square.
+            ``pad``: the longest side fits, the rest is padded. ``whole``: the shortest side fits,
+            the other keeps the proportions.
+        crop_share: Share of that square's sides that ``crop`` keeps.
     """
 
     name: str
     inputs: tuple[Modality, ...]
-    outputs: tuple[Modality, ...]
+    outputs: tuple[Modality, ...] = ()
     patch_size: int = 16
     image_size: int = 224
     num_global_tokens: int = 1
     decoder: DecoderOptions = dataclasses.field(default_factory=DecoderOptions)
+    heads: tuple[HeadSpec, ...] = ()
+    learnable_pos_emb: bool = False
+    padding_class: bool = False
+    framing: Framing = "crop"
+    crop_share: float = 1.0
 
-    def build(self, drop_path_rate: float = 0.0) -> MultiMAE:
-        """The model, with initial weights.
+    @property
+    def kind(self) -> str:
+        """``pretrain_multimae`` or ``multivit``."""
+        return split_name(self.name)[0]
 
-        Args:
-            drop_path_rate: Stochastic depth of the encoder in training.
+    @property
+    def rows(self) -> tuple[Modality, ...]:
+        """Inputs and outputs, each once."""
+        return tuple(dict.fromkeys((*self.inputs, *self.outputs)))
+
+    def encoder(self) -> ModelSpec:
+        """The same encoder as a MultiViT without outputs."""
+        name = f"{MULTIVIT}_{split_name(self.name)[1]}"
+        return dataclasses.replace(self, name=name, outputs=(), heads=())
+
+    def keywords(self) -> dict[str, Any]:
+        """Arguments of the model's constructor, freshly initialised adapters among them.
 
         Raises:
             ValueError: Unknown name, or shapes that contradict each other.
         """
-        return build_pretrain_model(
-            self.name,
-            self.inputs,
-            self.outputs,
-            self.patch_size,
-            self.image_size,
-            self.num_global_tokens,
-            drop_path_rate,
-            self.decoder,
-        )
+        dims = SIZES[split_name(self.name)[1]]
+        outputs: dict[str, nn.Module] = {
+            **spatial_output_adapters(
+                self.outputs, self.inputs, self.patch_size, self.image_size, self.decoder
+            ),
+            **{head.name: head.build(self.name, self.patch_size) for head in self.heads},
+        }
+        return {
+            "input_adapters": input_adapters(
+                self.inputs,
+                self.patch_size,
+                self.image_size,
+                self.learnable_pos_emb,
+                self.padding_class,
+            ),
+            "output_adapters": outputs,
+            "num_global_tokens": self.num_global_tokens,
+            **dims,
+        }
 
-    def to_json(self) -> str:
-        """Only fields that differ from a row's defaults are written."""
-        rows = {m.name: _row(m) for m in (*self.inputs, *self.outputs)}
-        return json.dumps(
-            {
-                "name": self.name,
-                "inputs": [m.name for m in self.inputs],
-                "outputs": [m.name for m in self.outputs],
-                "modalities": rows,
-                "patch_size": self.patch_size,
-                "image_size": self.image_size,
-                "num_global_tokens": self.num_global_tokens,
-                "decoder": dataclasses.asdict(self.decoder),
-            }
-        )
+    def to_json(self, indent: int | None = None) -> str:
+        """Of modality rows only the fields that differ from the defaults are written."""
+        raw = {
+            "name": self.name,
+            "inputs": [m.name for m in self.inputs],
+            "outputs": [m.name for m in self.outputs],
+            "modalities": {m.name: _row(m) for m in self.rows},
+            **{key: getattr(self, key) for key in _PLAIN},
+            "decoder": dataclasses.asdict(self.decoder),
+            "heads": [_head_to_dict(head) for head in self.heads],
+        }
+        return json.dumps(raw, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -101,69 +121,29 @@ class ModelSpec:
         try:
             raw = json.loads(text)
             table = make_table(raw["modalities"], base={})
-            return cls(
-                str(raw["name"]),
-                tuple(select(table, raw["inputs"])),
-                tuple(select(table, raw["outputs"])),
-                int(raw["patch_size"]),
-                int(raw["image_size"]),
-                int(raw["num_global_tokens"]),
-                DecoderOptions(**raw["decoder"]),
+            spec = cls(
+                name=str(raw["name"]),
+                inputs=tuple(select(table, raw["inputs"])),
+                outputs=tuple(select(table, raw["outputs"])),
+                decoder=DecoderOptions(**raw["decoder"]),
+                heads=tuple(_head_from_dict(head) for head in raw.get("heads", ())),
+                **{key: raw[key] for key in _PLAIN if key in raw},
             )
         except (KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"not a description of a model ({err!r})") from err
+        split_name(spec.name)
+        return spec
 
 
-def save_model(
-    state: Mapping[str, Tensor],
-    spec: ModelSpec,
-    path: str | os.PathLike[str],
-    *,
-    half: bool = False,
-) -> None:
-    """Write weights with their description.
-
-    Args:
-        state: The model's state dict.
-        spec: What it was built from.
-        path: ``*.safetensors``.
-        half: Store float16 instead of float32: half the size, three digits.
-    """
-    tensors = {
-        key: value.half() if half and value.is_floating_point() else value
-        for key, value in state.items()
-    }
-    save_state_dict(tensors, path, metadata={KEY: spec.to_json()})
-
-
-def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """The description in a weight file.
-
-    Raises:
-        CheckpointError: Not a safetensors file, or one without a readable description.
-    """
-    text = read_metadata(path).get(KEY)
-    if text is None:
-        raise CheckpointError(
-            f"{path} does not say which model it belongs to: build the model yourself and use "
-            "multimae.weights.load_weights"
-        )
-    try:
-        return ModelSpec.from_json(text)
-    except ValueError as err:
-        raise CheckpointError(f"{path}: {err}") from err
-
-
-def load_model(path: str | os.PathLike[str]) -> MultiMAE:
-    """The pre-trained model of a weight file, decoders included, float32, in evaluation mode.
-
-    Raises:
-        CheckpointError: Unreadable, without a description, or weights that do not fit it.
-    """
-    model = read_spec(path).build()
-    state = extract_state_dict(read_checkpoint(path))
-    load_weights(model, state, source=str(path), strict=True)
-    return model.eval()
+_PLAIN = (
+    "patch_size",
+    "image_size",
+    "num_global_tokens",
+    "learnable_pos_emb",
+    "padding_class",
+    "framing",
+    "crop_share",
+)
 
 
 def _row(modality: Modality) -> dict[str, Any]:
@@ -173,3 +153,28 @@ def _row(modality: Modality) -> dict[str, Any]:
         for f in dataclasses.fields(Modality)
         if f.name != "name" and getattr(modality, f.name) != f.default
     }
+
+
+def _head_to_dict(head: HeadSpec) -> dict[str, Any]:
+    options = dataclasses.asdict(head.options)
+    if isinstance(head.options, LinearOptions):
+        options["kind"] = "linear"
+    return {
+        "name": head.name,
+        "target": {head.target.name: _row(head.target)},
+        "channels": head.channels,
+        "unit": head.unit,
+        "options": options,
+    }
+
+
+def _head_from_dict(raw: Mapping[str, Any]) -> HeadSpec:
+    (target,) = make_table(raw["target"], base={}).values()
+    options = dict(raw["options"])
+    if options.get("kind") == "linear":
+        del options["kind"]
+        shape: HeadOptions | LinearOptions = LinearOptions(**options)
+    else:
+        options["main_tasks"] = tuple(options["main_tasks"])
+        shape = HeadOptions(**options)
+    return HeadSpec(str(raw["name"]), target, int(raw["channels"]), shape, str(raw["unit"]))

@@ -36,9 +36,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file: check the path")
     try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # 8 bytes of length, then JSON
-        checkpoint = load_file(path) if is_safetensors else _unpickle(path)
+        checkpoint = load_file(path) if is_safetensors(path) else _unpickle(path)
     except Exception as err:  # torch.load has none of its own: it depends on the first bad byte
         raise CheckpointError(_unreadable(path, err)) from err
     if not isinstance(checkpoint, Mapping):
@@ -47,6 +45,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "save it as torch.save({'model': model.state_dict()}, path)"
         )
     return dict(checkpoint)
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as safetensors files do: 8 bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def extract_state_dict(

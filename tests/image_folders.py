@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimae.images import ImageError
 from multimae.modalities import make_table
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
@@ -42,6 +43,6 @@ def make_dataset(root, transform=None, **kwargs):
 
 
 def message_of(function, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, ImageError)) as caught:
         function(*args, **kwargs)
     return str(caught.value)

@@ -52,7 +52,9 @@ def script_of(path: str) -> type[Any]:
     _, kind, folder, *_ = Path(path).parts
     if kind == "pretrain":
         return SCRIPTS["run_pretraining_multimae"][0]
-    return SCRIPTS[f"run_finetuning_{folder if folder in TASKS else Path(path).stem}"][0]
+    return SCRIPTS[
+        f"run_finetuning_{folder if folder in TASKS else Path(path).stem.split('_')[0]}"
+    ][0]
 
 
 # A valid value other than the default, for the flags where one does not follow from the type.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimae.images import ImageError, check_readable, check_same_view, read
 from multimae.modalities import Modality, default_table, make_table
 from tests.image_folders import (
     CE,
@@ -22,9 +23,7 @@ from tests.image_folders import (
 )
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset
-from utils.data.reading import check_readable, check_same_view, read
 from utils.data.transforms import EvalTransform
-from utils.errors import UserError
 
 
 @pytest.fixture
@@ -259,7 +258,7 @@ def test_rounding_of_a_reduced_size_is_no_other_aspect():
     paths = {name: Path(name) for name in ("big", "small")}
     big = np.zeros((40, 520))
     check_same_view({"big": big, "small": np.zeros((3, 33))}, paths)
-    with pytest.raises(UserError, match="'small' is 5 x 33"):
+    with pytest.raises(ImageError, match="'small' is 5 x 33"):
         check_same_view({"big": big, "small": np.zeros((5, 33))}, paths)
 
 

@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from multimae.modalities import Modality
+from multimae.views import View, interpolate, nearest
 from tests.image_folders import MODALITIES, RGB, SIZE, message_of
-from utils.data.transforms import EvalTransform, TrainTransform, View, interpolate, nearest
+from utils.data.transforms import EvalTransform, TrainTransform
 
 boxes = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 32))
 

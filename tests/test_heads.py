@@ -81,7 +81,7 @@ def test_golden(case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
 def test_every_encoder_size(size: str, kind: str) -> None:
     """Shapes only: nothing is computed on the meta device."""
     dims = SIZES[size]

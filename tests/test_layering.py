@@ -14,7 +14,10 @@ REPO = Path(__file__).parents[1]
 LIBRARY = sorted((REPO / "multimae").rglob("*.py"))
 BENCH = sorted((REPO / "utils").rglob("*.py"))
 SOURCES = [*LIBRARY, *BENCH, *sorted((REPO / "tools").glob("*.py")), *REPO.glob("run_*.py")]
-LIBRARY_MAY_IMPORT = {"multimae", "torch", "einops", "numpy", "safetensors"}
+LIBRARY_MAY_IMPORT = {
+    *("multimae", "torch", "einops", "numpy", "safetensors", "PIL", "huggingface_hub"),
+    *("matplotlib", "typing_extensions"),  # inside functions, or for types
+}
 
 
 def name_of(path: Path) -> str:

@@ -10,12 +10,13 @@ from einops import rearrange
 from torch import Tensor
 
 from multimae.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, make_table
-from tools.plot_run import main, smooth
-from utils.colours import MASK_GREY, VOID_GREY, label_palette, scalar_colours
+from multimae.plotting.colours import MASK_GREY, VOID_GREY, label_palette, scalar_colours
+from multimae.plotting.curves import curve, smooth
+from multimae.plotting.grids import reconstruction_grid
+from multimae.plotting.pictures import to_picture, unnormalize_patches
+from tools.plot_run import main
 from utils.errors import UserError
-from utils.pictures import to_picture, unnormalize_patches
-from utils.plotting import reconstruction_grid
-from utils.run_log import curve, read_log
+from utils.run_log import read_log
 
 TABLE = make_table(
     {

@@ -17,7 +17,7 @@ from tests.scenes import NUM_CLASSES, ON_CPU, write_scene, write_scenes
 from tests.states import random_timm
 from tools import probe
 from utils.data.classification import ClassEvalTransform, find_classes
-from utils.features import extract, feature_loader, labelled_folder, load_frozen, pool
+from utils.features import extract, feature_loader, labelled_folder, load_frozen
 from utils.precision import choose_precision
 from utils.probe_options import FeatureOptions, ProbeDataOptions, ProbeModelOptions
 
@@ -85,20 +85,6 @@ def test_every_image_counts_once_and_batches_do_not_matter(
     one_by_one = feature_loader(folder, options, ProbeDataOptions(num_workers=0), batch_size=1)
     alone = extract(frozen.model, one_by_one, rows, classes, FeatureOptions(), FP32)
     assert torch.allclose(features.x, alone.x, atol=1e-5)
-
-
-def test_pooling() -> None:
-    layers = [torch.randn(2, 6, 8), torch.randn(2, 6, 8)]  # 4 patches, 2 global tokens
-    plain = {"token_norm": False, "layers": 2}
-    mean = pool(layers, 2, FeatureOptions(pool="mean", **plain))
-    assert torch.allclose(mean, torch.cat([t[:, :4].mean(1) for t in layers], 1))
-    both = pool(layers[1:], 2, FeatureOptions(pool="mean_global", token_norm=False))
-    expected = torch.cat([layers[1][:, :4].mean(1), layers[1][:, 4:].mean(1)], 1)
-    assert torch.allclose(both, expected)
-    scaled = [t * torch.rand(2, 6, 1).add(0.5) + 3 for t in layers]
-    for name in ("mean", "global"):
-        options = FeatureOptions(pool=name, layers=2)  # type: ignore[arg-type]
-        assert torch.allclose(pool(scaled, 2, options), pool(layers, 2, options), atol=1e-3)
 
 
 # --- the tool

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from multimae import load_model
+from multimae import MultiMAE
 from multimae.patches import patchify
 from multimae.preprocess import prepare
-from multimae.spec import read_spec
+from multimae.pretrained import read_spec
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset, collate
 from utils.data.rooms.generate import Job, make_rooms
@@ -29,7 +29,7 @@ def test_there_are_weights_with_a_card() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_they_reconstruct_rooms_they_have_not_seen(path: Path, tmp_path: Path) -> None:
-    model, spec = load_model(path), read_spec(path)
+    model, spec = MultiMAE.from_pretrained(path), read_spec(path)
     size, patch = spec.image_size, spec.patch_size
     make_rooms(Job(tmp_path, train=0, val=6, size=size, seed=77), progress=False)
     folder = MultiModalFolder(tmp_path / "val", spec.inputs)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import run_pretraining_multimae
-from multimae import ModelSpec, load_model
+from multimae import ModelSpec, MultiMAE
 from multimae.build import DecoderOptions
 from multimae.modalities import make_table, select
-from multimae.spec import KEY, read_spec, save_model
+from multimae.pretrained import KEY, read_spec, save_model
 from multimae.weights import CheckpointError, read_checkpoint
 from tests.scenes import tiny_run, write_scenes
 from tools.export_weights import main as export
@@ -39,13 +39,13 @@ def test_the_description_survives() -> None:
 
 
 def test_one_line_loads_what_was_saved(tmp_path: Path) -> None:
-    model = SPEC.build().eval()
+    model = MultiMAE.from_spec(SPEC).eval()
     save_model(model.state_dict(), SPEC, tmp_path / "full.safetensors")
     save_model(model.state_dict(), SPEC, tmp_path / "half.safetensors", half=True)
-    full = load_model(tmp_path / "full.safetensors")
+    full = MultiMAE.from_pretrained(tmp_path / "full.safetensors")
     for key, value in model.state_dict().items():
         assert torch.equal(full.state_dict()[key], value)
-    half = load_model(tmp_path / "half.safetensors")
+    half = MultiMAE.from_pretrained(tmp_path / "half.safetensors")
     assert {p.dtype for p in half.parameters()} == {torch.float32} and not half.training
     x = {"rgb": torch.randn(2, 3, 64, 64), "thermal": torch.randn(2, 2, 64, 64)}
     (a, _), (b, _) = model(x, mask_inputs=False), half(x, mask_inputs=False)
@@ -59,17 +59,17 @@ def test_files_that_describe_nothing(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="does not say which model"):
-        load_model(path)
+        MultiMAE.from_pretrained(path)
     for text in ("{", "[]", '{"name": "x"}'):
         save_file({"a": torch.zeros(1)}, path, {KEY: text})
         with pytest.raises(CheckpointError, match=r"w\.safetensors"):
-            load_model(path)
+            MultiMAE.from_pretrained(path)
     save_file({"a": torch.zeros(1)}, path, {KEY: SPEC.to_json()})
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_model(path)
+        MultiMAE.from_pretrained(path)
     path.write_bytes(b"no header")
-    with pytest.raises(CheckpointError, match="not a readable safetensors"):
-        load_model(path)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        MultiMAE.from_pretrained(path)
 
 
 def test_a_run_leaves_weights_that_load_and_export(
@@ -82,6 +82,6 @@ def test_a_run_leaves_weights_that_load_and_export(
     assert export([str(source), str(target)]) == 0
     assert read_spec(target) == read_spec(source)
     assert {v.dtype for v in read_checkpoint(target).values()} == {torch.float16}
-    load_model(target)
+    MultiMAE.from_pretrained(target)
     assert export([str(tmp_path / "none.safetensors"), str(target)]) == 2
     assert "error: " in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
     python tools/export_weights.py output/demo/model.safetensors multimae-tiny.safetensors
 
-``multimae.load_model(FILE)`` builds the model and loads them; ``--finetune FILE`` takes them, too.
+``MultiMAE.from_pretrained(FILE)`` builds the model and loads them; ``--finetune FILE`` takes them,
+too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.spec import read_spec, save_model
+from multimae.pretrained import read_spec, save_model
 from multimae.weights import extract_state_dict, read_checkpoint
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from multimae.plotting.curves import Curve, Row, curve
 from utils.errors import UserError
-from utils.run_log import LOG_NAME, Curve, Row, curve, read_log
+from utils.run_log import LOG_NAME, read_log
 
 _KEYS = {"size", "output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
 

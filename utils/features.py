@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from multimae.build import BUILDERS, build_multivit, encoder_shape
+from multimae.build import build_multivit
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
 from multimae.preprocess import prepare
+from multimae.sizes import MULTIVIT, find_size
 from multimae.weights import (
     CheckpointError,
     LoadReport,
@@ -162,25 +162,10 @@ def extract(
     for batch in tqdm(loader, desc=title, unit="batch", disable=None, leave=False):
         images = prepare(batch.to(device).images, inputs)
         with precision.autocast():
-            tokens = model(images, return_all_layers=True)
-        x.append(pool(tokens[-options.layers :], model.num_global_tokens, options).cpu())
+            encoding = model.encode(images, layers=options.layers)
+        x.append(encoding.pooled(options.pool, token_norm=options.token_norm).cpu())
         names += batch.names
     return Labelled(torch.cat(x), classes.ids(names))
-
-
-def pool(layers: Sequence[Tensor], num_global: int, options: FeatureOptions) -> Tensor:
-    """One vector per image from tokens ``(B, N+g, d)`` after some blocks: ``(B, D)``, float32."""
-    parts = []
-    for tokens in layers:
-        tokens = tokens.float()
-        if options.token_norm:
-            tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        patches = tokens.shape[1] - num_global
-        if options.pool != "global":
-            parts.append(tokens[:, :patches].mean(dim=1))
-        if options.pool != "mean":
-            parts.append(tokens[:, patches:].mean(dim=1))
-    return torch.cat(parts, dim=1)
 
 
 def _check_inputs(state: Mapping[str, Tensor], inputs: Sequence[Modality], source: str) -> None:
@@ -199,9 +184,9 @@ def _size_of(state: Mapping[str, Tensor]) -> str:
     """Registered model of the width and depth of these weights."""
     width = state["global_tokens"].shape[-1] if "global_tokens" in state else None
     depth = len({key.split(".")[1] for key in state if key.startswith("encoder.")})
-    for name in BUILDERS:
-        if name.startswith("multivit_") and encoder_shape(name) == (depth, width):
-            return name
+    size = find_size(depth, width)
+    if size:
+        return f"{MULTIVIT}_{size}"
     raise UserError(
         f"--weights: no registered model has this size ({describe_architecture(state)}); "
         "give --model"

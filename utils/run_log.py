@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from multimae.plotting.curves import Row
 from utils.errors import UserError
 
 LOG_NAME = "log.jsonl"
-
-Row = dict[str, Any]
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def read_log(run: Path) -> list[Row]:
@@ -46,15 +38,3 @@ def read_log(run: Path) -> list[Row]:
     if not any(row.get("kind") in ("train", "eval") for row in rows):
         raise UserError(f"{path}: holds no train or eval rows yet")
     return rows
-
-
-def curve(rows: Iterable[Row], kind: str, key: str, over: str = "step") -> Curve:
-    """``over`` (step, epoch) and ``key`` in the rows of one kind with a finite number for it."""
-    points = {
-        float(row[over]): float(row[key])
-        for row in rows
-        if row.get("kind") == kind and isinstance(row.get(key), (int, float))
-    }
-    points = {at: value for at, value in points.items() if math.isfinite(value)}
-    places = np.array(sorted(points), dtype=np.float64)
-    return places, np.array([points[at] for at in places.tolist()], dtype=np.float64)

@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from multimae.images import Pixels
 from multimae.modalities import Modality
 from multimae.tokens import Size
+from multimae.views import View, centred_view
 from utils.data.folders import MultiModalFolder
-from utils.data.reading import Pixels
-from utils.data.transforms import EvalTransform, TrainTransform, View
+from utils.data.transforms import EvalTransform, TrainTransform
 from utils.errors import UserError, bullet_list
 
+DEFAULT_CROP_PCT = 224 / 256
 CROP_SCALE = (0.08, 1.0)
 # What RandAugment does to colours alone: with several modalities the geometry has to be shared.
 COLOUR_OPS = (
@@ -150,7 +152,10 @@ class ClassEvalTransform(EvalTransform):
     """Shortest side to ``input_size / crop_pct``, centre crop."""
 
     def __init__(
-        self, modalities: Sequence[Modality], input_size: int | Size, crop_pct: float = 224 / 256
+        self,
+        modalities: Sequence[Modality],
+        input_size: int | Size,
+        crop_pct: float = DEFAULT_CROP_PCT,
     ) -> None:
         """``crop_pct``: share of the shortest side that is kept."""
         super().__init__(modalities, input_size)
@@ -158,9 +163,7 @@ class ClassEvalTransform(EvalTransform):
 
     def choose(self, size: Size) -> View:
         """Centred view."""
-        view = super().choose(size)
-        height, width = (max(1, round(s * self.crop_pct)) for s in (view.height, view.width))
-        return View(size, (size[0] - height) // 2, (size[1] - width) // 2, height, width)
+        return centred_view(size, self.input_size, self.crop_pct)
 
 
 def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic") -> Any:

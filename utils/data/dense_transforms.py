@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from multimae.images import Pixels, size_of
+from multimae.inputs import pad
 from multimae.modalities import Modality
 from multimae.tokens import Size
-from utils.data.reading import Pixels, size_of
-from utils.data.transforms import JointTransform, View
+from multimae.views import View, inside_size, largest_box
+from utils.data.transforms import JointTransform
 
 INSIDE = "inside"
 """Key of the bool map ``(H, W)`` that is False where an image was padded."""
 
-RGB_PADDING = 128
-PADDING = 254
 JITTER = (0.4, 0.4, 0.2, 0.1)
 SCALES = (0.1, 2.0)
 
@@ -38,8 +37,7 @@ class SegEvalTransform(JointTransform):
         """The whole sample, its longest side at ``scale`` times the input's, in whole strides."""
         size = max(size_of(p) for p in pixels.values())
         unit = max(m.stride for m in self.modalities)
-        factor = scale * min(self.input_size[0] / size[0], self.input_size[1] / size[1])
-        h, w = (max(1, round(side * factor / unit)) * unit for side in size)
+        h, w = inside_size(size, self.input_size, unit, scale)
         view = self.choose(size)._replace(flip=flip)
         return {
             m.name: self._cut(pixels[m.name], m, view, (h // m.stride, w // m.stride))
@@ -48,16 +46,12 @@ class SegEvalTransform(JointTransform):
 
     def _pad(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fill up to the input size at bottom and right."""
-        height, width = self.input_size
         out = {}
-        inside = torch.zeros(height, width, dtype=torch.bool)
+        inside = torch.zeros(self.input_size, dtype=torch.bool)
         for m in self.modalities:
-            x = images[m.name]
-            h, w = x.shape[-2:]
-            below, right = height // m.stride - h, width // m.stride - w
+            h, w = images[m.name].shape[-2:]
             inside[: h * m.stride, : w * m.stride] = True
-            value = RGB_PADDING if m.is_photo else PADDING
-            out[m.name] = F.pad(x, (0, max(0, right), 0, max(0, below)), value=value)
+            out[m.name] = pad(images[m.name], m, self.input_size)
         return {**out, INSIDE: inside}
 
 
@@ -147,11 +141,9 @@ class DepthTrainTransform(JointTransform):
 
     def choose(self, size: Size) -> View:
         """The largest view of the input's shape, anywhere along the longer side."""
-        (h, w), (out_h, out_w) = size, self.input_size
-        height = min(h, max(1, round(w * out_h / out_w)))
-        width = min(w, max(1, round(h * out_w / out_h)))
-        top = int(torch.randint(0, h - height + 1, ()))
-        left = int(torch.randint(0, w - width + 1, ()))
+        height, width = largest_box(size, self.input_size)
+        top = int(torch.randint(0, size[0] - height + 1, ()))
+        left = int(torch.randint(0, size[1] - width + 1, ()))
         return View(size, top, left, height, width, bool(torch.rand(()) < self.hflip))
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from multimae.images import ImageError, Pixels, check_readable, check_same_view, read
 from utils.data.folders import MultiModalFolder
-from utils.data.reading import Pixels, check_readable, check_same_view, read
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.errors import UserError, bullet_list
@@ -82,8 +82,11 @@ class MultiModalDataset(Dataset[Sample]):
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
         """
-        for m in folder.modalities:
-            check_readable(m)
+        try:
+            for m in folder.modalities:
+                check_readable(m)
+        except ImageError as err:
+            raise UserError(str(err)) from err
         self.folder, self.transform = folder, transform
         self.seed, self.patch_size = seed, patch_size
         self.limit = limit
@@ -122,12 +125,12 @@ class MultiModalDataset(Dataset[Sample]):
             paths[m.name] = self.folder.path(index, m)
             try:
                 pixels[m.name] = read(paths[m.name], m, self.patch_size)
-            except UserError as err:
+            except ImageError as err:
                 problems.append(str(err))
         try:
             if not problems:
                 check_same_view(pixels, paths)
-        except UserError as err:
+        except ImageError as err:
             problems.append(str(err))
         return pixels, problems
 

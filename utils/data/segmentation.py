@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from multimae.images import Pixels, size_of
 from multimae.modalities import Modality
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
-from utils.data.reading import Pixels, size_of
 from utils.data.transforms import JointTransform
 
 IGNORE = 255

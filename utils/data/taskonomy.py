@@ -15,10 +15,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from multimae.images import Pixels
 from multimae.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
-from utils.data.reading import Pixels
 from utils.errors import UserError
 
 Subset = Literal["train", "val", "test"]

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from multimae.heads import HeadSpec, LinearOptions
 from multimae.modalities import Modality, select
 from multimae.multimae import MultiViT
-from multimae.output_adapters import LinearOutputAdapter
+from multimae.plotting.pictures import to_picture
+from multimae.plotting.prediction_grid import prediction_grid
 from utils.cls_options import ClsConfig, ClsDataOptions
 from utils.data.classification import (
+    DEFAULT_CROP_PCT,
     ClassEvalTransform,
     ClassIndex,
     ClassTrainTransform,
@@ -30,9 +33,7 @@ from utils.dist import World
 from utils.finetune_options import Split
 from utils.logging import RunLogger
 from utils.metrics import AccuracyMeter, MeanMeter
-from utils.pictures import to_picture
 from utils.precision import Precision
-from utils.prediction_grid import prediction_grid
 from utils.state import Goal
 from utils.tasks.base import Evaluator, Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import (
@@ -189,13 +190,23 @@ class Classification(Finetuning):
     def build_task(self) -> ClassifyTask:
         """Model with a linear head."""
         model = self.cfg.model
-        head = LinearOutputAdapter(
-            len(self.classes), use_mean_pooling=model.use_mean_pooling, init_scale=model.init_scale
+        names = self.classes.names
+        target = Modality(
+            HEAD,
+            "labels",
+            num_classes=len(names),
+            class_names=tuple(names),
+            loss="cross_entropy",
+            interpolation="nearest",
+            plot="labels",
         )
+        options = LinearOptions(model.use_mean_pooling, model.init_scale)
         built = build_model(
             self.cfg,
             self.inputs,
-            {HEAD: head},
+            [HeadSpec(HEAD, target, len(names), options)],
+            framing="crop",
+            crop_share=self._crop_share,
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
@@ -211,7 +222,7 @@ class Classification(Finetuning):
             return []
         folder = self._folder(path)
         check_classes(folder, self.classes)
-        size, crop = self.cfg.model.input_size, data.crop_pct or 224 / 256
+        size, crop = self.cfg.model.input_size, self._crop_share
         limit = data.max_val_images if split == "eval" else None
         dataset = self._dataset(folder, ClassEvalTransform(self.inputs, size, crop), limit)
         loader = eval_loader(dataset, self.cfg, self.world)
@@ -224,6 +235,11 @@ class Classification(Finetuning):
                 ClassPictures(task, batch, precision, self.world.device, split, logger)
             )
         return evaluators
+
+    @property
+    def _crop_share(self) -> float:
+        """Share of the largest square's sides that evaluation sees."""
+        return self.cfg.data.crop_pct or DEFAULT_CROP_PCT
 
     def _folder(self, path: str) -> MultiModalFolder:
         return MultiModalFolder(data_root(path, self.inputs), self.inputs)

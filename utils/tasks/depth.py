@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from multimae.heads import dense_head
+from multimae.images import Pixels
 from multimae.modalities import Modality, select
 from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
-from utils.data.reading import Pixels
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.depth_options import MASK_VALID, TARGET, DepthConfig
 from utils.dist import World
-from utils.errors import UserError
 from utils.finetune_options import Split
 from utils.logging import RunLogger
 from utils.metrics import DepthMeter
@@ -135,12 +133,12 @@ class DepthFinetuning(Finetuning):
     def build_task(self) -> DepthTask:
         """Model with the head of the options."""
         model = self.cfg.model
-        try:
-            head = dense_head(model.head, 1, model=model.model, patch_size=model.patch_size)
-        except ValueError as err:
-            raise UserError(str(err)) from err
         built = build_model(
-            self.cfg, self.inputs, {HEAD: head}, learnable_pos_emb=model.learnable_pos_emb
+            self.cfg,
+            self.inputs,
+            [self.target.head_spec(model.head)],
+            framing="whole",
+            learnable_pos_emb=model.learnable_pos_emb,
         )
         return DepthTask(built, self.inputs, [self.target], self.cfg.optim.loss)
 

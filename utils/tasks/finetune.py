@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from multimae.build import build_multivit, encoder_shape
-from multimae.heads import reads_all_layers
+from multimae.heads import HeadSpec, reads_all_layers
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
 from multimae.preprocess import prepare
+from multimae.pretrained import save_model
+from multimae.sizes import MULTIVIT, encoder_shape
+from multimae.spec import Framing, ModelSpec
 from multimae.weights import (
     CheckpointError,
     extract_state_dict,
     load_weights,
     read_checkpoint,
-    save_state_dict,
 )
 from utils.checkpoint import best_checkpoint, resume
 from utils.config import to_flat_dict
@@ -94,7 +95,7 @@ class Finetuning(ABC):
 
     @abstractmethod
     def build_task(self) -> FinetuneTask:
-        """Model with heads, and losses."""
+        """Model with heads (see :func:`build_model`), and losses."""
 
     @abstractmethod
     def evaluators(
@@ -181,36 +182,52 @@ def _train(
     log = replace(cfg.log, eval_freq=cfg.eval_freq)
     fit(state, loader, sampler, plan, stepper, logger, evaluators, log, cfg.checkpoint, job.goal)
     if output_dir and cfg.checkpoint.save_ckpt and world.is_main:
-        save_state_dict(state.scored_model.state_dict(), Path(output_dir) / "model.safetensors")
+        weights = Path(output_dir) / "model.safetensors"
+        save_model(state.scored_model.state_dict(), task.model.spec, weights)
     return {} if state.best is None else {f"best/{job.goal.metric}": state.best}
 
 
 def build_model(
     cfg: FinetuneConfig,
     inputs: Sequence[Modality],
-    heads: Mapping[str, nn.Module],
+    heads: Sequence[HeadSpec],
     *,
-    padding_class: bool = False,
-    **options: Any,
+    framing: Framing,
+    crop_share: float = 1.0,
+    learnable_pos_emb: bool = False,
+    **dropout: float,
 ) -> MultiViT:
-    """The encoder of the configuration with ``heads``; ``options`` as for ``build_multivit``.
+    """The encoder of the configuration with ``heads``, knowing what it is.
+
+    Args:
+        cfg: The configuration.
+        inputs: Rows of the inputs.
+        heads: What is predicted.
+        framing: How evaluation brings images to the model's size.
+        crop_share: Of ``crop``.
+        learnable_pos_emb: Train the position tables.
+        **dropout: Rates, as for :class:`multimae.MultiViT`.
 
     Raises:
         UserError: Options that no model can be built from.
     """
     model = cfg.model
+    spec = ModelSpec(
+        name=model.model,
+        inputs=tuple(inputs),
+        patch_size=model.patch_size,
+        image_size=model.input_size,
+        num_global_tokens=model.num_global_tokens,
+        heads=tuple(heads),
+        learnable_pos_emb=learnable_pos_emb,
+        padding_class=framing == "pad",
+        framing=framing,
+        crop_share=crop_share,
+    )
     try:
-        return build_multivit(
-            model.model,
-            inputs,
-            heads,
-            model.patch_size,
-            model.input_size,
-            model.num_global_tokens,
-            drop_path_rate=model.encoder_drop_path,
-            padding_class=padding_class,
-            **options,
-        )
+        if spec.kind != MULTIVIT:
+            raise ValueError(f"model {spec.name} masks its inputs; fine-tuning needs a multivit_*")
+        return MultiViT.from_spec(spec, drop_path_rate=model.encoder_drop_path, **dropout)
     except ValueError as err:
         raise UserError(str(err)) from err
 

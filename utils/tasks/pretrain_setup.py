@@ -10,6 +10,7 @@ import torch
 from multimae.build import DecoderOptions
 from multimae.masking import sample_masks
 from multimae.modalities import Modality, select
+from multimae.multimae import MultiMAE
 from multimae.spec import ModelSpec
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
@@ -71,13 +72,13 @@ def model_spec(
     """Description of the model that the options ask for."""
     model = cfg.model
     return ModelSpec(
-        model.model,
-        tuple(inputs),
-        tuple(outputs),
-        model.patch_size,
-        model.input_size,
-        model.num_global_tokens,
-        DecoderOptions(
+        name=model.model,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        patch_size=model.patch_size,
+        image_size=model.input_size,
+        num_global_tokens=model.num_global_tokens,
+        decoder=DecoderOptions(
             model.decoder_dim,
             model.decoder_depth,
             model.decoder_num_heads,
@@ -97,7 +98,8 @@ def build_task(
     """
     model_options = cfg.model
     try:
-        model = model_spec(cfg, inputs, outputs).build(model_options.drop_path)
+        spec = model_spec(cfg, inputs, outputs)
+        model = MultiMAE.from_spec(spec, drop_path_rate=model_options.drop_path)
         side = model_options.input_size
         layout = model.layout({m.name: (side // m.stride, side // m.stride) for m in inputs})
         sample_masks(layout, 1, model_options.num_encoded_tokens, model_options.alphas)

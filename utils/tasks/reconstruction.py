@@ -16,6 +16,7 @@ from multimae.masking import TokenMasks
 from multimae.multimae import PatchPredictions
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.patches import unpatchify
+from multimae.plotting.grids import reconstruction_grid
 from multimae.preprocess import prepare
 from multimae.tokens import TokenLayout
 from utils.data.loaders import Batch, MultiModalDataset
@@ -23,7 +24,6 @@ from utils.data.samplers import SampleKey
 from utils.dist import World
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter
-from utils.plotting import reconstruction_grid
 from utils.precision import Precision
 from utils.tasks.base import StepPosition
 from utils.tasks.pretrain import MaskOptions, PretrainTask

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multimae.criterion import masked_berhu_loss, masked_l1_loss, masked_mse_loss
+from multimae.heads import HeadOptions, HeadSpec
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
+from multimae.plotting.pictures import colour_range, to_picture
+from multimae.plotting.prediction_grid import prediction_grid
 from multimae.preprocess import to_model_input
 from utils.data.loaders import Batch
 from utils.dist import World
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter
-from utils.pictures import colour_range, to_picture
 from utils.precision import Precision
-from utils.prediction_grid import prediction_grid
 from utils.tasks.base import Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import FinetuneTask
 from utils.tasks.scoring import predictions
@@ -57,6 +58,10 @@ class Target:
         few = self.channels
         keep = {k: v[:few] if len(v) > 1 else v for k, v in self._statistics.items()}
         return replace(self.row, num_channels=few, hflip_negate=(), **keep)
+
+    def head_spec(self, options: HeadOptions) -> HeadSpec:
+        """The head that predicts it."""
+        return HeadSpec(self.head, self.shown, self.channels, options, self.unit)
 
     @property
     def _statistics(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +15,16 @@ from torch.utils.data import DataLoader
 
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
-from multimae.preprocess import to_model_input
+from multimae.plotting.pictures import to_picture, with_void
+from multimae.plotting.prediction_grid import prediction_grid
+from multimae.preprocess import prepare_padded
 from utils.data.dense_transforms import INSIDE
 from utils.data.loaders import Batch
 from utils.data.segmentation import IGNORE
 from utils.dist import World
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter, SegmentationMeter
-from utils.pictures import to_picture
 from utils.precision import Precision
-from utils.prediction_grid import prediction_grid
 from utils.tasks.base import Pictures, StepOutput, StepPosition
 from utils.tasks.finetune import FinetuneTask
 from utils.tasks.scoring import predictions
@@ -67,17 +66,7 @@ class SegmentTask(FinetuneTask):
         valid = inside
         if self.valid_name is not None:
             valid = inside & (batch.images[self.valid_name][:, 0] > 127)
-        x = {}
-        for m in self.inputs:
-            raw = batch.images[m.name]
-            if m.is_labels:
-                grid = inside[:, :: m.stride, :: m.stride]
-                x[m.name] = raw.long().masked_fill(~grid, m.num_classes)
-            elif m.plot == "scalar":
-                x[m.name] = to_model_input(raw, m, valid[:, None, :: m.stride, :: m.stride])
-            else:
-                x[m.name] = to_model_input(raw, m)
-        return x
+        return prepare_padded(batch.images, self.inputs, inside, valid)
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Class ids (B, H, W), void and padding ``IGNORE``; and where void was stored."""
@@ -180,7 +169,7 @@ class SegmentationPictures(Pictures):
         labels, _ = self.task.labels(batch)
         with self.precision.autocast():
             logits = self.task.predict(x, model)[HEAD]
-        shown = _with_void(self.task.target)
+        shown = with_void(self.task.target)
         guess = logits[:, : self.task.target.num_classes].argmax(dim=1) + 1
         truth = torch.where(labels == IGNORE, 0, labels + 1)
         columns: Mapping[str, Any] = {
@@ -192,9 +181,3 @@ class SegmentationPictures(Pictures):
         grid = prediction_grid(columns, captions=batch.names, legend=shown, ids=ids)
         self.logger.picture(f"predictions_{self.split}", step, grid)
         return {}
-
-
-def _with_void(target: Modality) -> Modality:
-    """The row with void (and padding) as class 0, in its grey, and the classes behind it."""
-    names = ("void", *target.class_names) if target.class_names else ()
-    return dataclasses.replace(target, num_classes=target.num_classes + 1, class_names=names)

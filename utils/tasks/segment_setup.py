@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multimae.heads import dense_head
+from multimae.heads import HeadSpec
 from multimae.modalities import Modality, select
 from utils.data.dense_transforms import SegEvalTransform, SegTrainTransform
 from utils.data.folders import MultiModalFolder, read_class_names
@@ -10,7 +10,6 @@ from utils.data.loaders import check_samples, collate
 from utils.data.segmentation import SegmentationDataset, reduced_class_names, stored_target
 from utils.data.transforms import JointTransform
 from utils.dist import World
-from utils.errors import UserError
 from utils.finetune_options import Split
 from utils.logging import RunLogger
 from utils.precision import Precision
@@ -62,21 +61,12 @@ class Segmentation(Finetuning):
             UserError: Options that no model can be built from.
         """
         cfg, data = self.cfg, self.cfg.data
-        try:
-            head = dense_head(
-                cfg.model.head,
-                data.num_classes + int(data.seg_use_void_label),
-                model=cfg.model.model,
-                patch_size=cfg.model.patch_size,
-                labels=True,
-            )
-        except ValueError as err:
-            raise UserError(str(err)) from err
+        channels = data.num_classes + int(data.seg_use_void_label)
         model = build_model(
             cfg,
             self.inputs,
-            {HEAD: head},
-            padding_class=True,
+            [HeadSpec(HEAD, self.target, channels, cfg.model.head)],
+            framing="pad",
             learnable_pos_emb=cfg.model.learnable_pos_emb,
         )
         return SegmentTask(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from multimae.heads import dense_head
 from multimae.modalities import select
 from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
@@ -19,7 +18,6 @@ from utils.data.taskonomy import (
 )
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.dist import World
-from utils.errors import UserError
 from utils.finetune_options import Split
 from utils.logging import RunLogger
 from utils.precision import Precision
@@ -67,16 +65,13 @@ class Taskonomy(Finetuning):
     def build_task(self) -> TaskonomyTask:
         """Model with one DPT head per task."""
         model = self.cfg.model
-        try:
-            heads = {
-                target.head: dense_head(
-                    model.head, target.channels, model=model.model, patch_size=model.patch_size
-                )
-                for target in self.targets
-            }
-        except ValueError as err:
-            raise UserError(str(err)) from err
-        built = build_model(self.cfg, self.inputs, heads, learnable_pos_emb=model.learnable_pos_emb)
+        built = build_model(
+            self.cfg,
+            self.inputs,
+            [target.head_spec(model.head) for target in self.targets],
+            framing="whole",
+            learnable_pos_emb=model.learnable_pos_emb,
+        )
         return TaskonomyTask(built, self.inputs, self.targets, "l1")
 
     def evaluators(

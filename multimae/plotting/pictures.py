@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from multimae.modalities import Modality
 from multimae.patches import patch_statistics, patchify, unpatchify
-from utils.colours import Picture, label_palette, scalar_colours
+from multimae.plotting.colours import Picture, label_palette, scalar_colours
+
+_WRONG, _RIGHT = (249, 142, 9), (36, 34, 44)
 
 
 def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -> Picture:
@@ -31,6 +34,37 @@ def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -
     kind = "labels" if modality.is_labels else modality.plot
     picture = _DRAW[kind](x, modality, reference)
     return picture.repeat(modality.stride, axis=0).repeat(modality.stride, axis=1)
+
+
+def error_picture(pred: Tensor, truth: Tensor, modality: Modality) -> Picture:
+    """How far a prediction is off, pixel by pixel, as an RGB picture at full resolution.
+
+    Args:
+        pred: ``[C, h, w]``; for labels class ids ``[h, w]`` or logits ``[K, h, w]``.
+        truth: As ``pred``, or class ids.
+        modality: Its row.
+
+    Returns:
+        ``[h * stride, w * stride, 3]``. Labels: wrong pixels orange, right ones dark. Images: mean
+        absolute error over the channels, dark violet at none to pale yellow at half the range of
+        colours (for maps without a natural range: of the truth's 2nd to 98th percentile).
+    """
+    pred, truth = pred.detach().cpu(), truth.detach().cpu()
+    if modality.is_labels:
+        ids, wanted = (x.argmax(dim=0) if x.ndim == 3 else x for x in (pred, truth))
+        wrong = (ids != wanted).numpy()
+        picture = np.where(wrong[..., None], _WRONG, _RIGHT).astype(np.uint8)
+    else:
+        low, high = _range(truth, modality)
+        error = (pred.float() - truth.float()).abs().mean(dim=0).numpy()
+        picture = scalar_colours(error, 0.0, (high - low) / 2)
+    return picture.repeat(modality.stride, axis=0).repeat(modality.stride, axis=1)
+
+
+def with_void(target: Modality) -> Modality:
+    """A row of labels with void (and padding) as class 0, in its grey, and its classes behind."""
+    names = ("void", *target.class_names) if target.class_names else ()
+    return dataclasses.replace(target, num_classes=target.num_classes + 1, class_names=names)
 
 
 def unnormalize_patches(pred: Tensor, truth: Tensor, patch: int) -> Tensor:
@@ -88,6 +122,13 @@ def _unit_scale(x: Tensor, m: Modality) -> Tensor:
     """``(stored value / max_value)``, so in [0, 1] for true images."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (m.mean, m.std))
     return x.float() * std + mean
+
+
+def _range(truth: Tensor, m: Modality) -> tuple[float, float]:
+    """Values of the ends of the colour range, in model space."""
+    if m.plot == "scalar" or m.normalization != "mean_std":
+        return colour_range(truth)
+    return 0.0, 1.0 / (sum(m.std) / len(m.std))
 
 
 def colour_range(reference: Tensor) -> tuple[float, float]:

@@ -6,13 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multimae.modalities import Modality
-from utils.colours import MASK_GREY, Picture, label_palette
-from utils.pictures import to_picture, unnormalize_patches
+from multimae.plotting.colours import MASK_GREY, Picture
+from multimae.plotting.drawing import (
+    FADED,
+    GUTTER,
+    INK,
+    MARGIN,
+    MIN_CELL,
+    WHITE,
+    draw_legend,
+    draw_scale,
+    font,
+    stack,
+)
+from multimae.plotting.pictures import to_picture, unnormalize_patches
 
 COLUMNS = (
     ("input", "visible patches"),
@@ -20,10 +31,6 @@ COLUMNS = (
     ("prediction", "all patches"),
     ("truth", ""),
 )
-MIN_CELL = 224
-
-WHITE, INK, FADED = (255, 255, 255), (28, 30, 36), (122, 126, 136)
-MARGIN, GUTTER = 20, 4
 _BLOCK_GAP = 26
 
 Box = tuple[int, int]
@@ -36,6 +43,8 @@ def reconstruction_grid(
     modalities: Sequence[Modality],
     patch_size: int,
     max_rows: int = 6,
+    *,
+    restored: bool = False,
 ) -> Image.Image:
     """Samples as blocks of ``input | masked | prediction | truth``, one line per modality.
 
@@ -43,13 +52,15 @@ def reconstruction_grid(
     A modality without a mask was not an input: its input is empty and all of it is predicted.
 
     Args:
-        truth: Batches in model space, ``[B, C, h, w]`` or ids ``[B, h, w]``, by modality.
-        preds: Predictions by modality, ``[B, C, h, w]`` or logits ``[B, K, h, w]``. A ``norm_pix``
-            prediction is brought back with the truth's statistics.
+        truth: Batches in model space, ``[B, C, h, w]`` or ids ``[B, h, w]``, by modality. Where one
+            is not known its pictures are grey.
+        preds: Predictions by modality, ``[B, C, h, w]`` or logits ``[B, K, h, w]``.
         masks: ``[B, N]`` by modality, 1 = masked.
         modalities: What to show, in this order. Those with a ``source`` take its truth and mask.
         patch_size: The model's patch side in full-resolution pixels.
         max_rows: Largest number of samples shown.
+        restored: ``norm_pix`` predictions have been brought back with the truth's statistics; else
+            that is done here.
 
     Raises:
         ValueError: Nothing to show.
@@ -57,52 +68,63 @@ def reconstruction_grid(
     count = min([max_rows] + [len(preds[m.name]) for m in modalities])
     if count < 1 or not modalities:
         raise ValueError("a reconstruction grid needs at least one sample and one modality")
-    blocks = [
-        [
-            _tiles(
-                truth[m.data_name][i],
-                preds[m.name][i],
-                masks[m.data_name][i] if m.data_name in masks else None,
-                m,
-                patch_size,
-            )
-            for m in modalities
-        ]
-        for i in range(count)
-    ]
+
+    def cells(m: Modality, i: int) -> list[Picture]:
+        known = truth[m.data_name][i] if m.data_name in truth else None
+        mask = masks[m.data_name][i] if m.data_name in masks else None
+        pred = preds[m.name][i]
+        if m.norm_pix and known is not None and not restored:
+            patch = max(1, (m.patch_size or patch_size) // m.stride)
+            pred = unnormalize_patches(pred.cpu(), known.cpu(), patch)
+        return tiles(known, pred, mask, m, patch_size)
+
+    blocks = [[cells(m, i) for m in modalities] for i in range(count)]
     height, width = blocks[0][0][0].shape[:2]
     scale = 2 if width < MIN_CELL else 1
     layout = _Layout((scale * width, scale * height), len(modalities), min(2, count))
     grid = _draw_blocks(blocks, modalities, layout)
-    legends = [
-        draw_legend(
-            m,
-            truth[m.data_name][:count].cpu().numpy(),
-            MARGIN + layout.label,
-            layout.text,
-            grid.width,
-        )
-        for m in modalities
-        if m.is_labels
-    ]
-    return stack([grid, *legends])
+    place = (MARGIN + layout.label, layout.text, grid.width)
+    legends = [_legend(m, truth, preds, count, place) for m in modalities]
+    return stack([grid, *(legend for legend in legends if legend is not None)])
 
 
-def _tiles(
-    truth: Tensor, pred: Tensor, mask: Tensor | None, m: Modality, patch_size: int
+def _legend(
+    m: Modality,
+    truth: Mapping[str, Tensor],
+    preds: Mapping[str, Tensor],
+    count: int,
+    place: tuple[int, int, int],
+) -> Image.Image | None:
+    """What the colours of a row mean, unless they are colours."""
+    if m.is_labels:
+        ids = truth.get(m.data_name, preds[m.name].argmax(dim=1))[:count]
+        return draw_legend(m, ids.cpu().numpy(), *place)
+    return draw_scale(m, *place) if m.plot == "scalar" else None
+
+
+def tiles(
+    truth: Tensor | None, pred: Tensor, mask: Tensor | None, m: Modality, patch_size: int
 ) -> list[Picture]:
-    """The four pictures of one sample and modality."""
-    patch = max(1, (m.patch_size or patch_size) // m.stride)
-    if m.norm_pix:
-        pred = unnormalize_patches(pred.cpu(), truth.cpu(), patch)
+    """Pictures of one sample and modality: ``input | masked | prediction | truth``.
+
+    Args:
+        truth: ``[C, h, w]`` or ids ``[h, w]`` in model space; ``None``: grey pictures.
+        pred: ``[C, h, w]`` or logits ``[K, h, w]``, in the space of ``truth``.
+        mask: ``[N]``, 1 = masked; ``None``: all of it.
+        m: Its row.
+        patch_size: The model's patch side in full-resolution pixels.
+    """
     full = to_picture(pred, m, truth)
+    grey = np.broadcast_to(np.array(MASK_GREY, dtype=np.uint8), full.shape).copy()
+    if truth is None:
+        return [grey, full, full, grey]
     target = to_picture(truth, m, truth)
     hidden = np.ones(target.shape[:2], dtype=bool)
     if mask is not None:
-        side = patch * m.stride
+        side = max(1, (m.patch_size or patch_size) // m.stride) * m.stride
         cells = mask.cpu().numpy().astype(bool).reshape(-1, target.shape[1] // side)
         hidden = cells.repeat(side, axis=0).repeat(side, axis=1)
-    seen = np.where(hidden[..., None], np.array(MASK_GREY, dtype=np.uint8), target)
+    seen = np.where(hidden[..., None], grey, target)
     filled = np.where(hidden[..., None], full, target)
     return [seen, filled, full, target]
 
@@ -183,51 +205,3 @@ def _vertical_text(image: Image.Image, text: str, corner: Box, layout: _Layout) 
     middle = (height // 2, layout.label // 2 - 2)
     ImageDraw.Draw(strip).text(middle, text, INK, font(layout.text), anchor="mm")
     image.paste(strip.rotate(90, expand=True), corner)
-
-
-def draw_legend(
-    m: Modality, ids: npt.NDArray[np.integer], start: int, size: int, width: int
-) -> Image.Image:
-    """Colour squares and names of the classes in ``ids``, most frequent first, wrapped.
-
-    Args:
-        m: Row of the label map.
-        ids: Class ids that occur; those out of range are left out.
-        start: Left edge of the text, pixels.
-        size: Font size.
-        width: Width of the result, pixels.
-    """
-    face, square, line = font(0.8 * size), int(0.9 * size), int(1.4 * size)
-    values, counts = np.unique(ids[(ids >= 0) & (ids < m.num_classes)], return_counts=True)
-    entries = []
-    x, y = start, 0
-    for value in values[np.argsort(-counts, kind="stable")].tolist():
-        name = m.class_names[value] if value < len(m.class_names) else str(value)
-        advance = int(1.4 * square + face.getlength(name)) + square
-        if x + advance > width - MARGIN and x > start:
-            x, y = start, y + line
-        entries.append((x, y, value, name))
-        x += advance
-    image = Image.new("RGB", (width, y + line + MARGIN), WHITE)
-    draw = ImageDraw.Draw(image)
-    palette = label_palette(m.num_classes)
-    for left, top, value, name in entries:
-        corners = (left, top, left + square - 1, top + square - 1)
-        draw.rectangle(corners, fill=tuple(palette[value].tolist()))
-        draw.text((left + 1.4 * square, top + square / 2), name, INK, face, anchor="lm")
-    return image
-
-
-def stack(images: Sequence[Image.Image]) -> Image.Image:
-    """Put images of one width under one another."""
-    out = Image.new("RGB", (images[0].width, sum(i.height for i in images)), WHITE)
-    y = 0
-    for image in images:
-        out.paste(image, (0, y))
-        y += image.height
-    return out
-
-
-def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all pictures."""
-    return ImageFont.load_default(size=size)

@@ -9,8 +9,18 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from multimae.modalities import Modality
-from utils.colours import Picture
-from utils.plotting import FADED, GUTTER, INK, MARGIN, MIN_CELL, WHITE, draw_legend, font, stack
+from multimae.plotting.colours import Picture
+from multimae.plotting.drawing import (
+    FADED,
+    GUTTER,
+    INK,
+    MARGIN,
+    MIN_CELL,
+    WHITE,
+    draw_legend,
+    font,
+    stack,
+)
 
 _TITLE, _CAPTION = 20, 16
 _ACROSS = 6  # pictures side by side, at least one sample

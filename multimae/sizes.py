@@ -1,0 +1,51 @@
+"""Encoder sizes, and the registered model names made of them: ``KIND_SIZE``."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+# Base and large are the published ones.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim_tokens": 192, "depth": 12, "num_heads": 3},
+    "small": {"dim_tokens": 384, "depth": 12, "num_heads": 6},
+    "base": {"dim_tokens": 768, "depth": 12, "num_heads": 12},
+    "large": {"dim_tokens": 1024, "depth": 24, "num_heads": 16},
+}
+
+PRETRAIN, MULTIVIT = "pretrain_multimae", "multivit"
+KINDS = (PRETRAIN, MULTIVIT)
+
+
+def model_names() -> list[str]:
+    """``pretrain_multimae_tiny`` to ``multivit_large``."""
+    return [f"{kind}_{size}" for kind in KINDS for size in SIZES]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Kind and size of a registered name.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest.
+    """
+    kind, _, size = name.rpartition("_")
+    if kind not in KINDS or size not in SIZES:
+        known = model_names()
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown model '{name}'{hint} Known: {', '.join(known)}")
+    return kind, size
+
+
+def encoder_shape(name: str) -> tuple[int, int]:
+    """``(depth, dim)`` of a registered model.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    dims = SIZES[split_name(name)[1]]
+    return dims["depth"], dims["dim_tokens"]
+
+
+def find_size(blocks: int, width: int | None) -> str | None:
+    """The size with so many blocks of this width, if there is one."""
+    return next((s for s in SIZES if encoder_shape(f"{MULTIVIT}_{s}") == (blocks, width)), None)
