@@ -1,4 +1,4 @@
-# make demo | test | check | format | smoke | results     each sets up .venv by itself; see README.md
+# make demo | app | test | check | format | smoke | pictures | results     each sets up .venv by itself; see README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +27,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo test check format smoke results results-finetune results-data clean
+.PHONY: demo test check format smoke pictures results results-finetune results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -66,6 +66,10 @@ smoke: $(READY)
 	$(BIN)/python run_finetuning_taskonomy.py --config cfgs/finetune/rooms/taskonomy.yaml \
 		$(SMOKE)/taskonomy --data_path $(ROOMS)-smoke-taskonomy --eval_data_path none
 
+# The pictures of the README, from the weights that are shipped.
+pictures: $(READY)
+	$(BIN)/python tools/make_pictures.py
+
 # Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
 results: results-data
 	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
@@ -79,6 +83,13 @@ results: results-data
 results-finetune: results-data
 	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --size $(MODEL) --jobs $(JOBS) $(if $(FINETUNE),--set $(FINETUNE))
 	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml --size $(MODEL)
+
+# The segmentation model of weights/, from the pre-trained one; an hour on a CPU core.
+segmenter: results-data
+	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
+	$(BIN)/python run_finetuning_semseg.py --config cfgs/finetune/rooms/semseg_rgb.yaml
+	$(BIN)/python tools/export_weights.py output/results/semseg-tiny/model.safetensors \
+		weights/multimae-tiny_rooms-semseg.safetensors
 
 # Labelled rooms: other views than those of pre-training, scored on furniture that no training has.
 results-data: $(READY) $(if $(findstring $(SH3D),$(FURNITURE)),$(SH3D)/.ready)

@@ -1,4 +1,4 @@
-"""Write the weights of a pre-training run in half precision, with the description of the model.
+"""Write the weights of a run in half precision, with the description of the model.
 
     python tools/export_weights.py output/demo/model.safetensors multimae-tiny.safetensors
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="model.safetensors of a pre-training run")
+    parser.add_argument("source", type=Path, help="model.safetensors of a run")
     parser.add_argument("target", type=Path, help="file to write, *.safetensors")
     parser.add_argument("--float32", action="store_true", help="keep all digits")
     args = parser.parse_args(argv)

@@ -68,7 +68,7 @@ def attention_grid(
     top = max(float(np.percentile(attention, 99)) for attention in maps.values())
     size = (
         2 * MARGIN + len(maps) * (cell[0] + GUTTER) - GUTTER,
-        2 * MARGIN + 2 * _TITLE + 2 * cell[1] + GUTTER + (2 * _TITLE if caption else 0),
+        2 * MARGIN + int(1.5 * _TITLE) + 2 * cell[1] + GUTTER + (_TITLE if caption else 0),
     )
     image = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(image)
@@ -88,7 +88,7 @@ def attention_grid(
             if name == query[0]:
                 _mark(draw, corner, cell, attention.shape, query[1:])
     if caption:
-        draw.text((MARGIN, size[1] - MARGIN), caption, FADED, font(0.8 * _TITLE), anchor="ls")
+        draw.text((MARGIN, size[1] - 0.8 * MARGIN), caption, FADED, font(0.8 * _TITLE), anchor="ls")
     return image
 
 

@@ -1,0 +1,253 @@
+"""Make the pictures of the README from the shipped weights and example rooms.
+
+    python tools/make_pictures.py                # all, into docs/images
+    python tools/make_pictures.py --only hero
+
+hero       animation: more and more patches become visible, everything else is predicted
+subsets    each modality alone -> everything
+edit       a class is painted into the labels, and the predicted photo follows
+attention  where one patch looks
+predict    the segmentation model on a photo
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from multimae import CheckpointError, MultiMAE
+from multimae.images import ImageLike
+from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
+from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
+from multimae.prediction import LabelPrediction
+from multimae.reconstruction import Column, Patches, Reconstruction
+
+REPO = Path(__file__).resolve().parents[1]
+WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"
+SEGMENTER = REPO / "weights/multimae-tiny_rooms-semseg.safetensors"
+EXAMPLES = REPO / "examples/rooms"
+
+CELL, TITLE, CAPTION = 216, 20, 16
+HERO_ROOMS = ("living_room", "dining_room", "kitchen", "bathroom")
+HERO_VISIBLE = (4, 8, 16, 32, 48, 64, 96)
+FRAME_MS, LAST_FRAME_MS = 550, 1800
+Sample = dict[str, ImageLike]
+
+
+def samples(model: MultiMAE) -> dict[str, Sample]:
+    """The example rooms: ``{type/name: {modality: file}}``.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    first = model.spec.inputs[0]
+    found: dict[str, Sample] = {}
+    for path in sorted((EXAMPLES / first.data_folder).glob("*/*")):
+        key = f"{path.parent.name}/{path.stem}"
+        files = {
+            m.name: next((EXAMPLES / m.data_folder).glob(f"{key}.*")) for m in model.spec.inputs
+        }
+        found[key] = dict(files)
+    if not found:
+        raise FileNotFoundError(f"no example rooms in {EXAMPLES}")
+    return found
+
+
+def sheet(
+    rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str], caption: str = ""
+) -> Image.Image:
+    """Rows of pictures with a name in front of each and a title above every column."""
+    side = max(int(font(TITLE).getlength(name)) for name, _ in rows) + MARGIN
+    width = MARGIN + side + len(titles) * (CELL + GUTTER) + MARGIN
+    top = MARGIN + 2 * TITLE
+    height = top + len(rows) * (CELL + GUTTER) + (2 * CAPTION if caption else 0) + MARGIN // 2
+    image = Image.new("RGB", (width, height), WHITE)
+    draw = ImageDraw.Draw(image)
+    for c, title in enumerate(titles):
+        x = MARGIN + side + c * (CELL + GUTTER)
+        draw.text((x, top - 0.5 * TITLE), title, INK, font(TITLE), anchor="ls")
+    for r, (name, pictures) in enumerate(rows):
+        y = top + r * (CELL + GUTTER)
+        draw.text((MARGIN, y + CELL / 2), name, INK, font(TITLE), anchor="lm")
+        for c, picture in enumerate(pictures):
+            tile = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST)
+            image.paste(tile, (MARGIN + side + c * (CELL + GUTTER), y))
+    if caption:
+        y = height - MARGIN // 2 - CAPTION
+        draw.text((MARGIN + side, y), caption, FADED, font(CAPTION), anchor="lm")
+    return image
+
+
+def nested_masks(
+    model: MultiMAE, counts: Sequence[int], seed: int
+) -> list[dict[str, npt.NDArray[np.bool_]]]:
+    """Visible patches for growing budgets, each set within the next."""
+    spec = model.spec
+    side = spec.image_size // spec.patch_size
+    names = [m.name for m in spec.inputs]
+    order = np.random.default_rng(seed).permutation(len(names) * side * side)
+    out = []
+    for count in counts:
+        shown = np.zeros((len(names), side, side), dtype=bool)
+        shown.reshape(-1)[order[:count]] = True
+        out.append(dict(zip(names, shown, strict=True)))
+    return out
+
+
+def hero(model: MultiMAE, out: Path) -> Path:
+    """Frames of growing visibility for a few rooms, as an animated WebP."""
+    names = [m.name for m in model.spec.inputs]
+    total = len(names) * (model.spec.image_size // model.spec.patch_size) ** 2
+    rooms = samples(model)
+    frames, durations = [], []
+    for kind in HERO_ROOMS:
+        key = next(k for k in rooms if k.startswith(kind))
+        for visible in nested_masks(model, HERO_VISIBLE, seed=5):
+            result = model.reconstruct(rooms[key], visible)
+            rows = [
+                ("visible", [result.picture(name, "input") for name in names]),
+                ("predicted", [result.picture(name) for name in names]),
+                ("truth", [result.picture(name, "truth") for name in names]),
+            ]
+            count = sum(int(v.sum()) for v in visible.values())
+            frames.append(sheet(rows, names, f"{count} of {total} patches are visible"))
+            durations.append(LAST_FRAME_MS if count == HERO_VISIBLE[-1] else FRAME_MS)
+    path = out / "hero.webp"
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=78,
+        method=6,
+    )  # fmt: skip
+    return path
+
+
+def subsets(model: MultiMAE, out: Path) -> Path:
+    """Every input alone, all of its patches visible, and what is predicted from it."""
+    names = [m.name for m in model.spec.inputs]
+    rooms = samples(model)
+    sample = rooms[next(k for k in rooms if k.startswith("dining_room"))]
+    rows = []
+    for given in names:
+        result = model.reconstruct(sample, {given: "all"})
+        pictures = [result.picture(given, "truth")]
+        rows.append((f"{given} ->", pictures + [result.picture(name) for name in names]))
+    truth = model.reconstruct(sample, {names[0]: "all"})
+    blank = np.full_like(rows[0][1][0], 255)
+    rows.append(("truth", [blank] + [truth.picture(name, "truth") for name in names]))
+    path = out / "subsets.png"
+    sheet(rows, ["given", *(f"predicted {name}" for name in names)]).save(path, optimize=True)
+    return path
+
+
+def edit(model: MultiMAE, out: Path) -> Path:
+    """Paint a window into the labels of a room; a few of the photo's patches give the colours."""
+    labels = next(m for m in model.spec.inputs if m.is_labels)
+    photo = next(m for m in model.spec.inputs if m.is_photo)
+    rooms = samples(model)
+    sample = rooms[next(k for k in rooms if k.startswith("bathroom"))]
+    stored = np.asarray(Image.open(Path(str(sample[labels.name]))))
+    window = labels.class_names.index("window")
+    height, width = stored.shape
+    wall = stored == labels.class_names.index("wall")
+    painted = stored.copy()
+    box = (slice(height // 8, height // 2), slice(width // 2, width * 7 // 8))
+    painted[box] = np.where(wall[box], window, stored[box])
+    shown: dict[str, Patches] = {m.name: "all" for m in model.spec.inputs}
+    shown[photo.name] = 8
+
+    def row(name: str, ids: npt.NDArray[np.uint8]) -> tuple[str, list[Picture]]:
+        result = model.reconstruct({**sample, labels.name: ids}, shown, seed=3)
+        columns: list[tuple[str, Column]] = [
+            (labels.name, "truth"),
+            (photo.name, "input"),
+            (photo.name, "prediction"),
+            (photo.name, "truth"),
+        ]
+        return name, [result.picture(m, c) for m, c in columns]
+
+    rows = [row("as it is", stored), row("painted", painted)]
+    titles = [labels.name, f"{photo.name}, visible", f"{photo.name}, predicted", "the photo"]
+    path = out / "edit.png"
+    sheet(rows, titles).save(path, optimize=True)
+    return path
+
+
+def attention(model: MultiMAE, out: Path) -> Path:
+    """Attention of one patch of a photo in the middle of the network."""
+    rooms = samples(model)
+    sample = rooms[next(k for k in rooms if k.startswith("dining_room"))]
+    query, layer = (model.spec.inputs[0].name, 4, 4), 7
+    maps = {n: m[0].numpy() for n, m in model.attention(sample, query, layer=layer).items()}
+    shown: Reconstruction = model.reconstruct(sample)
+    pictures: Mapping[str, Picture] = {name: shown.picture(name, "truth") for name in maps}
+    path = out / "attention.png"
+    attention_grid(pictures, maps, query, caption=f"block {layer}, mean of its heads").save(
+        path, optimize=True
+    )
+    return path
+
+
+def predict(model: MultiMAE, out: Path) -> Path:
+    """Photos of rooms, the classes that the segmentation model sees in them, and the truth."""
+    segmenter = MultiMAE.from_pretrained(SEGMENTER)
+    (head,) = segmenter.spec.heads
+    labels = next(m for m in model.spec.inputs if m.is_labels)
+    photo = segmenter.spec.inputs[0].name
+    columns: dict[str, list[Picture]] = {"photo": [], "predicted": [], "truth": []}
+    every = []
+    for sample in list(samples(model).values())[:4]:
+        guess = segmenter.predict({photo: sample[photo]})[head.name]
+        if not isinstance(guess, LabelPrediction):
+            raise TypeError(f"{SEGMENTER} does not predict labels")
+        truth = np.asarray(Image.open(Path(str(sample[labels.name]))))
+        with Image.open(Path(str(sample[photo]))) as image:
+            columns["photo"].append(np.asarray(image.convert("RGB")))
+        columns["predicted"].append(guess.picture())
+        shown = LabelPrediction(truth.astype(np.int64) - 1, (), guess.logits, head.target)
+        columns["truth"].append(shown.picture())
+        every += [guess.ids + 1, truth.astype(np.int64)]
+    path = out / "predict.png"
+    grid = prediction_grid(columns, legend=with_void(head.target), ids=np.stack(every))
+    grid.save(path, optimize=True)
+    return path
+
+
+PICTURES: dict[str, Callable[[MultiMAE, Path], Path]] = {
+    "hero": hero,
+    "subsets": subsets,
+    "edit": edit,
+    "attention": attention,
+    "predict": predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the pictures; 2 if weights or examples are missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=REPO / "docs/images", help="folder")
+    parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES))
+    args = parser.parse_args(argv)
+    try:
+        model = MultiMAE.from_pretrained(WEIGHTS)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in args.only:
+            path = PICTURES[name](model, args.out)
+            print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
+    except (CheckpointError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
