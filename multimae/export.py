@@ -92,7 +92,7 @@ def export_onnx(
         ValueError: As :func:`export_program`; a model without a description, or beyond 2 GB.
         OSError: The folder does not exist or is not writable.
     """
-    _require("onnx", "onnxscript")
+    require("onnx", "onnxscript")
     plan = make_plan(model, what, inputs, pool)
     description = model.spec.to_json()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -132,7 +132,7 @@ def onnx_differences(
     Raises:
         ModuleNotFoundError: onnxruntime is not installed.
     """
-    _require("onnxruntime")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -158,7 +158,9 @@ def onnx_differences(
 def _export(plan: Plan) -> ExportedProgram:
     example = plan.example(2, 3, 4, seed=1)  # all unlike, so that none is taken for another
     with torch.no_grad():
-        return torch.export.export(plan.module, example, dynamic_shapes=plan.dynamic_shapes())
+        return torch.export.export(
+            plan.module, example, dynamic_shapes=plan.dynamic_shapes(), strict=False
+        )
 
 
 def _name_sizes(graph: Any) -> None:
@@ -186,9 +188,14 @@ def _about(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _require(*packages: str) -> None:
+def require(*packages: str) -> None:
+    """Look for optional packages.
+
+    Raises:
+        ModuleNotFoundError: Some are not installed; the message says how to get them.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"{' and '.join(missing)} not installed: pip install 'multimae[export]'"
+            f"{', '.join(missing)} cannot be imported: pip install 'multimae[export]'"
         )

@@ -19,7 +19,10 @@ LIBRARY_MAY_IMPORT = {
     *("multimae", "torch", "einops", "numpy", "safetensors", "PIL", "huggingface_hub"),
     *("matplotlib", "typing_extensions"),  # inside functions, or for types
 }
-BRIDGES = {"timm_models.py": {"timm"}}  # not imported by the rest of the library
+BRIDGES = {
+    "timm_models.py": {"timm"},
+    "export.py": {"onnxruntime"},
+}  # not imported by the rest of the library
 
 
 def name_of(path: Path) -> str:
