@@ -83,7 +83,7 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         """
         tokens, layout = self.embed(x)
         if not mask_inputs:
-            masks = no_masks(layout, len(tokens), tokens.device)
+            masks = no_masks(layout, tokens.shape[0], tokens.device)
         elif task_masks is not None:
             masks = masks_from_task_masks(task_masks, layout)
         else:

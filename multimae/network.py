@@ -139,7 +139,7 @@ class MultiModalTransformer(nn.Module):
 
     def with_global_tokens(self, tokens_bnd: Tensor) -> Tensor:
         """Append the global tokens: (b, n, d) -> (b, n+g, d)."""
-        global_tokens = self.global_tokens.to(tokens_bnd.dtype).expand(len(tokens_bnd), -1, -1)
+        global_tokens = self.global_tokens.to(tokens_bnd.dtype).expand(tokens_bnd.shape[0], -1, -1)
         return torch.cat([tokens_bnd, global_tokens], dim=1)
 
     def decode(

@@ -41,7 +41,9 @@ def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
     Returns:
         (1, D, rows, columns) in the table's dtype.
     """
-    if tuple(table.shape[-2:]) == tuple(grid):
+    # A symbol, in torch.export, is not compared: that would fix the size. The result is the same.
+    symbolic = any(isinstance(size, torch.SymInt) for size in grid)
+    if not symbolic and tuple(table.shape[-2:]) == tuple(grid):
         return table
     return F.interpolate(table, size=grid, mode=mode, align_corners=False)
 

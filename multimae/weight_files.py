@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,13 +109,25 @@ def save_state_dict(
     """
     path = Path(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    with atomic_file(path) as stream:
+        if path.suffix == ".safetensors":
+            stream.write(serialize(_unshared(tensors), dict(metadata or {}) or None))
+        else:
+            torch.save({"model": tensors}, stream)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes its name when it is complete.
+
+    Raises:
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            if path.suffix == ".safetensors":
-                stream.write(serialize(_unshared(tensors), dict(metadata or {}) or None))
-            else:
-                torch.save({"model": tensors}, stream)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -33,13 +33,14 @@ def main_task_grid(layout: TokenLayout, main_tasks: Sequence[str]) -> Size:
             f"{', '.join(layout.slices)}: feed them, or name other main_tasks"
         )
     grids = {name: layout.slices[name].grid for name in main_tasks}
-    if len(set(grids.values())) > 1:
+    first = grids[main_tasks[0]]
+    if any(grid != first for grid in grids.values()):
         raise ValueError(
             "the head's main_tasks have different token grids: "
             + ", ".join(f"{name} {h}x{w}" for name, (h, w) in grids.items())
             + "; give them one patch size, or keep one main task"
         )
-    return next(iter(grids.values()))
+    return first
 
 
 def main_task_tokens(tokens: Tensor, layout: TokenLayout, main_tasks: Sequence[str]) -> Tensor:
@@ -61,4 +62,4 @@ def main_task_tokens(tokens: Tensor, layout: TokenLayout, main_tasks: Sequence[s
 
 def tokens_to_map(x_bnd: Tensor, grid: Size) -> Tensor:
     """(b, n, d) on ``grid`` -> (b, d, h, w)."""
-    return x_bnd.transpose(1, 2).reshape(len(x_bnd), -1, *grid)
+    return x_bnd.transpose(1, 2).reshape(x_bnd.shape[0], -1, *grid)

@@ -88,7 +88,7 @@ class SegmenterMaskTransformerAdapter(nn.Module):
         """
         tokens = last_layer(encoder_tokens)
         x = self.proj_dec(main_task_tokens(tokens, input_info, self.main_tasks))
-        classes = self.cls_emb.to(x.dtype).expand(len(x), -1, -1)
+        classes = self.cls_emb.to(x.dtype).expand(x.shape[0], -1, -1)
         x = self.decoder_norm(self.blocks(torch.cat([x, classes], dim=1)))
         patches, classes = x[:, : -self.num_classes], x[:, -self.num_classes :]
         patches = F.normalize(self.patch_proj(patches), dim=-1)

@@ -156,7 +156,7 @@ class SpatialOutputAdapter(nn.Module):
         context = self.proj_context(encoder_tokens)
         visible, global_tokens = context[:, :num_visible], context[:, num_visible:]
         embedding = self._context_embedding(input_info).to(visible.dtype)  # (1, N, d)
-        visible = visible + gather_tokens(embedding.expand(len(visible), -1, -1), ids_keep)
+        visible = visible + gather_tokens(embedding.expand(visible.shape[0], -1, -1), ids_keep)
         x = self._queries(visible, embedding, input_info, ids_restore)
         if self.use_xattn:
             context = torch.cat([visible, global_tokens], dim=1)
@@ -184,11 +184,11 @@ class SpatialOutputAdapter(nn.Module):
         own = layout.slices.get(self.task or "")
         if self.use_task_queries and own is not None and own.grid == grid:
             part = slice(own.start, own.stop)
-            padded = torch.cat([visible, mask_token.expand(len(visible), -1, -1)], dim=1)
+            padded = torch.cat([visible, mask_token.expand(visible.shape[0], -1, -1)], dim=1)
             place = ids_restore[:, part].clamp(max=visible.shape[1])
             masked = (place == visible.shape[1]).unsqueeze(-1)
             return gather_tokens(padded, place) + embedding[:, part] * masked
         queries = mask_token + pos_emb_tokens(self.pos_emb, grid, "bilinear").to(visible.dtype)
         if self.task is not None and self.task in self.task_embeddings:
             queries = queries + self.task_embeddings[self.task].to(visible.dtype)
-        return queries.expand(len(visible), -1, -1)
+        return queries.expand(visible.shape[0], -1, -1)
