@@ -38,3 +38,6 @@ def _shipped(name: str, summary: str) -> _Any:
 
 
 multimae_tiny_rooms = _shipped("multimae-tiny_rooms", "Tiny MultiMAE of rgb, depth and labels.")
+multimae_tiny_rooms_semseg = _shipped(
+    "multimae-tiny_rooms-semseg", "Tiny segmentation model: 40 classes of rooms from rgb."
+)
