@@ -158,13 +158,13 @@ def write_sample(out: Path, layout: str, split: str, index: int, sample: RoomSam
         index: Number of the sample.
         sample: The sample.
     """
-    images = _multimae(sample) if layout == "multimae" else _taskonomy(sample)
+    images = aligned_images(sample) if layout == "multimae" else _taskonomy(sample)
     for key, path in paths(out, layout, split, index).items():
         write_file(out, path, _encode(images[key], path.suffix))
 
 
-def _multimae(sample: RoomSample) -> dict[str, Image_]:
-    """Return the images of the multimae layout."""
+def aligned_images(sample: RoomSample) -> dict[str, Image_]:
+    """Return the images of the multimae layout by folder."""
     return {
         "rgb": sample.rgb,
         "depth": sample.depth_mm,
