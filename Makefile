@@ -1,4 +1,4 @@
-# make demo | app | test | check | format | smoke | pictures | results     each sets up .venv by itself; see README.md
+# make demo | app | test | check | format | smoke | pictures | results   each sets up .venv by itself; see README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +27,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo test check format smoke pictures results results-finetune results-data segmenter clean
+.PHONY: demo app test test-browser check format smoke pictures results results-finetune results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -43,8 +43,16 @@ demo: $(READY)
 	$(BIN)/python tools/plot_run.py $(DEMO) --out $(DEMO)/loss.png
 	$(BIN)/python tools/show_run.py $(DEMO)
 
+# Paint masks and labels in the browser; Ctrl+C stops. make app WEIGHTS=output/mine/model.safetensors
+app: $(READY)
+	$(BIN)/python tools/demo_app.py $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PORT),--port $(PORT))
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not browser"
+
+# The page in a real browser: needs Chromium on the PATH, or `python -m playwright install chromium`.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser
 
 check: $(READY)
 	$(BIN)/ruff check .

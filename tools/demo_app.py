@@ -1,4 +1,4 @@
-"""Try a pre-trained model in the browser: reveal patches, edit them, see what the model makes of it.
+"""Try a pre-trained model in the browser: reveal patches, edit them, see what becomes of it.
 
     python tools/demo_app.py
     python tools/demo_app.py --weights output/mine/model.safetensors --examples /data/mine/val
@@ -15,12 +15,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):
-    sys.path.insert(0, str(REPO))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.app.server import serve
 from utils.errors import UserError
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

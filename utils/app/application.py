@@ -34,6 +34,7 @@ def build(weights: Path, examples: Path) -> gr.Blocks:
     """
     engine = Engine(weights)
     scenes = read_examples(examples, engine.spec)
+    blocks: gr.Blocks
     with gr.Blocks(
         title=TITLE,
         analytics_enabled=False,

@@ -10,10 +10,10 @@ from pathlib import Path
 import gradio as gr
 
 from multimae.modalities import Modality
+from multimae.plotting.colours import label_palette
 from multimae.tokens import Size
 from utils.app.edits import edit_kind
 from utils.app.rows import class_name
-from utils.colours import label_palette
 
 _STATIC = Path(__file__).with_name("static")
 
@@ -72,5 +72,9 @@ def picker(titles: Sequence[str], uris: Sequence[str]) -> gr.HTML:
 def saver() -> gr.HTML:
     """Hands ``{"name", "data", "count"}`` to the browser as a download."""
     return gr.HTML(
-        {}, html_template="", js_on_load=static("saver.js"), apply_default_css=False, elem_id="saver"
+        {},
+        html_template="",
+        js_on_load=static("saver.js"),
+        apply_default_css=False,
+        elem_id="saver",
     )

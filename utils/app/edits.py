@@ -60,7 +60,7 @@ def apply_edits(pixels: Array, edits: Edits, modality: Modality, grid: Size) -> 
     """
     if not edits:
         return pixels
-    changed = pixels.copy()
+    changed: Array = pixels.copy()
     high, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
     kind = edit_kind(modality)
     low, top = np.percentile(pixels, _RANGE).tolist()

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae import load_model
+from multimae import CheckpointError, MultiMAE
 from multimae.masking import sample_masks
 from multimae.modalities import Modality
 from multimae.preprocess import prepare
-from multimae.spec import read_spec
-from multimae.weight_files import CheckpointError
 from utils.app.edits import Array
 from utils.app.masks import Mask, patch_grid
 from utils.errors import UserError
@@ -52,9 +50,12 @@ class Engine:
             UserError: It is missing, unreadable, or says nothing about its model.
         """
         try:
-            self.spec, self._model = read_spec(weights), load_model(weights)
+            self._model = MultiMAE.from_pretrained(weights)
         except (CheckpointError, OSError) as err:
             raise UserError(str(err)) from err
+        self.spec = self._model.spec
+        if not self.spec.outputs:
+            raise UserError(f"{weights}: {self.spec.name} has no pre-training decoders to show")
         self._lock = threading.Lock()
         self.grids = {m.name: patch_grid(m, self.spec) for m in self.spec.inputs}
 
@@ -65,7 +66,7 @@ class Engine:
 
     @property
     def outputs(self) -> tuple[Modality, ...]:
-        """Rows of the outputs; those whose data is not an input cannot be compared with anything."""
+        """Rows of the outputs; without an input of that name there is no truth."""
         return self.spec.outputs
 
     @property
@@ -91,7 +92,9 @@ class Engine:
         masks = sample_masks(
             layout, 1, budget, [alphas[m.name] for m in rows], generator=generator
         ).task_masks
-        return {name: (mask[0] == 0).numpy().reshape(self.grids[name]) for name, mask in masks.items()}
+        return {
+            name: (mask[0] == 0).numpy().reshape(self.grids[name]) for name, mask in masks.items()
+        }
 
     def predict(self, pixels: Mapping[str, Array], visible: Mapping[str, Mask]) -> Prediction:
         """All outputs from the visible patches.

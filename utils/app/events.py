@@ -36,7 +36,7 @@ class Events:
         p = self.parts
         painters, drawn = list(p.painters.values()), [p.scene, *p.settings]
         scened = [p.scene, *p.files.values(), p.examples, *p.shown]
-        quiet = {"show_progress": "hidden", "concurrency_id": "model"}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "model"}
         private = {**quiet, "api_visibility": "private"}
         blocks.load(self._guard(self.start), p.settings, scened, **private)
         gr.on(
@@ -59,7 +59,9 @@ class Events:
             **quiet,
         )
         p.resample.click(self._guard(self.resample), drawn, [p.seed, *p.shown], **private)
-        p.sixth.click(self._guard(self.sixth), [p.scene, p.seed], [*p.settings, *p.shown], **private)
+        p.sixth.click(
+            self._guard(self.sixth), [p.scene, p.seed], [*p.settings, *p.shown], **private
+        )
         for name, button in p.presets.items():
             button.click(self._guard(self._only(name)), [p.scene], p.shown, **private)
         p.examples.select(self._guard(self.example), p.settings, scened, **private)
@@ -80,10 +82,10 @@ class Events:
         """A new visitor sees the first example."""
         return self._enter(self.examples[0], settings, chosen=0)
 
-    def example(self, *settings: Any, event: gr.EventData) -> Update:
+    def example(self, event: gr.EventData, *settings: Any) -> Update:
         """An example was clicked."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
-        if index not in range(len(self.examples)):
+        if not isinstance(index, int) or not 0 <= index < len(self.examples):
             raise UserError(f"There are {len(self.examples)} examples, no number {index}.")
         return self._enter(self.examples[index], settings, chosen=index)
 
@@ -127,14 +129,20 @@ class Events:
         visible, edits = self._read(scene, strokes)
         view = self.session.view(scene, visible, edits)
         # A value sent back now would undo what was painted meanwhile.
-        painted = {self.parts.painters[n]: gr.update(picture=uri) for n, uri in view.pictures.items()}
+        painted = {
+            self.parts.painters[n]: gr.update(picture=uri) for n, uri in view.pictures.items()
+        }
         return {**self._show(view), **painted}
 
     def download(self, scene: Scene | None, *strokes: Any) -> Update:
         """The grid as a PNG."""
         scene = scene or self.examples[0]
         png = self.session.png(scene, *self._read(scene, strokes))
-        value = {"name": "multimae.png", "data": self.session.data_uri(png), "count": time.time_ns()}
+        value = {
+            "name": "multimae.png",
+            "data": self.session.data_uri(png),
+            "count": time.time_ns(),
+        }
         return {self.parts.saver: value}
 
     def settings(self, values: Sequence[Any]) -> Settings:

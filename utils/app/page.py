@@ -42,17 +42,17 @@ class Parts:
     shares: dict[str, gr.Slider] = field(default_factory=dict)
     files: dict[str, gr.File] = field(default_factory=dict)
     presets: dict[str, gr.Button] = field(default_factory=dict)
-    examples: gr.HTML = None
+    examples: gr.HTML = field(init=False)
     fresh: gr.Button | None = None
-    sixth: gr.Button = None
-    budget: gr.Slider = None
-    concentration: gr.Slider = None
-    seed: gr.Number = None
-    resample: gr.Button = None
-    download: gr.Button = None
-    saver: gr.HTML = None
-    status: gr.HTML = None
-    alert: gr.HTML = None
+    sixth: gr.Button = field(init=False)
+    budget: gr.Slider = field(init=False)
+    concentration: gr.Slider = field(init=False)
+    seed: gr.Number = field(init=False)
+    resample: gr.Button = field(init=False)
+    download: gr.Button = field(init=False)
+    saver: gr.HTML = field(init=False)
+    status: gr.HTML = field(init=False)
+    alert: gr.HTML = field(init=False)
 
     @property
     def settings(self) -> list[Any]:
@@ -94,9 +94,9 @@ def _header(engine: Engine) -> str:
     names = [m.name for m in engine.inputs]
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return (
-        f"<h1>{TITLE}</h1><p>One transformer sees a few patches of {escape(listed)}, and fills in all of "
-        "them. <b>Drag over the patches</b> on the left to reveal or hide them. Press <b>edit</b> "
-        "to change a patch, and watch the other modalities react.</p>"
+        f"<h1>{TITLE}</h1><p>One transformer sees a few patches of {escape(listed)}, and fills in "
+        "all of them. <b>Drag over the patches</b> on the left to reveal or hide them. Press "
+        "<b>edit</b> to change a patch, and watch the other modalities react.</p>"
     )
 
 
@@ -147,7 +147,9 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
                 0, 1, 1, step=0.05, label=m.name, elem_id=f"share-{m.name}"
             )
     with gr.Row(equal_height=True, elem_classes="mm-seed"):
-        parts.seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
+        parts.seed = gr.Number(
+            0, label="seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90, elem_id="seed"
+        )
         parts.resample = gr.Button("Resample", variant="primary", min_width=90, elem_id="resample")
     parts.download = gr.Button("Download as PNG", size="sm", elem_id="download")
 

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from multimae.modalities import Modality
+from multimae.plotting.colours import MASK_GREY, Picture, label_palette, scalar_colours
+from multimae.plotting.pictures import colour_range, to_picture, unnormalize_patches
 from multimae.preprocess import from_model_output, robust_statistics, to_model_input
 from utils.app.edits import Array
 from utils.app.engine import Prediction
 from utils.app.masks import Mask
-from utils.colours import MASK_GREY, Picture, label_palette, scalar_colours
-from utils.pictures import colour_range, to_picture, unnormalize_patches
 
 WRONG = (214, 57, 57)
 _DIMMED = 0.25
@@ -75,7 +75,7 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
     if m.is_labels:
         colours = label_palette(m.num_classes)[a.numpy()]
         faint = (_DIMMED * colours.mean(axis=-1, keepdims=True)).astype(np.uint8)
-        picture = np.where((a != b).numpy()[..., None], colours, faint).astype(np.uint8)
+        picture: Picture = np.where((a != b).numpy()[..., None], colours, faint).astype(np.uint8)
     else:
         low, high = colour_range(reference)
         gap = (a - b).abs().mean(dim=0).numpy()
@@ -84,7 +84,7 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
 
 
 def draw(x: Tensor, m: Modality, reference: Tensor | None) -> Picture:
-    """As :func:`utils.pictures.to_picture`."""
+    """As :func:`multimae.plotting.to_picture`."""
     return to_picture(x, m, reference)
 
 

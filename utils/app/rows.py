@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from multimae.modalities import Modality
+from multimae.plotting.colours import Picture, label_palette, scalar_colours
+from multimae.plotting.pictures import colour_range
 from utils.app import pictures
 from utils.app.engine import Prediction
 from utils.app.masks import Mask
-from utils.colours import Picture, label_palette, scalar_colours
-from utils.pictures import colour_range
 
 _MAX_CHIPS = 16
 _RAMP = "linear-gradient(90deg, {})".format(
@@ -48,7 +48,9 @@ def row_html(pair: Pair, m: Modality, patch_size: int) -> str:
     figures = "".join(_figure(m, caption, picture) for caption, picture in cells)
     score = "" if truth is None or pair.before else _score(now, m, guess, truth)
     legend = (
-        _chips(m, guess, truth) if m.is_labels else _scale(now, m, reference, pair.before is not None)
+        _chips(m, guess, truth)
+        if m.is_labels
+        else _scale(now, m, reference, pair.before is not None)
     )
     return (
         f'<div class="mm-figures">{figures}</div>'

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from multimae.images import Pixels
 from multimae.modalities import Modality
 from multimae.spec import ModelSpec
 from utils.app.edits import Array
 from utils.app.uploads import SUFFIXES, check_one_view, read_upload
-from utils.data.reading import Pixels
 from utils.data.transforms import EvalTransform
 from utils.errors import UserError
 

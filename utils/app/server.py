@@ -12,7 +12,7 @@ from typing import Any
 from utils.errors import UserError
 
 HOST = "127.0.0.1"
-# The browser may load and call nothing but this server; gr.HTML compiles its templates ('unsafe-eval').
+# The browser may load and call nothing but this server; gr.HTML compiles templates: 'unsafe-eval'.
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -67,7 +67,7 @@ def quiet_surroundings() -> Iterator[Path]:
         The folder; it is removed in the end.
     """
     with tempfile.TemporaryDirectory(prefix="multimae-app-") as folder:
-        changed = {**_OFFLINE, "GRADIO_TEMP_DIR": folder}
+        changed = {**_OFFLINE, "GRADIO_TEMP_DIR": folder, "MPLCONFIGDIR": folder}
         saved = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         try:

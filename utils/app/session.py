@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from multimae.modalities import Modality
+from multimae.plotting import reconstruction_grid
 from utils.app import pictures
 from utils.app.edits import Edits, apply_edits, parse_edits
 from utils.app.engine import Engine, Prediction
@@ -19,7 +20,6 @@ from utils.app.masks import Mask, concentrations, from_bits, to_bits
 from utils.app.rows import Pair, row_html
 from utils.app.scene import Scene
 from utils.errors import UserError
-from utils.plotting import reconstruction_grid
 
 Strokes = Mapping[str, Any]
 """What the painters hold, by input: ``{"visible": bits, "edits": {patch: value}}``."""
@@ -74,7 +74,9 @@ class Session:
         Raises:
             UserError: Settings out of range.
         """
-        given = {m.name: settings.shares[m.name] for m in self.engine.inputs if m.name in scene.pixels}
+        given = {
+            m.name: settings.shares[m.name] for m in self.engine.inputs if m.name in scene.pixels
+        }
         if not 0 <= settings.seed <= MAX_SEED:
             raise UserError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
         alphas = concentrations(settings.concentration, given)
@@ -117,9 +119,7 @@ class Session:
         before = self.engine.predict(scene.pixels, visible) if any(edits.values()) else None
         return Pair(now, before)
 
-    def view(
-        self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
-    ) -> View:
+    def view(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> View:
         """What the page shows for some visible patches.
 
         Raises:

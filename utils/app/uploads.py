@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from multimae.images import ImageError, Pixels, read, size_of
 from multimae.modalities import Modality
-from utils.data.reading import Pixels, read, size_of
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000
@@ -29,7 +29,7 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
         patch_size: The model's patch side in pixels.
 
     Returns:
-        What :func:`utils.data.reading.read` gives: 16-bit values and class ids as stored.
+        What :func:`multimae.images.read` gives: 16-bit values and class ids as stored.
 
     Raises:
         UserError: The file is empty, huge, damaged, or no such image; one sentence or two.
@@ -48,7 +48,7 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
         raise UserError(_damaged(path.name)) from err
     try:
         return read(path, modality)
-    except UserError as err:
+    except ImageError as err:
         if "class id" in str(err):
             raise UserError(
                 f"{path.name} holds class ids that this model does not know: ids are "
@@ -72,8 +72,8 @@ def check_one_view(pixels: Mapping[str, Pixels]) -> None:
     for name, (height, width) in sizes.items():
         if abs(height * wide / tall - width) > 1 and abs(width * tall / wide - height) > 1:
             raise UserError(
-                f"{name} is {width} x {height} pixels but {reference} is {wide} x {tall}: all images "
-                "must show the same view, so their aspect ratios must agree."
+                f"{name} is {width} x {height} pixels but {reference} is {wide} x {tall}: all "
+                "images must show the same view, so their aspect ratios must agree."
             )
 
 

@@ -50,7 +50,7 @@ function draw() {
     cell.style.background = edit === undefined ? "" : colourOf(edit);
     cell.textContent = edit !== undefined && props.edit === "shift" ? (edit < 0 ? "−" : "+") : "";
   }
-  find("count").textContent = given ? `${visible.filter(Boolean).length} of ${count}` : "";
+  find("count").textContent = given ? `${visible.filter(Boolean).length} of ${count} visible` : "";
   find("undo").disabled = Object.keys(edits).length === 0;
 }
 
