@@ -115,7 +115,7 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
             parts.files[m.name] = gr.File(
                 label=f"{m.name} (up to {MAX_BYTES / 1e6:.0f} MB)",
                 file_types=list(SUFFIXES),
-                height=96,
+                height=128,
                 elem_id=f"file-{m.name}",
             )
     _heading("Visible patches")
