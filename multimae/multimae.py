@@ -260,9 +260,7 @@ class MultiViT(MultiMAE):
             With output adapters a dict of their outputs. Without: tokens (B, N+g, d), global
             tokens last, or the list of them after every block.
         """
-        tokens, layout = self.embed(x)
-        layers = self.encode_layers(tokens)
-        encoded: Tensor | list[Tensor] = layers if return_all_layers else layers[-1]
-        if not self.output_adapters:
-            return encoded
-        return {name: head(encoded, layout) for name, head in self.output_adapters.items()}
+        if self.output_adapters:
+            return self.apply_heads(x, return_all_layers)
+        layers = self.encode_layers(self.embed(x)[0])
+        return layers if return_all_layers else layers[-1]

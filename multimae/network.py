@@ -127,6 +127,20 @@ class MultiModalTransformer(nn.Module):
         """Append the global tokens and run the blocks: (b, n, d) -> (b, n+g, d)."""
         return self.encoder(self.with_global_tokens(tokens_bnd))  # type: ignore[no-any-return]
 
+    def apply_heads(
+        self, x: Tensor | Mapping[str, Tensor], all_layers: bool = False
+    ) -> dict[str, Tensor]:
+        """Every head's output, with everything visible.
+
+        Args:
+            x: Modality -> batch, or one tensor, taken as rgb.
+            all_layers: Give heads the tokens after every block.
+        """
+        tokens, layout = self.embed(x)
+        layers = self.encode_layers(tokens)
+        encoded = layers if all_layers else layers[-1]
+        return {name: head(encoded, layout) for name, head in self.output_adapters.items()}
+
     def _inputs(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = {DEFAULT_INPUT: x} if isinstance(x, Tensor) else x
         inputs = {name: given[name] for name in self.input_adapters if name in given}

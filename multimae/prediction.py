@@ -108,13 +108,8 @@ def predict(
         )
     if not inputs.views:
         raise ValueError("predict() takes images as they are stored, not tensors: call the model")
-    tokens, layout = model.embed(inputs.x)
-    layers = model.encode_layers(tokens)
-    encoded: Tensor | list[Tensor] = layers if reads_all_layers(model) else layers[-1]
-    outputs = {
-        head.name: model.output_adapters[head.name](encoded, layout).float().cpu()
-        for head in spec.heads
-    }
+    predicted = model.apply_heads(inputs.x, reads_all_layers(model))
+    outputs = {name: output.float().cpu() for name, output in predicted.items()}
     return [
         {head.name: _prediction(head, outputs[head.name][i], inputs, i) for head in spec.heads}
         for i in range(len(inputs))

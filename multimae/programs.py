@@ -57,11 +57,8 @@ class Predictor(nn.Module):
 
     def forward(self, images: Images) -> dict[str, Tensor]:
         """``predicted_HEAD``: (b, K) or (b, C, H, W)."""
-        tokens, layout = self.model.embed(images)
-        layers = self.model.encode_layers(tokens)
-        encoded = layers if self.all_layers else layers[-1]
-        heads = self.model.output_adapters.items()
-        return {_PREFIX + name: head(encoded, layout) for name, head in heads}
+        outputs = self.model.apply_heads(images, self.all_layers)
+        return {_PREFIX + name: output for name, output in outputs.items()}
 
 
 class Reconstructor(nn.Module):

@@ -21,7 +21,7 @@ from multimae.modalities import Modality
 from multimae.network import MultiModalTransformer
 from multimae.plotting import Picture, error_picture, reconstruction_grid, tiles, to_picture
 from multimae.plotting.pictures import unnormalize_patches
-from multimae.preprocess import from_model_output, robust_statistics, to_model_input
+from multimae.preprocess import from_model_output, robust_statistics
 from multimae.spec import ModelSpec
 from multimae.tokens import TokenLayout
 
@@ -151,8 +151,6 @@ def reconstruct(
     for m in spec.outputs:
         prediction = folded[m.name].float().cpu()
         known = inputs.x.get(m.data_name)
-        if m.data_name in inputs.raw:
-            known = to_model_input(inputs.raw[m.data_name], m)
         if known is not None:
             truth[m.name] = known.cpu()
             if m.norm_pix:

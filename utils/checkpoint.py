@@ -20,7 +20,6 @@ renamed.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 
+from multimae.weight_files import atomic_file
 from multimae.weights import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from utils.errors import UserError
 from utils.options import CheckpointOptions
@@ -42,20 +42,8 @@ _PARTS = ("model", "task", "optimizer", "scaler", "epoch", "step")
 def save_atomically(contents: Mapping[str, Any], path: Path) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save(dict(contents), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_file(path) as file:
+        torch.save(dict(contents), file)
 
 
 def save_checkpoint(state: TrainState, output_dir: str | Path) -> Path:

@@ -15,6 +15,7 @@ from utils.app.edits import Edits
 from utils.app.fresh_rooms import MAX_NUMBER, render_scene
 from utils.app.masks import Mask
 from utils.app.page import MODERATE, Parts, alert_html, status_html
+from utils.app.pictures import data_uri
 from utils.app.scene import Scene, from_files
 from utils.app.session import MAX_SEED, Session, Settings, View
 from utils.errors import UserError
@@ -140,7 +141,7 @@ class Events:
         png = self.session.png(scene, *self._read(scene, strokes))
         value = {
             "name": "multimae.png",
-            "data": self.session.data_uri(png),
+            "data": data_uri(png),
             "count": time.time_ns(),
         }
         return {self.parts.saver: value}

@@ -26,7 +26,12 @@ def encode(picture: Picture) -> str:
     """A PNG as a data URI: nothing is written to disk."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue())
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as text."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def shown(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:
@@ -81,11 +86,6 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
         gap = (a - b).abs().mean(dim=0).numpy()
         picture = scalar_colours(gap, 0.0, (high - low) / 2)
     return picture.repeat(m.stride, axis=0).repeat(m.stride, axis=1)
-
-
-def draw(x: Tensor, m: Modality, reference: Tensor | None) -> Picture:
-    """As :func:`multimae.plotting.to_picture`."""
-    return to_picture(x, m, reference)
 
 
 def stored(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multimae.modalities import Modality
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
-from multimae.plotting.pictures import colour_range
+from multimae.plotting.pictures import colour_range, to_picture
 from utils.app import pictures
 from utils.app.engine import Prediction
 from utils.app.masks import Mask
@@ -63,13 +63,13 @@ def _cells(
 ) -> Iterator[tuple[str, Picture | None]]:
     """Captions and pictures."""
     reference = guess if truth is None else truth
-    full = pictures.draw(guess, m, reference)
-    target = None if truth is None else pictures.draw(truth, m, reference)
+    full = to_picture(guess, m, reference)
+    target = None if truth is None else to_picture(truth, m, reference)
     yield "filled in", pictures.fill_in(full, target, pair.now.visible.get(m.data_name))
     yield "prediction", full
     if pair.before is not None:
         before = pictures.shown(pair.before, m, patch_size)
-        yield "before the edit", pictures.draw(before, m, reference)
+        yield "before the edit", to_picture(before, m, reference)
         yield "reaction", pictures.difference(guess, before, m, reference)
         return
     yield "truth", target

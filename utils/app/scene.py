@@ -48,7 +48,7 @@ def from_files(files: Mapping[str, Path], spec: ModelSpec, title: str) -> Scene:
     if not rows:
         raise UserError("Choose at least one image: " + ", ".join(m.name for m in spec.inputs))
     pixels = {m.name: read_upload(files[m.name], m, spec.patch_size) for m in rows}
-    check_one_view(pixels)
+    check_one_view(pixels, {name: path.name for name, path in files.items()})
     return cut(pixels, spec, title)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from multimae.modalities import Modality
-from multimae.plotting import reconstruction_grid
+from multimae.plotting import reconstruction_grid, to_picture
 from utils.app import pictures
 from utils.app.edits import Edits, apply_edits, parse_edits
 from utils.app.engine import Engine, Prediction
@@ -162,10 +161,6 @@ class Session:
         grid.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
-    def data_uri(self, png: bytes) -> str:
-        """A PNG as text."""
-        return "data:image/png;base64," + base64.b64encode(png).decode()
-
     def _edited(self, scene: Scene, edits: Mapping[str, Edits]) -> dict[str, Any]:
         return {
             m.name: apply_edits(
@@ -177,7 +172,7 @@ class Session:
 
     def _picture(self, now: Prediction, m: Modality) -> str:
         truth = now.truth[m.name]
-        return pictures.encode(pictures.draw(truth, m, truth))
+        return pictures.encode(to_picture(truth, m, truth))
 
     def _full(self, name: str, value: bool) -> Mask:
         return np.full(self.engine.grids[name], value)

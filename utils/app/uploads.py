@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from multimae.images import ImageError, Pixels, read, size_of
+from multimae.images import ImageError, Pixels, check_same_view, read
 from multimae.modalities import Modality
 from utils.errors import UserError
 
@@ -58,23 +58,20 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
         raise UserError(_damaged(path.name)) from err
 
 
-def check_one_view(pixels: Mapping[str, Pixels]) -> None:
-    """Refuse files that cannot show the same view.
+def check_one_view(pixels: Mapping[str, Pixels], names: Mapping[str, str]) -> None:
+    """Refuse files that cannot show the same view; they may differ in resolution, not in shape.
 
-    They may differ in resolution, not in shape.
+    Args:
+        pixels: By modality.
+        names: Of the files, by modality.
 
     Raises:
         UserError: Their aspect ratios differ.
     """
-    sizes = {name: size_of(image) for name, image in pixels.items()}
-    reference = max(sizes, key=lambda name: sizes[name])
-    tall, wide = sizes[reference]
-    for name, (height, width) in sizes.items():
-        if abs(height * wide / tall - width) > 1 and abs(width * tall / wide - height) > 1:
-            raise UserError(
-                f"{name} is {width} x {height} pixels but {reference} is {wide} x {tall}: all "
-                "images must show the same view, so their aspect ratios must agree."
-            )
+    try:
+        check_same_view(pixels, names)
+    except ImageError as err:
+        raise UserError(str(err)) from err
 
 
 def _check_bytes(path: Path) -> None:
