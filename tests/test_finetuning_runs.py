@@ -135,12 +135,16 @@ def test_downloads_of_one_name_do_not_mix(tmp_path: Path, monkeypatch: pytest.Mo
     assert "no route" in message_of(fetch, "https://x.org/c/model.safetensors")
 
 
-def test_wandb_gets_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: dict[str, object] = {}
     module = SimpleNamespace(init=lambda **options: given.update(options))
     monkeypatch.setitem(__import__("sys").modules, "wandb", module)
-    _open_wandb(FinetuneLogOptions(wandb_group="seeds", wandb_project="p"), "out", {"lr": 1})
+    options = FinetuneLogOptions(wandb_group="seeds", wandb_project="p")
+    _open_wandb(options, str(tmp_path), {"lr": 1})
     assert (given["group"], given["project"], given["config"]) == ("seeds", "p", {"lr": 1})
+    first = given["id"]
+    _open_wandb(options, str(tmp_path), {"lr": 1})  # resumed
+    assert given["id"] == first and given["resume"] == "allow"
 
 
 COMMANDS = re.findall(r"^python (run_finetuning_\w+)\.py (.*)$", PAGE, flags=re.MULTILINE)

@@ -28,6 +28,8 @@ T = TypeVar("T")
 class ConfigError(UserError):
     """The command line or a YAML config is wrong; the message lists every problem."""
 
+    everywhere = True
+
 
 @runtime_checkable
 class Checked(Protocol):

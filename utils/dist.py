@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,8 @@ from utils.errors import UserError
 from utils.options import RuntimeOptions
 
 TIMEOUT = timedelta(minutes=10)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,28 @@ class World:
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return total.to(tensor.device)
 
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns on rank 0, on all processes.
+
+        Raises:
+            UserError: What it raises there, on all of them.
+        """
+        if self.size == 1:
+            return find()
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = find()
+            except UserError as err:
+                found[1] = str(err)
+        dist.broadcast_object_list(found, device=self.device)
+        value, problem = found
+        if problem is not None:
+            error = UserError(problem)
+            error.everywhere = True
+            raise error
+        return value  # type: ignore[no-any-return]
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -78,6 +104,10 @@ def init_world(options: RuntimeOptions) -> World:
         warnings.filterwarnings("ignore", category=UserWarning)
     rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
     device = _device(options.device, local, size)
+    if options.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
     if size > 1:
