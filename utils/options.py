@@ -78,6 +78,17 @@ class DataOptions:
     max_val_images: int | None = option(
         None, "Evaluate on the first N images only", within="[1, inf)"
     )
+    on_bad_sample: Literal["error", "skip"] = option(
+        "error", "What a training sample with a bad or missing file does; evaluation always stops"
+    )
+    max_bad_samples: int = option(
+        100, "With --on_bad_sample skip: stop after more bad samples than this", within="[0, inf)"
+    )
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether training leaves bad samples out."""
+        return self.on_bad_sample == "skip"
 
     @property
     def in_names(self) -> tuple[str, ...]:
