@@ -10,6 +10,7 @@ reads::
     epoch      epochs completed
     step       updates done; with the epoch, the position of the sampler
     skipped    steps whose batches are left out, see --on_nonfinite rollback
+    left_out   names of the bad samples met, see --on_bad_sample
     best       best value of the goal's metric, fine-tuning only
     model_ema  running average of the weights, if one is kept
     rng        generators of python, numpy and torch
