@@ -130,15 +130,15 @@ def latest_checkpoint(output_dir: str | Path, say: Say = print) -> Path | None:
         output_dir: Folder of the run.
         say: Told about every newer one that is damaged.
     """
-    for path, whole in _candidates(Path(output_dir) / FOLDER):
-        if whole:
+    for path, problem in _candidates(Path(output_dir) / FOLDER):
+        if not problem:
             return path
-        say(f"{path} is damaged (its checksum differs): falling back to the checkpoint before it")
+        say(f"{problem}: falling back to the checkpoint before it")
     return None
 
 
-def _candidates(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Checkpoints, newest first, and whether each is what was written."""
+def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Checkpoints, newest first, and what is wrong with each; empty if nothing."""
     entries = read_manifest(folder)
     listed = {e.file for e in entries}
     seen: set[str] = set()
@@ -148,12 +148,13 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, bool]]:
             continue
         same_name = [e for e in entries if e.file == entry.file]
         seen.add(entry.file)
-        yield path, any(e.verifies(folder) for e in same_name)
+        whole = any(e.verifies(folder) for e in same_name)
+        yield path, "" if whole else f"{path} is damaged (its checksum differs)"
     # Of other writers, or of before there were manifests: nothing says what they should be.
     others = [p for p in folder.glob("checkpoint-*.pth") if p.name not in listed]
     for path in sorted(others, key=_age, reverse=True):
         if _age(path) >= (0, 0):
-            yield path, _readable(path)
+            yield path, _unreadable(path)
 
 
 def _age(path: Path) -> tuple[int, int]:
@@ -161,12 +162,12 @@ def _age(path: Path) -> tuple[int, int]:
     return (int(epoch[1]) if epoch else -1, 0) if not step else (0, int(step[1]))
 
 
-def _readable(path: Path) -> bool:
+def _unreadable(path: Path) -> str:
     try:
         read_checkpoint(path)
-    except CheckpointError:
-        return False
-    return True
+    except CheckpointError as err:
+        return str(err)
+    return ""
 
 
 def resume(

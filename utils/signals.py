@@ -122,4 +122,4 @@ def end_workers() -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.join()
+        worker.join(timeout=1)  # of one that waits for a disk, not for ever
