@@ -57,7 +57,7 @@ FUNCTIONS: dict[str, Door] = {
     "MultiViT": MultiViT.from_pretrained,
     "torch.hub": lambda path: hubconf.multimae(str(path)),
     "timm": from_multimae,
-    "resume": lambda path: restore(None, path),  # type: ignore[arg-type]
+    "resume": lambda path: restore(None, path, None),  # type: ignore[arg-type]
     "finetune": lambda path: read_pretrained(StartOptions(finetune=str(path))),
     "score": lambda path: load_scored(MODEL, path),
     "app": Engine,

@@ -190,7 +190,7 @@ def resume(
     """
     path = world.from_main(lambda: _find(options, say))
     if path is not None:
-        restore(state, path)
+        restore(state, path, world)
     return path
 
 
@@ -211,7 +211,7 @@ def _find(options: CheckpointOptions, say: Say) -> Path | None:
     return path
 
 
-def restore(state: TrainState, path: Path) -> None:
+def restore(state: TrainState, path: Path, world: World) -> None:
     """Set ``state`` to what a checkpoint holds.
 
     Raises:
@@ -238,7 +238,7 @@ def restore(state: TrainState, path: Path) -> None:
             "x processes as it was, or start from its weights in another --output_dir."
         )
     try:
-        state.load_state_dict(checkpoint)
+        state.load_state_dict(checkpoint, world)
     except (RuntimeError, ValueError, KeyError) as err:
         raise UserError(
             f"cannot resume from {path}: its optimiser or balancer state does not fit this run "

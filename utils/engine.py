@@ -177,7 +177,7 @@ def _roll_back(run: Run, bad_step: int) -> None:
             everywhere=True,
         )
     skipped = state.skipped | {bad_step - 1}
-    restore(state, path)
+    restore(state, path, world)
     state.skipped |= skipped
     run.logger.say(
         f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "

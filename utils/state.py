@@ -116,7 +116,7 @@ class TrainState:
             "config": dict(self.config),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
         self.task.load_extra_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -128,7 +128,7 @@ class TrainState:
         self.skipped = set(state.get("skipped", ()))
         self.left_out.update(state.get("left_out", ()))  # going back, a run forgets none
         if "window" in state:
-            self.window.load_state_dict(state["window"])
+            self.window.load_state_dict(state["window"], world)
         if "rng" in state:
             load_rng_state(state["rng"])
         if self.ema is not None and "model_ema" in state:
