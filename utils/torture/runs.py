@@ -44,19 +44,21 @@ class RunFactory:
         data_path: Folder of images.
         steps: Of a whole run.
         options: Further options of pre-training.
+        launcher: Further options of torchrun.
     """
 
     child: Sequence[str]
     data_path: Path
     steps: int
     options: Sequence[str] = ()
+    launcher: Sequence[str] = ()
 
     def command(self, layout: Layout, output_dir: Path) -> list[str]:
         """Command line of a run."""
         python = [sys.executable]
         if layout.ranks > 1:
             python += ["-m", "torch.distributed.run", f"--nproc_per_node={layout.ranks}"]
-            python += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+            python += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *self.launcher]
         return [
             *python, *self.child,
             *("--config", str(REPO / "cfgs/pretrain/rooms/smoke.yaml")),
@@ -73,7 +75,7 @@ class RunFactory:
         ]  # fmt: skip
 
     def start(self, layout: Layout, folder: Path) -> subprocess.Popen[bytes]:
-        """A run in ``folder``, in a session of its own; it prints into ``output.txt`` there."""
+        """A run in ``folder``; it prints into ``output.txt`` there."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
