@@ -109,7 +109,7 @@ def try_failure(kind: str, runs: RunFactory, folder: Path, seed: int) -> Trial:
     ended = time.monotonic() + 2 * LIMIT
     while any(map(alive, family)) and time.monotonic() < ended:
         process.poll()
-        time.sleep(0.02)
+        time.sleep(0.05)
     seconds = time.time() - struck
     left = [pid for pid in family if alive(pid)]
     for pid in left:
@@ -122,13 +122,14 @@ def try_failure(kind: str, runs: RunFactory, folder: Path, seed: int) -> Trial:
 def _wait_for_strike(process: subprocess.Popen[bytes], folder: Path) -> tuple[float, list[int]]:
     """Time at which the training process marked the moment, and the processes then."""
     mark = folder / MARK
-    family = [process.pid]
+    family, looked = [process.pid], time.monotonic()
     while not mark.is_file():
         if process.poll() is not None:
             raise RuntimeError(f"{folder}: the run ended before it was struck, see output.txt")
-        family = [process.pid, *descendants(process.pid)]
+        if time.monotonic() - looked > 0.5:
+            family, looked = [process.pid, *descendants(process.pid)], time.monotonic()
         time.sleep(0.01)
-    return mark.stat().st_mtime, [*family, *descendants(process.pid)]
+    return mark.stat().st_mtime, sorted({*family, *descendants(process.pid)})
 
 
 def _target(

@@ -106,7 +106,7 @@ def _strike(process: subprocess.Popen[bytes], kill: Kill, folder: Path, layout: 
     while process.poll() is None and time.monotonic() < deadline:
         if _lines(samples) >= goal and (not kill.in_save or any(checkpoints.glob(".*.pth.*.tmp"))):
             break
-        time.sleep(0.0005)
+        time.sleep(0.0005 if kill.in_save else 0.01)
     time.sleep(kill.delay)
     if process.poll() is not None:
         raise RuntimeError(f"{folder}: the run had ended before the kill; give it more --steps")
