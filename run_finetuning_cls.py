@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from utils.cls_options import ClsConfig
 from utils.config import parse_config
 from utils.dist import init_world, shutdown
-from utils.errors import exit_on_user_error
+from utils.script import run_script
 from utils.tasks.classify import Classification
 from utils.tasks.finetune import finetune
 
@@ -28,5 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_script(main)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from utils.config import parse_config
 from utils.dist import init_world, shutdown
-from utils.errors import exit_on_user_error
+from utils.script import run_script
 from utils.semseg_options import SemsegConfig
 from utils.tasks.finetune import finetune
 from utils.tasks.segment_setup import Segmentation
@@ -28,5 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_script(main)

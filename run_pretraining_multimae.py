@@ -18,15 +18,17 @@ from utils.config import parse_config, to_flat_dict
 from utils.data.loaders import build_train_loader
 from utils.data.samplers import GlobalBatchSampler
 from utils.dist import World, init_world, shutdown
-from utils.engine import Stepper, fit
-from utils.errors import exit_on_user_error
+from utils.engine import fit
 from utils.logging import RunLogger
 from utils.output import prepare_output_dir
 from utils.plan import make_plan
 from utils.precision import choose_precision
 from utils.pretrain_options import PretrainConfig
+from utils.run import make_run
+from utils.script import run_script
 from utils.seeding import seed_everything
 from utils.state import TrainState
+from utils.stepper import Stepper
 from utils.tasks.pretrain_setup import (
     build_evaluators,
     build_task,
@@ -67,7 +69,8 @@ def train(cfg: PretrainConfig, world: World) -> None:
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
     precision = choose_precision(runtime.precision, world.device)
     state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=to_flat_dict(cfg))
-    taken = resume(state, cfg.checkpoint)
+    state.global_batch = plan.global_batch
+    taken = resume(state, cfg.checkpoint, world)
     if taken is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime, cfg.optim.skip_grad)
@@ -79,7 +82,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
         if taken is not None:
             logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
-        fit(state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, cfg.checkpoint)
+        fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log))
         if output_dir and world.is_main:
             weights = Path(output_dir) / "model.safetensors"
             save_model(task.model.state_dict(), task.model.spec, weights)
@@ -87,5 +90,4 @@ def train(cfg: PretrainConfig, world: World) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_script(main)

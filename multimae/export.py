@@ -33,11 +33,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from multimae.atomic import atomic_file
 from multimae.encoding import Pool
 from multimae.multimae import MultiMAE
 from multimae.pretrained import KEY
 from multimae.programs import VISIBLE, Plan, What, make_plan
-from multimae.weight_files import atomic_file
 
 ABOUT_KEY = "multimae_export"
 _OPSET = 18

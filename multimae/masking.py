@@ -32,6 +32,15 @@ class TokenMasks:
     ids_restore: Tensor
     task_masks: dict[str, Tensor]
 
+    def take(self, rows: Sequence[int]) -> TokenMasks:
+        """The masks of some of the samples."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.ids_keep.device)
+        return TokenMasks(
+            self.ids_keep[index],
+            self.ids_restore[index],
+            {name: mask[index] for name, mask in self.task_masks.items()},
+        )
+
 
 def sample_masks(
     layout: TokenLayout,

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
+
+from multimae.atomic import atomic_file
 
 StateDict = dict[str, Tensor]
 
@@ -116,37 +118,17 @@ def save_state_dict(
             torch.save({"model": tensors}, stream)
 
 
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when it is complete.
-
-    Raises:
-        OSError: The folder does not exist or is not writable.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def _unpickle(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unreadable(path: Path, err: Exception) -> str:
-    refused = next((line.strip() for line in str(err).splitlines() if "GLOBAL" in line), None)
+    refused = re.search(r"GLOBAL (\S+)", str(err))
     if refused:
         return (
-            f"checkpoint {path} holds Python objects that could run code, so it was not loaded "
-            f"({refused.rstrip('.')}). If you trust its author, re-save the weights alone: "
+            f"checkpoint {path} holds Python objects that could run code ({refused[1]}), so it was "
+            "not loaded. If you trust its author, re-save the weights alone: "
             "torch.save({'model': state_dict}, path) or safetensors"
         )
     reason = (str(err).splitlines() or [""])[0][:100]
@@ -165,12 +147,3 @@ def _unshared(tensors: StateDict) -> StateDict:
         out[key] = value.clone() if pointer in seen else value
         seen.add(pointer)
     return out
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

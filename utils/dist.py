@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
 from utils.options import RuntimeOptions
 
 TIMEOUT = timedelta(minutes=10)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,28 @@ class World:
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return total.to(tensor.device)
 
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns on rank 0, on all processes.
+
+        Raises:
+            UserError: What it raises there, on all of them.
+        """
+        if self.size == 1:
+            return find()
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = find()
+            except UserError as err:
+                found[1] = str(err)
+        dist.broadcast_object_list(found, device=self.device)
+        value, problem = found
+        if problem is not None:
+            error = UserError(problem)
+            error.everywhere = True
+            raise error
+        return value  # type: ignore[no-any-return]
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -78,19 +108,53 @@ def init_world(options: RuntimeOptions) -> World:
         warnings.filterwarnings("ignore", category=UserWarning)
     rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
     device = _device(options.device, local, size)
+    if options.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        address = rendezvous(options.dist_url, rank, size, timeout=TIMEOUT)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=options.dist_url,
+            store=fresh_store(next(iter(address))[0], rank, size),
             rank=rank,
             world_size=size,
             timeout=TIMEOUT,
         )
     return World(rank, size, device)
+
+
+def fresh_store(store: Store, rank: int, size: int) -> Store:
+    """A store of this start alone, in one that earlier starts of the run may have used.
+
+    torchrun keeps its store over ``--max_restarts``: processes that are started again would find
+    the addresses of those that are gone. Rank 0 chooses a name and tells it to every process that
+    says hello, until each has said that it knows: a process that is gone cannot.
+
+    Raises:
+        RuntimeError: Not all processes have come in time.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", own)
+        session = store.get(f"session/{own}").decode()
+        store.set(f"known/{session}/{rank}", "")
+        return PrefixStore(session, store)
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {sorted(missing)} timed out: they have not come")
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                store.set(f"session/{store.get(f'hello/{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"known/{own}/{other}"])}
+        time.sleep(0.01 if missing else 0)
+    return PrefixStore(own, store)
 
 
 def shutdown() -> None:

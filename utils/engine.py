@@ -4,85 +4,233 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import save_best, save_checkpoint
+from utils.checkpoint import latest_checkpoint, restore
+from utils.control import Control, ControlGroup
+from utils.data.bad_samples import BadSamples
 from utils.data.loaders import Batch
 from utils.data.samplers import GlobalBatchSampler
-from utils.dist import World
 from utils.errors import RunError
 from utils.logging import RunLogger
-from utils.optim import clip_or_skip
-from utils.options import CheckpointOptions, LogOptions, OptimOptions, RuntimeOptions
+from utils.nonfinite import NonFinite
+from utils.options import LogOptions
 from utils.plan import RunPlan
-from utils.precision import Precision
 from utils.profiling import StepClock
-from utils.seeding import seed_everything
+from utils.saving import Saver
+from utils.script import worker_killed
+from utils.signals import Stopped, StopRequest, acknowledge
 from utils.state import Goal, TrainState
-from utils.tasks.base import Evaluator, Pictures, StepPosition
+from utils.stepper import Stepper
+from utils.tasks.base import Evaluator, Pictures
 
 
-def fit(
-    state: TrainState,
-    loader: DataLoader[Any],
-    sampler: GlobalBatchSampler,
-    plan: RunPlan,
-    stepper: Stepper,
-    logger: RunLogger,
-    evaluators: Sequence[Evaluator],
-    log: LogOptions,
-    checkpoint: CheckpointOptions,
-    goal: Goal | None = None,
-) -> None:
-    """Train from ``state`` to the end of ``plan``; keep the checkpoint that is best at ``goal``.
+@dataclass
+class Run:
+    """What :func:`fit` works with; :func:`utils.run.make_run` makes it from the options."""
+
+    state: TrainState
+    loader: DataLoader[Any]
+    sampler: GlobalBatchSampler
+    plan: RunPlan
+    stepper: Stepper
+    logger: RunLogger
+    evaluators: Sequence[Evaluator]
+    log: LogOptions
+    saver: Saver
+    control: ControlGroup
+    nonfinite: NonFinite
+    bad_samples: BadSamples
+    rolls_back: bool = False
+    goal: Goal | None = None
+    clock: StepClock = field(default_factory=StepClock)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+def fit(run: Run) -> None:
+    """Train to the end of the plan; keep the checkpoint that is best at the goal.
 
     Raises:
-        RunError: The loss is not finite; all processes raise it.
+        RunError: The loss is not finite, files cannot be read or written, a loader process died.
+        Stopped: A signal asked for an end; the run is saved where it is.
     """
-    saving = bool(checkpoint.output_dir) and checkpoint.save_ckpt
-    window = LogWindow(stepper.world)
-    clock = StepClock()
-    logger.start_progress(plan.total_steps, state.step)
-    while state.step < plan.total_steps:
-        done = state.step - state.epoch * plan.steps_per_epoch
-        sampler.set_epoch(state.epoch)
-        sampler.set_start(done * plan.accum_steps)
-        batches = clock.watch(loader)
-        for _ in range(done, plan.steps_per_epoch):
-            lr = plan.schedule.apply(state.optimizer, state.step)
-            window.add(state.step, stepper.step(state, batches))
-            state.step += 1
-            clock.count(plan.global_batch)
-            logger.advance()
-            due = state.step % log.log_every == 0 or state.step == plan.total_steps
-            if due or stepper.world.device.type == "cpu":
-                window.check_finite()
-            if due:
-                values = {**window.read(), "lr": lr, **clock.read()}
-                logger.train(state.step, state.step / plan.steps_per_epoch, values)
-                clock.reset()
-            if state.step == plan.total_steps:
-                break
-        window.check_finite()
-        state.epoch = state.step // plan.steps_per_epoch
-        finished = state.step == plan.total_steps
-        if evaluators and (finished or state.epoch % log.eval_freq == 0):
-            chosen = due_evaluators(evaluators, log, state.epoch, finished)
-            values = evaluate(state, chosen, logger, state.step / plan.steps_per_epoch)
-            improved = goal is not None and state.improve(goal, values)
-            if improved and saving and stepper.world.is_main:
-                save_best(state, checkpoint.output_dir)
-        if saving and (finished or state.epoch % checkpoint.save_ckpt_freq == 0):
-            if stepper.world.is_main:
-                save_checkpoint(state, checkpoint.output_dir)
-            stepper.world.barrier()
-        clock.reset()
+    state, plan = run.state, run.plan
+    with run.stop.listening(), _named_causes():
+        _begin(run)
+        while state.step < plan.total_steps:
+            if _train_epoch(run):
+                _finish_epoch(run)
+        run.saver.finish()
+        if run.saver.active:
+            run.logger.say(run.saver.cost())
+        run.stepper.world.barrier()
+
+
+def _begin(run: Run) -> None:
+    state, per_epoch = run.state, run.plan.steps_per_epoch
+    run.logger.start_progress(run.plan.total_steps, state.step)
+    run.logger.rewind(state.step, scored=state.step == state.epoch * per_epoch)
+    if run.rolls_back and state.step == 0:
+        run.saver.save(state, at_epoch_end=False)
+
+
+def _train_epoch(run: Run) -> bool:
+    """Train to the end of the epoch or of the run; ``False`` if the run went back instead."""
+    state, plan, log = run.state, run.plan, run.log
+    end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
+    run.sampler.set_epoch(state.epoch)
+    run.sampler.set_start((state.step - state.epoch * plan.steps_per_epoch) * plan.accum_steps)
+    run.clock.reset()
+    batches = run.clock.watch(run.loader)
+    while state.step < end:
+        lr = plan.schedule.apply(state.optimizer, state.step)
+        micro = list(islice(batches, plan.accum_steps))
+        usable = _agree(run, micro)
+        if usable and state.step not in state.skipped:
+            run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
+            update = run.stepper.step(state, micro)
+            if update.bad:
+                run.nonfinite.write({state.step + 1: update.bad})
+                run.nonfinite.left_out(state.step)
+            else:
+                state.window.add(state.step, update.logs)
+        state.step += 1
+        run.clock.count(plan.global_batch)
+        run.logger.advance()
+        due = state.step % log.log_every == 0 or state.step == plan.total_steps
+        checked = due or state.step == end or run.saver.due_at(state.step)
+        if (checked or run.stepper.world.device.type == "cpu") and _is_bad(run):
+            return False
+        if due and (values := state.window.read(run.stepper.world)):
+            values = {**values, "lr": lr, **run.clock.read()}
+            run.logger.train(state.step, state.step / plan.steps_per_epoch, values)
+            run.clock.reset()
+        if run.saver.due_at(state.step) and state.step < end:
+            run.saver.save(state, at_epoch_end=False)
+    return True
+
+
+def _agree(run: Run, micro: Sequence[Batch]) -> bool:
+    """What the processes do before a step: stop, save, count bad samples.
+
+    Returns:
+        Whether every process has something to train on.
+    """
+    bad = [sample for batch in micro for sample in batch.bad]
+    agreed = run.control.exchange(
+        Control(
+            stop=run.stop.name is not None,
+            save=run.stepper.world.is_main and run.saver.minutes_have_passed(),
+            failed=run.saver.failed,
+            empty=not all(map(len, micro)),
+            bad_samples=len(bad),
+        )
+    )
+    if agreed.failed:
+        run.saver.finish()  # raises on rank 0
+        raise RunError("rank 0 could not save", everywhere=True)
+    if agreed.bad_samples:
+        run.bad_samples.add(run.control.gather(bad))
+        run.bad_samples.check()
+    if (agreed.stop or agreed.save) and _is_bad(run):
+        raise RunError("the loss is not finite", everywhere=True)
+    if agreed.stop:
+        acknowledge()
+        run.saver.save(run.state, at_epoch_end=False, wait=True)
+        raise Stopped(_stopped(run))
+    if agreed.save:
+        run.saver.save(run.state, at_epoch_end=False)
+    return not agreed.empty
+
+
+def _is_bad(run: Run) -> bool:
+    """Whether a loss since the last check was not finite, and the run went back for it.
+
+    Raises:
+        RunError: It was, and the run is to stop.
+    """
+    bad = run.state.window.bad_losses(run.stepper.world)
+    if not bad:
+        run.nonfinite.checked()
+        return False
+    run.nonfinite.write(bad)
+    if not run.rolls_back:
+        raise run.nonfinite.stop(bad)
+    run.nonfinite.rolled_back(bad)
+    _roll_back(run, min(bad))
+    return True
+
+
+def _roll_back(run: Run, bad_step: int) -> None:
+    state, world = run.state, run.stepper.world
+    run.saver.finish()
+    folder = run.saver.options.output_dir
+    path = world.from_main(lambda: latest_checkpoint(folder, run.logger.say))
+    if path is None:
+        raise RunError(
+            f"the loss is not finite at step {bad_step}, and there is no checkpoint to go back to: "
+            "--on_nonfinite rollback needs --output_dir and --save_ckpt.",
+            everywhere=True,
+        )
+    skipped = state.skipped | {bad_step - 1}
+    restore(state, path, world)
+    state.skipped |= skipped
+    run.logger.say(
+        f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "
+        f"of step {bad_step} will be left out"
+    )
+    run.logger.rewind(state.step, scored=state.step == state.epoch * run.plan.steps_per_epoch)
+
+
+def _finish_epoch(run: Run) -> None:
+    """Evaluate and save what is due after an epoch."""
+    state, plan, log, saver = run.state, run.plan, run.log, run.saver
+    epoch = state.step // plan.steps_per_epoch
+    finished = state.step == plan.total_steps
+    if run.evaluators and (finished or epoch % log.eval_freq == 0):
+        chosen = due_evaluators(run.evaluators, log, epoch, finished)
+        before = saver.contents(state)  # of the epoch that is not scored yet
+        state.epoch = epoch
+        try:
+            with run.stop.interrupting():
+                values = evaluate(state, chosen, run.logger, state.step / plan.steps_per_epoch)
+        except Stopped as err:
+            saver.write_now(before)
+            raise Stopped(_stopped(run)) from err
+        if run.goal is not None and state.improve(run.goal, values):
+            saver.save_best(state)
+    state.epoch = epoch
+    if finished or epoch % saver.options.save_ckpt_freq == 0 or saver.due_at(state.step):
+        saver.save(state, at_epoch_end=state.step == epoch * plan.steps_per_epoch)
+    run.clock.reset()
+
+
+def _stopped(run: Run) -> str:
+    saved = f"saved in {run.saver.folder}: run the same command to go on"
+    return (
+        f"{run.stop.name or 'a signal'} after step {run.state.step}; "
+        f"{saved if run.saver.active else 'nothing was saved'}"
+    )
+
+
+@contextmanager
+def _named_causes() -> Iterator[None]:
+    """Turn what the machine does to a run into errors that say what to do."""
+    try:
+        yield
+    except OSError as err:
+        raise RunError(
+            f"cannot write {err.filename or 'the output'}: {err.strerror or err}. Make room, and "
+            "run the same command to go on from the last checkpoint."
+        ) from err
+    except RuntimeError as err:
+        raise worker_killed(err) or err from err
 
 
 def due_evaluators(
@@ -114,112 +262,3 @@ def on_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
     """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
     here, there = (next(m.parameters()).device for m in (reference, model))
     return model if here == there else copy.deepcopy(model).to(here)
-
-
-class Stepper:
-    """One update: forward and backward over the accumulated batches, clip, optimiser step."""
-
-    def __init__(
-        self,
-        state: TrainState,
-        world: World,
-        plan: RunPlan,
-        precision: Precision,
-        optim: OptimOptions,
-        runtime: RuntimeOptions,
-        skip_grad: float | None = None,
-    ) -> None:
-        """Wrap the task for distribution."""
-        self.world, self.plan, self.precision = world, plan, precision
-        self.clip_grad, self.skip_grad, self.seed = optim.clip_grad, skip_grad, runtime.seed
-        self.parameters = [p for p in state.task.parameters() if p.requires_grad]
-        self.task: nn.Module = state.task
-        if world.size > 1:
-            self.task = DistributedDataParallel(
-                state.task,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                find_unused_parameters=runtime.find_unused_params,
-            )
-
-    def step(self, state: TrainState, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Consume ``accum_steps`` batches and update the weights.
-
-        Returns:
-            Scalars on the device: ``loss``, what the task logs (means over the batches),
-            ``grad_norm``.
-        """
-        accum, world = self.plan.accum_steps, self.world
-        seed_everything(self.seed, state.step, world.rank)
-        logs: dict[str, Tensor] = {}
-        for micro in range(accum):
-            batch = next(batches).to(world.device)
-            first = (micro * world.size + world.rank) * self.plan.batch_size
-            position = StepPosition(state.step, first, self.plan.global_batch)
-            last = micro == accum - 1
-            with nullcontext() if last or world.size == 1 else self.task.no_sync():  # type: ignore[operator]
-                with self.precision.autocast():
-                    out = self.task(batch, position)
-                state.scaler.scale(out.loss / accum).backward()
-            for name, value in {"loss": out.loss.detach(), **out.logs}.items():
-                logs[name] = logs[name] + value / accum if name in logs else value / accum
-        state.scaler.unscale_(state.optimizer)
-        norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
-        if self.skip_grad is None or not skip.item():
-            state.scaler.step(state.optimizer)
-            if state.ema is not None:
-                state.ema.update_parameters(state.model)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        return {**logs, "grad_norm": norm}
-
-
-class LogWindow:
-    """Means of logged values since the last log line, kept on the device.
-
-    Losses that are not finite are remembered with their step, so that nothing waits for the device
-    between log lines and yet the first bad step is named.
-    """
-
-    def __init__(self, world: World) -> None:
-        """Empty window."""
-        self.world = world
-        self.names: tuple[str, ...] = ()
-        self.sums = self.first_bad = torch.zeros(0)
-        self.count = 0
-
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """Add the scalars of one step (the same names every time)."""
-        row = torch.stack([v.float() for v in values.values()])
-        if not self.names:
-            self.names = tuple(values)
-            self.first_bad = torch.full_like(row, -1.0)
-        self.sums = row if self.count == 0 else self.sums + row
-        new = ~row.isfinite() & (self.first_bad < 0)
-        self.first_bad = torch.where(new, float(step + 1), self.first_bad)
-        self.count += 1
-
-    def check_finite(self) -> None:
-        """Stop every process if a loss of any was not finite.
-
-        A gradient norm alone may overflow: the fp16 loss scaler handles that.
-
-        Raises:
-            RunError: Names the losses and the step (counted from 1).
-        """
-        bad = self.world.max(self.first_bad).tolist()
-        losses = {n: int(s) for n, s in zip(self.names, bad, strict=True) if n != "grad_norm"}
-        steps = [s for s in losses.values() if s >= 0]
-        if steps:
-            first = min(steps)
-            names = ", ".join(n for n, s in losses.items() if s == first)
-            raise RunError(
-                f"the loss is not finite at step {first}: {names}. Lower --blr, clip with "
-                "--clip_grad 1.0, or train in bf16 or fp32 instead of fp16; check the data for "
-                "NaN or constant images. No checkpoint was written after the last good epoch."
-            )
-
-    def read(self) -> dict[str, float]:
-        """Means over the window and all processes; begins a new window."""
-        mean = self.world.sum(self.sums / self.count) / self.world.size
-        self.count = 0
-        return dict(zip(self.names, mean.tolist(), strict=True))

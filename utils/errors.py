@@ -16,12 +16,20 @@ class UserError(Exception):
     """
 
     exit_code = 2
+    label = "error"
+    everywhere = False
+    """Whether every process of the run raises it, so that one of them need say it."""
 
 
 class RunError(UserError):
     """A run that started cannot go on; the message says why, where and what to do."""
 
     exit_code = 1
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        """See the class; ``everywhere`` if the processes have agreed on it."""
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 def bullet_list(items: Sequence[str], limit: int = MAX_SHOWN) -> str:
@@ -42,6 +50,11 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as err:
-        message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
-        print(f"error: {message}", file=sys.stderr)
+        say_error(err)
         raise SystemExit(err.exit_code) from None
+
+
+def say_error(err: UserError) -> None:
+    """Print the message on stderr."""
+    message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
+    print(f"{err.label}: {message}", file=sys.stderr, flush=True)

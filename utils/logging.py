@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +23,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from multimae.atomic import atomic_file
 from utils.errors import UserError
 from utils.options import LogOptions
 
 JSONL = "log.jsonl"
+WANDB_ID = "wandb-id.txt"
 
 
 class RunLogger:
@@ -51,6 +55,7 @@ class RunLogger:
         """
         self.is_main = is_main
         self.output_dir = Path(output_dir) if output_dir else None
+        self._options = options
         self._bar: tqdm[Any] | None = None
         self._jsonl = self._wandb = self._tensorboard = None
         if not is_main:
@@ -58,7 +63,7 @@ class RunLogger:
         if self.output_dir is not None:
             self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
         if options.log_tensorboard:
-            self._tensorboard = _open_tensorboard(self.output_dir)
+            self._tensorboard = _open_tensorboard(self.output_dir, 0)
         if options.log_wandb:
             self._wandb = _open_wandb(options, output_dir, config)
 
@@ -92,6 +97,25 @@ class RunLogger:
             self._bar = tqdm(
                 total=total_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05
             )
+
+    def rewind(self, step: int, *, scored: bool) -> None:
+        """Forget what was logged after ``step``, from where the run goes on.
+
+        Args:
+            step: Updates done. At 0 a log that is there belongs to an earlier run and is renamed.
+            scored: Whether the evaluation at ``step``, if there was one, need not be done again.
+        """
+        if not self.is_main:
+            return
+        if self._bar is not None:
+            self._bar.n = step
+        if self._jsonl is not None and self.output_dir is not None:
+            self._jsonl.close()
+            cut_log(self.output_dir / JSONL, step, scored=scored)
+            self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
+        if self._tensorboard is not None and step:
+            self._tensorboard.close()
+            self._tensorboard = _open_tensorboard(self.output_dir, step + 1)
 
     def advance(self) -> None:
         """One step more on the bar."""
@@ -152,14 +176,50 @@ class RunLogger:
         return tqdm.format_interval(seconds)
 
 
-def _open_tensorboard(output_dir: Path | None) -> Any:
+def cut_log(path: Path, step: int, *, scored: bool) -> None:
+    """Drop rows after ``step`` and a torn last line; see :meth:`RunLogger.rewind`."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if step == 0:
+        if lines:
+            old = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(1))
+            path.rename(next(p for p in old if not p.exists()))
+        return
+    kept = [line for line in lines if _stays(line, step, scored=scored)]
+    if kept != lines:
+        with atomic_file(path) as file:
+            file.writelines(kept)
+
+
+def _stays(line: bytes, step: int, *, scored: bool) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    if not line.endswith(b"\n"):
+        return False
+    return bool(row["step"] < step or (row["step"] == step and (scored or row["kind"] == "train")))
+
+
+def _wandb_id(output_dir: str) -> str | None:
+    """The id of the run in this folder: chosen once, kept beside the log."""
+    if not output_dir:
+        return None
+    path = Path(output_dir) / WANDB_ID
+    if not path.is_file():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _open_tensorboard(output_dir: Path | None, first_step: int) -> Any:
     if output_dir is None:
         raise UserError("--log_tensorboard writes into --output_dir: give one.")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as err:
         raise UserError("--log_tensorboard needs `pip install tensorboard`.") from err
-    return SummaryWriter(str(output_dir / "tensorboard"))
+    # Viewers pass over what an earlier process has logged from this step on.
+    purge = first_step or None
+    return SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge)
 
 
 def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, object]) -> Any:
@@ -173,5 +233,7 @@ def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, objec
         name=options.wandb_run_name,
         group=options.wandb_group or None,
         dir=output_dir or None,
+        id=_wandb_id(output_dir),
+        resume="allow",
         config=dict(config),
     )

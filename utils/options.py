@@ -78,6 +78,17 @@ class DataOptions:
     max_val_images: int | None = option(
         None, "Evaluate on the first N images only", within="[1, inf)"
     )
+    on_bad_sample: Literal["error", "skip"] = option(
+        "error", "What a training sample with a bad or missing file does; evaluation always stops"
+    )
+    max_bad_samples: int = option(
+        100, "With --on_bad_sample skip: stop after more bad samples than this", within="[0, inf)"
+    )
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether training leaves bad samples out."""
+        return self.on_bad_sample == "skip"
 
     @property
     def in_names(self) -> tuple[str, ...]:
@@ -216,6 +227,14 @@ class RuntimeOptions:
         "auto", "Autocast type; auto: the best the device has"
     )
     seed: int = option(0, "Seed of every random generator", within="[0, inf)")
+    deterministic: bool = option(
+        False, "Only algorithms whose results are the same every time; slower on a GPU"
+    )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = option(
+        "stop",
+        "A loss is not finite: stop; skip: leave the update out, which waits for the device in "
+        "every step; rollback: go back to the last checkpoint and leave the batch out",
+    )
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
     )
@@ -244,6 +263,14 @@ class CheckpointOptions:
     auto_resume: bool = option(True, "Go on from the newest checkpoint of --output_dir")
     save_ckpt: bool = option(True, "Write checkpoints")
     save_ckpt_freq: int = option(20, "Epochs between checkpoints", within="[1, inf)")
+    save_ckpt_steps: int | None = option(None, "Steps between checkpoints", within="[1, inf)")
+    save_ckpt_minutes: float | None = option(
+        None, "Minutes between checkpoints, by the clock of rank 0", within="(0, inf)"
+    )
+    keep_ckpts: int = option(
+        0, "Newest checkpoints after epochs that are kept; 0: all", within="[0, inf)"
+    )
+    async_save: bool = option(True, "Write checkpoints while the training goes on")
 
 
 @dataclass(frozen=True)

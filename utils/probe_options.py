@@ -34,6 +34,8 @@ class ProbeDataOptions(DataOptions):
             yield "eval_data_path: give the images to score on"
         elif self.eval_data_path == self.data_path:
             yield "eval_data_path: is data_path; every image would find itself"
+        if self.skips_bad:
+            yield "on_bad_sample: skip is for training; fewer images would be another probe"
 
 
 @dataclass(frozen=True)

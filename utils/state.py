@@ -12,6 +12,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
+from utils.dist import World
+from utils.log_window import LogWindow
+from utils.seeding import load_rng_state, rng_state
 from utils.tasks.base import Task
 
 
@@ -38,8 +41,8 @@ class Goal:
 class TrainState:
     """Mutable state of a run.
 
-    Random generators are not part of it: they are reseeded from (seed, step), see
-    :mod:`utils.seeding`.
+    What is random is seeded from (seed, step), see :mod:`utils.seeding`; the generators are kept
+    all the same, for code that draws without seeding.
 
     Attributes:
         task: Model, losses and balancer.
@@ -49,6 +52,10 @@ class TrainState:
         step: Updates done.
         ema: Running average of the model's weights, if it is kept.
         best: Best value of the goal's metric so far.
+        skipped: Steps whose batches are left out: they made a loss that was not finite.
+        left_out: Names of the bad samples met, see :class:`utils.data.bad_samples.BadSamples`.
+        window: Logged values since the last log line.
+        global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.
     """
 
@@ -59,6 +66,10 @@ class TrainState:
     step: int = 0
     ema: AveragedModel | None = None
     best: float | None = None
+    skipped: set[int] = field(default_factory=set)
+    left_out: set[str] = field(default_factory=set)
+    window: LogWindow = field(default_factory=LogWindow)
+    global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -83,10 +94,10 @@ class TrainState:
         """Begin a fresh run at a later epoch of its schedule (``--start_epoch``)."""
         self.epoch, self.step = epoch, epoch * steps_per_epoch
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, world: World) -> dict[str, Any]:
         """Checkpoint contents: tensors and plain values only (loadable with ``weights_only``).
 
-        The weights are under ``model``, as in published checkpoints.
+        The weights are under ``model``, as in published checkpoints. All processes call it.
         """
         return {
             "model": self.model.state_dict(),
@@ -96,11 +107,16 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "skipped": sorted(self.skipped),
+            "left_out": sorted(self.left_out),
+            "rng": rng_state(),
+            "window": self.window.state_dict(world),
+            "global_batch": self.global_batch,
             **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
         self.task.load_extra_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -109,5 +125,11 @@ class TrainState:
         self.epoch = int(state["epoch"])
         self.step = int(state["step"])
         self.best = state.get("best")
+        self.skipped = set(state.get("skipped", ()))
+        self.left_out.update(state.get("left_out", ()))  # going back, a run forgets none
+        if "window" in state:
+            self.window.load_state_dict(state["window"], world)
+        if "rng" in state:
+            load_rng_state(state["rng"])
         if self.ema is not None and "model_ema" in state:
             self.ema.load_state_dict(state["model_ema"])

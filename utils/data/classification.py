@@ -221,15 +221,25 @@ def mix(
     partner of a pair and 0 for the other, comes out as each pixel's share of its own sample: label
     maps, which cannot be blended, are taken from the partner with the larger share.
 
+    The middle sample of an odd batch (one from which bad samples were left out) is its own partner:
+    it comes out as it was.
+
     Args:
         mixup: ``timm.data.Mixup``; it pairs sample ``i`` with ``B - 1 - i``.
-        x: Model inputs of an even batch, images (B, C, H/s, W/s) or ids (B, H/s, W/s).
+        x: Model inputs, images (B, C, H/s, W/s) or ids (B, H/s, W/s).
         target: Class ids (B,).
         rows: Rows of ``x``.
 
     Returns:
         The mixed inputs, and soft targets (B, classes).
     """
+    if len(target) % 2:
+        middle = len(target) // 2
+        places = [*range(middle + 1), *range(middle, len(target))]
+        even = {name: value[places] for name, value in x.items()}
+        mixed, soft = mix(mixup, even, target[places], rows)
+        kept = [i for i in range(len(places)) if i != middle + 1]
+        return {name: value[kept] for name, value in mixed.items()}, soft[kept]
     full = max(x[m.name].shape[-1] * m.stride for m in rows)
     height = max(x[m.name].shape[-2] * m.stride for m in rows)
     images = [m for m in rows if not m.is_labels]

@@ -2,7 +2,8 @@
 
 Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
 modality folder. A sample is the files of one ``sub-folder/name`` in all modality folders, whatever
-their extensions; a file missing somewhere is an error and never shifts the pairing of the rest.
+their extensions; a file missing somewhere is an error, or leaves the sample out if that is asked
+for, and never shifts the pairing of the rest.
 """
 
 from __future__ import annotations
@@ -46,35 +47,44 @@ class MultiModalFolder:
     Attributes:
         root: Data root.
         modalities: Rows that have files (see :func:`readable`).
+        incomplete: A file of every sample that was left out, and what that sample lacks.
     """
 
-    def __init__(self, root: str | Path, modalities: Sequence[Modality]) -> None:
+    def __init__(
+        self, root: str | Path, modalities: Sequence[Modality], *, skip_incomplete: bool = False
+    ) -> None:
         """Scan the folders once.
 
         Args:
             root: Data root.
             modalities: Rows to pair; those with a ``source`` are not read.
+            skip_incomplete: Leave out samples that lack a file.
 
         Raises:
             UserError: Root or folders missing or empty, ambiguous names, or names that do not
-                match.
+                match; with ``skip_incomplete`` only if none does.
         """
         self.root = Path(root)
         self.modalities = readable(modalities)
         folders = _modality_folders(root, self.modalities)
-        found = {
-            m.name: self.select(_scan(folders[m.name], m.name, self.suffix(m)))
-            for m in self.modalities
-        }
-        _check_pairing(folders, found)
+        found = {m.name: _scan(folders[m.name], m.name, self.suffix(m)) for m in self.modalities}
+        # Chosen among the names that any modality has: which samples those are does not depend on
+        # what others lack.
+        chosen = set(self.select(sorted(set().union(*found.values()))))
+        complete = chosen.intersection(*found.values())
+        self.incomplete: list[tuple[Path, str]] = []
+        if len(complete) < len(chosen):
+            if not (skip_incomplete and complete):
+                _refuse_incomplete(folders, found, chosen)
+            self.incomplete = [self._lack(k, folders, found) for k in sorted(chosen - complete)]
         # One flat buffer per column: Python strings would be copied into every worker process, page
         # by page, as their reference counts change.
-        keys = sorted(map(os.fsencode, next(iter(found.values()))))
+        keys = sorted(map(os.fsencode, complete))
         self._keys: npt.NDArray[np.bytes_] = np.array(keys, dtype=np.bytes_)
         names = list(map(os.fsdecode, keys))
         self._extensions: dict[str, tuple[list[str], npt.NDArray[Any]]] = {}
         for name, by_key in found.items():
-            kinds = sorted(set(by_key.values()))
+            kinds = sorted({by_key[k] for k in names})
             code = {ext: i for i, ext in enumerate(kinds)}
             column = np.fromiter((code[by_key[k]] for k in names), np.uint8, len(names))
             self._extensions[name] = kinds, column
@@ -83,9 +93,9 @@ class MultiModalFolder:
         """What every file name of a modality ends with, before its extension."""
         return ""
 
-    def select(self, found: dict[str, str]) -> dict[str, str]:
-        """Keep what belongs to this set of ``{sub-folder/name: extension}``."""
-        return found
+    def select(self, names: list[str]) -> list[str]:
+        """Those of the sorted names ``sub-folder/name`` that belong to this set."""
+        return names
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -100,6 +110,15 @@ class MultiModalFolder:
         kinds, column = self._extensions[modality.name]
         ending = self.suffix(modality) + kinds[int(column[index])]
         return self.root.joinpath(modality.data_folder, self.name(index) + ending)
+
+    def _lack(
+        self, key: str, folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]
+    ) -> tuple[Path, str]:
+        """A file of an incomplete sample, and a message about those that are not there."""
+        have = next(m for m in self.modalities if key in found[m.name])
+        path = folders[have.name] / f"{key}{self.suffix(have)}{found[have.name][key]}"
+        lacking = ", ".join(f"'{n}' ({folders[n]})" for n in found if key not in found[n])
+        return path, f"{path}: no file of the same name for modality {lacking}."
 
 
 def read_class_names(root: str | Path) -> tuple[str, ...] | None:
@@ -190,22 +209,19 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
     return found
 
 
-def _check_pairing(folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]) -> None:
-    """Every name must exist in every modality."""
-    keys = {name: by_key.keys() for name, by_key in found.items()}
-    first = next(iter(keys.values()))
-    if all(k == first for k in keys.values()):
-        return
-    union = set().union(*keys.values())
+def _refuse_incomplete(
+    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]], chosen: set[str]
+) -> None:
+    """Raise a UserError that says what each modality lacks of the ``chosen`` names."""
     problems = []
-    for name, have in keys.items():
-        missing = union - have
+    for name, have in found.items():
+        missing = chosen - have.keys()
         if missing:
             examples = ", ".join(nsmallest(3, missing)) + (", ..." if len(missing) > 3 else "")
             problems.append(
-                f"'{name}' ({folders[name]}): {len(missing)} of {len(union)} missing: {examples}"
+                f"'{name}' ({folders[name]}): {len(missing)} of {len(chosen)} missing: {examples}"
             )
-    common = len(set.intersection(*map(set, keys.values())))
+    common = len(chosen.intersection(*found.values()))
     raise UserError(
         "file names do not match between the modalities:\n"
         f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.errors import UserError, bullet_list
+from utils.signals import end_workers, leave_to_parent
 
 
 class Sample(NamedTuple):
@@ -25,41 +27,65 @@ class Sample(NamedTuple):
     name: str
 
 
+class BadSample(NamedTuple):
+    """A sample left out of training: ``sub-folder/name``, and a message with the file's path."""
+
+    name: str
+    problem: str
+
+
 @dataclass
 class Batch:
     """Stacked samples.
 
     Attributes:
-        images: By modality, in storage dtype: images ``(B, C, h, w)``, labels ``(B, h, w)``.
+        images: By modality, in storage dtype: images ``(B, C, h, w)``, labels ``(B, h, w)``. Empty
+            if every sample is bad.
         names: ``sub-folder/name`` of every sample.
+        bad: The samples that were left out.
+        rows: Places of the other samples in the whole batch; ``None`` if none was left out.
     """
 
     images: dict[str, Tensor]
     names: list[str]
+    bad: list[BadSample] = field(default_factory=list)
+    rows: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Number of samples, without the bad ones."""
         return len(self.names)
+
+    @property
+    def whole_size(self) -> int:
+        """Number of samples, with the bad ones."""
+        return len(self.names) + len(self.bad)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``; copies from pinned memory overlap with computation."""
         moved = {k: v.to(device, non_blocking=True) for k, v in self.images.items()}
-        return Batch(moved, self.names)
+        return replace(self, images=moved)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the DataLoader)."""
-        return Batch({k: v.pin_memory() for k, v in self.images.items()}, self.names)
+        return replace(self, images={k: v.pin_memory() for k, v in self.images.items()})
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples."""
-    keys = samples[0].images
-    images = {key: torch.stack([s.images[key] for s in samples]) for key in keys}
-    return Batch(images, [s.name for s in samples])
+def collate(samples: Sequence[Sample | BadSample]) -> Batch:
+    """Stack samples; bad ones are listed apart, and nothing takes their place."""
+    good = {row: s for row, s in enumerate(samples) if isinstance(s, Sample)}
+    bad = [s for s in samples if isinstance(s, BadSample)]
+    keys = next(iter(good.values())).images if good else ()
+    images = {key: torch.stack([s.images[key] for s in good.values()]) for key in keys}
+    return Batch(images, [s.name for s in good.values()], bad, tuple(good) if bad else None)
 
 
-class MultiModalDataset(Dataset[Sample]):
-    """Samples of a folder, transformed; asked by :class:`SampleKey`."""
+class MultiModalDataset(Dataset[Sample | BadSample]):
+    """Samples of a folder, transformed; asked by :class:`SampleKey`.
+
+    Attributes:
+        skip_bad: Whether bad samples are given as :class:`BadSample`.
+        known_bad: Bad samples known before training (see :func:`check_samples`).
+    """
 
     def __init__(
         self,
@@ -69,6 +95,7 @@ class MultiModalDataset(Dataset[Sample]):
         seed: int = 0,
         patch_size: int = 1,
         limit: int | None = None,
+        skip_bad: bool = False,
     ) -> None:
         """Wire reading and transform.
 
@@ -78,6 +105,8 @@ class MultiModalDataset(Dataset[Sample]):
             seed: Of the augmentation.
             patch_size: Patch side in full-resolution pixels; smaller images are refused.
             limit: Only so many samples, spread evenly over the folder; all if ``None``.
+            skip_bad: Give samples whose files are bad as :class:`BadSample`; for training only, as
+                a score over fewer samples is another score.
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -89,24 +118,32 @@ class MultiModalDataset(Dataset[Sample]):
             raise UserError(str(err)) from err
         self.folder, self.transform = folder, transform
         self.seed, self.patch_size = seed, patch_size
-        self.limit = limit
+        self.limit, self.skip_bad = limit, skip_bad
+        self.known_bad: list[BadSample] = []
 
     def __len__(self) -> int:
         """Number of samples."""
         return min(len(self.folder), self.limit or len(self.folder))
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: SampleKey) -> Sample | BadSample:
         """The sample of ``key.index`` as augmented in ``key.epoch``.
 
         Raises:
-            UserError: A file of the sample is bad; the message says which and why.
+            UserError: A file of the sample is bad; the message says which and why. Not with
+                ``skip_bad``.
         """
         place = self._place(key.index)
         pixels, problems = self._read(place)
+        if problems and self.skip_bad:
+            return BadSample(self.folder.name(place), " ".join(problems))
         if problems:
             raise UserError(problems[0])
         with sample_rng(self.seed, key):
             return Sample(self.transform(pixels), self.folder.name(place))
+
+    def name(self, index: int) -> str:
+        """``sub-folder/name`` of a sample."""
+        return self.folder.name(self._place(index))
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""
@@ -135,20 +172,43 @@ class MultiModalDataset(Dataset[Sample]):
         return pixels, problems
 
 
-def check_samples(dataset: MultiModalDataset, count: int) -> None:
+def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> list[BadSample]:
     """Read up to ``count`` evenly spread samples, so that bad files are known before training.
 
+    Args:
+        dataset: What to read; its ``known_bad`` is set.
+        count: Samples to read.
+        max_bad: Bad samples that a set with ``skip_bad`` may have.
+
+    Returns:
+        Of a set with ``skip_bad``: samples that lack a file, and the bad ones among those read.
+
     Raises:
-        UserError: With every bad file found.
+        UserError: With every bad file found; of a set with ``skip_bad`` only if more than
+            ``max_bad`` samples are bad.
     """
-    total = len(dataset)
+    total, root = len(dataset), dataset.folder.root
     count = min(count, total)
-    problems = [p for i in range(count) for p in dataset.problems(i * total // count)]
-    if problems:
+    places = [i * total // count for i in range(count)]
+    found = {i: problems for i in places if (problems := dataset.problems(i))}
+    if not dataset.skip_bad:
+        problems = [p for of_sample in found.values() for p in of_sample]
+        if problems:
+            raise UserError(
+                f"{len(problems)} bad files among {count} of {total} samples checked in "
+                f"{root}:\n{bullet_list(problems)}"
+            )
+        return []
+    bad = [BadSample(str(path), problem) for path, problem in dataset.folder.incomplete]
+    bad += [BadSample(dataset.name(i), " ".join(problems)) for i, problems in found.items()]
+    if len(bad) > max_bad:
         raise UserError(
-            f"{len(problems)} bad files among {count} of {total} samples checked in "
-            f"{dataset.folder.root}:\n{bullet_list(problems)}"
+            f"{len(bad)} bad samples in {root} ({len(dataset.folder.incomplete)} lack a file, "
+            f"{len(found)} of {count} read cannot be used), more than max_bad_samples {max_bad}:\n"
+            f"{bullet_list([b.problem for b in bad])}\nMend the files, or raise --max_bad_samples."
         )
+    dataset.known_bad = bad
+    return bad
 
 
 def build_train_loader(
@@ -158,7 +218,7 @@ def build_train_loader(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int = 2,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """Loader of training batches (:class:`Batch`); call ``sampler.set_epoch`` before each epoch.
 
     Args:
@@ -179,7 +239,7 @@ def build_eval_loader(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int = 2,
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """Loader of evaluation batches (:class:`Batch`); arguments as in :func:`build_train_loader`."""
     return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor)
 
@@ -193,7 +253,12 @@ def _build(
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     if num_workers:
-        workers = {"prefetch_factor": prefetch_factor, "persistent_workers": True}
+        atexit.register(end_workers)  # where no script does it
+        workers = {
+            "prefetch_factor": prefetch_factor,
+            "persistent_workers": True,
+            "worker_init_fn": leave_to_parent,
+        }
     return DataLoader(
         dataset,
         batch_sampler=sampler,

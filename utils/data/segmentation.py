@@ -30,6 +30,7 @@ class SegmentationDataset(MultiModalDataset):
         seed: int = 0,
         patch_size: int = 1,
         limit: int | None = None,
+        skip_bad: bool = False,
     ) -> None:
         """As the base class.
 
@@ -42,8 +43,11 @@ class SegmentationDataset(MultiModalDataset):
             seed: Of the augmentation.
             patch_size: Smaller images are refused.
             limit: Only so many samples, spread evenly.
+            skip_bad: Give bad samples as such.
         """
-        super().__init__(folder, transform, seed=seed, patch_size=patch_size, limit=limit)
+        super().__init__(
+            folder, transform, seed=seed, patch_size=patch_size, limit=limit, skip_bad=skip_bad
+        )
         self.target = target
         self.first = int(zero_is_void)
         self.last = num_classes - 1 + self.first

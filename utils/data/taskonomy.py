@@ -78,6 +78,8 @@ class TaskonomyFolder(MultiModalFolder):
         modalities: Sequence[Modality],
         buildings: frozenset[str],
         limit: int | None = None,
+        *,
+        skip_incomplete: bool = False,
     ) -> None:
         """Scan the folders.
 
@@ -86,12 +88,13 @@ class TaskonomyFolder(MultiModalFolder):
             modalities: Rows to pair.
             buildings: Those of the subset.
             limit: Largest number of views.
+            skip_incomplete: Leave out views that lack a file.
 
         Raises:
             UserError: As the base class; also if no view is left.
         """
         self.buildings, self.limit = buildings, limit
-        super().__init__(root, modalities)
+        super().__init__(root, modalities, skip_incomplete=skip_incomplete)
         if not len(self):
             raise UserError(
                 f"no view of {len(buildings)} buildings in {root}: check the split file and the "
@@ -102,11 +105,11 @@ class TaskonomyFolder(MultiModalFolder):
         """``_domain_{task}``."""
         return f"_domain_{modality.data_folder}"
 
-    def select(self, found: dict[str, str]) -> dict[str, str]:
+    def select(self, names: list[str]) -> list[str]:
         """The views of the subset's buildings, thinned out."""
-        keys = sorted(key for key in found if key.partition("/")[0] in self.buildings)
+        keys = [key for key in names if key.partition("/")[0] in self.buildings]
         count = min(len(keys), self.limit or len(keys))
-        return {key: found[key] for key in (keys[i * len(keys) // count] for i in range(count))}
+        return [keys[i * len(keys) // count] for i in range(count)]
 
 
 class TaskonomyDataset(MultiModalDataset):

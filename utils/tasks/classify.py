@@ -176,7 +176,7 @@ class Classification(Finetuning):
         """Choose the rows; the training set's folders are the classes."""
         self.cfg, self.world = cfg, world
         self.inputs = select(cfg.table(), cfg.in_names)
-        self.folder = self._folder(cfg.data.data_path)
+        self.folder = self._folder(cfg.data.data_path, skip_bad=cfg.data.skips_bad)
         self.classes = find_classes(self.folder, cfg.data.nb_classes)
 
     def train_set(self) -> MultiModalDataset:
@@ -185,7 +185,7 @@ class Classification(Finetuning):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return self._dataset(self.folder, transform, None)
+        return self._dataset(self.folder, transform, None, skip_bad=data.skips_bad)
 
     def build_task(self) -> ClassifyTask:
         """Model with a linear head."""
@@ -241,11 +241,16 @@ class Classification(Finetuning):
         """Share of the largest square's sides that evaluation sees."""
         return self.cfg.data.crop_pct or DEFAULT_CROP_PCT
 
-    def _folder(self, path: str) -> MultiModalFolder:
-        return MultiModalFolder(data_root(path, self.inputs), self.inputs)
+    def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:
+        root = data_root(path, self.inputs)
+        return MultiModalFolder(root, self.inputs, skip_incomplete=skip_bad)
 
     def _dataset(
-        self, folder: MultiModalFolder, transform: JointTransform, limit: int | None
+        self,
+        folder: MultiModalFolder,
+        transform: JointTransform,
+        limit: int | None,
+        skip_bad: bool = False,
     ) -> MultiModalDataset:
         dataset = MultiModalDataset(
             folder,
@@ -253,6 +258,7 @@ class Classification(Finetuning):
             seed=self.cfg.runtime.seed,
             patch_size=self.cfg.model.patch_size,
             limit=limit,
+            skip_bad=skip_bad,
         )
-        check_samples(dataset, CHECKED_SAMPLES)
+        check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
         return dataset

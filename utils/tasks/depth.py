@@ -128,7 +128,9 @@ class DepthFinetuning(Finetuning):
         transform = DepthTrainTransform(
             self.rows, self.cfg.model.input_size, colour=data.color_augs
         )
-        return self._dataset(data.data_path, transform, data.max_train_images)
+        return self._dataset(
+            data.data_path, transform, data.max_train_images, skip_bad=data.skips_bad
+        )
 
     def build_task(self) -> DepthTask:
         """Model with the head of the options."""
@@ -162,13 +164,16 @@ class DepthFinetuning(Finetuning):
             )
         return evaluators
 
-    def _dataset(self, path: str, transform: JointTransform, limit: int | None) -> DepthDataset:
+    def _dataset(
+        self, path: str, transform: JointTransform, limit: int | None, skip_bad: bool = False
+    ) -> DepthDataset:
         dataset = DepthDataset(
-            MultiModalFolder(path, transform.modalities),
+            MultiModalFolder(path, transform.modalities, skip_incomplete=skip_bad),
             transform,
             seed=self.cfg.runtime.seed,
             patch_size=self.cfg.model.patch_size,
             limit=limit,
+            skip_bad=skip_bad,
         )
-        check_samples(dataset, CHECKED_SAMPLES)
+        check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
         return dataset

@@ -19,19 +19,13 @@ from multimae.preprocess import prepare
 from multimae.pretrained import save_model
 from multimae.sizes import MULTIVIT, encoder_shape
 from multimae.spec import Framing, ModelSpec
-from multimae.weights import (
-    CheckpointError,
-    extract_state_dict,
-    load_weights,
-    read_checkpoint,
-)
 from utils.checkpoint import best_checkpoint, resume
 from utils.config import to_flat_dict
 from utils.data.loaders import Batch, MultiModalDataset, build_eval_loader, build_train_loader
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
 from utils.dist import World
 from utils.ema import average
-from utils.engine import Stepper, evaluate, fit
+from utils.engine import evaluate, fit
 from utils.errors import UserError
 from utils.finetune_options import FinetuneConfig, Split
 from utils.logging import RunLogger
@@ -40,10 +34,13 @@ from utils.options import split_names
 from utils.output import prepare_output_dir
 from utils.plan import make_plan
 from utils.precision import Precision, choose_precision
-from utils.pretrained import REPORT, fetch, load_pretrained
+from utils.pretrained import REPORT, load_pretrained
+from utils.run import make_run
 from utils.seeding import seed_everything
 from utils.state import Goal, TrainState
+from utils.stepper import Stepper
 from utils.tasks.base import Evaluator, Task
+from utils.tasks.scored_weights import checkpoint_to_score, load_scored
 
 # Samples read before training, so that bad files end a run at once and not in its first epoch.
 CHECKED_SAMPLES = 256
@@ -121,8 +118,8 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
         logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
         state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
         if cfg.scores_only:
-            path = _to_score(cfg)
-            state.epoch, state.step = _load_whole(task, path)
+            path = checkpoint_to_score(cfg)
+            state.epoch, state.step = load_scored(task.model, path)
             logger.say(f"scoring {path}, {state.epoch} epochs trained")
             split: Split = "test" if cfg.start.test else "eval"
             evaluators = job.evaluators(split, task, precision, logger)
@@ -134,7 +131,7 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
             saved = bool(output_dir) and cfg.checkpoint.save_ckpt
             best = best_checkpoint(output_dir) if saved else None
             if best is not None:
-                epoch, _ = _load_whole(task, best)
+                epoch, _ = load_scored(task.model, best)
                 logger.say(f"testing {best}, the best, of epoch {epoch}")
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
@@ -171,7 +168,8 @@ def _train(
             (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
     if cfg.start.model_ema:
         state.ema = average(state.model, cfg.start)
-    taken = resume(state, cfg.checkpoint)
+    state.global_batch = plan.global_batch
+    taken = resume(state, cfg.checkpoint, world, logger.say)
     if taken is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     logger.say(f"{len(train_set)} images, {plan.describe()}")
@@ -180,7 +178,7 @@ def _train(
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
     evaluators = job.evaluators("eval", task, precision, logger)
     log = replace(cfg.log, eval_freq=cfg.eval_freq)
-    fit(state, loader, sampler, plan, stepper, logger, evaluators, log, cfg.checkpoint, job.goal)
+    fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal))
     if output_dir and cfg.checkpoint.save_ckpt and world.is_main:
         weights = Path(output_dir) / "model.safetensors"
         save_model(state.scored_model.state_dict(), task.model.spec, weights)
@@ -270,31 +268,3 @@ def eval_loader(dataset: MultiModalDataset, cfg: FinetuneConfig, world: World) -
     return build_eval_loader(
         dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
     )
-
-
-def _to_score(cfg: FinetuneConfig) -> Path:
-    """``--resume``, else the best of ``--output_dir``, else ``--finetune``."""
-    output_dir = cfg.checkpoint.output_dir
-    path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
-    if path is None and output_dir:
-        path = best_checkpoint(output_dir)
-    if path is None and cfg.start.finetune:
-        path = fetch(cfg.start.finetune)
-    if path is None:
-        raise UserError(
-            "nothing to score: give a fine-tuned checkpoint by --resume or --finetune, or the "
-            "--output_dir of a run"
-        )
-    return path
-
-
-def _load_whole(task: FinetuneTask, path: Path) -> tuple[int, int]:
-    """Load every weight of a fine-tuned checkpoint, heads included; its epoch and step, or 0."""
-    try:
-        checkpoint = read_checkpoint(path)
-        state = extract_state_dict(checkpoint)
-        load_weights(task.model, state, source=str(path), strict=True)
-    except CheckpointError as err:
-        raise UserError(f"cannot score: {err}") from err
-    epoch, step = (checkpoint.get(key, 0) for key in ("epoch", "step"))
-    return (epoch, step) if isinstance(epoch, int) and isinstance(step, int) else (0, 0)

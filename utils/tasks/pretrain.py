@@ -30,14 +30,20 @@ class MaskOptions:
     seed: int = 0
 
     def draw(
-        self, layout: TokenLayout, position: StepPosition, size: int, device: torch.device
+        self,
+        layout: TokenLayout,
+        position: StepPosition,
+        size: int,
+        device: torch.device,
+        rows: Sequence[int] | None = None,
     ) -> TokenMasks:
         """Masks of ``size`` samples at ``position``, however samples are split over processes.
 
         Every process draws for the whole update and keeps its own rows: the noise costs little,
-        and no state needs saving.
+        and no state needs saving. Of these ``rows`` are returned, if they are given: a sample has
+        the same masks whether or not others of its batch are bad.
         """
-        return sample_masks(
+        drawn = sample_masks(
             layout,
             position.num_rows,
             self.num_visible,
@@ -47,6 +53,7 @@ class MaskOptions:
             device,
             rows=(position.first_row, position.first_row + size),
         )
+        return drawn if rows is None else drawn.take(rows)
 
 
 class PretrainTask(Task):
@@ -99,7 +106,7 @@ class PretrainTask(Task):
         device = next(iter(x.values())).device
         out = self.model.forward_patches(
             {m.name: x[m.name] for m in self.inputs},
-            lambda layout: self.masks.draw(layout, position, len(batch), device),
+            lambda layout: self.masks.draw(layout, position, batch.whole_size, device, batch.rows),
             self.fp32_output_adapters,
         )
         losses = {}

@@ -50,7 +50,7 @@ def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
 
 
 def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModalDataset:
-    """Augmented samples of ``--data_path``, checked."""
+    """Augmented samples of ``--data_path``, checked; bad ones are left out if the options say."""
     transform = TrainTransform(
         rows,
         cfg.model.input_size,
@@ -58,7 +58,7 @@ def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModal
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    return _dataset(cfg, cfg.data.data_path, rows, transform)
+    return _dataset(cfg, cfg.data.data_path, rows, transform, skip_bad=cfg.data.skips_bad)
 
 
 def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> MultiModalDataset:
@@ -154,7 +154,9 @@ def build_evaluators(
     if not path:
         return []
     eval_set = build_eval_set(cfg, path, task.rows)
-    plain_train_set = MultiModalDataset(train_set.folder, eval_set.transform)
+    plain_train_set = MultiModalDataset(
+        train_set.folder, eval_set.transform, skip_bad=train_set.skip_bad
+    )
     batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
     total = min(len(eval_set), cfg.data.max_val_images or len(eval_set))
     sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
@@ -180,11 +182,18 @@ def build_evaluators(
 
 
 def _dataset(
-    cfg: PretrainConfig, path: str, rows: Sequence[Modality], transform: JointTransform
+    cfg: PretrainConfig,
+    path: str,
+    rows: Sequence[Modality],
+    transform: JointTransform,
+    skip_bad: bool = False,
 ) -> MultiModalDataset:
-    folder = MultiModalFolder(path, rows)
     dataset = MultiModalDataset(
-        folder, transform, seed=cfg.runtime.seed, patch_size=cfg.model.patch_size
+        MultiModalFolder(path, rows, skip_incomplete=skip_bad),
+        transform,
+        seed=cfg.runtime.seed,
+        patch_size=cfg.model.patch_size,
+        skip_bad=skip_bad,
     )
-    check_samples(dataset, CHECKED_SAMPLES)
+    check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset

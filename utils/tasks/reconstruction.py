@@ -22,6 +22,7 @@ from multimae.tokens import TokenLayout
 from utils.data.loaders import Batch, MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.dist import World
+from utils.errors import UserError, bullet_list
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter
 from utils.precision import Precision
@@ -42,12 +43,22 @@ class TrivialPredictor:
     """
 
     def __init__(self, task: PretrainTask, batches: Iterable[Batch]) -> None:
-        """Fit on ``batches`` of training samples, as the task's losses see them."""
+        """Fit on ``batches`` of training samples, as the task's losses see them.
+
+        Raises:
+            UserError: None of the samples can be read.
+        """
         values: dict[str, list[Tensor]] = {m.name: [] for m in task.outputs}
+        problems: list[str] = []
         for batch in batches:
+            problems += [bad.problem for bad in batch.bad]
+            if not len(batch):
+                continue
             x = prepare(batch.images, task.rows)
             for m in task.outputs:
                 values[m.name].append(self._targets(task, m.name, x[m.name]))
+        if not all(values.values()):
+            raise UserError(f"none of the training samples can be read:\n{bullet_list(problems)}")
         self.constants = {
             m.name: _class_log_frequencies(values[m.name], m.num_classes)
             if m.is_labels

@@ -52,7 +52,8 @@ class Segmentation(Finetuning):
         """Augmented samples of ``--data_path``, checked."""
         rows = self._rows()
         transform = SegTrainTransform(rows, self.cfg.model.input_size)
-        return self._dataset(self.cfg.data.data_path, transform, None)
+        data = self.cfg.data
+        return self._dataset(data.data_path, transform, None, skip_bad=data.skips_bad)
 
     def build_task(self) -> SegmentTask:
         """Model with the head of the options.
@@ -107,11 +108,11 @@ class Segmentation(Finetuning):
         return [*self.inputs, *extra, stored_target(self.target)]
 
     def _dataset(
-        self, path: str, transform: JointTransform, limit: int | None
+        self, path: str, transform: JointTransform, limit: int | None, skip_bad: bool = False
     ) -> SegmentationDataset:
         cfg = self.cfg
         dataset = SegmentationDataset(
-            MultiModalFolder(path, transform.modalities),
+            MultiModalFolder(path, transform.modalities, skip_incomplete=skip_bad),
             transform,
             stored_target(self.target),
             num_classes=cfg.data.num_classes,
@@ -119,6 +120,7 @@ class Segmentation(Finetuning):
             seed=cfg.runtime.seed,
             patch_size=cfg.model.patch_size,
             limit=limit,
+            skip_bad=skip_bad,
         )
-        check_samples(dataset, CHECKED_SAMPLES)
+        check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
         return dataset

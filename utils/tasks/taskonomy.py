@@ -60,7 +60,9 @@ class Taskonomy(Finetuning):
         """Augmented views of the training buildings, checked."""
         data = self.cfg.data
         transform = DepthTrainTransform(self.rows, self.cfg.model.input_size)
-        return self._dataset(data.data_path, "train", transform, data.max_train_images)
+        return self._dataset(
+            data.data_path, "train", transform, data.max_train_images, skip_bad=data.skips_bad
+        )
 
     def build_task(self) -> TaskonomyTask:
         """Model with one DPT head per task."""
@@ -96,15 +98,21 @@ class Taskonomy(Finetuning):
         return evaluators
 
     def _dataset(
-        self, root: str, subset: Subset, transform: JointTransform, limit: int | None
+        self,
+        root: str,
+        subset: Subset,
+        transform: JointTransform,
+        limit: int | None,
+        skip_bad: bool = False,
     ) -> MultiModalDataset:
         cfg = self.cfg
         buildings = buildings_of(root, subset, cfg.data.taskonomy_splits)
         dataset = TaskonomyDataset(
-            TaskonomyFolder(root, transform.modalities, buildings, limit),
+            TaskonomyFolder(root, transform.modalities, buildings, limit, skip_incomplete=skip_bad),
             transform,
             seed=cfg.runtime.seed,
             patch_size=cfg.model.patch_size,
+            skip_bad=skip_bad,
         )
-        check_samples(dataset, CHECKED_SAMPLES)
+        check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
         return dataset

@@ -1,0 +1,129 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+DIGEST_BYTES = 16
+_SUFFIX = ".tmp"
+_CHUNK = 2**22
+
+
+class Written(NamedTuple):
+    """What was written: size in bytes and checksum (blake2b, hexadecimal)."""
+
+    size: int
+    digest: str
+
+
+class _Hashing:
+    """A stream that hashes what passes through it, and remembers why it could not be written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.size, self.hash = stream, 0, blake2b(digest_size=DIGEST_BYTES)
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        try:
+            return self.stream.write(data)
+        except OSError as err:
+            self.error = err
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+@contextmanager
+def atomic_file(
+    path: str | os.PathLike[str], before_renaming: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
+    """A file to write that takes its name when it is complete and on the disk.
+
+    Args:
+        path: Final name; its folder must be there.
+        before_renaming: Called when the contents are on the disk, before they have the name.
+
+    Raises:
+        OSError: The folder is missing, not writable or full. The old file is left as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        before_renaming()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_hashed(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    announce: Callable[[Written], None] = lambda written: None,
+) -> Written:
+    """Write an :func:`atomic_file` and know its checksum.
+
+    Args:
+        path: Final name; its folder must be there.
+        write: Writes the contents, front to back.
+        announce: Told size and checksum before the file has its name.
+
+    Raises:
+        OSError: As for :func:`atomic_file`.
+    """
+    hashing: _Hashing | None = None
+
+    def written() -> Written:
+        assert hashing is not None
+        return Written(hashing.size, hashing.hash.hexdigest())
+
+    with atomic_file(path, lambda: announce(written())) as stream:
+        hashing = _Hashing(stream)
+        try:
+            write(cast(BinaryIO, hashing))
+        except RuntimeError as err:  # torch.save's, which says nothing of the disk
+            raise hashing.error or err from err
+    return written()
+
+
+def checksum(path: Path) -> Written:
+    """Size and checksum of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    hashed, size = blake2b(digest_size=DIGEST_BYTES), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            hashed.update(chunk)
+            size += len(chunk)
+    return Written(size, hashed.hexdigest())
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete the temporary files of processes that were killed while writing into ``folder``."""
+    left = [p for p in folder.glob(f".*{_SUFFIX}") if p.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renamings in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
