@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from tests.image_folders import message_of, save
 from tests.scenes import write_scenes
 from tools.pseudo_label import main
 from utils.config import parse_config
-from utils.data.folders import read_class_names
+from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import collate
 from utils.data.samplers import SampleKey
 from utils.errors import UserError
@@ -318,3 +321,27 @@ def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
     os.utime(old, (1, 1))
     sweep(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_the_published_archives_are_unpacked_as_the_docs_say(photos: Path, tmp_path: Path) -> None:
+    """One tar per class, with any folders inside."""
+    loops = re.findall(r"```bash\n(for archive.*?)```", (REPO / "SETUP.md").read_text(), re.DOTALL)
+    assert len(loops) == 1
+    image = (photos / "b/one.png").read_bytes()
+    for task in ("depth", "semseg"):
+        for name, inside in {"n01440764": "n01440764/", "n01443537": "./deep/er/"}.items():
+            archive = tmp_path / f"pseudo-labels/{task}/{name}.tar"
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(archive, "w") as tar:
+                tar.add(photos / "b", inside, recursive=False)
+                for i in range(3):
+                    member = tarfile.TarInfo(f"{inside}{name}_{i}.png")
+                    member.size = len(image)
+                    tar.addfile(member, io.BytesIO(image))
+    subprocess.run(["bash", "-ec", loops[0]], cwd=tmp_path, check=True)
+    made = sorted(p for p in (tmp_path / "imagenet").rglob("*") if p.is_file())
+    keys = [f"{n}/{n}_{i}.png" for n in ("n01440764", "n01443537") for i in range(3)]
+    root = tmp_path / "imagenet/train"
+    assert made == [root / task / key for task in ("depth", "semseg") for key in keys]
+    assert all(path.read_bytes() == image for path in made)
+    assert len(MultiModalFolder(root, [TABLE["depth"], TABLE["semseg"]])) == 6
