@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from utils.planning.advice import Advice
+from utils.planning.disk import Disk
 from utils.planning.machine import describe, size
 from utils.planning.setup import Run
 
@@ -26,31 +27,44 @@ def suggestion(run: Run, advice: Advice) -> dict[str, Any]:
 def table(run: Run, advice: Advice) -> str:
     """Everything for people."""
     measured, plan, disk = advice.measured, advice.plan, advice.disk
-    loader = [f"{rate:.4g} with {n}" for n, rate in measured.loader.items()]
-    steps = [
-        f"{p.batch_size}: {p.images_per_s:.4g} ({size(p.memory)})" for p in measured.steps.probes
-    ]
-    stop = f"; no larger: {measured.steps.stopped}" if measured.steps.stopped else ""
-    kept = f"{disk.checkpoints} checkpoints of {size(disk.checkpoint)}"
-    short = disk.total > disk.free
+    stopped = measured.steps.stopped
     flags = " ".join(f"--{name} {value}" for name, value in suggestion(run, advice).items())
-    processes = f"{advice.processes} process" + ("es" if advice.processes > 1 else "")
-    rows = {
-        "machine": describe(run.world.device),
-        "data": f"{len(run.train_set)} images; img/s by workers: {', '.join(loader)}",
-        "step": f"img/s and peak memory by batch: {', '.join(steps)}{stop}",
-        "threads": ", ".join(f"{rate:.4g} img/s with {n}" for n, rate in measured.threads.items()),
-        "together": f"{measured.together.images_per_s:.4g} img/s in one process, "
-        f"{measured.together.data_wait:.0%} of it waiting for data",
-        "bottleneck": advice.bottleneck,
-        "suggestion": f"{processes}, each with {flags}",
-        "run": plan.describe(),
-        "time": f"{_duration(advice.eta)} at {advice.images_per_s:.4g} img/s, without evaluation",
-        "disk": f"{size(disk.total)}: {kept}, {size(disk.weights)} of weights, up to "
-        f"{size(disk.pictures)} of pictures; {size(disk.free)} free"
-        + (" - TOO LITTLE" if short else ""),
+    rows: dict[str, list[str]] = {
+        "machine": [describe(run.world.device)],
+        "loader": [_rate(f"workers {n}", rate) for n, rate in measured.loader.items()],
+        "step": [
+            f"{_rate(f'batch {p.batch_size}', p.images_per_s)}  {size(p.memory)} at most"
+            for p in measured.steps.probes
+        ]
+        + ([f"no larger batch: {stopped}"] if stopped else []),
+        "": [_rate(f"CPU threads {n}", rate) for n, rate in measured.threads.items()],
+        "together": [
+            f"{_rate(f'workers {measured.together.num_workers}', measured.together.images_per_s)}"
+            f"  {measured.together.data_wait:.0%} of the time waiting for data"
+        ],
+        "bottleneck": [advice.bottleneck],
+        "suggestion": [flags] + ([f"in {advice.processes} processes"] * (advice.processes > 1)),
+        "run": [f"{len(run.train_set)} images, {plan.describe()}"],
+        "time": [f"{_duration(advice.eta)} at {advice.images_per_s:.4g} img/s, evaluations aside"],
+        "disk": _disk(disk),
     }
-    return "\n".join(f"{name:<12}{text}" for name, text in rows.items() if text)
+    named = [(name, i, line) for name, lines in rows.items() for i, line in enumerate(lines)]
+    return "\n".join(f"{'' if i else name:<12}{line}" for name, i, line in named)
+
+
+def _rate(what: str, images_per_s: float) -> str:
+    return f"{what:<16}{images_per_s:>10.4g} img/s"
+
+
+def _disk(disk: Disk) -> list[str]:
+    lines = [
+        f"{size(disk.total)} of {size(disk.free)} free: {disk.checkpoints} checkpoints of "
+        f"{size(disk.checkpoint)}, {size(disk.weights)} of weights, up to {size(disk.pictures)} of "
+        "pictures"
+    ]
+    if disk.total > disk.free:
+        lines.append("TOO LITTLE is free: raise --save_ckpt_freq or choose another --output_dir")
+    return lines
 
 
 def as_json(run: Run, advice: Advice) -> dict[str, Any]:
