@@ -107,7 +107,7 @@ def _plan_class(argv: Sequence[str]) -> type[PlanConfig]:
     missing = {name: len(given.keys() - options.keys()) for name, options in known.items()}
     fewest = min(missing.values())
     fitting = [name for name, count in missing.items() if count == fewest]
-    model = str(given.get("model", PretrainConfig().model))
+    model = str(given.get("model", PretrainConfig().model.model))
     pretrains = model.startswith("pretrain_")
     fitting = [name for name in fitting if (name == "pretraining") == pretrains] or fitting
     if len(fitting) > 1:
