@@ -75,7 +75,7 @@ class Labelling:
             self.labellers[row.name], self.targets[row.name] = labeller, target
         for task, target in self.targets.items():
             target.claim(self.labellers[task].about)
-            sweep(target.root)
+        self._sweep()
         self.tally: Counter[tuple[Task, str]] = Counter()
         self.problems: list[str] = []
 
@@ -91,7 +91,10 @@ class Labelling:
             self._link_images(share)
         self._write_class_names()
         pending = [Pending(i, tasks) for i in share if (tasks := self._lacking(i))]
-        self._label(pending)
+        try:
+            self._label(pending)
+        finally:
+            self._sweep()
         if self.problems:
             raise UserError(
                 f"{len(self.problems)} problems; mend them and run the same command again, which "
@@ -144,6 +147,12 @@ class Labelling:
             else:
                 lacking.append(task)
         return tuple(lacking)
+
+    def _sweep(self) -> None:
+        """Remove temporary files."""
+        photos = self.out / self.cfg.data.source.data_folder
+        for root in (self.out, photos, *(target.root for target in self.targets.values())):
+            sweep(root, alone=self.world.size == 1)
 
     def _link_images(self, share: range) -> None:
         (row,) = self.folder.modalities

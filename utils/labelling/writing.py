@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from utils.data.atomic import clean
 from utils.data.prepare.target import Target
 from utils.labelling.networks import Array
 
@@ -62,8 +63,17 @@ class Writers:
         self.done()
 
 
-def sweep(root: Path) -> None:
-    """Remove what killed runs left in ``root/.tmp``: files that nobody has touched for an hour."""
+def sweep(root: Path, alone: bool) -> None:
+    """Remove what killed runs left in ``root/.tmp``.
+
+    Args:
+        root: Folder of a modality.
+        alone: No other process writes there: everything goes. Otherwise only files that nobody has
+            touched for an hour.
+    """
+    if alone:
+        clean(root)
+        return
     for file in (root / ".tmp").glob("*"):
         with suppress(FileNotFoundError):  # another process sweeps, too
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:

@@ -93,7 +93,7 @@ def step_rates(run: Run, sizes: Sequence[int], seconds: float) -> Steps:
     probes: list[StepProbe] = []
     for size in sizes:
         if probes and 2 * size / probes[-1].images_per_s > 3 * share:
-            return Steps(probes, "the time was up")
+            return Steps(probes, "the time was up, see --seconds")
         if _exceeds(probes, size, memory_limit(device)):
             return Steps(probes, "memory")
         try:
