@@ -24,7 +24,8 @@ Pixels = Image.Image | Array
 ImageLike = Image.Image | Array | str | os.PathLike[str]
 """One image as stored: Pillow image, array ``(H, W)`` or ``(H, W, C)`` of integers, or a file."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read; the names are Pillow's."""
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 # 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
@@ -136,7 +137,7 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
     """Open, decode and turn upright."""
     where = f"{path}: modality '{modality.name}'"
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
@@ -148,7 +149,7 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
         ) from err
     except UnidentifiedImageError as err:
         empty = path.stat().st_size == 0
-        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(_FORMATS)}"
+        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(FORMATS)}"
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except _DECODER_ERRORS as err:
         raise ImageError(
