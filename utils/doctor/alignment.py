@@ -64,8 +64,8 @@ class _Verdict:
         """What happened to the second modality of the pair, or to the first."""
         if self.turn:
             return self.turn if first else INVERSE.get(self.turn, self.turn)
-        x, y = (-v if first else v for v in self.shift)
-        return f"shifted by {x:+.0%} of the width and {y:+.0%} of the height"
+        x, y = (round(-100 * v if first else 100 * v) for v in self.shift)
+        return f"shifted by {x:+d} % of the width and {y:+d} % of the height"
 
 
 def summarise(scores: PairScores) -> PairSummary:

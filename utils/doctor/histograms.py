@@ -42,8 +42,7 @@ def moments(counts: Counts) -> tuple[float, float]:
 
     The sums are exact integers, so that neither the order of files nor their number matters.
     """
-    values = np.flatnonzero(counts)
-    pairs = [(int(v), int(counts[v])) for v in values]
+    pairs = [(int(v), int(counts[v])) for v in np.flatnonzero(counts)]
     n = sum(c for _, c in pairs)
     if n == 0:
         return float("nan"), float("nan")

@@ -85,25 +85,41 @@ class PairScores:
         return (self.shuffled if self.shuffled.n >= _ENOUGH else self.displaced).mean_and_std()
 
 
-def score_pair(keys: Sequence[str], a: Floats, b: Floats) -> PairScores:
-    """Correlations of two modalities of a chunk.
+@dataclass(frozen=True)
+class Edges:
+    """Normalised features of one modality in a chunk.
 
-    Args:
-        keys: Names of its ``n`` samples.
-        a: Normalised features ``[n, 3, side, side]`` of one modality.
-        b: Those of the other.
+    Attributes:
+        place: Position in the arrays of each sample that has edges, by its name.
+        x: ``[n, 3, side, side]``.
+        spectrum: Their Fourier transform.
     """
-    seen = a.any(axis=(1, 2, 3)) & b.any(axis=(1, 2, 3))
-    a, b = a[seen], b[seen]
-    out = PairScores([key for key, ok in zip(keys, seen, strict=True) if ok])
+
+    place: dict[str, int]
+    x: Floats
+    spectrum: npt.NDArray[np.complex64]
+
+    @classmethod
+    def of(cls, keys: Sequence[str], x: Floats) -> Edges:
+        """Leave out the samples without edges."""
+        place = {key: i for i, key in enumerate(keys) if x[i].any()}
+        return cls(place, x, fft.rfft2(x))
+
+
+def score_pair(first: Edges, second: Edges) -> PairScores:
+    """Correlations of two modalities of a chunk."""
+    out = PairScores([key for key in first.place if key in second.place])
     if not out.keys:
         return out
+    i, j = ([edges.place[key] for key in out.keys] for edges in (first, second))
+    a, b = first.x[i], second.x[j]
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     table = flat_a @ flat_b.T
     out.own = table.diagonal().tolist()
     out.shuffled += table[~np.eye(len(table), dtype=bool)]
     _score_turns(out, flat_a, b)
-    _score_shifts(out, a, b)
+    spectrum = (second.spectrum[j] * np.conj(first.spectrum[i])).sum(axis=1)
+    _score_shifts(out, fft.irfft2(spectrum, s=a.shape[2:]))
     return out
 
 
@@ -119,17 +135,15 @@ def _score_turns(out: PairScores, flat_a: Floats, b: Floats) -> None:
     out.turn_score = scores.max(axis=0).tolist()
 
 
-def _score_shifts(out: PairScores, a: Floats, b: Floats) -> None:
-    """Correlations at all offsets at once; the picture wraps around, which costs little."""
-    side = a.shape[-1]
-    spectrum = (fft.rfft2(b) * np.conj(fft.rfft2(a))).sum(axis=1)
-    surface = fft.irfft2(spectrum, s=(side, side))
+def _score_shifts(out: PairScores, surface: Floats) -> None:
+    """Correlations ``[n, side, side]`` at all offsets; the pictures wrap around."""
+    n, side = surface.shape[:2]
     steps = np.fft.fftfreq(side, 1 / side).astype(int)
     distance = np.maximum(np.abs(steps)[:, None], np.abs(steps)[None])
     out.displaced += surface[:, distance > _FAR]
     possible = (distance > _NEAR) & (distance <= _MAX_SHIFT * side)
-    surface = np.where(possible, surface, -np.inf).reshape(len(a), -1)
+    surface = np.where(possible, surface, -np.inf).reshape(n, -1)
     best = surface.argmax(axis=1)
-    out.shift_score = surface[np.arange(len(a)), best].tolist()
+    out.shift_score = surface[np.arange(n), best].tolist()
     y, x = np.divmod(best, side)
     out.shift = [(steps[j] / side, steps[i] / side) for i, j in zip(y, x, strict=True)]

@@ -17,7 +17,7 @@ from utils.doctor.files import examine
 from utils.doctor.findings import Finding
 from utils.doctor.listing import File
 from utils.doctor.records import Examined, FileRecord
-from utils.doctor.registration import PairScores, score_pair
+from utils.doctor.registration import Edges, PairScores, score_pair
 from utils.doctor.statistics import Totals
 
 
@@ -67,12 +67,13 @@ def scan(chunk: Chunk) -> ChunkResult:
             if row.name in files:
                 seen[row.name] = _one(files[row.name], key, row, chunk, out, small[row.name])
         out.findings += _other_view({name: e for name, e in seen.items() if e.pixels is not None})
-    edges = {row.name: _edges(small[row.name], row) for row in chunk.rows}
-    for a, b in combinations((row.name for row in chunk.rows), 2):
-        keys = [key for key in edges[a] if key in edges[b]]
-        if keys:
-            first, second = (np.stack([edges[n][key] for key in keys]) for n in (a, b))
-            out.pairs[a, b] = score_pair(keys, first, second)
+    edges = {
+        row.name: Edges.of(list(small[row.name]), _edges(small[row.name], row))
+        for row in chunk.rows
+        if small[row.name]
+    }
+    for (a, first), (b, second) in combinations(edges.items(), 2):
+        out.pairs[a, b] = score_pair(first, second)
     return out
 
 
@@ -85,7 +86,7 @@ def read_features(
         seen = examine(file.path, key, row, row.num_classes)
         if seen.pixels is not None:
             small[key] = reduce(seen.pixels, row, side)
-    return _edges(small, row)
+    return dict(zip(small, _edges(small, row), strict=True)) if small else {}
 
 
 def _one(
@@ -103,12 +104,9 @@ def _one(
     return seen
 
 
-def _edges(small: Mapping[str, Floats], row: Modality) -> dict[str, Floats]:
+def _edges(small: Mapping[str, Floats], row: Modality) -> Floats:
     """Features of all pictures of a modality at once."""
-    if not small:
-        return {}
-    stacked = normalised(features(np.stack(list(small.values())), row))
-    return dict(zip(small, stacked, strict=True))
+    return normalised(features(np.stack(list(small.values())), row))
 
 
 def _other_view(seen: Mapping[str, Examined]) -> list[Finding]:

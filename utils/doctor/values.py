@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from multimae.images import Array, storage_dtype
-from utils.doctor.histograms import Counts, moments, quantile
+from utils.doctor.histograms import Counts, quantile
 from utils.doctor.records import Examined, is_scalar_map
 
 # A photograph whose mean and 99th percentile are below these shares of the range shows nothing.
@@ -59,15 +59,15 @@ def blended_share(ids: Array) -> float:
         0 to 1; 0 if there are few changes, or if ids outside the two are about as frequent (noise).
     """
     changes = between = outside = 0
-    wide = ids.astype(np.int16 if ids.dtype == np.uint8 else np.int32, copy=False)
-    for x in (wide, wide.T):
-        left, middle, right = x[:, :-2], x[:, 1:-1], x[:, 2:]
-        at = np.nonzero(np.abs(right - left) >= 2)
-        a, m, b = left[at], middle[at], right[at]
+    flat, width = np.ascontiguousarray(ids).ravel(), ids.shape[1]
+    for step in (1, width):  # to the right (the few triples over the edge do no harm), downwards
+        before, middle, after = flat[: -2 * step], flat[step:-step], flat[2 * step :]
+        at = np.flatnonzero(before != after)
+        a, m, b = (x[at].astype(np.int32) for x in (before, middle, after))
         low, high = np.minimum(a, b), np.maximum(a, b)
-        changes += len(m)
+        changes += int((high - low >= 2).sum())
         between += int(((m > low) & (m < high)).sum())
-        outside += int(((m < low) | (m > high)).sum())
+        outside += int(((high - low >= 2) & ((m < low) | (m > high))).sum())
     if changes < _MIN_CHANGES or between < _BLENDED_ODDS * outside:
         return 0.0
     return between / changes
@@ -93,8 +93,9 @@ def _measure_scale(out: Examined) -> None:
 
 def _check_dark(out: Examined) -> None:
     top = out.row.max_value
-    mean = float(np.mean([moments(c)[0] for c in out.counts]))
-    bright = max(quantile(c, 0.99) for c in out.counts)
-    if mean < _DARK_MEAN * top and bright < _DARK_TOP * top and out.record.levels > 1:
+    mean = float(np.mean([c @ np.arange(len(c)) / c.sum() for c in out.counts]))
+    if mean >= _DARK_MEAN * top or out.record.levels == 1:
+        return
+    if max(quantile(c, 0.99) for c in out.counts) < _DARK_TOP * top:
         text = f"is nearly black (mean {mean:.1f} of {top:.0f}). Remove the sample, or replace it."
         out.note("warning", "near-black", text)
