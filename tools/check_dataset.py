@@ -76,8 +76,8 @@ def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:
     if len(findings) > _PRINTED:
         lines.append(f"... and {len(findings) - _PRINTED} more in the report")
     lines.append(
-        f"{checked} of {total} samples read in {diagnosis.seconds:.1f} s: {counts['error']} errors, "
-        f"{counts['warning']} warnings, {counts['info']} notes"
+        f"{checked} of {total} samples read in {diagnosis.seconds:.1f} s: "
+        f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes"
     )
     return "\n".join(lines)
 

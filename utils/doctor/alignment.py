@@ -169,7 +169,7 @@ def _explain(
                 f"is {verdict.what(first)} against {against} ({how}, put right "
                 f"{summary.deviations(verdict.score):.1f}). Make it again from the same view."
             )
-            code = "flipped" if verdict.turn else "shifted"
+            code = verdict.turn.split()[0] if verdict.turn else "shifted"
             yield Finding("error", code, text, path, culprit, key)
         else:
             text = (

@@ -12,7 +12,7 @@ import numpy as np
 from multimae.modalities import Modality
 from multimae.plotting.colours import label_palette
 from utils.doctor.charts import classes, histogram
-from utils.doctor.histograms import quantile
+from utils.doctor.histograms import Counts, quantile
 from utils.doctor.records import is_scalar_map
 from utils.doctor.run import SetReport
 from utils.doctor.statistics import Totals
@@ -23,7 +23,7 @@ _MOST_CLASSES = 14
 def modality_card(row: Modality, report: SetReport) -> str:
     """A card with the statistics of one modality."""
     facts = report.statistics[row.name]
-    totals = report.result.totals.get(row.name, Totals())
+    totals = report.result.totals[row.name]
     records = [r for r in report.result.records if r.modality == row.name and r.mode]
     sizes = Counter(f"{r.height} × {r.width}" for r in records)
     modes = Counter(r.mode for r in records)
@@ -69,7 +69,8 @@ def _chart(row: Modality, facts: dict[str, Any], totals: Totals) -> str:
     if row.is_labels:
         palette = label_palette(len(facts["pixels"]))
         colours = [f"rgb({r},{g},{b})" for r, g, b in palette.tolist()]
-        return classes(facts["pixels"], facts["names"], colours, _MOST_CLASSES)
+        weights = facts["weights"]["median_frequency"]
+        return classes(facts["pixels"], facts["names"], colours, weights, _MOST_CLASSES)
     low, high = 0, 255
     if is_scalar_map(row) or row.max_value > 255:
         valid = totals.counts[0].copy()
@@ -79,8 +80,8 @@ def _chart(row: Modality, facts: dict[str, Any], totals: Totals) -> str:
     return histogram([_without_zero(c) if is_scalar_map(row) else c for c in channels], low, high)
 
 
-def _without_zero(counts: np.ndarray) -> np.ndarray:
-    out = counts.copy()
+def _without_zero(counts: Counts) -> Counts:
+    out: Counts = counts.copy()
     out[0] = 0
     return out
 
@@ -89,8 +90,9 @@ def _yaml(row: Modality, facts: dict[str, Any]) -> str:
     """The row's fields as measured, to copy."""
     if row.is_labels or not facts["files"] or row.normalization != "mean_std":
         return ""
-    fields = f"mean: [{_numbers(facts['mean'])}], std: [{_numbers(facts['std'])}]"
-    return f"<pre>modalities:\n  {escape(row.name)}: {{{fields}}}</pre>"
+    fields = [f"{key}: [{_numbers(facts[key])}]" for key in ("mean", "std")]
+    lines = ["modalities:", f"  {row.name}:", *(f"    {field}" for field in fields)]
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -30,20 +30,32 @@ def histogram(channels: Sequence[Counts], low: int, high: int) -> str:
     return _svg("".join(shapes) + marks)
 
 
-def classes(pixels: Sequence[int], names: Sequence[str], colours: Sequence[str], most: int) -> str:
-    """Shares of the most frequent classes, as rows of a table."""
+def classes(
+    pixels: Sequence[int],
+    names: Sequence[str],
+    colours: Sequence[str],
+    weights: Sequence[float],
+    most: int,
+) -> str:
+    """Shares and weights of the most frequent classes, as rows of a table."""
     total = max(1, sum(pixels))
     order = sorted((i for i, n in enumerate(pixels) if n), key=lambda i: -pixels[i])
+    head = "<tr><th>id</th><th>class</th><th></th>" + _cells("share", "weight", tag="th") + "</tr>"
     rows = []
     for i in order[:most]:
-        share = pixels[i] / total
         name = escape(names[i]) if i < len(names) else ""
-        width = max(0.5, 100 * share / (pixels[order[0]] / total))
+        style = f"width:{max(0.5, 100 * pixels[i] / pixels[order[0]]):.1f}%;background:{colours[i]}"
         rows.append(
-            f'<tr><td class="num">{i}</td><td>{name}</td><td class="bar"><i style="width:{width:.1f}%;'
-            f'background:{colours[i]}"></i></td><td class="num">{share:.2%}</td></tr>'
+            f'<tr><td class="num">{i}</td><td>{name}</td><td class="bar"><i style="{style}"></i>'
+            f"</td>{_cells(f'{pixels[i] / total:.2%}', f'{weights[i]:.3g}')}</tr>"
         )
-    return f'<table class="classes">{"".join(rows)}</table>'
+    rest = len(order) - most
+    more = f'<p class="soft">and {rest} more: see statistics.json</p>' if rest > 0 else ""
+    return f'<table class="classes">{head}{"".join(rows)}</table>{more}'
+
+
+def _cells(*texts: str, tag: str = "td") -> str:
+    return "".join(f'<{tag} class="num">{text}</{tag}>' for text in texts)
 
 
 def _bars(heights: np.ndarray, colour: str, opacity: float) -> str:

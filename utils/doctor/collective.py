@@ -80,7 +80,8 @@ def _bit_depth(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding
 
 def _scale(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding]:
     """Files in another unit than most."""
-    known = [r for r in records if not math.isnan(r.scale) and r.levels > 1]
+    wide = [r for r in records if r.mode not in _EIGHT_BIT] or records
+    known = [r for r in wide if not math.isnan(r.scale) and r.levels > 1]
     if len(known) < 3:
         return
     logs = np.array([r.scale for r in known])
@@ -107,7 +108,7 @@ def _usual(logs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     if gaps[cut] < _MIN_GAP:
         return np.ones(len(logs), bool)
     below = logs <= order[cut]
-    return below if below.sum() * 2 >= len(logs) else ~below
+    return np.asarray(below if below.sum() * 2 >= len(logs) else ~below)
 
 
 def _of(record: FileRecord, severity: Severity, code: str, text: str) -> Finding:

@@ -20,10 +20,11 @@ _NEIGHBOURS = 6
 
 def thumbnail(small: npt.NDArray[np.float32]) -> bytes:
     """16 x 16 grey bytes of a picture ``[C, side, side]`` in 0..255, ``side`` a multiple of 16."""
-    grey = small.mean(axis=0)
-    cell = grey.shape[0] // _SIDE
-    means = grey.reshape(_SIDE, cell, _SIDE, cell).mean(axis=(1, 3))
-    return np.clip(means.round(), 0, 255).astype(np.uint8).tobytes()
+    picture = small.mean(axis=0)
+    cell = picture.shape[0] // _SIDE
+    means = picture.reshape(_SIDE, cell, _SIDE, cell).mean(axis=(1, 3))
+    grey = np.clip(means.round(), 0, 255).astype(np.uint8)
+    return bytes(grey)
 
 
 def find_duplicates(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> Iterator[Finding]:

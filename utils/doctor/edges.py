@@ -84,8 +84,8 @@ def normalised(edges: Floats) -> Floats:
 def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
     """Features of the pictures as they would be if the pictures were turned so."""
     swap, mirror_x, mirror_y = turn
-    out = edges.swapaxes(2, 3) if swap else edges
-    out = out[..., :: -1 if mirror_y else 1, :: -1 if mirror_x else 1].copy()
+    source = edges.swapaxes(2, 3) if swap else edges
+    out: Floats = source[..., :: -1 if mirror_y else 1, :: -1 if mirror_x else 1].copy()
     if swap:
         out[:, 1] *= -1
     if mirror_x != mirror_y:

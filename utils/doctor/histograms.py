@@ -24,7 +24,7 @@ def counts_of(pixels: Pixels) -> list[Counts]:
 def add(total: Counts, counts: Counts) -> Counts:
     """Sum of two counts of any lengths."""
     long, short = (total, counts) if len(total) >= len(counts) else (counts, total)
-    out = long.copy()
+    out: Counts = long.copy()
     out[: len(short)] += short
     return out
 

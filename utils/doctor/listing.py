@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multimae.modalities import Modality
 from utils.data.folders import EXTENSIONS
-from utils.doctor.findings import Finding
+from utils.doctor.findings import Finding, Severity
 from utils.errors import UserError
 
 
@@ -94,9 +94,8 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
     found: dict[str, File] = {}
     other: list[str] = []
 
-    def note(code: str, text: str, path: str, sample: str = "") -> None:
-        severity = "error" if code in ("two-files", "no-images", "unlisted") else "warning"
-        listing.findings.append(Finding(severity, code, text, path, row.name, sample))
+    def note(severity: Severity, code: str, text: str, path: str) -> None:
+        listing.findings.append(Finding(severity, code, text, path, row.name))
 
     pending = [("", str(top))]
     for prefix, folder in pending:
@@ -104,7 +103,7 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
         try:
             entries = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError as err:
-            note("unlisted", f"cannot be listed ({err.strerror}).", folder)
+            note("error", "unreadable", f"cannot be listed ({err.strerror}).", folder)
             continue
         for entry in (e for e in entries if not e.name.startswith(".")):
             stem, dot, suffix = entry.name.rpartition(".")
@@ -112,19 +111,21 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
                 images += 1
                 key = prefix + stem
                 if key in found:
-                    note("two-files", f"{found[key].path} has the same name: keep one.", entry.path)
+                    text = f"and {found[key].path} have the same name: keep one."
+                    note("error", "two-files", text, entry.path)
                 found[key] = _file(entry)
             elif entry.is_dir():
                 if prefix:
-                    note("nested-folder", "lies too deep: its files are not read.", entry.path)
+                    text = "lies too deep: its files are not read."
+                    note("warning", "nested-folder", text, entry.path)
                 else:
                     pending.append((f"{entry.name}/", entry.path))
             else:
                 other.append(entry.path)
         if prefix and not images:
-            note("empty-folder", "has no images. Remove it, or add its images.", folder)
+            note("warning", "empty-folder", "has no images. Remove it, or add images.", folder)
     if not found:
-        note("no-images", "has no images in it or in its sub-folders.", str(top))
+        note("error", "no-images", "has no images in it or in its sub-folders.", str(top))
     if other:
         text = f"{len(other)} files are not images and are not read, for example {other[0]}"
         listing.findings.append(Finding("info", "other-files", text, "", row.name))

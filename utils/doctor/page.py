@@ -11,6 +11,7 @@ from pathlib import Path
 from multimae.modalities import Modality
 from utils.doctor.cards import modality_card
 from utils.doctor.findings import SEVERITIES, Finding, Severity, count
+from utils.doctor.listing import File
 from utils.doctor.run import Diagnosis, SetReport
 from utils.doctor.thumbnails import picture
 
@@ -53,9 +54,13 @@ def _head(diagnosis: Diagnosis) -> str:
         verdict = ("error", "not fit for training")
     elif counts["warning"]:
         verdict = ("warning", "look at the warnings first")
-    partial = "" if checked == total else (
-        '<p class="soft">Files were sampled evenly; names and sizes were compared for all. '
-        "<code>--full</code> reads everything.</p>"
+    partial = (
+        ""
+        if checked == total
+        else (
+            '<p class="soft">Files were sampled evenly; names and sizes were compared for all. '
+            "<code>--full</code> reads everything.</p>"
+        )
     )
     boxes = "".join(
         f'<div class="tile {kind}"><b>{value}</b>{what}</div>' for value, what, kind in tiles
@@ -81,9 +86,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         f'<p class="soft">{n:,} more of {code}: see findings.json</p>' for code, n in hidden.items()
     )
     counts = count(findings)
-    switches = "".join(
-        f'<input type="checkbox" id="show-{s}" checked hidden>' for s in SEVERITIES
-    )
+    switches = "".join(f'<input type="checkbox" id="show-{s}" checked hidden>' for s in SEVERITIES)
     labels = "".join(
         f'<label for="show-{s}"><span class="tag {s}">{counts[s]} {_TITLES[s]}</span></label>'
         for s in SEVERITIES
@@ -115,15 +118,16 @@ def _suspects(report: SetReport, findings: Sequence[Finding]) -> str:
     for f in mine:
         if f.severity != "info":
             by_code[f.code].append(f)
-    ranked = sorted((i, f.sample, f) for fs in by_code.values() for i, f in enumerate(fs[:4]))
+    ranked = sorted((i, f.sample) for fs in by_code.values() for i, f in enumerate(fs[:4]))
     chosen: dict[str, list[Finding]] = {}
-    for _, sample, _ in ranked:
+    for _, sample in ranked:
         if len(chosen) < _SUSPECTS:
             chosen[sample] = [f for f in mine if f.sample == sample]
     if not chosen:
         return ""
     figures = [_figure(report, key, found) for key, found in chosen.items()]
-    return f'<h2>Samples with findings</h2><div class="samples">{"".join(figures)}</div>'
+    name = escape(report.listing.root.name)
+    return f'<h2>Samples of {name} with findings</h2><div class="samples">{"".join(figures)}</div>'
 
 
 def _samples(report: SetReport) -> str:
@@ -136,19 +140,17 @@ def _samples(report: SetReport) -> str:
 
 def _figure(report: SetReport, key: str, found: Sequence[Finding]) -> str:
     files = report.listing.sample(key)
-    cells = "".join(_cell(report, row, key) for row in report.listing.rows if files)
+    cells = "".join(_cell(files.get(row.name), row) for row in report.listing.rows)
     worst = min((f.severity for f in found), key=SEVERITIES.index, default="")
     codes = "".join(
-        f' <span class="tag {s}" style="aspect-ratio:auto;display:inline;padding:1px 8px;color:#fff;'
-        f'background:var(--{s})">{code} ({modality})</span>'
+        f' <span class="tag {s}">{code} ({escape(modality)})</span>'
         for s, code, modality in dict.fromkeys((f.severity, f.code, f.modality) for f in found)
     )
     caption = f"<figcaption>{escape(key)}{codes}</figcaption>"
     return f'<figure class="{worst}"><div>{cells}</div>{caption}</figure>'
 
 
-def _cell(report: SetReport, row: Modality, key: str) -> str:
-    file = report.listing.files[row.name].get(key)
+def _cell(file: File | None, row: Modality) -> str:
     if file is None:
         return f"<span>{escape(row.name)}<br>missing</span>"
     uri = picture(file, row)

@@ -25,7 +25,7 @@ from utils.doctor.edges import Floats
 from utils.doctor.findings import Finding, in_order
 from utils.doctor.listing import Listing, find_rows, list_files
 from utils.doctor.scan import Chunk, ChunkResult, read_features, scan
-from utils.doctor.statistics import describe
+from utils.doctor.statistics import Totals, describe
 from utils.errors import RunError, UserError
 
 CHUNK = 64
@@ -121,6 +121,7 @@ def _examine_set(
     keys = listing.keys()
     count = len(keys) if limit is None else min(limit, len(keys))
     report.checked = [keys[i * len(keys) // count] for i in range(count)]
+    report.result.totals = {row.name: Totals() for row in listing.rows}
     side = _grid(report)
     for result in _results(_chunks(report, side), workers, root.name):
         report.result.merge(result)
@@ -128,7 +129,7 @@ def _examine_set(
     for row in listing.rows:
         records = [r for r in report.result.records if r.modality == row.name]
         findings += compare(row, records)
-        report.statistics[row.name] = describe(row, report.result.totals.get(row.name))
+        report.statistics[row.name] = describe(row, report.result.totals[row.name])
 
     def features_of(names: Sequence[str], row: Modality) -> dict[str, Floats]:
         files = listing.files[row.name]
@@ -139,9 +140,7 @@ def _examine_set(
     return report
 
 
-def _named(
-    root: Path, rows: Sequence[Modality], findings: list[Finding]
-) -> tuple[Modality, ...]:
+def _named(root: Path, rows: Sequence[Modality], findings: list[Finding]) -> tuple[Modality, ...]:
     """Rows with the names of ``classes.json``, if the labels have none and are the only ones."""
     try:
         names = read_class_names(root)

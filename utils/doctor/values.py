@@ -75,7 +75,7 @@ def blended_share(ids: Array) -> float:
 
 def valid_counts(counts: Counts, top: int) -> Counts:
     """Counts without 0 and the largest storable value, which mark invalid pixels."""
-    valid = counts.copy()
+    valid: Counts = counts.copy()
     valid[0] = 0
     valid[top:] = 0
     return valid
