@@ -18,7 +18,6 @@ from utils.doctor.edges import TURNS, Floats, turned
 
 # Shifts up to this share of the side are told from chance; those below _NEAR cells are rounding.
 _MAX_SHIFT, _NEAR, _FAR = 0.3, 1, 6
-_ENOUGH = 90
 
 
 @dataclass
@@ -79,10 +78,6 @@ class PairScores:
             getattr(self, name).extend(getattr(other, name))
         self.shuffled += other.shuffled
         self.displaced += other.displaced
-
-    def chance(self) -> tuple[float, float]:
-        """Mean and standard deviation of what does not belong together."""
-        return (self.shuffled if self.shuffled.n >= _ENOUGH else self.displaced).mean_and_std()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from multimae.images import ImageError, check_readable
 from multimae.modalities import Modality
 from utils.data.folders import CLASSES_FILE, read_class_names
-from utils.doctor.alignment import PairSummary, find_misaligned, summarise
+from utils.doctor.agreement import PairSummary, summarise_pairs
+from utils.doctor.alignment import find_misaligned
 from utils.doctor.collective import compare
 from utils.doctor.duplicates import find_duplicates
 from utils.doctor.edges import Floats
@@ -135,8 +136,9 @@ def _examine_set(
         files = listing.files[row.name]
         return read_features([(n, files[n]) for n in names if n in files], row, side)
 
-    findings += find_misaligned(listing, report.result.pairs, features_of)
-    report.pairs = {pair: summarise(scores) for pair, scores in report.result.pairs.items()}
+    pairs = report.result.pairs
+    report.pairs = summarise_pairs(listing, pairs, features_of)
+    findings += find_misaligned(listing, pairs, report.pairs, features_of)
     return report
 
 

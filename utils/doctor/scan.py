@@ -10,7 +10,7 @@ import numpy as np
 
 from multimae.images import ImageError, check_same_view, size_of
 from multimae.modalities import Modality
-from utils.doctor.alignment import Pair
+from utils.doctor.agreement import Pair
 from utils.doctor.duplicates import thumbnail
 from utils.doctor.edges import Floats, features, normalised, reduce
 from utils.doctor.files import examine
