@@ -79,7 +79,7 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     check_readable(modality)
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
-        return _checked(upright, "image", modality)
+        return checked(upright, "image", modality)
     return _array(np.asarray(image), modality)
 
 
@@ -110,7 +110,7 @@ def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
             f"{path}: modality '{modality.name}' is {image.height} x {image.width} pixels, smaller "
             f"than one patch ({side} x {side}). Remove the sample or store it larger."
         )
-    return _checked(image, path, modality)
+    return checked(image, path, modality)
 
 
 def check_same_view(
@@ -157,8 +157,12 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
         ) from err
 
 
-def _checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
-    """Pixels of a decoded, upright image."""
+def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
+    """Pixels of a decoded, upright image; ``source`` says where it is from.
+
+    Raises:
+        ImageError: It does not hold what the modality declares.
+    """
     if modality.is_labels:
         return _labels(image, source, modality)
     return _values(image, source, modality)

@@ -59,12 +59,14 @@ def features(pictures: Floats, row: Modality) -> Floats:
         xx, yy = np.zeros_like(pictures), np.zeros_like(pictures)
         xx[..., 1:-1] = pictures[..., 2:] - 2 * pictures[..., 1:-1] + pictures[..., :-2]
         yy[:, :, 1:-1] = pictures[:, :, 2:] - 2 * pictures[:, :, 1:-1] + pictures[:, :, :-2]
-        energy_x, energy_y = (xx**2).sum(axis=1), (yy**2).sum(axis=1)
+        energy_x, energy_y = _dot(xx, xx), _dot(yy, yy)
         cross = np.zeros_like(energy_x)
     else:
-        y, x = np.gradient(pictures, axis=(2, 3))
-        energy_x, energy_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-        cross = (x * y).sum(axis=1)
+        x, y = np.zeros_like(pictures), np.zeros_like(pictures)
+        np.subtract(pictures[..., 2:], pictures[..., :-2], out=x[..., 1:-1])
+        np.subtract(pictures[:, :, 2:], pictures[:, :, :-2], out=y[:, :, 1:-1])
+        energy_x, energy_y = _dot(x, x), _dot(y, y)
+        cross = _dot(x, y)
     energy = energy_x + energy_y
     strength = np.sqrt(energy)
     usual = strength.mean(axis=(1, 2), keepdims=True)
@@ -91,6 +93,11 @@ def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
     if mirror_x != mirror_y:
         out[:, 2] *= -1
     return out
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """Sum over the channels of the product."""
+    return np.einsum("ncyx,ncyx->nyx", a, b)
 
 
 def _planes(image: Image.Image, side: int) -> Floats:

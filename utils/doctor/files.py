@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from multimae.images import FORMATS, ImageError, Pixels, storage_dtype, to_pixels
+from multimae.images import FORMATS, ImageError, Pixels, checked, storage_dtype
 from multimae.modalities import Modality
 from utils.doctor.histograms import counts_of
 from utils.doctor.records import Examined, FileRecord
@@ -108,9 +108,9 @@ def _pixels(image: Image.Image, out: Examined) -> Pixels | None:
             return None
         return ids.astype(np.uint16 if ids.dtype.itemsize > 1 else np.uint8, copy=False)
     try:
-        return to_pixels(image, row)
+        return checked(image, "", row)
     except ImageError as err:
-        text = str(err).removeprefix("image: ")
+        text = str(err).removeprefix(": ")
         out.note("error", "bit-depth" if _is_wide(image, row) else "colour-mode", text)
         return None
 

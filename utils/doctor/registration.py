@@ -100,20 +100,26 @@ class Edges:
         place = {key: i for i, key in enumerate(keys) if x[i].any()}
         return cls(place, x, fft.rfft2(x))
 
+    def of_samples(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.complex64]]:
+        """Features and spectra of these samples; not copied if they are all, as usual."""
+        at = [self.place[key] for key in keys]
+        if at == list(range(len(self.x))):
+            return self.x, self.spectrum
+        return self.x[at], self.spectrum[at]
+
 
 def score_pair(first: Edges, second: Edges) -> PairScores:
     """Correlations of two modalities of a chunk."""
     out = PairScores([key for key in first.place if key in second.place])
     if not out.keys:
         return out
-    i, j = ([edges.place[key] for key in out.keys] for edges in (first, second))
-    a, b = first.x[i], second.x[j]
+    (a, spectrum_a), (b, spectrum_b) = (edges.of_samples(out.keys) for edges in (first, second))
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     table = flat_a @ flat_b.T
     out.own = table.diagonal().tolist()
     out.shuffled += table[~np.eye(len(table), dtype=bool)]
     _score_turns(out, flat_a, b)
-    spectrum = (second.spectrum[j] * np.conj(first.spectrum[i])).sum(axis=1)
+    spectrum = np.einsum("ncyx,ncyx->nyx", np.conj(spectrum_a), spectrum_b)
     _score_shifts(out, fft.irfft2(spectrum, s=a.shape[2:]))
     return out
 
