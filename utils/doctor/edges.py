@@ -72,7 +72,11 @@ def features(pictures: Floats, row: Modality) -> Floats:
     usual = strength.mean(axis=(1, 2), keepdims=True)
     strength = strength / (strength + usual + _TINY)  # no edge outweighs all others
     share = strength / (energy + _TINY)
-    return np.stack([strength, (energy_x - energy_y) * share, 2 * cross * share], axis=1)
+    out = np.stack([strength, (energy_x - energy_y) * share, 2 * cross * share], axis=1)
+    # A frame without edges would be what all pictures have in common.
+    out[..., 0], out[..., -1] = out[..., 1], out[..., -2]
+    out[:, :, 0], out[:, :, -1] = out[:, :, 1], out[:, :, -2]
+    return out
 
 
 def normalised(edges: Floats) -> Floats:

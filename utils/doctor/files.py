@@ -62,7 +62,8 @@ def _decode(data: bytes, out: Examined) -> Image.Image | None:
             image.load()
             orientation = image.getexif().get(_ORIENTATION, 1)
             _check_format(image, out)
-            ImageOps.exif_transpose(image, in_place=True)
+            if orientation != 1:
+                ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
     except Image.DecompressionBombError:
         out.note("error", "unreadable", "has more pixels than Pillow's limit. Store it smaller.")

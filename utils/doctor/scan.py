@@ -105,8 +105,8 @@ def _one(
 
 
 def _edges(small: Mapping[str, Floats], row: Modality) -> Floats:
-    """Features of all pictures of a modality at once."""
-    return normalised(features(np.stack(list(small.values())), row))
+    """Features of all pictures of a modality; one by one they stay in the processor's cache."""
+    return np.concatenate([normalised(features(x[None], row)) for x in small.values()])
 
 
 def _other_view(seen: Mapping[str, Examined]) -> list[Finding]:

@@ -13,6 +13,7 @@ _DARK_MEAN, _DARK_TOP = 0.03, 0.12
 # Interpolated labels: ids between those of both neighbours, as a share of all changes of id.
 # Rendered labels have up to 0.03 of them, resized ones from 0.36 on (docs/LOG.md).
 _BLENDED, _BLENDED_ODDS, _MIN_CHANGES = 0.15, 2.0, 30
+_MANY_ROWS = 200
 _MAX_SHOWN = 5
 
 
@@ -59,9 +60,11 @@ def blended_share(ids: Array) -> float:
         0 to 1; 0 if there are few changes, or if ids outside the two are about as frequent (noise).
     """
     changes = between = outside = 0
-    flat, width = np.ascontiguousarray(ids).ravel(), ids.shape[1]
-    for step in (1, width):  # to the right (the few triples over the edge do no harm), downwards
-        before, middle, after = flat[: -2 * step], flat[step:-step], flat[2 * step :]
+    rows = slice(None, None, 1 + (ids.shape[0] > _MANY_ROWS))  # every other row tells as much
+    for x in (ids[rows], ids.T[rows]):
+        before, middle, after = (
+            part.ravel() for part in (x[:, :-2], x[:, 1:-1], x[:, 2:])
+        )
         at = np.flatnonzero(before != after)
         a, m, b = (x[at].astype(np.int32) for x in (before, middle, after))
         low, high = np.minimum(a, b), np.maximum(a, b)
