@@ -148,12 +148,15 @@ def test_other_faults_by_code(sets):
     train = sets[0]
     rgb, depth, semseg = (files(train, name) for name in MODALITIES)
     change(rgb[0], lambda x: x // 40)
-    with Image.open(semseg[1]) as image:
-        image.save(semseg[1].with_suffix(".jpg"))
+    shutil.copyfile(semseg[1], semseg[1].with_suffix(".jpg"))
+    with Image.open(semseg[5]) as image:
+        image.save(semseg[5].with_suffix(".jpg"))
+    semseg[5].unlink()
     with Image.open(rgb[2]) as image:
         image.crop((0, 0, 96, 60)).save(rgb[2])
     depth[3].write_bytes(b"no picture")
     save(depth[4], np.zeros((96, 96, 3), np.uint8))
+    save(depth[6], np.eye(96, dtype=np.uint16) * 65535)
     (train / "rgb/bathroom/deeper").mkdir()
     (train / "rgb/notes.txt").write_text("hello")
     (train / "classes.json").write_text("{")
@@ -161,14 +164,15 @@ def test_other_faults_by_code(sets):
     assert {
         ("near-black", str(rgb[0])),
         ("two-files", str(semseg[1])),
-        ("lossy", str(semseg[1].with_suffix(".jpg"))),
+        ("lossy", str(semseg[5].with_suffix(".jpg"))),
+        ("no-valid-values", str(depth[6])),
         ("aspect", str(rgb[2])),
         ("unreadable", str(depth[3])),
         ("colour-mode", str(depth[4])),
         ("nested-folder", str(train / "rgb/bathroom/deeper")),
         ("classes-file", str(train / "classes.json")),
         ("other-files", ""),
-    } <= found | {("lossy", str(semseg[1].with_suffix(".jpg")))}
+    } <= found
 
 
 def test_statistics_are_those_of_numpy(rooms):
@@ -219,6 +223,13 @@ def test_a_modality_from_yaml(rooms, tmp_path):
     ]
     statistics = json.loads((out / "statistics.json").read_text())[str(train)]
     assert list(statistics["modalities"]) == ["rgb", "depth", "normals"]
+
+
+def test_masks_may_be_plain(rooms):
+    table = make_table({"mask_valid": {"num_channels": 1, "plot": "scalar", "loss": "l1"}})
+    diagnosis = examine_dataset(rooms / "train", list(table.values()), limit=None)
+    assert with_path(diagnosis) == []
+    assert "mask_valid" in diagnosis.sets[0].statistics
 
 
 def test_the_manifest_has_every_file(rooms, tmp_path):

@@ -20,6 +20,7 @@ FeaturesOf = Callable[[Sequence[str], Modality], dict[str, Floats]]
 # In standard deviations of pairs that do not belong together (docs/LOG.md: rendered rooms have at
 # least 5.9 as paired): a pair above this belongs together.
 CERTAIN = 5.0
+_SPREADS = 4.0
 _ENOUGH, _MAX_SHUFFLED = 90, 500
 
 
@@ -30,6 +31,7 @@ class PairSummary:
     Attributes:
         samples: Number compared.
         median: Of the samples as paired.
+        low: Few true pairs are below, judged by how far the samples spread about the median.
         chance: Mean of what does not belong together.
         std: Its standard deviation.
         shift_std: That of correlations at far offsets, if it is larger.
@@ -38,6 +40,7 @@ class PairSummary:
 
     samples: int
     median: float
+    low: float
     chance: float
     std: float
     shift_std: float
@@ -77,7 +80,10 @@ def summarise_pairs(
 def _summary(scores: PairScores, moments: Moments) -> PairSummary:
     chance, std = (moments if moments.n >= _ENOUGH else scores.displaced).mean_and_std()
     wide = max(std, scores.displaced.mean_and_std()[1])
-    draft = PairSummary(len(scores.keys), float(np.median(scores.own)), chance, std, wide, True)
+    median = float(np.median(scores.own))
+    spread = 1.4826 * float(np.median(np.abs(np.array(scores.own) - median)))
+    low = median - _SPREADS * spread
+    draft = PairSummary(len(scores.keys), median, low, chance, std, wide, True)
     # The best of many turns or shifts is higher by chance, which is taken off.
     columns = zip(scores.own, scores.turn_score, scores.shift_score, strict=True)
     best = [max(own, turn - std, shift - 4 * wide) for own, turn, shift in columns]

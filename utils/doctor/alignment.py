@@ -126,7 +126,7 @@ def _explain(
             )
             code = verdict.turn.split()[0] if verdict.turn else "shifted"
             yield Finding("error", code, text, path, culprit, key)
-        else:
+        elif verdict.own < summary.low:
             text = (
                 f"hardly fits {against} ({how}; the median sample is at "
                 f"{summary.deviations(summary.median):.1f}). Look at both."

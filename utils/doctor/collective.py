@@ -19,7 +19,7 @@ _EIGHT_BIT = frozenset({"1", "L", "P"})
 # a view. Rendered rooms stay within 0.3.
 _MIN_DEVIATION, _DEVIATIONS, _MIN_GAP = 0.55, 5.0, 0.3
 _MIN_STEP = 5
-# Above this share of constant files they are how the modality is.
+# Above this share of files with one or two values they are how the modality is.
 _MANY = 0.3
 
 
@@ -31,7 +31,15 @@ def compare(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding]:
     yield from _sizes_and_modes(row, read)
     if row.is_labels:
         return
-    yield from _constant(row, read)
+    plain = sum(r.levels <= 2 for r in read)
+    if plain > _MANY * len(read) and len(read) > 2:
+        text = f"{plain} of {len(read)} files hold one or two values only; right for masks alone."
+        yield Finding("info", "constant", text, modality=row.name)
+        return
+    for r in read:
+        if r.levels == 1:
+            text = "holds one value only. Replace it, or remove the sample."
+            yield _of(r, "error", "constant", text)
     if storage_dtype(row).itemsize > 1:
         yield from _bit_depth(row, read)
     if is_scalar_map(row):
@@ -46,18 +54,6 @@ def _sizes_and_modes(row: Modality, records: Sequence[FileRecord]) -> Iterator[F
             most = ", ".join(f"{name}: {n}" for name, n in found.most_common(5))
             text = f"{len(found)} different {what}: {most}{', ...' if len(found) > 5 else ''}"
             yield Finding("info", "mixed", text, modality=row.name)
-
-
-def _constant(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding]:
-    flat = [r for r in records if r.levels == 1]
-    plain = sum(r.levels <= 2 for r in records)
-    if flat and plain > _MANY * len(records) and len(records) > 2:
-        text = f"{len(flat)} of {len(records)} files hold one value only; right for masks alone."
-        yield Finding("info", "constant", text, modality=row.name)
-        return
-    for r in flat:
-        text = "holds one value only. Replace it, or remove the sample."
-        yield _of(r, "error", "constant", text)
 
 
 def _bit_depth(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding]:
@@ -80,6 +76,9 @@ def _bit_depth(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding
 
 def _scale(row: Modality, records: Sequence[FileRecord]) -> Iterator[Finding]:
     """Files in another unit than most."""
+    for r in records:
+        if math.isnan(r.scale) and r.levels > 1:
+            yield _of(r, "warning", "no-valid-values", "has 0 and the largest value only.")
     wide = [r for r in records if r.mode not in _EIGHT_BIT] or records
     known = [r for r in wide if not math.isnan(r.scale) and r.levels > 1]
     if len(known) < 3:

@@ -59,7 +59,7 @@ def features(pictures: Floats, row: Modality) -> Floats:
         xx, yy = np.zeros_like(pictures), np.zeros_like(pictures)
         xx[..., 1:-1] = pictures[..., 2:] - 2 * pictures[..., 1:-1] + pictures[..., :-2]
         yy[:, :, 1:-1] = pictures[:, :, 2:] - 2 * pictures[:, :, 1:-1] + pictures[:, :, :-2]
-        energy_x, energy_y = _dot(xx, xx), _dot(yy, yy)
+        energy_x, energy_y = (np.nan_to_num(_dot(d, d)) for d in (xx, yy))
         cross = np.zeros_like(energy_x)
     else:
         x, y = np.zeros_like(pictures), np.zeros_like(pictures)
@@ -101,7 +101,7 @@ def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
 
 def _dot(a: Floats, b: Floats) -> Floats:
     """Sum over the channels of the product."""
-    return np.einsum("ncyx,ncyx->nyx", a, b)
+    return np.asarray(np.einsum("ncyx,ncyx->nyx", a, b))
 
 
 def _planes(image: Image.Image, side: int) -> Floats:
@@ -122,16 +122,14 @@ def _shrink(image: Image.Image, side: int) -> Image.Image:
 
 
 def _reduce_scalar(values: Array, top: int, side: int) -> Floats:
-    """Averages over valid pixels; cells without any get the median, so that they are no edges."""
+    """Averages over valid pixels; nan, which is no edge, where most are invalid."""
     invalid = (values == 0) | (values == top)
     if not invalid.any():
         return _box(values.astype(np.float32), side)[None]
     weight = _box((~invalid).astype(np.float32), side)
     sums = _box(np.where(invalid, 0, values).astype(np.float32), side)
-    known = weight > 1e-3
-    means = sums / np.maximum(weight, 1e-3)
-    fill = np.median(means[known]) if known.any() else 0
-    return np.asarray(np.where(known, means, fill), np.float32)[None]
+    means = np.where(weight > 0.5, sums / np.maximum(weight, 0.5), np.nan)
+    return np.asarray(means, np.float32)[None]
 
 
 _ID_COLOURS = np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes()

@@ -62,9 +62,7 @@ def blended_share(ids: Array) -> float:
     changes = between = outside = 0
     rows = slice(None, None, 1 + (ids.shape[0] > _MANY_ROWS))  # every other row tells as much
     for x in (ids[rows], ids.T[rows]):
-        before, middle, after = (
-            part.ravel() for part in (x[:, :-2], x[:, 1:-1], x[:, 2:])
-        )
+        before, middle, after = (part.ravel() for part in (x[:, :-2], x[:, 1:-1], x[:, 2:]))
         at = np.flatnonzero(before != after)
         a, m, b = (x[at].astype(np.int32) for x in (before, middle, after))
         low, high = np.minimum(a, b), np.maximum(a, b)
@@ -90,8 +88,6 @@ def _measure_scale(out: Examined) -> None:
     if median > 0:
         out.record.scale = float(np.log10(median))
         out.record.step = int(np.gcd.reduce(np.flatnonzero(valid)))
-    elif out.record.levels > 1:
-        out.note("warning", "no-valid-values", "has no pixel between 0 and the largest value.")
 
 
 def _check_dark(out: Examined) -> None:
