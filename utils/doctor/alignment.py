@@ -16,7 +16,7 @@ from utils.doctor.registration import PairScores
 # In standard deviations above chance: a pair below this hardly belongs together.
 DOUBTFUL = 3.5
 # By how much another explanation must beat the pair as it is.
-_MARGIN, _SHIFT_MARGIN = 0.06, 0.12
+_MARGIN, _WIDE_MARGIN, _SHIFT_MARGIN = 0.06, 0.15, 0.12
 # Partners are sought among so many doubtful samples.
 _MAX_SEARCH = 2000
 
@@ -74,7 +74,8 @@ def find_misaligned(
 def _judge(scores: PairScores, summary: PairSummary) -> Iterator[tuple[str, _Verdict]]:
     for i, key in enumerate(scores.keys):
         own, turn, shift = scores.own[i], scores.turn_score[i], scores.shift_score[i]
-        verdict = _Verdict(own, summary.deviations(own) >= DOUBTFUL)
+        doubtful = summary.deviations(own) < DOUBTFUL or own < summary.low
+        verdict = _Verdict(own, not doubtful)
         if summary.deviations(turn) >= CERTAIN and turn > own + _MARGIN:
             verdict = _Verdict(own, False, turn=scores.turn[i], score=turn)
         # The best of a thousand offsets is high by chance: it must look like a true pair.
@@ -86,13 +87,18 @@ def _judge(scores: PairScores, summary: PairSummary) -> Iterator[tuple[str, _Ver
 
 
 def _culprit(by_pair: Mapping[Pair, _Verdict], rows: Sequence[Modality]) -> str:
-    """The modality that most disagreeing pairs share; between equals not a photograph."""
+    """The modality that most disagreeing pairs share.
+
+    Between equals the one whose correlations are least, then one that is not a photograph.
+    """
     blame: dict[str, int] = defaultdict(int)
+    total: dict[str, float] = defaultdict(float)
     for pair, verdict in by_pair.items():
         for name in pair:
             blame[name] += -1 if verdict.agrees else 1
+            total[name] += verdict.own
     order = {row.name: (not row.is_photo, -i) for i, row in enumerate(rows)}
-    return max(blame, key=lambda name: (blame[name], order[name]))
+    return max(blame, key=lambda name: (blame[name], -total[name], order[name]))
 
 
 def _explain(
@@ -112,7 +118,8 @@ def _explain(
         against = listing.files[other][key].path
         partner, score = partners.get(key, ("", -1.0))
         how = f"edges as paired {summary.deviations(verdict.own):.1f} deviations above chance"
-        fits = score > max(verdict.own + _MARGIN, verdict.score)
+        hardly = summary.deviations(verdict.own) < DOUBTFUL
+        fits = score > max(verdict.own + (_MARGIN if hardly else _WIDE_MARGIN), verdict.score)
         if fits and summary.deviations(score) >= CERTAIN:
             text = (
                 f"does not fit {against} but fits {listing.files[other][partner].path} "
@@ -126,7 +133,7 @@ def _explain(
             )
             code = verdict.turn.split()[0] if verdict.turn else "shifted"
             yield Finding("error", code, text, path, culprit, key)
-        elif verdict.own < summary.low:
+        elif hardly and verdict.own < summary.low:
             text = (
                 f"hardly fits {against} ({how}; the median sample is at "
                 f"{summary.deviations(summary.median):.1f}). Look at both."
