@@ -29,7 +29,7 @@ from utils.doctor.scan import Chunk, ChunkResult, read_features, scan
 from utils.doctor.statistics import Totals, describe
 from utils.errors import RunError, UserError
 
-CHUNK = 64
+CHUNK = 32
 SAMPLED = 500
 _PROBED = 32
 
