@@ -18,7 +18,7 @@ FeaturesOf = Callable[[Sequence[str], Modality], dict[str, Floats]]
 """Normalised features by name of the sample, each ``[3, side, side]``."""
 
 # In standard deviations of pairs that do not belong together (docs/LOG.md: rendered rooms have at
-# least 5.9 as paired): a pair above this belongs together.
+# least 7.0 as paired): a pair above this belongs together.
 CERTAIN = 5.0
 _SPREADS = 4.0
 _ENOUGH, _MAX_SHUFFLED = 90, 500
