@@ -200,14 +200,24 @@ def test_a_slow_disk_is_the_bottleneck(
     assert plan["threads_images_per_s"] == {} and "num_threads" not in plan["suggestion"]
 
 
-def test_checkpoints_are_counted_as_the_loop_writes_them(run: Run) -> None:
-    cfg = run.cfg
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"epochs": 10, "save_ckpt_freq": 4}, 3),
+        ({"epochs": 10, "save_ckpt_freq": 1, "keep_ckpts": 3}, 3),
+        ({"epochs": 9, "save_ckpt_steps": 3}, 5),
+        ({"epochs": 4, "save_ckpt_steps": 2}, 4),
+        ({"epochs": 4, "max_steps": 5}, 1),
+    ],
+)
+def test_checkpoints_are_counted_as_the_loop_writes_them(
+    options: dict[str, int], expected: int, run: Run, tmp_path: Path
+) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    line = [*words, "--output_dir", str(tmp_path), "--eval_data_path", "none"]
+    cfg = read_plan_config(rooms_run("--save_ckpt_freq", "20", *line))
     assert isinstance(cfg, PretrainPlan)
-    for epochs, every, expected in ((10, 4, 3), (8, 4, 2), (3, 20, 1), (1, 1, 1)):
-        changed = replace(
-            cfg,
-            runtime=replace(cfg.runtime, epochs=epochs),
-            checkpoint=replace(cfg.checkpoint, save_ckpt_freq=every),
-        )
-        other = replace(run, cfg=changed)
-        assert kept_checkpoints(other, other.plan(4, 1, 1)) == expected
+    planned = replace(run, cfg=cfg)
+    assert kept_checkpoints(planned, planned.plan(4, 1, 1)) == expected
+    run_pretraining_multimae.main(rooms_run("--save_ckpt_freq", "20", *line))
+    assert len(list((tmp_path / "checkpoints").glob("*.pth"))) == expected

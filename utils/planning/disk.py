@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import IO, cast
 
 import torch
 
-from utils.config import to_flat_dict
+from utils.checkpoint import KEPT_IN_BETWEEN
 from utils.finetune_options import FinetuneConfig
+from utils.options import CheckpointOptions
 from utils.plan import RunPlan
 from utils.planning.machine import disk_free
 from utils.planning.setup import Run
@@ -24,6 +26,7 @@ class Disk:
     Attributes:
         checkpoint: One checkpoint, measured.
         checkpoints: How many are kept.
+        deletes: Whether older ones are deleted, after the next is written.
         weights: The final weights, and the best of fine-tuning.
         pictures: Of all evaluations, at most.
         free: On that disk.
@@ -31,6 +34,7 @@ class Disk:
 
     checkpoint: int
     checkpoints: int
+    deletes: bool
     weights: int
     pictures: int
     free: int
@@ -38,7 +42,8 @@ class Disk:
     @property
     def total(self) -> int:
         """Everything."""
-        return self.checkpoint * self.checkpoints + self.weights + self.pictures
+        being_written = self.checkpoint * self.deletes
+        return self.checkpoint * self.checkpoints + being_written + self.weights + self.pictures
 
 
 def disk_of(run: Run, plan: RunPlan) -> Disk:
@@ -49,8 +54,9 @@ def disk_of(run: Run, plan: RunPlan) -> Disk:
     weights = _saved_size(run.state.scored_model.state_dict())
     copies = 2 if isinstance(cfg, FinetuneConfig) and saves else 1 if folder else 0
     return Disk(
-        checkpoint=_saved_size(run.state.state_dict()),
+        checkpoint=_saved_size(run.state.state_dict(run.world)),
         checkpoints=kept_checkpoints(run, plan) if saves else 0,
+        deletes=saves and _deletes(cfg.checkpoint),
         weights=copies * weights,
         pictures=_pictures(run, plan) if folder else 0,
         free=disk_free(folder),
@@ -58,11 +64,29 @@ def disk_of(run: Run, plan: RunPlan) -> Disk:
 
 
 def kept_checkpoints(run: Run, plan: RunPlan) -> int:
-    """Checkpoints that are there at the end."""
-    epochs = -(-plan.total_steps // plan.steps_per_epoch)
-    written = -(-epochs // run.cfg.checkpoint.save_ckpt_freq)
-    keep = to_flat_dict(run.cfg).get("keep_ckpts")
-    return min(written, keep) if isinstance(keep, int) and keep > 0 else written
+    """Checkpoints that are there at the end: those after epochs, and the last in between."""
+    options, total, per_epoch = run.cfg.checkpoint, plan.total_steps, plan.steps_per_epoch
+    every = options.save_ckpt_steps
+    cut = total % per_epoch > 0  # by max_steps: the last one is not after an epoch
+    due = [
+        epoch % options.save_ckpt_freq == 0
+        or epoch * per_epoch == total
+        or (every is not None and epoch * per_epoch % every == 0)
+        for epoch in range(1, total // per_epoch + 1)
+    ]
+    between = int(cut)
+    if every is not None:
+        between += total // every - total // math.lcm(every, per_epoch)
+        between -= cut and total % every == 0
+    if options.save_ckpt_minutes is not None:
+        between = KEPT_IN_BETWEEN
+    after = min(sum(due), options.keep_ckpts or sum(due))
+    return after + min(between, KEPT_IN_BETWEEN)
+
+
+def _deletes(options: CheckpointOptions) -> bool:
+    """Whether only the newest checkpoints of some kind are kept."""
+    return bool(options.keep_ckpts or options.save_ckpt_steps or options.save_ckpt_minutes)
 
 
 def _pictures(run: Run, plan: RunPlan) -> int:

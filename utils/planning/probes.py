@@ -111,7 +111,7 @@ def step_rate(run: Run, batch_size: int, seconds: float) -> float:
     device = run.world.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    stepper, batches = run.stepper(batch_size), itertools.repeat(_sample(run, batch_size))
+    stepper, batches = run.stepper(batch_size), [_sample(run, batch_size)]
     stepper.step(run.state, batches)
     _wait(device)
     start, steps = time.perf_counter(), 0
@@ -130,12 +130,12 @@ def together(run: Run, batch_size: int, num_workers: int, seconds: float) -> Tog
     clock = StepClock()
     batches = clock.watch(_batches(run, batch_size, num_workers))
     for _ in range(2):
-        stepper.step(run.state, batches)
+        stepper.step(run.state, [next(batches)])
     _wait(device)
     clock.reset()
     start = time.perf_counter()
     while True:
-        stepper.step(run.state, batches)
+        stepper.step(run.state, [next(batches)])
         _wait(device)
         clock.count(batch_size)
         if time.perf_counter() - start > seconds:

@@ -59,8 +59,8 @@ def _rate(what: str, images_per_s: float) -> str:
 def _disk(disk: Disk) -> list[str]:
     lines = [
         f"{size(disk.total)} of {size(disk.free)} free: {disk.checkpoints} checkpoints of "
-        f"{size(disk.checkpoint)}, {size(disk.weights)} of weights, up to {size(disk.pictures)} of "
-        "pictures"
+        f"{size(disk.checkpoint)}{' (and one being written)' if disk.deletes else ''}, "
+        f"{size(disk.weights)} of weights, up to {size(disk.pictures)} of pictures"
     ]
     if disk.total > disk.free:
         lines.append("TOO LITTLE is free: raise --save_ckpt_freq or choose another --output_dir")

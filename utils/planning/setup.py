@@ -13,7 +13,6 @@ from utils.config import to_flat_dict
 from utils.data.loaders import MultiModalDataset
 from utils.dist import World
 from utils.ema import average
-from utils.engine import Stepper
 from utils.finetune_options import FinetuneConfig
 from utils.plan import RunPlan, make_plan
 from utils.planning.options import (
@@ -27,6 +26,7 @@ from utils.planning.options import (
 from utils.precision import Precision, choose_precision
 from utils.seeding import seed_everything
 from utils.state import TrainState
+from utils.stepper import Stepper
 from utils.tasks import finetune, pretrain_setup
 from utils.tasks.base import Task
 from utils.tasks.classify import Classification
