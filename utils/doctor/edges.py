@@ -53,26 +53,32 @@ def reduce(pixels: Pixels, row: Modality, side: int) -> Floats:
 def features(pictures: Floats, row: Modality) -> Floats:
     """Features ``[n, 3, side, side]`` of small pictures ``[n, C, side, side]`` of one modality.
 
-    Of scalar maps the second derivative counts: slopes of depth are no edges, creases are.
+    Of scalar maps the second derivative counts: slopes of depth are no edges, creases are. The
+    outermost cells, which have no neighbour on one side, take the features of the next.
     """
+    left, right = pictures[:, :, 1:-1, :-2], pictures[:, :, 1:-1, 2:]
+    above, below = pictures[:, :, :-2, 1:-1], pictures[:, :, 2:, 1:-1]
     if is_scalar_map(row):
-        xx, yy = np.zeros_like(pictures), np.zeros_like(pictures)
-        xx[..., 1:-1] = pictures[..., 2:] - 2 * pictures[..., 1:-1] + pictures[..., :-2]
-        yy[:, :, 1:-1] = pictures[:, :, 2:] - 2 * pictures[:, :, 1:-1] + pictures[:, :, :-2]
-        energy_x, energy_y = (np.nan_to_num(_dot(d, d)) for d in (xx, yy))
-        cross = np.zeros_like(energy_x)
+        twice = 2 * pictures[:, :, 1:-1, 1:-1]
+        x, y = left + right - twice, above + below - twice
+        energy_x, energy_y = np.nan_to_num(_dot(x, x)), np.nan_to_num(_dot(y, y))
+        cross = None
     else:
-        x, y = np.zeros_like(pictures), np.zeros_like(pictures)
-        np.subtract(pictures[..., 2:], pictures[..., :-2], out=x[..., 1:-1])
-        np.subtract(pictures[:, :, 2:], pictures[:, :, :-2], out=y[:, :, 1:-1])
-        energy_x, energy_y = _dot(x, x), _dot(y, y)
-        cross = _dot(x, y)
+        x, y = right - left, below - above
+        energy_x, energy_y, cross = _dot(x, x), _dot(y, y), _dot(x, y)
     energy = energy_x + energy_y
     strength = np.sqrt(energy)
-    usual = strength.mean(axis=(1, 2), keepdims=True)
-    strength = strength / (strength + usual + _TINY)  # no edge outweighs all others
-    share = strength / (energy + _TINY)
-    out = np.stack([strength, (energy_x - energy_y) * share, 2 * cross * share], axis=1)
+    strength /= strength + (strength.mean(axis=(1, 2), keepdims=True) + _TINY)  # none outweighs all
+    energy += _TINY
+    share = strength / energy
+    out = np.zeros((len(pictures), 3, *pictures.shape[2:]), np.float32)
+    inner = out[:, :, 1:-1, 1:-1]
+    inner[:, 0] = strength
+    energy_x -= energy_y
+    np.multiply(energy_x, share, out=inner[:, 1])
+    if cross is not None:
+        share *= 2
+        np.multiply(cross, share, out=inner[:, 2])
     # A frame without edges would be what all pictures have in common.
     out[..., 0], out[..., -1] = out[..., 1], out[..., -2]
     out[:, :, 0], out[:, :, -1] = out[:, :, 1], out[:, :, -2]
@@ -80,11 +86,16 @@ def features(pictures: Floats, row: Modality) -> Floats:
 
 
 def normalised(edges: Floats) -> Floats:
-    """Features whose dot product is their correlation; zero where a picture has no edges."""
-    centred = edges.copy()
-    centred[:, 0] -= centred[:, 0].mean(axis=(1, 2), keepdims=True)
-    norm = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
-    return np.asarray(np.where(norm > 1e-3, centred / np.maximum(norm, 1e-3), 0), np.float32)
+    """Features whose dot product is their correlation; zero where a picture has no edges.
+
+    Args:
+        edges: Of :func:`features`; changed in place.
+    """
+    edges[:, 0] -= edges[:, 0].mean(axis=(1, 2), keepdims=True)
+    flat = edges.reshape(len(edges), -1)
+    norm = np.sqrt(np.einsum("nd,nd->n", flat, flat))
+    flat *= np.where(norm > 1e-3, 1 / np.maximum(norm, 1e-3), 0)[:, None].astype(np.float32)
+    return edges
 
 
 def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
@@ -101,7 +112,10 @@ def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
 
 def _dot(a: Floats, b: Floats) -> Floats:
     """Sum over the channels of the product."""
-    return np.asarray(np.einsum("ncyx,ncyx->nyx", a, b))
+    total = a[:, 0] * b[:, 0]
+    for c in range(1, a.shape[1]):
+        total += a[:, c] * b[:, c]
+    return total
 
 
 def _planes(image: Image.Image, side: int) -> Floats:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,7 +33,8 @@ def examine(path: str, key: str, row: Modality, num_ids: int) -> Examined:
     """
     out = Examined(row, FileRecord(key, row.name, path, 0))
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            data = stream.read()
     except OSError as err:
         out.note("error", "unreadable", f"cannot be read ({err.strerror}). Replace it.")
         return out

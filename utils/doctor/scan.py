@@ -111,6 +111,8 @@ def _edges(small: Mapping[str, Floats], row: Modality) -> Floats:
 
 def _other_view(seen: Mapping[str, Examined]) -> list[Finding]:
     """Modalities whose aspect ratio is not that of most of the sample's."""
+    if len({(e.record.height, e.record.width) for e in seen.values()}) < 2:
+        return []
 
     def problem(name: str, reference: str) -> str:
         pair = {n: e.pixels for n, e in seen.items() if n in (name, reference)}

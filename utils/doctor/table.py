@@ -11,7 +11,6 @@ import yaml
 from multimae.modalities import ModalityTable, default_table
 from utils.errors import UserError
 from utils.fields import options_of
-from utils.options import DataOptions
 
 
 def read_table(path: Path | None) -> ModalityTable:
@@ -25,6 +24,8 @@ def read_table(path: Path | None) -> ModalityTable:
     """
     if path is None:
         return default_table()
+    from utils.options import DataOptions  # loads PyTorch
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:

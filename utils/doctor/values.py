@@ -60,11 +60,15 @@ def blended_share(ids: Array) -> float:
         0 to 1; 0 if there are few changes, or if ids outside the two are about as frequent (noise).
     """
     changes = between = outside = 0
-    rows = slice(None, None, 1 + (ids.shape[0] > _MANY_ROWS))  # every other row tells as much
-    for x in (ids[rows], ids.T[rows]):
-        before, middle, after = (part.ravel() for part in (x[:, :-2], x[:, 1:-1], x[:, 2:]))
-        at = np.flatnonzero(before != after)
-        a, m, b = (x[at].astype(np.int32) for x in (before, middle, after))
+    every = 1 + (ids.shape[0] > _MANY_ROWS)  # every other row tells as much
+    across = ids[::every]
+    down = np.ascontiguousarray(ids[:, ::every])
+    for before, middle, after in (
+        (across[:, :-2], across[:, 1:-1], across[:, 2:]),
+        (down[:-2], down[1:-1], down[2:]),
+    ):
+        at = before != after
+        a, m, b = before[at], middle[at], after[at]
         low, high = np.minimum(a, b), np.maximum(a, b)
         changes += int((high - low >= 2).sum())
         between += int(((m > low) & (m < high)).sum())
