@@ -10,6 +10,7 @@ from pathlib import Path
 
 from multimae.modalities import Modality
 from utils.data.folders import EXTENSIONS
+from utils.data.prepare.target import SETTINGS_FILE
 from utils.doctor.findings import Finding, Severity
 from utils.errors import UserError
 
@@ -120,7 +121,7 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
                     note("warning", "nested-folder", text, entry.path)
                 else:
                     pending.append((f"{entry.name}/", entry.path))
-            else:
+            elif entry.name != SETTINGS_FILE:
                 other.append(entry.path)
         if prefix and not images:
             note("warning", "empty-folder", "has no images. Remove it, or add images.", folder)
