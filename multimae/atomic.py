@@ -22,15 +22,20 @@ class Written(NamedTuple):
 
 
 class _Hashing:
-    """A stream that hashes what passes through it."""
+    """A stream that hashes what passes through it, and remembers why it could not be written."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.size, self.hash = stream, 0, blake2b(digest_size=DIGEST_BYTES)
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.hash.update(data)
         self.size += len(data)
-        return self.stream.write(data)
+        try:
+            return self.stream.write(data)
+        except OSError as err:
+            self.error = err
+            raise
 
     def flush(self) -> None:
         self.stream.flush()
@@ -86,7 +91,10 @@ def write_hashed(
 
     with atomic_file(path, lambda: announce(written())) as stream:
         hashing = _Hashing(stream)
-        write(cast(BinaryIO, hashing))
+        try:
+            write(cast(BinaryIO, hashing))
+        except RuntimeError as err:  # torch.save's, which says nothing of the disk
+            raise hashing.error or err from err
     return written()
 
 

@@ -39,10 +39,10 @@ from utils.app.engine import Engine
 from utils.checkpoint import latest_checkpoint, restore
 from utils.errors import UserError, exit_on_user_error
 from utils.finetune_options import StartOptions
-from utils.fingerprint import fingerprint
 from utils.manifest import Entry, read_manifest, write_manifest
 from utils.pretrained import read_pretrained
 from utils.tasks.scored_weights import load_scored
+from utils.torture.fingerprint import fingerprint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),

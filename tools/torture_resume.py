@@ -28,10 +28,10 @@ from utils.data.loaders import Batch
 from utils.script import run_script
 from utils.state import TrainState
 from utils.stepper import Stepper, Update
-from utils.torture import Chain, Layout, chains_of, torture
+from utils.torture.kills import Chain, chains_of, torture
+from utils.torture.runs import SIZE, Layout, RunFactory
 
 CHILD = "child"
-SIZE = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,13 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for the runs; a temporary one if not given"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
     layouts = [Layout.parse(text) for text in options.layouts]
     chains: list[Chain] = chains_of(
         layouts, options.kills, options.in_save, options.per_chain, options.seed
     )
+    child = [str(Path(__file__).resolve()), CHILD]
+    runs = RunFactory(child, options.data_path, options.steps)
     with tempfile.TemporaryDirectory() as folder:
-        report = torture(chains, options.data_path, options.work or Path(folder), options.steps)
+        report = torture(chains, runs, options.work or Path(folder))
     print(json.dumps(report))
     return 0 if report["equal"] == report["chains"] else 1
 

@@ -67,6 +67,8 @@ def fit(run: Run) -> None:
             if _train_epoch(run):
                 _finish_epoch(run)
         run.saver.finish()
+        if run.saver.active:
+            run.logger.say(run.saver.cost())
         run.stepper.world.barrier()
 
 

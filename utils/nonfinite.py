@@ -30,7 +30,8 @@ class NonFinite:
         self.control = control
         self.path = Path(output_dir) / JSONL if output_dir else None
         self._names: dict[int, list[str]] = {}
-        self._in_a_row = self._rollbacks = 0
+        self._left_out: list[int] = []
+        self._rollbacks = 0
 
     def watch(self, step: int, names: Sequence[str]) -> None:
         """Note whose images step ``step`` (from 0) trains on."""
@@ -39,7 +40,6 @@ class NonFinite:
     def checked(self) -> None:
         """Everything so far is finite."""
         self._names.clear()
-        self._in_a_row = 0
 
     def write(self, bad: Mapping[int, Sequence[str]]) -> None:
         """Write down the images of bad steps; all processes call it.
@@ -71,8 +71,9 @@ class NonFinite:
             RunError: So were the ones before it.
         """
         self._names.pop(step, None)
-        self._in_a_row += 1
-        if self._in_a_row >= LIMIT:
+        in_a_row = self._left_out[-1:] == [step - 1]
+        self._left_out = [*(self._left_out if in_a_row else []), step]
+        if len(self._left_out) >= LIMIT:
             raise RunError(
                 f"the loss was not finite in {LIMIT} steps in a row, up to step {step + 1}: the "
                 f"model has diverged, skipping batches does not help. {_ADVICE}.",

@@ -37,7 +37,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._copies: dict[str, Any] = {}
-        self._last = time.monotonic()
+        self._begun = self._last = time.monotonic()
         if self.active and world.is_main:
             prepare_folder(options.output_dir)
 
@@ -108,6 +108,14 @@ class Saver:
                 save_best(state, self.options.output_dir)
             except OSError as err:
                 raise RunError(_failed(self.folder, err)) from err
+
+    def cost(self) -> str:
+        """What saving has cost, for the log."""
+        lasted = time.monotonic() - self._begun
+        return (
+            f"training waited {self.waited:.1f} s for checkpoints, {self.waited / lasted:.2%} of "
+            f"{lasted:.0f} s"
+        )
 
     def finish(self) -> None:
         """Wait for a save in progress.

@@ -1,8 +1,8 @@
 """Random numbers as functions of position, not of history.
 
 Everything random in a run is seeded from (seed, where we are): augmentation from (epoch, sample),
-masks from the step, dropout from the step and rank. A resumed run therefore needs no saved
-generator states to continue exactly.
+masks from the step, dropout from the step and rank. A run that goes on therefore needs no saved
+generator states; checkpoints hold them all the same, for whatever code of a user draws from them.
 """
 
 from __future__ import annotations

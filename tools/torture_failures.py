@@ -1,0 +1,77 @@
+"""Let runs fail and measure how they end.
+
+    python tools/torture_failures.py --trials 10
+
+A loss that is not finite on one rank, an exception while rank 0 saves, a full disk, an exception
+on one rank, a killed rank, a killed loader worker, SIGTERM to one rank or to the launcher of two;
+SIGTERM, SIGINT and SIGUSR1 to a run of one process: every process must end by itself within 30 s,
+with an exit code other than 0 (143 after a signal; launchers have their own), and the cause must
+be named once. The last line is JSON. Needs Linux (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import run_pretraining_multimae
+from multimae.sizes import SIZES
+from utils.script import run_script
+from utils.torture.failures import FAILURES, arm, try_failure
+from utils.torture.runs import SIZE, RunFactory
+
+CHILD = "child"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the trials; 0 if all passed, else 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [CHILD]:
+        return train_child(arguments[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=10, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", default=list(FAILURES), choices=list(FAILURES))
+    parser.add_argument("--data_path", type=Path, default=Path("examples/rooms"))
+    parser.add_argument("--work", type=Path, help="folder for the runs; temporary if not given")
+    options = parser.parse_args(arguments)
+    runs = RunFactory([str(Path(__file__).resolve()), CHILD], options.data_path, steps=400)
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        for kind in options.kinds:
+            seeds = range(options.trials)
+            trials = [try_failure(kind, runs, work / f"{kind}-{i}", i) for i in seeds]
+            report[kind] = {
+                "passed": sum(trial.passed(FAILURES[kind]) for trial in trials),
+                "trials": len(trials),
+                "slowest_s": round(max(trial.seconds for trial in trials), 1),
+                "codes": sorted({trial.code for trial in trials}),
+                "named": sorted({trial.named for trial in trials}),
+                "hangs": sum(trial.left > 0 for trial in trials),
+            }
+            print(kind, json.dumps(report[kind]), flush=True)
+    print(json.dumps(report))
+    return 0 if all(each["passed"] == each["trials"] for each in report.values()) else 1
+
+
+def train_child(argv: Sequence[str]) -> int:
+    """The run that fails."""
+    SIZES["nano"] = SIZE
+    output_dir = Path(argv[list(argv).index("--output_dir") + 1])
+    arm(output_dir)
+    run_script(lambda: run_pretraining_multimae.main(argv))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Runs that are killed and poisoned on purpose, and what becomes of them."""
