@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from multimae.modalities import Modality
-from utils.data.folders import EXTENSIONS
-from utils.data.prepare.target import SETTINGS_FILE
+from utils.data.folders import EXTENSIONS, SETTINGS_FILE
 from utils.doctor.findings import Finding, Severity
 from utils.errors import UserError
 
