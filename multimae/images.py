@@ -23,7 +23,8 @@ Pixels = Image.Image | Array
 ImageLike = Image.Image | Array | str | os.PathLike[str]
 """One image as stored: Pillow image, array ``(H, W)`` or ``(H, W, C)`` of integers, or a file."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read; the names are Pillow's."""
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 # 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
@@ -76,7 +77,7 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     check_readable(modality)
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
-        return _checked(upright, "image", modality)
+        return checked(upright, "image", modality)
     return _array(np.asarray(image), modality)
 
 
@@ -107,7 +108,7 @@ def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
             f"{path}: modality '{modality.name}' is {image.height} x {image.width} pixels, smaller "
             f"than one patch ({side} x {side}). Remove the sample or store it larger."
         )
-    return _checked(image, path, modality)
+    return checked(image, path, modality)
 
 
 def check_same_view(
@@ -134,7 +135,7 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
     """Open, decode and turn upright."""
     where = f"{path}: modality '{modality.name}'"
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > _most_pixels():
                 raise Image.DecompressionBombError
             image.load()
@@ -148,7 +149,7 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
         ) from err
     except UnidentifiedImageError as err:
         empty = path.stat().st_size == 0
-        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(_FORMATS)}"
+        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(FORMATS)}"
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except Exception as err:  # Pillow has none of its own: it depends on the first bad byte
         raise ImageError(
@@ -161,8 +162,12 @@ def _most_pixels() -> float:
     return math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
 
 
-def _checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
-    """Pixels of a decoded, upright image."""
+def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
+    """Pixels of a decoded, upright image; ``source`` says where it is from.
+
+    Raises:
+        ImageError: It does not hold what the modality declares.
+    """
     if modality.is_labels:
         return _labels(image, source, modality)
     return _values(image, source, modality)

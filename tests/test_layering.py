@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import multimae.plotting
 from multimae.modalities import default_table
 
 REPO = Path(__file__).parents[1]
@@ -43,8 +47,6 @@ def imports(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_the_library_stands_alone(path: Path) -> None:
-    import sys
-
     top = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()))}
     allowed = LIBRARY_MAY_IMPORT | BRIDGES.get(path.name, set())
     assert top - set(sys.stdlib_module_names) <= allowed
@@ -79,3 +81,16 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 60, f"{node.name}: {length} lines"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+
+
+def test_what_reads_files_starts_without_pytorch() -> None:
+    """Importing PyTorch takes seconds, in a command and in every process it starts."""
+    code = "import sys, tools.check_dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("package", [multimae, multimae.plotting], ids=lambda p: p.__name__)
+def test_names_that_are_loaded_on_use_are_all_there(package: ModuleType) -> None:
+    assert all(hasattr(package, name) for name in package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018

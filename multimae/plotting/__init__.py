@@ -5,13 +5,20 @@ predictions beside the truth, ``attention`` where a patch looks, ``curves`` trai
 matplotlib); ``colours`` and ``drawing`` are what these share.
 """
 
-from multimae.plotting.attention import attention_grid, attention_picture
-from multimae.plotting.colours import Picture, label_palette, scalar_colours
-from multimae.plotting.curves import figure
-from multimae.plotting.drawing import draw_legend, draw_scale, stack
-from multimae.plotting.grids import reconstruction_grid, tiles
-from multimae.plotting.pictures import error_picture, to_picture, with_void
-from multimae.plotting.prediction_grid import prediction_grid
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from multimae.lazy import loaded_on_use
+
+if TYPE_CHECKING:
+    from multimae.plotting.attention import attention_grid, attention_picture
+    from multimae.plotting.colours import Picture, label_palette, scalar_colours
+    from multimae.plotting.curves import figure
+    from multimae.plotting.drawing import draw_legend, draw_scale, stack
+    from multimae.plotting.grids import reconstruction_grid, tiles
+    from multimae.plotting.pictures import error_picture, to_picture, with_void
+    from multimae.plotting.prediction_grid import prediction_grid
 
 __all__ = [
     "Picture",
@@ -30,3 +37,34 @@ __all__ = [
     "to_picture",
     "with_void",
 ]
+
+__getattr__ = loaded_on_use(
+    __name__,
+    {
+        "multimae.plotting.attention": (
+            "attention_grid",
+            "attention_picture",
+        ),
+        "multimae.plotting.colours": (
+            "Picture",
+            "label_palette",
+            "scalar_colours",
+        ),
+        "multimae.plotting.curves": ("figure",),
+        "multimae.plotting.drawing": (
+            "draw_legend",
+            "draw_scale",
+            "stack",
+        ),
+        "multimae.plotting.grids": (
+            "reconstruction_grid",
+            "tiles",
+        ),
+        "multimae.plotting.pictures": (
+            "error_picture",
+            "to_picture",
+            "with_void",
+        ),
+        "multimae.plotting.prediction_grid": ("prediction_grid",),
+    },
+)

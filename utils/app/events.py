@@ -15,9 +15,9 @@ from utils.app.edits import Edits
 from utils.app.fresh_rooms import MAX_NUMBER, render_scene
 from utils.app.masks import Mask
 from utils.app.page import MODERATE, Parts, alert_html, status_html
-from utils.app.pictures import data_uri
 from utils.app.scene import Scene, from_files
 from utils.app.session import MAX_SEED, Session, Settings, View
+from utils.data_uri import data_uri
 from utils.errors import UserError
 
 Update = dict[Any, Any]

@@ -17,6 +17,7 @@ from utils.app.fresh_rooms import can_render
 from utils.app.scene import Scene
 from utils.app.session import MAX_SEED
 from utils.app.uploads import MAX_BYTES, SUFFIXES
+from utils.data_uri import encode
 
 MODERATE = 6  # one in so many patches is visible at first
 ALPHAS = (0.1, 10.0)
@@ -185,4 +186,4 @@ def _name(m: Modality) -> str:
 def _thumbnail(scene: Scene, inputs: Sequence[Modality]) -> str:
     """The scene's first image."""
     m = next(m for m in inputs if m.name in scene.pixels)
-    return pictures.encode(pictures.of_stored(scene.pixels[m.name], m))
+    return encode(pictures.of_stored(scene.pixels[m.name], m))

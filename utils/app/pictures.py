@@ -1,13 +1,9 @@
-"""Predictions as pictures, and pictures as text that a page can hold."""
+"""Predictions as pictures."""
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from multimae.modalities import Modality
@@ -20,18 +16,6 @@ from utils.app.masks import Mask
 
 WRONG = (214, 57, 57)
 _DIMMED = 0.25
-
-
-def encode(picture: Picture) -> str:
-    """A PNG as a data URI: nothing is written to disk."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
-    return data_uri(buffer.getvalue())
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG as text."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def shown(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:

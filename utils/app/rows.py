@@ -16,6 +16,7 @@ from multimae.plotting.pictures import colour_range, to_picture
 from utils.app import pictures
 from utils.app.engine import Prediction
 from utils.app.masks import Mask
+from utils.data_uri import encode
 
 _MAX_CHIPS = 16
 _RAMP = "linear-gradient(90deg, {})".format(
@@ -81,7 +82,7 @@ def _figure(m: Modality, caption: str, picture: Picture | None) -> str:
         body = '<div class="mm-none">not given</div>'
     else:
         sharp = " mm-sharp" if m.is_labels else ""
-        uri = pictures.encode(picture)
+        uri = encode(picture)
         body = f'<img class="mm-picture{sharp}" src="{uri}" alt="{escape(m.name)}: {caption}">'
     return f"<figure><figcaption>{caption}</figcaption>{body}</figure>"
 

@@ -12,12 +12,12 @@ import torch
 
 from multimae.modalities import Modality
 from multimae.plotting import reconstruction_grid, to_picture
-from utils.app import pictures
 from utils.app.edits import Edits, apply_edits, parse_edits
 from utils.app.engine import Engine, Prediction
 from utils.app.masks import Mask, concentrations, from_bits, to_bits
 from utils.app.rows import Pair, row_html
 from utils.app.scene import Scene
+from utils.data_uri import encode
 from utils.errors import UserError
 
 Strokes = Mapping[str, Any]
@@ -172,7 +172,7 @@ class Session:
 
     def _picture(self, now: Prediction, m: Modality) -> str:
         truth = now.truth[m.name]
-        return pictures.encode(to_picture(truth, m, truth))
+        return encode(to_picture(truth, m, truth))
 
     def _full(self, name: str, value: bool) -> Mask:
         return np.full(self.engine.grids[name], value)

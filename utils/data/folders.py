@@ -24,6 +24,8 @@ from utils.errors import UserError, bullet_list
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CLASSES_FILE = "classes.json"
+SETTINGS_FILE = "prepared.json"
+"""What the files of a modality were made with; beside them."""
 _LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 
 

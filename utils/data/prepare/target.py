@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.data.atomic import replacing, write_file
+from utils.data.folders import CLASSES_FILE, SETTINGS_FILE
 from utils.data.rooms.png import encode_png
 from utils.errors import UserError
 
 Link = Literal["hard", "symlink", "copy"]
 LINKS: tuple[Link, ...] = ("hard", "symlink", "copy")
-CLASSES_FILE = "classes.json"  # as utils.data.folders, which would load PyTorch in every process
-SETTINGS_FILE = "prepared.json"
 ONE_FOLDER = "all"
 """Sub-folder of samples that are not grouped."""
 

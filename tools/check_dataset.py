@@ -1,0 +1,87 @@
+"""Examine a data set on the CPU before training: what is wrong, where, and what to do.
+
+    python tools/check_dataset.py data/rooms/train --val_path data/rooms/val
+    python tools/check_dataset.py data/mine --modalities rgb-depth --config mine.yaml --full
+
+Reads 500 samples, evenly spread, unless --full is given; names and sizes of all files are always
+compared. Writes report.html (one file, with pictures), findings.json, statistics.json (means,
+deviations and class weights, in the units of the model's rows) and manifest.json (size and hash of
+every file) into --out. Exit code: 0 nothing is wrong, 1 there are errors, 2 the call is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from multimae.modalities import select
+from utils.doctor.findings import Finding, count
+from utils.doctor.report import write_report
+from utils.doctor.run import SAMPLED, Diagnosis, examine_dataset
+from utils.doctor.table import read_table
+from utils.errors import UserError, exit_on_user_error
+
+_PRINTED = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine, write the report, print a summary."""
+    args = _parse(argv)
+    table = read_table(args.config)
+    try:
+        chosen = select(table, args.modalities.split("-")) if args.modalities else []
+    except ValueError as err:
+        raise UserError(f"--modalities: {err}") from err
+    diagnosis = examine_dataset(
+        args.data,
+        list(table.values()),
+        chosen=chosen,
+        val=args.val_path,
+        limit=None if args.full else SAMPLED,
+        workers=args.workers,
+    )
+    written = write_report(diagnosis, args.out or Path("output/doctor") / args.data.resolve().name)
+    print(_summary(diagnosis, diagnosis.findings))
+    print(f"report: {written[0]}")
+    return 1 if count(diagnosis.findings)["error"] else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, metavar="DIR", help="one sub-folder per modality")
+    parser.add_argument("--modalities", default="", help="e.g. rgb-depth; default: all known ones")
+    parser.add_argument("--val_path", type=Path, metavar="DIR2", help="its validation set")
+    parser.add_argument("--config", type=Path, help="YAML with a `modalities:` section")
+    parser.add_argument("--full", action="store_true", help="read every sample")
+    parser.add_argument("--out", type=Path, help="folder of the report (output/doctor/NAME)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error("--workers must be at least 1")
+    return args
+
+
+def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:
+    counts = count(findings)
+    checked = sum(len(s.checked) for s in diagnosis.sets)
+    total = sum(len(s.listing.keys()) for s in diagnosis.sets)
+    lines = [f.line() for f in findings[:_PRINTED]]
+    if len(findings) > _PRINTED:
+        lines.append(f"... and {len(findings) - _PRINTED} more in the report")
+    lines.append(
+        f"{checked} of {total} samples read in {diagnosis.seconds:.1f} s: "
+        f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())

@@ -1,0 +1,45 @@
+"""Measure this machine for a minute and say how to run a configuration on it.
+
+    python tools/plan_run.py --config cfgs/pretrain/rooms/tiny.yaml --seconds 60
+    python tools/plan_run.py --config cfgs/finetune/cls/ft_in1k_100e_multimae-b.yaml --data_path ...
+
+Takes every option of the script that the configuration is for. Measured are the loader (with the
+real data), steps (with the real model and optimiser) and both together; printed are the bottleneck,
+batch size, accumulation and workers that keep the global batch, the learning rate, the time and
+the disk space of the run. The last line printed is JSON. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.dist import init_world
+from utils.errors import UserError, exit_on_user_error
+from utils.planning.advice import advise
+from utils.planning.options import read_plan_config
+from utils.planning.report import as_json, table
+from utils.planning.setup import set_up
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the configuration, measure, print."""
+    cfg = read_plan_config(argv)
+    world = init_world(cfg.runtime)
+    if world.size > 1:
+        raise UserError("plan_run.py runs in one process: start it with python, not torchrun")
+    run = set_up(cfg, world)
+    print(f"{cfg.model.model} on {world.device}: measuring for about {cfg.plan.seconds:.0f} s")
+    advice = advise(run)
+    print(table(run, advice))
+    print(json.dumps(as_json(run, advice)))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

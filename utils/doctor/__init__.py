@@ -1,0 +1,1 @@
+"""The data doctor: what is wrong with a data set, found on the CPU before training."""

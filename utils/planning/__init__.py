@@ -1,0 +1,1 @@
+"""Measure this machine for a minute, then say how to run a configuration (tools/plan_run.py)."""
