@@ -4,7 +4,7 @@
 
 A pre-trained checkpoint reconstructs every output from every subset of its inputs, a fine-tuned one
 is scored on its task. DATA holds all modalities of the model (MODALITY/SUB-FOLDER/NAME), and the
-truth of its heads. Prints tables; ``--json FILE`` and ``--picture FILE`` write numbers and heat maps.
+truth of its heads. Prints tables; ``--json`` and ``--picture`` also write numbers and heat maps.
 """
 
 from __future__ import annotations

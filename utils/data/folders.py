@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from heapq import nsmallest
@@ -20,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae.modalities import Modality
+from multimae.readers import SUFFIXES
 from utils.errors import UserError, bullet_list
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+EXTENSIONS = SUFFIXES
 CLASSES_FILE = "classes.json"
 _LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 
@@ -177,6 +179,7 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
     """
     found: dict[str, str] = {}
     clashes: list[str] = []
+    unread: Counter[str] = Counter()
     pending = [("", str(folder))]
     for prefix, path in pending:
         try:
@@ -194,6 +197,8 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
                         found[key] = dot + suffix
                     elif not prefix and entry.is_dir():
                         pending.append((f"{entry.name}/", entry.path))
+                    elif stem and dot:
+                        unread[dot + suffix] += 1
         except OSError as err:
             raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err
     if clashes:
@@ -203,10 +208,19 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
         )
     if not found:
         raise UserError(
-            f"modality '{modality}': no images in {folder} or its sub-folders.\nThe layout is "
+            f"modality '{modality}': no images in {folder} or its sub-folders"
+            f"{_without_reader(unread)}.\nThe layout is "
             f"{_LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(EXTENSIONS))}."
         )
     return found
+
+
+def _without_reader(unread: Counter[str]) -> str:
+    """The files of a folder that nothing reads, by extension."""
+    if not unread:
+        return ""
+    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unread.most_common(3))
+    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
 
 
 def _refuse_incomplete(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images import ImageError, Pixels, check_readable, check_same_view, read
+from multimae.images import ImageError, Pixels, check_readable, check_same_view
+from multimae.readers import read
 from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multimae.heads import HeadOptions, HeadSpec, LinearOptions
-from multimae.images import ImageError, read
+from multimae.images import ImageError
 from multimae.inputs import Inputs, load_inputs
 from multimae.modalities import Modality
 from multimae.multimae import MultiMAE
@@ -23,6 +23,7 @@ from multimae.prediction import (
     ValuePrediction,
     predict,
 )
+from multimae.readers import read
 from multimae.spec import ModelSpec
 from multimae.views import View, nearest
 from utils.data.folders import MultiModalFolder, read_class_names
