@@ -21,7 +21,7 @@ import run_finetuning_taskonomy
 import run_pretraining_multimae
 from multimae.images import ImageError, to_pixels
 from multimae.modalities import default_table
-from tests.image_folders import MODALITIES, make_dataset, write_folder
+from tests.image_folders import MODALITIES, make_dataset, message_of, write_folder
 from tests.malicious import Runs
 from tests.test_layering import SOURCES, name_of
 from tools import probe, results

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from multimae.masking import TokenMasks, masks_from_task_masks, no_masks
 from multimae.multimae import MultiMAE
-from multimae.preprocess import prepare
 from multimae.tokens import TokenLayout
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import Batch, MultiModalDataset, collate
@@ -21,7 +20,7 @@ from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.errors import UserError
 from utils.modality_report.scores import Matrix, Report, Score, Subset, drops, mean_score, subsets
-from utils.tasks.pretrain import MaskOptions, PretrainTask
+from utils.tasks.pretrain import MaskOptions, PretrainTask, Targets
 from utils.tasks.reconstruction import EVAL_SEED, TrivialPredictor
 
 VISIBLE = 1 / 6  # as in pre-training: 98 of 588, 32 of 192
@@ -150,19 +149,18 @@ class _Scorer:
         trivial: Losses = {name: [] for name in self.columns}
         for start in self._starts():
             batch = self._batch(start)
-            x = prepare(batch.to(self.device).images, self.task.rows)
+            targets = Targets.of(batch.to(self.device), self.task.rows)
             indices = range(start, start + len(batch))
             out = self.task.model.forward_patches(
-                {name: x[name] for name in subset},
+                {name: targets.x[name] for name in subset},
                 partial(draw, indices),
             )
             for m in self.task.outputs:
-                loss = self.task.losses[m.name]
                 mask = out.masks.task_masks.get(m.data_name) if masked else None
                 pred = out.patches[m.name]
                 constant = self.trivial.patches(m.name, pred)
                 for kept, patches in ((own, pred), (trivial, constant)):
-                    values, counted = loss.per_sample(patches, x[m.name], mask)
+                    values, counted = self.task.per_sample(m, patches, targets, mask)
                     kept[m.name].append(values.masked_fill(~counted, math.nan).cpu())
         return _joined(own), _joined(trivial)
 

@@ -15,6 +15,7 @@ from multimae.spec import ModelSpec
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
 from utils.data.samplers import EvalBatchSampler
+from utils.data.statistics import fill_in
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.dist import World
 from utils.errors import UserError
@@ -38,7 +39,10 @@ CHECKED_SAMPLES = 256
 
 
 def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
-    """Rows of the inputs and of the targets, with the data's class names for legends."""
+    """Rows of the inputs and of the targets, with the data's class names for legends.
+
+    Statistics that are to be computed come from the training set.
+    """
     names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
     table = {
         name: replace(m, class_names=names)
@@ -46,7 +50,9 @@ def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
         else m
         for name, m in cfg.table().items()
     }
-    return select(table, cfg.in_names), select(table, cfg.out_names)
+    wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
+    rows = {m.name: m for m in fill_in(wanted, cfg.data.data_path)}
+    return select(rows, cfg.in_names), select(rows, cfg.out_names)
 
 
 def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModalDataset:
