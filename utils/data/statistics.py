@@ -13,11 +13,15 @@ import numpy.typing as npt
 
 from multimae.images import ImageError
 from multimae.modalities import Modality
+from multimae.pretrained import read_spec
 from multimae.readers import read
+from multimae.weight_files import CheckpointError
 from utils.data.folders import MultiModalFolder
+from utils.data.loaders import MultiModalDataset
 from utils.errors import UserError
 
 MEASURED_IMAGES = 256
+WARNING_IMAGES = 64
 MOST_DEVIATIONS = 3.0
 
 Numbers = tuple[float, ...]
@@ -107,6 +111,22 @@ def disagreements(
                 "of the files."
             )
     return warnings
+
+
+def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
+    """What :func:`disagreements` says about a data set and a weight file.
+
+    Files that do not describe their model (published ones, ViTs) know no statistics.
+    """
+    try:
+        trained = read_spec(weights).rows
+    except (CheckpointError, OSError):
+        return []
+    rows = [m for m in dataset.folder.modalities if m.normalization == "mean_std"]
+    try:
+        return disagreements(measure(dataset.folder, rows, WARNING_IMAGES), trained, weights)
+    except UserError as err:  # nothing to compare; a run need not end for that
+        return [f"warning: {err}"]
 
 
 def _of_row(folder: MultiModalFolder, m: Modality, places: Sequence[int]) -> Statistics:

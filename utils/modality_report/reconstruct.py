@@ -55,35 +55,57 @@ def reconstruction_report(
     Raises:
         UserError: Folders or files that do not fit the model, or no such budget.
     """
-    spec = model.spec
-    dataset = MultiModalDataset(
-        MultiModalFolder(data, spec.rows),
-        EvalTransform(spec.rows, spec.image_size),
-        patch_size=spec.patch_size,
-        limit=limit,
-    )
     if not 0 < visible < 1:
         raise UserError(f"--visible {visible:g}: give a share between 0 and 1")
-    # The task's own budget is not used: its masks are drawn here.
-    task = PretrainTask(model, spec.inputs, spec.outputs, spec.patch_size, MaskOptions(1))
-    scorer = _Scorer(task, dataset, batch_size)
+    spec, scorer = model.spec, _Scorer(model, data, batch_size, limit)
     whole, masked = scorer.whole(), scorer.masked(visible)
     inputs = tuple(m.name for m in spec.inputs)
     return Report(
         checkpoint,
         str(data),
-        len(dataset),
+        len(scorer.dataset),
         inputs,
         (whole, masked),
         drops(masked, inputs),
     )
 
 
+def subset_losses(
+    model: MultiMAE,
+    data: str | Path,
+    subset: Subset,
+    *,
+    visible: float = VISIBLE,
+    batch_size: int = 16,
+    limit: int | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Losses of hidden patches from some inputs, and the trivial predictor's, by output.
+
+    Which patches are visible follows the sample and the input's place alone: models whose inputs
+    begin alike are compared on the same patches. Arguments as for :func:`reconstruction_report`.
+    """
+    scorer = _Scorer(model, data, batch_size, limit)
+    own, trivial = scorer.losses(subset, visible)
+    means = ({n: mean_score(v).value for n, v in values.items()} for values in (own, trivial))
+    return next(means), next(means)
+
+
 class _Scorer:
     """Runs a task over a set, once per subset of its inputs."""
 
-    def __init__(self, task: PretrainTask, dataset: MultiModalDataset, batch_size: int) -> None:
-        self.task, self.dataset, self.batch_size = task, dataset, batch_size
+    def __init__(
+        self, model: MultiMAE, data: str | Path, batch_size: int, limit: int | None
+    ) -> None:
+        spec = model.spec
+        self.dataset = MultiModalDataset(
+            MultiModalFolder(data, spec.rows),
+            EvalTransform(spec.rows, spec.image_size),
+            patch_size=spec.patch_size,
+            limit=limit,
+        )
+        # The task's own budget is not used: the masks are drawn here.
+        task = PretrainTask(model, spec.inputs, spec.outputs, spec.patch_size, MaskOptions(1))
+        self.task, self.batch_size = task, batch_size
         self.device = next(task.model.parameters()).device
         self.trivial = TrivialPredictor(task, map(self._batch, self._starts()))
         self.columns = tuple(m.name for m in task.outputs)
@@ -115,6 +137,22 @@ class _Scorer:
 
     def masked(self, visible: float) -> Matrix:
         """Some patches of every given input are visible."""
+        rows: dict[Subset, dict[str, Score | None]] = {}
+        for subset in self.all:
+            losses, trivial = self.losses(subset, visible)
+            rows[subset] = {name: _score(losses, trivial, name) for name in self.columns}
+        return Matrix(
+            "masked",
+            "Loss of hidden patches",
+            f"{visible:.0%} of the patches of each given input are visible, the same ones in every "
+            "row; what is not given is hidden whole",
+            self.columns,
+            rows,
+            frozenset(self.columns),
+        )
+
+    def losses(self, subset: Subset, visible: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of hidden patches, for every sample by output: the model's, and the trivial ones."""
         places = {m.name: i for i, m in enumerate(self.task.inputs)}
 
         def draw(indices: Sequence[int], layout: TokenLayout) -> TokenMasks:
@@ -126,19 +164,7 @@ class _Scorer:
             }
             return _moved(masks_from_task_masks(masks, layout), self.device)
 
-        rows: dict[Subset, dict[str, Score | None]] = {}
-        for subset in self.all:
-            losses, trivial = self._losses(subset, draw, masked=True)
-            rows[subset] = {name: _score(losses, trivial, name) for name in self.columns}
-        return Matrix(
-            "masked",
-            "Loss of hidden patches",
-            f"{visible:.0%} of the patches of each given input are visible, the same ones in every "
-            "row; what is not given is hidden whole",
-            self.columns,
-            rows,
-            frozenset(self.columns),
-        )
+        return self._losses(subset, draw, masked=True)
 
     @torch.inference_mode()
     def _losses(

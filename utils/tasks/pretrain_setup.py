@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ from multimae.spec import ModelSpec
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
 from utils.data.samplers import EvalBatchSampler
-from utils.data.statistics import fill_in
+from utils.data.statistics import fill_in, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.dist import World
 from utils.errors import UserError
@@ -24,6 +25,7 @@ from utils.optim import build_optimizer, norm_and_bias, param_groups
 from utils.options import split_names
 from utils.precision import Precision
 from utils.pretrain_options import PretrainConfig
+from utils.pretrained import REPORT, load_pretrained
 from utils.tasks.base import Evaluator
 from utils.tasks.pretrain import MaskOptions, PretrainTask
 from utils.tasks.reconstruction import (
@@ -128,9 +130,45 @@ def build_task(
     )
 
 
+def start_from(
+    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset
+) -> Iterator[str]:
+    """Load ``--init_weights``; what became of every key goes to ``weights.txt``.
+
+    Yields:
+        A summary, and a warning for every modality whose data is not what the weights know.
+
+    Raises:
+        UserError: The file is missing, unreadable or fits nothing.
+    """
+    start, output_dir = cfg.start, cfg.checkpoint.output_dir
+    if not start.init_weights:
+        return
+    report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
+    yield report.summary()
+    if output_dir and Path(output_dir).is_dir():
+        (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+    yield from statistics_warnings(start.init_weights, train_set)
+
+
+def train_parts_of(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:
+    """Freeze all but the input adapters, decoders and task embeddings of some modalities."""
+    own = {m.name for m in outputs if m.data_name in names}
+    parts = tuple(
+        [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
+    )
+    for key, parameter in model.named_parameters():
+        new_embedding = ".task_embeddings." in key and key.rpartition(".")[2] in names
+        parameter.requires_grad_(
+            parameter.requires_grad and (key.startswith(parts) or new_embedding)
+        )
+
+
 def optimizer_for(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
     """Optimiser over model and balancer; the balancer has its own learning-rate scale."""
     optim = cfg.optim
+    if cfg.start.train_only:
+        train_parts_of(task.model, task.outputs, split_names(cfg.start.train_only))
     groups = param_groups(
         task.named_parameters(),
         optim.weight_decay,
