@@ -26,6 +26,11 @@ class PretrainDataOptions(DataOptions):
 
     in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
     out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
+    missing: Literal["error", "allow"] = option(
+        "error",
+        "What a sample without a file of some modality does; allow: its budget goes to the others, "
+        "and the missing one has no loss",
+    )
     hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
     crop_scale: tuple[float, float] = option(
         (0.2, 1.0), "Smallest and largest share of the image's area in a crop", within="(0, 1]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,13 +37,17 @@ class MaskOptions:
         size: int,
         device: torch.device,
         rows: Sequence[int] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> TokenMasks:
         """Masks of ``size`` samples at ``position``, however samples are split over processes.
 
         Every process draws for the whole update and keeps its own rows: the noise costs little,
         and no state needs saving. Of these ``rows`` are returned, if they are given: a sample has
-        the same masks whether or not others of its batch are bad.
+        the same masks whether or not others of its batch are bad. ``present`` says which of them
+        have a modality, where some do not.
         """
+        if present and rows is not None:
+            present = {name: _at(rows, there, size) for name, there in present.items()}
         drawn = sample_masks(
             layout,
             position.num_rows,
@@ -53,8 +57,16 @@ class MaskOptions:
             generator(device, self.seed, position.step),
             device,
             rows=(position.first_row, position.first_row + size),
+            present=present,
         )
         return drawn if rows is None else drawn.take(rows)
+
+
+def _at(rows: Sequence[int], there: Tensor, size: int) -> Tensor:
+    """(size,) flags of a whole batch from those of some of its rows; True elsewhere."""
+    whole = torch.ones(size, dtype=torch.bool, device=there.device)
+    whole[torch.tensor(rows, dtype=torch.long, device=there.device)] = there
+    return whole
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Targets:
             if m.source is None
             and (where := pixels_with_value(batch.images[m.name], m)) is not None
         }
-        return cls(prepare(batch.images, rows), valid)
+        return cls(prepare(batch.images, rows), valid, batch.present)
 
 
 class PretrainTask(Task):
@@ -134,7 +146,9 @@ class PretrainTask(Task):
         device = next(iter(targets.x.values())).device
         out = self.model.forward_patches(
             {m.name: targets.x[m.name] for m in self.inputs},
-            lambda layout: self.masks.draw(layout, position, batch.whole_size, device, batch.rows),
+            lambda layout: self.masks.draw(
+                layout, position, batch.whole_size, device, batch.rows, batch.present
+            ),
             self.fp32_output_adapters,
         )
         losses = {}

@@ -232,8 +232,11 @@ def _dataset(
     transform: JointTransform,
     skip_bad: bool = False,
 ) -> MultiModalDataset:
+    allow_missing = cfg.data.missing == "allow"
+    folder = MultiModalFolder(path, rows, skip_incomplete=skip_bad, allow_missing=allow_missing)
+    _check_patterns(cfg, folder)
     dataset = MultiModalDataset(
-        MultiModalFolder(path, rows, skip_incomplete=skip_bad),
+        folder,
         transform,
         seed=cfg.runtime.seed,
         patch_size=cfg.model.patch_size,
@@ -241,3 +244,23 @@ def _dataset(
     )
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
+
+
+def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
+    """Whether every sample has inputs for the budget of visible patches.
+
+    Raises:
+        UserError: One has not, with its name.
+    """
+    size, budget = cfg.model.input_size, cfg.model.num_encoded_tokens
+    inputs = [m for m in folder.modalities if m.name in cfg.in_names]
+    sides = {m.name: max(1, (m.patch_size or cfg.model.patch_size) // m.stride) for m in inputs}
+    tokens = {m.name: (size // m.stride // sides[m.name]) ** 2 for m in inputs}
+    for names, index in folder.patterns().items():
+        count = sum(tokens[name] for name in names if name in tokens)
+        if count < min(budget, sum(tokens.values())):
+            raise UserError(
+                f"{folder.root}: sample '{folder.name(index)}' has only {', '.join(names)}: "
+                f"{count} patches of inputs, fewer than num_encoded_tokens {budget}. Lower "
+                "that, or remove such samples."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -89,7 +89,9 @@ class Predictor:
         with self.precision.autocast():
             out: PatchPredictions = model.forward_patches(  # type: ignore[operator]
                 {m.name: targets.x[m.name] for m in self.task.inputs},
-                lambda layout: fixed_masks(layout, indices, self.task.masks, self.device),
+                lambda layout: fixed_masks(
+                    layout, indices, self.task.masks, self.device, batch.present
+                ),
                 self.task.fp32_output_adapters,
             )
         patches = {n: p.float() for n, p in out.patches.items()}
@@ -170,14 +172,25 @@ class PictureEvaluator:
 
 
 def fixed_masks(
-    layout: TokenLayout, indices: Sequence[int], options: MaskOptions, device: torch.device
+    layout: TokenLayout,
+    indices: Sequence[int],
+    options: MaskOptions,
+    device: torch.device,
+    present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
-    """Masks that depend on the samples' indices alone, drawn on the CPU."""
+    """Masks that depend on the samples' indices (and what they lack) alone, drawn on the CPU."""
     cpu = torch.device("cpu")
     fixed = MaskOptions(
         options.num_visible, options.alphas, options.sample_tasks_uniformly, EVAL_SEED
     )
-    drawn = [fixed.draw(layout, StepPosition(i, 0, 1), 1, cpu) for i in indices]
+    of_each: list[dict[str, Tensor]] = [
+        {name: there[row : row + 1].cpu() for name, there in (present or {}).items()}
+        for row in range(len(indices))
+    ]
+    drawn = [
+        fixed.draw(layout, StepPosition(i, 0, 1), 1, cpu, present=there)
+        for i, there in zip(indices, of_each, strict=True)
+    ]
     return TokenMasks(
         torch.cat([m.ids_keep for m in drawn]).to(device),
         torch.cat([m.ids_restore for m in drawn]).to(device),
@@ -200,6 +213,9 @@ def gain(loss: float, trivial: float) -> float:
 def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
     """Targets as the loss sees them, (C, values) or class counts."""
     x, valid = targets.x[m.name], targets.valid.get(m.data_name)
+    present = targets.present.get(m.data_name)
+    if present is not None:
+        x, valid = x[present], None if valid is None else valid[present]
     if m.is_labels:
         return torch.bincount((x if valid is None else x[valid]).flatten())
     if valid is not None:
@@ -208,7 +224,7 @@ def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
     loss = cast(MaskedMSELoss, task.losses[m.name])
     patches = loss.target_patches(x)
     channels = x.shape[1]
-    values = patches.view(*patches.shape[:2], channels, -1)
+    values = patches.view(*patches.shape[:2], channels, patches.shape[2] // channels)
     return values.permute(2, 0, 1, 3).flatten(1)
 
 
