@@ -178,3 +178,16 @@ def test_errors(holes: Path, tmp_path: Path) -> None:
     patterns = MultiModalFolder(holes, INPUTS, allow_missing=True).patterns()
     assert set(patterns) == set(SUBSETS)
     assert np.array_equal(sorted(patterns.values()), sorted(set(patterns.values())))
+
+
+def test_the_study_leaves_files_out_and_tabulates(tmp_path: Path) -> None:
+    from tools.missing_study import table, with_holes
+
+    root = write_scenes(tmp_path / "data", 40)
+    share = with_holes(root, tmp_path / "holes", 0.3, seed=0)
+    folder = MultiModalFolder(tmp_path / "holes", INPUTS, allow_missing=True)
+    there = sum(folder.has(i, m) for i in range(len(folder)) for m in INPUTS)
+    assert len(folder) == 40 and there == round((1 - share) * 120) and 0.2 < share < 0.4
+    runs = [{"eval/a": 1.0, "trivial/a": 9.0}, {"eval/a": 3.0, "trivial/a": 9.0}]
+    text = table({"complete": runs, "with holes": runs})
+    assert "2.0000 +- 1.4142" in text and "+0.0 sd" in text and "9.0000" in text
