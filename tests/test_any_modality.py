@@ -51,7 +51,8 @@ def test_example_configs_train_from_yaml_alone(name: str, rooms: Path, tmp_path:
             *("--eval_data_path", str(rooms), "--output_dir", str(tmp_path), "--epochs", "1"),
             *("--model", "pretrain_multimae_nano", "--decoder_dim", "32", "--warmup_steps", "0"),
             *("--decoder_num_heads", "4", "--batch_size", "4", "--num_pictures", "1", *ON_CPU),
-            *("--warmup_epochs", "0"),
+            *("--warmup_epochs", "0", "--input_size", "64", "--max_val_images", "4"),
+            *("--num_encoded_tokens", "20"),
         ]
     )
     (row,) = [r for r in read_log(tmp_path) if r["kind"] == "eval"]

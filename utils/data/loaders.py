@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from multimae.images import ImageError, Pixels, check_readable, check_same_view
+from multimae.modalities import Modality
 from multimae.readers import read
 from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
@@ -161,6 +162,10 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
         return self.folder.name(self._place(index))
+
+    def has(self, index: int, modality: Modality) -> bool:
+        """Whether a sample has a file of a modality."""
+        return self.folder.has(self._place(index), modality)
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""

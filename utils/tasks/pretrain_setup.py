@@ -33,6 +33,7 @@ from utils.tasks.reconstruction import (
     Predictor,
     ReconstructionEvaluator,
     TrivialPredictor,
+    spread_complete_keys,
     spread_keys,
 )
 
@@ -218,7 +219,7 @@ def build_evaluators(
     predictor = Predictor(task, world.device, precision)
     evaluators: list[Evaluator] = [ReconstructionEvaluator(predictor, loader, trivial, world)]
     if cfg.log.num_pictures and world.is_main:
-        pictured = spread_keys(eval_set, cfg.log.num_pictures)
+        pictured = spread_complete_keys(eval_set, cfg.log.num_pictures)
         batch = collate([eval_set[key] for key in pictured])
         indices = [key.index for key in pictured]
         evaluators.append(PictureEvaluator(predictor, batch, indices, logger))

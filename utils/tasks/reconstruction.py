@@ -56,7 +56,9 @@ class TrivialPredictor:
                 continue
             targets = Targets.of(batch, task.rows)
             for m in task.outputs:
-                values[m.name].append(_target_values(task, m, targets))
+                present = targets.present.get(m.data_name)
+                if present is None or present.any():
+                    values[m.name].append(_target_values(task, m, targets))
         if not all(values.values()):
             raise UserError(f"none of the training samples can be read:\n{bullet_list(problems)}")
         self.constants = {
@@ -203,6 +205,15 @@ def spread_keys(dataset: MultiModalDataset, count: int = MAX_TRIVIAL_SAMPLES) ->
     total = len(dataset)
     count = min(count, total)
     return [SampleKey(0, i * total // count) for i in range(count)]
+
+
+def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
+    """As :func:`spread_keys`, among the samples that lack no modality, if there are such."""
+    rows = dataset.folder.modalities
+    keys = spread_keys(dataset, len(dataset))
+    whole = [key for key in keys if all(dataset.has(key.index, m) for m in rows)] or keys
+    count = min(count, len(whole))
+    return [whole[i * len(whole) // count] for i in range(count)]
 
 
 def gain(loss: float, trivial: float) -> float:
