@@ -50,8 +50,8 @@ def test_example_configs_train_from_yaml_alone(name: str, rooms: Path, tmp_path:
             *("--config", str(CONFIGS / f"{name}.yaml"), "--data_path", str(rooms)),
             *("--eval_data_path", str(rooms), "--output_dir", str(tmp_path), "--epochs", "1"),
             *("--model", "pretrain_multimae_nano", "--decoder_dim", "32", "--warmup_steps", "0"),
-            *("--decoder_num_heads", "4", "--batch_size", "4", "--num_pictures", "1", *ON_CPU),
-            *("--warmup_epochs", "0", "--input_size", "64", "--max_val_images", "4"),
+            *("--decoder_num_heads", "4", "--batch_size", "4", *ON_CPU),
+            *("--warmup_epochs", "0", "--input_size", "64", "--num_pictures", "1"),
             *("--num_encoded_tokens", "20"),
         ]
     )
