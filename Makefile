@@ -78,6 +78,8 @@ smoke: $(READY)
 # The pictures of the README, from the weights that are shipped.
 pictures: $(READY)
 	$(BIN)/python tools/make_pictures.py
+	$(BIN)/python tools/modality_report.py weights/multimae-tiny_rooms.safetensors examples/rooms \
+		--picture docs/images/modality-report.png
 
 # Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
 results: results-data

@@ -35,6 +35,7 @@ from utils.tasks.pretrain_setup import (
     build_train_set,
     modality_rows,
     optimizer_for,
+    start_from,
 )
 
 
@@ -81,6 +82,9 @@ def train(cfg: PretrainConfig, world: World) -> None:
         logger.say(f"{len(train_set)} images, {plan.describe()}")
         if taken is not None:
             logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
+        else:
+            for line in start_from(cfg, task, train_set):
+                logger.say(line)
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
         fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log))
         if output_dir and world.is_main:

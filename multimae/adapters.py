@@ -72,7 +72,8 @@ def input_adapters(
         patch_size: Patch side where a row names none.
         image_size: Full-resolution size for the position tables.
         learnable_pos_emb: Train the position tables.
-        padding_class: Label inputs have one class more, ``num_classes``, where images are padded.
+        padding_class: Label inputs have one class more, ``num_classes``, where images are padded;
+            those with ``no_data`` have it in any case.
     """
     return {
         m.name: input_adapter(
@@ -80,7 +81,7 @@ def input_adapters(
             patch_size,
             image_size,
             learnable_pos_emb,
-            m.num_classes if padding_class and m.is_labels else None,
+            m.num_classes if m.is_labels and (padding_class or m.no_data is not None) else None,
         )
         for m in rows
     }

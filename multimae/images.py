@@ -36,8 +36,12 @@ class ImageError(ValueError):
 
 
 def storage_dtype(modality: Modality) -> np.dtype[Any]:
-    """Smallest unsigned integer that holds the modality's values: uint8 or uint16."""
+    """Smallest type that holds the modality's values: uint8, uint16 or float32."""
+    if modality.storage == "float":
+        return np.dtype(np.float32)
     top = modality.num_classes - 1 if modality.is_labels else int(modality.max_value)
+    if modality.no_data is not None:
+        top = max(top, int(modality.no_data))
     return np.dtype(np.uint8 if top < 256 else np.uint16)
 
 
@@ -50,16 +54,14 @@ def size_of(pixels: Pixels) -> tuple[int, int]:
 
 def check_readable(modality: Modality) -> None:
     """Raise an ImageError if image files cannot hold the modality as declared."""
+    if modality.storage == "float":
+        return
     top = modality.num_classes - 1 if modality.is_labels else modality.max_value
-    problem = None
-    if top > 65535:
-        problem = f"values up to {top:.0f} do not fit 16-bit image files"
-    elif not modality.is_labels and modality.num_channels not in _MODES:
-        problem = f"image files have 1 to 4 channels, not num_channels: {modality.num_channels}"
-    elif not modality.is_labels and modality.num_channels > 1 and top > 255:
-        problem = "16-bit files are read with one channel only; store 8 bits and set max_value: 255"
-    if problem:
-        raise ImageError(f"modality '{modality.name}' cannot be read from folders: {problem}.")
+    if max(top, modality.no_data or 0) > 65535:
+        raise ImageError(
+            f"modality '{modality.name}' cannot be read from folders: values up to {top:.0f} do "
+            "not fit 16 bits. Store them in a larger unit, or as floats (storage: float)."
+        )
 
 
 def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
@@ -78,7 +80,7 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
         return checked(upright, "image", modality)
-    return _array(np.asarray(image), modality)
+    return array_pixels(np.asarray(image), "array", modality)
 
 
 def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
@@ -173,26 +175,36 @@ def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
     return _values(image, source, modality)
 
 
-def _array(values: Array, modality: Modality) -> Pixels:
-    """Pixels of an array of stored values."""
-    where = f"array: modality '{modality.name}'"
+def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
+    """Pixels of an array ``(H, W)`` or ``(H, W, C)`` of stored values.
+
+    Raises:
+        ImageError: It does not fit the modality.
+    """
+    where = f"{source}: modality '{modality.name}'"
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     channels = 1 if values.ndim == 2 else values.shape[-1]
     want = 1 if modality.is_labels else modality.num_channels
     if values.ndim not in (2, 3) or channels != want:
         shape = "(H, W)" if want == 1 else f"(H, W, {want})"
-        raise ImageError(f"{where} is {shape}, got {values.shape}")
+        raise ImageError(
+            f"{where} is {shape}, got {values.shape}. Set num_channels in the config's "
+            "`modalities:` section, or convert it."
+        )
+    if values.size == 0:
+        raise ImageError(f"{where} is empty: {values.shape}")
+    if modality.storage == "float":
+        return _floats(values, source, modality)
     if not np.issubdtype(values.dtype, np.integer):
         raise ImageError(
             f"{where} holds the values of its files, integers up to "
             f"{modality.num_classes - 1 if modality.is_labels else int(modality.max_value)}; got "
-            f"{values.dtype}. Convert it (depth in metres: x * 1000, rounded, as uint16)."
+            f"{values.dtype}. Convert it (depth in metres: x * 1000, rounded, as uint16), or "
+            "declare storage: float."
         )
-    if values.size == 0:
-        raise ImageError(f"{where} is empty: {values.shape}")
     if modality.is_labels:
-        return _class_ids(values, "array", modality)
+        return _class_ids(values, source, modality)
     dtype = storage_dtype(modality)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > np.iinfo(dtype).max:
@@ -200,6 +212,19 @@ def _array(values: Array, modality: Modality) -> Pixels:
     values = np.ascontiguousarray(values, dtype=dtype)
     if dtype == np.uint8 and channels in (1, 3) and modality.interpolation != "nearest":
         return Image.fromarray(values)
+    return values
+
+
+def _floats(values: Array, source: object, modality: Modality) -> Array:
+    """Values of ``storage: float``."""
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if modality.no_data is None and not np.isfinite(values).all():
+        raise ImageError(
+            f"{source}: modality '{modality.name}' has values that are not finite. Say that these "
+            "pixels have no value, no_data: .nan in the config's `modalities:` section, or mend it."
+        )
     return values
 
 
@@ -213,7 +238,8 @@ def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
 
 
 def _class_ids(ids: Array, source: object, modality: Modality) -> Array:
-    low, high = int(ids.min()), int(ids.max())
+    known = ids if modality.no_data is None else ids[ids != modality.no_data]
+    low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
     if low < 0 or high >= modality.num_classes:
         raise ImageError(
             f"{source}: class id {low if low < 0 else high} of modality '{modality.name}' is "
@@ -224,7 +250,11 @@ def _class_ids(ids: Array, source: object, modality: Modality) -> Array:
 
 
 def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
-    want, dtype = _MODES[modality.num_channels], storage_dtype(modality)
+    want, dtype = _MODES.get(modality.num_channels), storage_dtype(modality)
+    if modality.storage == "float" and (image.mode in _WIDE | {"L", "F"} or image.mode == want):
+        return array_pixels(np.asarray(image), source, modality)
+    if want is None or modality.num_channels > 1 and dtype != np.uint8:
+        raise ImageError(_needs_array(source, modality))
     if want == "RGB" and image.mode in _TO_RGB or want == "L" and image.mode == "1":
         image = image.convert(want)
     wide = dtype == np.uint16 and image.mode in _WIDE
@@ -241,11 +271,23 @@ def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
     return values.astype(dtype, copy=False)
 
 
+def _needs_array(source: object, modality: Modality) -> str:
+    return (
+        f"{source}: modality '{modality.name}' is declared with num_channels: "
+        f"{modality.num_channels} and max_value: {modality.max_value:g}, but a picture file has 1 "
+        "to 4 channels of 8 bits, or one of 16. Store it as .npy, (H, W, "
+        f"{modality.num_channels}), or as TIFF with one page per channel."
+    )
+
+
 def _wrong_mode(mode: str, source: object, modality: Modality) -> str:
     if mode in _WIDE and modality.num_channels == 1:
         remedy = "It is a 16-bit file: set max_value: 65535 in the config's `modalities:` section."
     elif mode == "F":
-        remedy = "It holds floats: store 16-bit integers (depth in millimetres, for example)."
+        remedy = (
+            "It holds floats: declare storage: float, or store 16-bit integers (depth in "
+            "millimetres, for example)."
+        )
     else:
         remedy = "Set num_channels in the config's `modalities:` section, or convert the file."
     return (

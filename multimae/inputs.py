@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.images import ImageLike, Pixels, check_same_view, size_of, to_pixels
+from multimae.images import ImageLike, Pixels, check_same_view, size_of
 from multimae.modalities import Modality
 from multimae.preprocess import prepare, prepare_padded
+from multimae.readers import to_pixels
 from multimae.spec import ModelSpec
 from multimae.tokens import Size
 from multimae.views import View, centred_view, cut, inside_size, outside_size
@@ -131,7 +132,9 @@ def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:
     """
     h, w = _reduced(size, modality.stride)
     below, right = max(0, h - image.shape[-2]), max(0, w - image.shape[-1])
-    value = PHOTO_PADDING if modality.is_photo else PADDING
+    value: float = PHOTO_PADDING if modality.is_photo else PADDING
+    if modality.no_data is not None:
+        value = modality.no_data
     return F.pad(image, (0, right, 0, below), value=value)
 
 

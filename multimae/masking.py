@@ -51,6 +51,7 @@ def sample_masks(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     rows: tuple[int, int] | None = None,
+    present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
     """Draw exactly ``num_visible`` visible tokens per sample.
 
@@ -69,6 +70,8 @@ def sample_masks(
         device: Where to draw.
         rows: Keep only the samples ``start .. stop-1`` of the draw: processes that draw with the
             same generator seed and keep their own rows agree with one process.
+        present: Modality -> (b,) bool of the kept samples; a sample's budget goes to the modalities
+            that it has. They must have as many tokens. Complete samples are drawn as without it.
 
     Raises:
         ValueError: The budget is not in 1..N, or alphas do not fit.
@@ -84,7 +87,8 @@ def sample_masks(
     shares = _dirichlet_shares(
         batch_size, len(sizes), alphas, sample_tasks_uniformly, generator, device
     )
-    counts = (shares[keep] * num_visible).round()
+    absent = _absent(layout, present, len(shares[keep]), device)
+    counts = (_shared_among(shares[keep], absent) * num_visible).round()
     noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
     drawn = torch.cat(
         [
@@ -95,7 +99,41 @@ def sample_masks(
     )
     # Drawn tokens sort first; fresh noise breaks ties, which drops or fills to the budget.
     ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
-    return _from_order((ties - drawn.float()).argsort(dim=1), num_visible, layout)
+    order = _absent_last(ties - drawn.float(), absent, sizes)
+    return _from_order(order.argsort(dim=1), num_visible, layout)
+
+
+def _absent(
+    layout: TokenLayout,
+    present: Mapping[str, Tensor] | None,
+    batch: int,
+    device: torch.device | str,
+) -> Tensor | None:
+    """(b, modalities): which modalities samples lack; ``None`` if nothing is known to be."""
+    if not present or not any(name in present for name in layout.slices):
+        return None
+    there = torch.ones(batch, dtype=torch.bool, device=device)
+    return ~torch.stack([present.get(name, there).to(device) for name in layout.slices], dim=1)
+
+
+def _shared_among(shares: Tensor, absent: Tensor | None) -> Tensor:
+    """Shares of the modalities that are there; rows that are complete stay as they are."""
+    if absent is None:
+        return shares
+    present = ~absent
+    kept = shares * present
+    total = kept.sum(dim=1, keepdim=True)
+    even = present / present.sum(dim=1, keepdim=True).clamp_min(1)
+    spread = torch.where(total > 1e-9, kept / total.clamp_min(1e-9), even)
+    return torch.where(present.all(dim=1, keepdim=True), shares, spread)
+
+
+def _absent_last(order: Tensor, absent: Tensor | None, sizes: Sequence[int]) -> Tensor:
+    """(b, N) sort keys in [-1, 1), those of tokens that are not there beyond all others."""
+    if absent is None:
+        return order
+    tokens = torch.tensor(sizes, device=order.device)
+    return order + 2.0 * absent.repeat_interleave(tokens, dim=1)
 
 
 def masks_from_task_masks(task_masks: Mapping[str, Tensor], layout: TokenLayout) -> TokenMasks:

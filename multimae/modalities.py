@@ -13,7 +13,8 @@ modality. A new modality is one more row, usually written in a YAML config::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
@@ -24,10 +25,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Kind = Literal["image", "labels"]
-Normalization = Literal["mean_std", "robust"]
+Storage = Literal["integer", "float"]
+Normalization = Literal["mean_std", "robust", "computed"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Loss = Literal["mse", "l1", "cross_entropy"]
-Plot = Literal["rgb", "scalar", "labels", "normals"]
+Plot = Literal["rgb", "scalar", "grey", "labels", "normals"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,17 @@ class Modality:
         stride: The modality is stored in the model at ``1/stride`` of full resolution.
         patch_size: Patch side in full-resolution pixels; ``None`` takes the model's.
         folder: Sub-folder of the data root; ``None`` takes ``name``.
+        storage: Files hold ``integer`` (8 or 16 bits, as ``max_value`` says) or ``float`` values.
         normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: per sample, on
             the stored values, by mean and variance of the middle 80 % (SPEC section 5).
-        max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files).
+            ``computed``: ``mean_std`` with the statistics of the training set; pre-training fills
+            them in, and the weights carry them.
+        max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files); of floats the unit
+            of mean and std, 1 if it is not given.
         mean: Per-channel mean on the [0, 1] scale.
         std: Per-channel standard deviation on the [0, 1] scale.
+        no_data: Stored value of pixels without a value (``.nan`` for floats): 0 in the model's
+            input (labels: a class of its own), in no statistics and in no loss.
         interpolation: How the transforms resize it. Labels are always ``nearest``.
         hflip_negate: Channels mirrored about the middle of the range when the image is flipped
             left-right (the x component of surface normals).
@@ -57,7 +65,9 @@ class Modality:
             input of its own (``norm_rgb`` from ``rgb``).
         dim_class_emb: Width of the class embedding of ``labels``.
         class_names: Names by class id, for legends.
-        plot: How pictures show it.
+        plot: How pictures show it: colours, a colour map or grey, a palette, directions.
+        plot_channels: Channels that pictures show: three as red, green and blue, or one; the first
+            ones if empty.
     """
 
     name: str
@@ -67,10 +77,12 @@ class Modality:
     stride: int = 1
     patch_size: int | None = None
     folder: str | None = None
+    storage: Storage = "integer"
     normalization: Normalization = "mean_std"
     max_value: float = 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    no_data: float | None = None
     interpolation: Interpolation = "bicubic"
     hflip_negate: tuple[int, ...] = ()
     loss: Loss = "mse"
@@ -80,41 +92,59 @@ class Modality:
     dim_class_emb: int = 64
     class_names: tuple[str, ...] = ()
     plot: Plot = "rgb"
+    plot_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject rows that contradict themselves."""
+        if self.no_data is not None and math.isnan(self.no_data):
+            object.__setattr__(self, "no_data", math.nan)  # one object, so that rows compare equal
         problems = list(self._problems())
         if problems:
             raise ValueError(f"modality '{self.name}': " + "; ".join(problems))
 
-    def _problems(self) -> list[str]:
-        out = []
+    def _problems(self) -> Iterator[str]:
         if not self.name.isidentifier():
-            out.append("the name must be letters, digits and '_' (it appears in in_domains a-b-c)")
-        if self.is_labels:
-            if self.num_classes < 2:
-                out.append("labels need num_classes >= 2")
-            if self.loss != "cross_entropy":
-                out.append("labels need loss: cross_entropy")
-            if self.interpolation != "nearest":
-                out.append("labels need interpolation: nearest (ids must not be blended)")
-        else:
-            if self.num_channels < 1:
-                out.append("an image needs num_channels >= 1")
-            if self.loss == "cross_entropy":
-                out.append("loss cross_entropy is for labels; use mse or l1")
-            for key in ("mean", "std"):
-                if len(getattr(self, key)) not in (1, self.num_channels):
-                    out.append(f"{key} needs 1 or {self.num_channels} values")
-            if any(s <= 0 for s in self.std):
-                out.append("std must be positive")
-            if any(not 0 <= c < self.num_channels for c in self.hflip_negate):
-                out.append(f"hflip_negate must be channel indices below {self.num_channels}")
+            yield "the name must be letters, digits and '_' (it appears in in_domains a-b-c)"
+        yield from self._label_problems() if self.is_labels else self._image_problems()
+        if self.no_data is not None and math.isnan(self.no_data) and self.storage != "float":
+            yield "no_data: .nan needs storage: float"
         if self.stride < 1 or (self.patch_size is not None and self.patch_size < 1):
-            out.append("stride and patch_size must be >= 1")
+            yield "stride and patch_size must be >= 1"
         if self.max_value <= 0:
-            out.append("max_value must be positive")
-        return out
+            yield "max_value must be positive"
+        if self.loss_weight < 0:
+            yield "loss_weight must not be negative"
+
+    def _label_problems(self) -> Iterator[str]:
+        if self.num_classes < 2:
+            yield "labels need num_classes >= 2"
+        if self.loss != "cross_entropy":
+            yield "labels need loss: cross_entropy"
+        if self.interpolation != "nearest":
+            yield "labels need interpolation: nearest (ids must not be blended)"
+        if self.storage != "integer" or self.normalization == "computed":
+            yield "labels are integers without normalisation"
+
+    def _image_problems(self) -> Iterator[str]:
+        channels = self.num_channels
+        if channels < 1:
+            yield "an image needs num_channels >= 1"
+        if self.loss == "cross_entropy":
+            yield "loss cross_entropy is for labels; use mse or l1"
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, channels):
+                yield f"{key} needs 1 or {channels} values"
+        if any(s <= 0 for s in self.std):
+            yield "std must be positive"
+        for key in ("hflip_negate", "plot_channels"):
+            if any(not 0 <= c < channels for c in getattr(self, key)):
+                yield f"{key} must be channel indices below {channels}"
+        if self.plot in _DIRECTIONS and channels != 3:
+            yield f"plot: {self.plot} needs num_channels: 3"
+        if self.no_data is not None and self.interpolation != "nearest":
+            yield "no_data needs interpolation: nearest (it must not be blended into other values)"
+        if self.no_data is not None and self.norm_pix:
+            yield "norm_pix cannot be combined with no_data"
 
     @property
     def is_labels(self) -> bool:
@@ -124,7 +154,7 @@ class Modality:
     @property
     def is_photo(self) -> bool:
         """Whether it holds colours that photometric augmentation may change."""
-        coloured = not self.is_labels and self.plot in _COLOURS
+        coloured = not self.is_labels and self.plot in _COLOURS and self.storage == "integer"
         return coloured and self.num_channels == 3 and self.max_value <= 255
 
     @property
@@ -144,7 +174,7 @@ class Modality:
 
 
 _HINTS = get_type_hints(Modality)
-_COLOURS = frozenset({"rgb"})
+_COLOURS, _DIRECTIONS = frozenset({"rgb"}), frozenset({"normals"})
 
 ModalityTable = dict[str, Modality]
 
@@ -199,6 +229,8 @@ def make_table(
             problems.append(f"modality '{name}': expected a mapping of fields, got {row!r}")
             continue
         fields, bad = _coerce_row(name, row)
+        if fields.get("storage") == "float":
+            fields.setdefault("max_value", 1.0)
         problems += bad
         if bad:
             continue

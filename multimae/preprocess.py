@@ -6,6 +6,7 @@ bytes of float tensors. Everything here runs after the copy to the device and co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -30,20 +31,51 @@ def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None)
 
     Returns:
         Images: float32 ``(B, C, H, W)``, normalised as ``modality.normalization`` says. Labels:
-        int64 ``(B, H, W)``.
+        int64 ``(B, H, W)``. Pixels that hold ``modality.no_data`` are 0, or class ``num_classes``.
 
     Raises:
-        ValueError: ``raw`` does not have the modality's number of dimensions or channels.
+        ValueError: ``raw`` does not have the modality's number of dimensions or channels, or the
+            statistics of ``computed`` are not filled in.
     """
     _check_shape(raw, modality)
+    has_value = pixels_with_value(raw, modality)
     if modality.is_labels:
-        return raw.long()
+        ids = raw.long()
+        return ids if has_value is None else ids.masked_fill(~has_value, modality.num_classes)
+    if has_value is not None:
+        valid = has_value if valid is None else valid & has_value
+    if modality.normalization == "computed":
+        raise ValueError(
+            f"modality '{modality.name}': normalization: computed has no statistics yet; "
+            "pre-training computes them, elsewhere give mean and std"
+        )
     if modality.normalization == "robust":
         x = standardize_robust(raw, valid)
     else:
         scale, shift = _affine(modality, raw.device)
         x = torch.addcmul(shift, raw.float(), scale)
     return x if valid is None else x.masked_fill(~valid, 0.0)
+
+
+def pixels_with_value(raw: Tensor, modality: Modality) -> Tensor | None:
+    """Where stored values are not ``modality.no_data``.
+
+    Returns:
+        Bool, images ``(B, 1, H, W)`` (True where every channel has a value), labels ``(B, H, W)``;
+        ``None`` if the row declares no such value.
+    """
+    if modality.no_data is None:
+        return None
+    # uint16 tensors have few operations; class ids and 16-bit values fit int32.
+    values = raw if raw.is_floating_point() else raw.to(torch.int32)
+    same = values.isnan() if math.isnan(modality.no_data) else values == modality.no_data
+    return ~same if modality.is_labels else ~same.any(dim=1, keepdim=True)
+
+
+def statistics_of(raw: Tensor, modality: Modality) -> tuple[Tensor, Tensor]:
+    """:func:`robust_statistics` of the pixels with a value."""
+    valid = pixels_with_value(raw, modality)
+    return robust_statistics(raw) if valid is None else _valid_statistics(raw, valid)
 
 
 def from_model_output(
@@ -54,7 +86,7 @@ def from_model_output(
     Args:
         x: ``(B, C, H, W)`` in the model's normalisation.
         modality: Row of the table.
-        statistics: For ``robust`` rows, what :func:`robust_statistics` gave for the true images.
+        statistics: For ``robust`` rows, what :func:`statistics_of` gave for the true images.
 
     Returns:
         float32 ``(B, C, H, W)``; predictions may fall outside [0, 1] and are not clipped.
@@ -69,7 +101,7 @@ def from_model_output(
         if statistics is None:
             raise ValueError(
                 f"modality '{modality.name}' is standardised per sample: pass the statistics that "
-                "robust_statistics(raw) gave for these samples"
+                "statistics_of(raw, modality) gave for these samples"
             )
         mean, std = statistics
         return (x.float() * std + mean) / modality.max_value
@@ -125,7 +157,7 @@ def prepare_padded(
         raw = images[m.name]
         if m.is_labels:
             grid = inside[:, :: m.stride, :: m.stride]
-            out[m.name] = raw.long().masked_fill(~grid, m.num_classes)
+            out[m.name] = to_model_input(raw, m).masked_fill(~grid, m.num_classes)
         elif m.plot == "scalar":
             out[m.name] = to_model_input(raw, m, valid[:, None, :: m.stride, :: m.stride])
         else:

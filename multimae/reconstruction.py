@@ -21,7 +21,7 @@ from multimae.modalities import Modality
 from multimae.network import MultiModalTransformer
 from multimae.plotting import Picture, error_picture, reconstruction_grid, tiles, to_picture
 from multimae.plotting.pictures import unnormalize_patches
-from multimae.preprocess import from_model_output, robust_statistics
+from multimae.preprocess import from_model_output, statistics_of
 from multimae.spec import ModelSpec
 from multimae.tokens import TokenLayout
 
@@ -75,7 +75,7 @@ class Reconstruction:
         if m.normalization != "robust":
             restored = from_model_output(pred, m) * m.max_value
         elif m.data_name in self.raw:
-            statistics = robust_statistics(self.raw[m.data_name][index : index + 1].cpu())
+            statistics = statistics_of(self.raw[m.data_name][index : index + 1].cpu(), m)
             restored = from_model_output(pred, m, statistics) * m.max_value
         else:
             restored = pred.float()

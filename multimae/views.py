@@ -94,9 +94,19 @@ def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
     array = np.array(array, order="C")
     if view.flip and modality.hflip_negate:
         channels = list(modality.hflip_negate)
-        top = int(modality.max_value)
-        array[channels] = top - np.minimum(array[channels], top)
+        array[channels] = _mirrored(array[channels], modality)
     return torch.from_numpy(array)
+
+
+def _mirrored(values: Array, modality: Modality) -> Array:
+    """Integers mirrored about the middle of their range, floats about 0."""
+    if modality.storage == "float":
+        mirrored: Array = -values
+    else:
+        top = int(modality.max_value)
+        mirrored = top - np.minimum(values, top)
+    no_data = modality.no_data
+    return mirrored if no_data is None else np.where(values == no_data, values, mirrored)
 
 
 def nearest(array: Array, view: View, out: Size) -> Array:
@@ -138,7 +148,7 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
         resample: Pillow filter.
 
     Returns:
-        ``(h, w)`` or ``(h, w, C)`` in the dtype of ``pixels``, rounded and clipped to its range.
+        ``(h, w)`` or ``(h, w, C)`` in the dtype of ``pixels``; integers are rounded and clipped.
     """
     if isinstance(pixels, Image.Image):
         return np.asarray(_crop_resize(pixels, view, out, resample))
@@ -149,6 +159,8 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
         for b in bands
     ]
     array: Array = resized[0] if pixels.ndim == 2 else np.stack(resized, axis=-1)
+    if np.issubdtype(pixels.dtype, np.floating):
+        return array
     top = np.iinfo(pixels.dtype).max
     return np.clip(np.rint(array), 0, top).astype(pixels.dtype)
 

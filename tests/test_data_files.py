@@ -234,13 +234,22 @@ def test_image_smaller_than_a_patch(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        Modality("spectral", num_channels=13),
-        Modality("wide", num_channels=3, max_value=65535.0),
         Modality("huge", num_channels=1, max_value=1e6),
+        Modality("ids", "labels", num_classes=10**6, loss="cross_entropy", interpolation="nearest"),
     ],
 )
 def test_modalities_that_files_cannot_hold(row):
     assert f"'{row.name}' cannot be read" in message_of(check_readable, row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [Modality("spectral", num_channels=13), Modality("wide", num_channels=3, max_value=65535.0)],
+)
+def test_pictures_that_cannot_hold_a_modality(tmp_path, row):
+    path = save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    message = message_of(read, path, row)
+    assert str(path) in message and "1 to 4 channels" in message and ".npy" in message
 
 
 def test_aspect_ratios_must_agree(root):
@@ -263,10 +272,10 @@ def test_rounding_of_a_reduced_size_is_no_other_aspect():
 
 
 def test_undeclared_files_are_refused_before_reading(tmp_path):
-    rows = [Modality("spectral", num_channels=13)]
-    save(tmp_path / "spectral/a.png", np.zeros((8, 8), np.uint8))
+    rows = [Modality("huge", num_channels=1, max_value=1e6)]
+    save(tmp_path / "huge/a.png", np.zeros((8, 8), np.uint8))
     folder = MultiModalFolder(tmp_path, rows)
-    assert "1 to 4 channels" in message_of(MultiModalDataset, folder, EvalTransform(rows, 8))
+    assert "16 bits" in message_of(MultiModalDataset, folder, EvalTransform(rows, 8))
 
 
 def test_default_table_is_readable():

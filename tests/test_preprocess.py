@@ -99,7 +99,7 @@ def test_robust_output_is_restored_with_the_truths_statistics():
     raw = torch.randint(500, 9000, (3, 1, 8, 8)).to(torch.uint16)
     restored = from_model_output(to_model_input(raw, DEPTH), DEPTH, robust_statistics(raw))
     torch.testing.assert_close(restored, raw.float() / 65535)
-    with pytest.raises(ValueError, match="robust_statistics"):
+    with pytest.raises(ValueError, match="statistics_of"):
         from_model_output(to_model_input(raw, DEPTH), DEPTH)
 
 

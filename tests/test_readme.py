@@ -29,6 +29,7 @@ def test_there_are_blocks_and_the_links_lead_somewhere() -> None:
         "SETUP.md",
         "PRETRAINING.md",
         "FINETUNING.md",
+        "docs/MODALITIES.md",
         "docs/RESULTS.md",
         "weights/README.md",
     )

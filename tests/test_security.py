@@ -21,7 +21,7 @@ import run_finetuning_taskonomy
 import run_pretraining_multimae
 from multimae.images import ImageError, to_pixels
 from multimae.modalities import default_table
-from tests.image_folders import MODALITIES, message_of, write_folder
+from tests.image_folders import MODALITIES, make_dataset, message_of, write_folder
 from tests.malicious import Runs
 from tests.test_layering import SOURCES, name_of
 from tools import probe, results
@@ -224,5 +224,7 @@ def test_arrays_in_a_data_set(tmp_path: Path) -> None:
     for path in (root / "depth").rglob("*.png"):
         np.save(path.with_suffix(".npy"), np.array([Runs(os.mkdir, str(tmp_path / "ran"))], object))
         path.unlink()
-    assert str(root / "depth") in message_of(MultiModalFolder, root, MODALITIES)
+    folder = MultiModalFolder(root, MODALITIES)
+    problems = make_dataset(root).problems(0)
+    assert len(folder) and len(problems) == 1 and str(root / "depth") in problems[0]
     assert not (tmp_path / "ran").exists()

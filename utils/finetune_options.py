@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +32,16 @@ class FinetuneDataOptions(DataOptions):
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
+
+    def problems(self) -> Iterator[str]:
+        """Statistics that the checkpoint knows and this script does not."""
+        yield from super().problems()
+        for name, row in self.modalities.items():
+            if isinstance(row, Mapping) and row.get("normalization") == "computed":
+                yield (
+                    f"modalities: {name}: normalization: computed is for pre-training; give the "
+                    "mean and std that its log names"
+                )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ _FOLLOWS_SOURCE = (
     "stride",
     "patch_size",
     "max_value",
+    "storage",
+    "no_data",
     "mean",
     "std",
     "normalization",

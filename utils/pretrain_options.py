@@ -8,6 +8,7 @@ from typing import Literal
 
 from multimae.modalities import ModalityTable
 from utils.fields import option
+from utils.finetune_options import StartOptions
 from utils.options import (
     CheckpointOptions,
     DataOptions,
@@ -25,6 +26,11 @@ class PretrainDataOptions(DataOptions):
 
     in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
     out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
+    missing: Literal["error", "allow"] = option(
+        "error",
+        "What a sample without a file of some modality does; allow: its budget goes to the others, "
+        "and the missing one has no loss",
+    )
     hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
     crop_scale: tuple[float, float] = option(
         (0.2, 1.0), "Smallest and largest share of the image's area in a crop", within="(0, 1]"
@@ -93,12 +99,39 @@ class PretrainOptimOptions(OptimOptions):
 
 
 @dataclass(frozen=True)
+class PretrainStartOptions:
+    """Weights to start from."""
+
+    init_weights: str = option(
+        "", "Weights of a MultiMAE or a ViT (MAE, timm, DINO) to start from: a path or an https URL"
+    )
+    init_key: str = option("model|module|state_dict|teacher", "Where that file has its weights")
+    init_prefix: str = option("", "Prefix of the weights' names to take off")
+    train_only: str = option(
+        "", "Modalities whose own parts alone are trained, joined by '-'; empty: everything is"
+    )
+
+    @property
+    def weights(self) -> StartOptions:
+        """The same for :func:`utils.pretrained.load_pretrained`."""
+        return StartOptions(
+            finetune=self.init_weights, model_key=self.init_key, model_prefix=self.init_prefix
+        )
+
+    def problems(self) -> Iterator[str]:
+        """URLs that are not safe."""
+        for problem in self.weights.problems():
+            yield problem.replace("finetune", "init_weights", 1)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Pre-train a MultiMAE on aligned images of several modalities."""
 
     data: PretrainDataOptions = field(default_factory=PretrainDataOptions)
     model: PretrainModelOptions = field(default_factory=PretrainModelOptions)
     optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
+    start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     log: LogOptions = field(default_factory=LogOptions)
@@ -131,6 +164,8 @@ class PretrainConfig:
             )
         outputs = split_names(self.data.out_domains)
         yield from self.data.name_problems("out_domains", outputs)
+        if self.start.train_only:
+            yield from self.data.name_problems("train_only", split_names(self.start.train_only))
         in_float32 = split_names(self.model.fp32_output_adapters)
         if in_float32:
             yield from self.data.name_problems("fp32_output_adapters", in_float32)

@@ -28,7 +28,9 @@ REPORT = "weights.txt"
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
-def load_pretrained(model: nn.Module, options: StartOptions, *, heads: bool = False) -> LoadReport:
+def load_pretrained(
+    model: nn.Module, options: StartOptions, *, heads: bool = False, flag: str = "--finetune"
+) -> LoadReport:
     """Load ``--finetune`` into ``model`` (SPEC section 6).
 
     Weights of a ViT (MAE, timm) are converted first. Decoders and heads of the checkpoint are left
@@ -37,11 +39,11 @@ def load_pretrained(model: nn.Module, options: StartOptions, *, heads: bool = Fa
     Raises:
         UserError: The file is missing, unreadable or fits nothing.
     """
-    state, unused = read_pretrained(options, heads=heads)
+    state, unused = read_pretrained(options, heads=heads, flag=flag)
     try:
         report = load_weights(model, state, source=options.finetune, strict=False)
     except (CheckpointError, ValueError) as err:
-        raise UserError(f"--finetune: {err}") from err
+        raise UserError(f"{flag}: {err}") from err
     return LoadReport(
         report.source,
         report.loaded,

@@ -88,15 +88,28 @@ def _draw_rgb(x: Tensor, m: Modality, reference: Tensor) -> Picture:
     if m.normalization == "mean_std":
         unit = _unit_scale(x, m)
     else:
-        low, high = colour_range(reference)
+        low, high = colour_range(_shown(reference, m))
         unit = (x.float() - low) / (high - low)
+    unit = _shown(unit, m)
     if unit.shape[0] < 3:
         unit = unit[:1].expand(3, -1, -1)
     return _to_bytes(unit[:3])
 
 
 def _draw_scalar(x: Tensor, m: Modality, reference: Tensor) -> Picture:
-    return scalar_colours(x.float().mean(dim=0).numpy(), *colour_range(reference))
+    shown = _shown(x, m).float().mean(dim=0).numpy()
+    return scalar_colours(shown, *colour_range(_shown(reference, m)))
+
+
+def _draw_grey(x: Tensor, m: Modality, reference: Tensor) -> Picture:
+    low, high = colour_range(_shown(reference, m))
+    unit = (_shown(x, m).float().mean(dim=0, keepdim=True) - low) / (high - low)
+    return _to_bytes(unit.expand(3, -1, -1))
+
+
+def _shown(x: Tensor, m: Modality) -> Tensor:
+    """The channels that pictures show."""
+    return x[list(m.plot_channels)] if m.plot_channels else x
 
 
 def _draw_labels(x: Tensor, m: Modality, reference: Tensor) -> Picture:
@@ -113,6 +126,7 @@ def _draw_normals(x: Tensor, m: Modality, reference: Tensor) -> Picture:
 _DRAW: dict[str, Callable[[Tensor, Modality, Tensor], Picture]] = {
     "rgb": _draw_rgb,
     "scalar": _draw_scalar,
+    "grey": _draw_grey,
     "labels": _draw_labels,
     "normals": _draw_normals,
 }
@@ -126,7 +140,7 @@ def _unit_scale(x: Tensor, m: Modality) -> Tensor:
 
 def _range(truth: Tensor, m: Modality) -> tuple[float, float]:
     """Values of the ends of the colour range, in model space."""
-    if m.plot == "scalar" or m.normalization != "mean_std":
+    if m.plot in ("scalar", "grey") or m.normalization != "mean_std":
         return colour_range(truth)
     return 0.0, 1.0 / (sum(m.std) / len(m.std))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from multimae.modalities import Modality
 from multimae.plotting.colours import MASK_GREY, Picture, label_palette, scalar_colours
 from multimae.plotting.pictures import colour_range, to_picture, unnormalize_patches
-from multimae.preprocess import from_model_output, robust_statistics, to_model_input
+from multimae.preprocess import from_model_output, statistics_of, to_model_input
 from utils.app.edits import Array
 from utils.app.engine import Prediction
 from utils.app.masks import Mask
@@ -83,7 +83,7 @@ def stored(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:
     robust = m.normalization == "robust"
     if robust and raw is None:
         return None
-    statistics = robust_statistics(raw) if robust and raw is not None else None
+    statistics = statistics_of(raw, m) if robust and raw is not None else None
     with torch.inference_mode():
         return from_model_output(x[None], m, statistics)[0] * m.max_value
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from heapq import nsmallest
@@ -20,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae.modalities import Modality
+from multimae.readers import SUFFIXES
 from utils.errors import UserError, bullet_list
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+EXTENSIONS = SUFFIXES
+_ABSENT = 255  # code of an extension
 CLASSES_FILE = "classes.json"
 SETTINGS_FILE = "prepared.json"
 """What the files of a modality were made with; beside them."""
@@ -53,7 +56,12 @@ class MultiModalFolder:
     """
 
     def __init__(
-        self, root: str | Path, modalities: Sequence[Modality], *, skip_incomplete: bool = False
+        self,
+        root: str | Path,
+        modalities: Sequence[Modality],
+        *,
+        skip_incomplete: bool = False,
+        allow_missing: bool = False,
     ) -> None:
         """Scan the folders once.
 
@@ -61,6 +69,7 @@ class MultiModalFolder:
             root: Data root.
             modalities: Rows to pair; those with a ``source`` are not read.
             skip_incomplete: Leave out samples that lack a file.
+            allow_missing: Keep them; see :meth:`has`.
 
         Raises:
             UserError: Root or folders missing or empty, ambiguous names, or names that do not
@@ -73,7 +82,7 @@ class MultiModalFolder:
         # Chosen among the names that any modality has: which samples those are does not depend on
         # what others lack.
         chosen = set(self.select(sorted(set().union(*found.values()))))
-        complete = chosen.intersection(*found.values())
+        complete = chosen if allow_missing else chosen.intersection(*found.values())
         self.incomplete: list[tuple[Path, str]] = []
         if len(complete) < len(chosen):
             if not (skip_incomplete and complete):
@@ -86,9 +95,10 @@ class MultiModalFolder:
         names = list(map(os.fsdecode, keys))
         self._extensions: dict[str, tuple[list[str], npt.NDArray[Any]]] = {}
         for name, by_key in found.items():
-            kinds = sorted({by_key[k] for k in names})
+            kinds = sorted({by_key[k] for k in names if k in by_key})
             code = {ext: i for i, ext in enumerate(kinds)}
-            column = np.fromiter((code[by_key[k]] for k in names), np.uint8, len(names))
+            places = (code[by_key[k]] if k in by_key else _ABSENT for k in names)
+            column = np.fromiter(places, np.uint8, len(names))
             self._extensions[name] = kinds, column
 
     def suffix(self, modality: Modality) -> str:
@@ -107,8 +117,22 @@ class MultiModalFolder:
         """``sub-folder/name`` of a sample."""
         return os.fsdecode(self._keys[index])
 
+    def has(self, index: int, modality: Modality) -> bool:
+        """Whether a sample has a file of a modality; always, unless ``allow_missing``."""
+        return bool(self._extensions[modality.name][1][index] != _ABSENT)
+
+    def patterns(self) -> dict[tuple[str, ...], int]:
+        """Which modalities samples have, and a sample that has just these."""
+        there = np.stack([column != _ABSENT for _, column in self._extensions.values()], axis=1)
+        rows, first = np.unique(there, axis=0, return_index=True)
+        names = list(self._extensions)
+        return {
+            tuple(n for n, here in zip(names, row, strict=True) if here): int(index)
+            for row, index in zip(rows, first, strict=True)
+        }
+
     def path(self, index: int, modality: Modality) -> Path:
-        """File of one modality of a sample."""
+        """File of one modality of a sample, which must have it."""
         kinds, column = self._extensions[modality.name]
         ending = self.suffix(modality) + kinds[int(column[index])]
         return self.root.joinpath(modality.data_folder, self.name(index) + ending)
@@ -179,6 +203,7 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
     """
     found: dict[str, str] = {}
     clashes: list[str] = []
+    unread: Counter[str] = Counter()
     pending = [("", str(folder))]
     for prefix, path in pending:
         try:
@@ -196,6 +221,8 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
                         found[key] = dot + suffix
                     elif not prefix and entry.is_dir():
                         pending.append((f"{entry.name}/", entry.path))
+                    elif stem and dot:
+                        unread[dot + suffix] += 1
         except OSError as err:
             raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err
     if clashes:
@@ -205,10 +232,19 @@ def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
         )
     if not found:
         raise UserError(
-            f"modality '{modality}': no images in {folder} or its sub-folders.\nThe layout is "
+            f"modality '{modality}': no images in {folder} or its sub-folders"
+            f"{_without_reader(unread)}.\nThe layout is "
             f"{_LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(EXTENSIONS))}."
         )
     return found
+
+
+def _without_reader(unread: Counter[str]) -> str:
+    """The files of a folder that nothing reads, by extension."""
+    if not unread:
+        return ""
+    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unread.most_common(3))
+    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
 
 
 def _refuse_incomplete(

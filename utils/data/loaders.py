@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images import ImageError, Pixels, check_readable, check_same_view, read
+from multimae.images import ImageError, Pixels, check_readable, check_same_view
+from multimae.modalities import Modality
+from multimae.readers import read
 from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
@@ -21,10 +23,14 @@ from utils.signals import end_workers, leave_to_parent
 
 
 class Sample(NamedTuple):
-    """One sample: tensors by modality (see :class:`JointTransform`) and ``sub-folder/name``."""
+    """One sample: tensors by modality (see :class:`JointTransform`) and ``sub-folder/name``.
+
+    Of modalities that it lacks (``absent``) the tensors are without content.
+    """
 
     images: dict[str, Tensor]
     name: str
+    absent: tuple[str, ...] = ()
 
 
 class BadSample(NamedTuple):
@@ -44,12 +50,14 @@ class Batch:
         names: ``sub-folder/name`` of every sample.
         bad: The samples that were left out.
         rows: Places of the other samples in the whole batch; ``None`` if none was left out.
+        present: ``(B,)`` bool by modality, of those that some sample lacks: which samples have it.
     """
 
     images: dict[str, Tensor]
     names: list[str]
     bad: list[BadSample] = field(default_factory=list)
     rows: tuple[int, ...] | None = None
+    present: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of samples, without the bad ones."""
@@ -62,8 +70,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``; copies from pinned memory overlap with computation."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in self.images.items()}
-        return replace(self, images=moved)
+        moved, present = (
+            {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+            for tensors in (self.images, self.present)
+        )
+        return replace(self, images=moved, present=present)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the DataLoader)."""
@@ -76,7 +87,12 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
     bad = [s for s in samples if isinstance(s, BadSample)]
     keys = next(iter(good.values())).images if good else ()
     images = {key: torch.stack([s.images[key] for s in good.values()]) for key in keys}
-    return Batch(images, [s.name for s in good.values()], bad, tuple(good) if bad else None)
+    lacking = {key for s in good.values() for key in s.absent}
+    present = {
+        k: torch.tensor([k not in s.absent for s in good.values()]) for k in keys if k in lacking
+    }
+    names = [s.name for s in good.values()]
+    return Batch(images, names, bad, tuple(good) if bad else None, present)
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -139,11 +155,17 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         if problems:
             raise UserError(problems[0])
         with sample_rng(self.seed, key):
-            return Sample(self.transform(pixels), self.folder.name(place))
+            images = self.transform(pixels)
+        absent = tuple(m.name for m in self.folder.modalities if m.name not in pixels)
+        return Sample(images, self.folder.name(place), absent)
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
         return self.folder.name(self._place(index))
+
+    def has(self, index: int, modality: Modality) -> bool:
+        """Whether a sample has a file of a modality."""
+        return self.folder.has(self._place(index), modality)
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""
@@ -159,6 +181,8 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
+            if not self.folder.has(index, m):
+                continue
             paths[m.name] = self.folder.path(index, m)
             try:
                 pixels[m.name] = read(paths[m.name], m, self.patch_size)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from multimae.images import Pixels, size_of
+from multimae.images import Pixels, size_of, storage_dtype
 from multimae.modalities import Modality
 from multimae.tokens import Size, as_size
 from multimae.views import View, centred_view, cut
@@ -55,7 +56,17 @@ class JointTransform(ABC):
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
         """See the class."""
         view = self.choose(max(size_of(p) for p in pixels.values()))
-        return {m.name: self._cut(pixels[m.name], m, view) for m in self.modalities}
+        return {
+            m.name: self._cut(pixels[m.name], m, view) if m.name in pixels else self._empty(m)
+            for m in self.modalities
+        }
+
+    def _empty(self, m: Modality) -> Tensor:
+        """What stands for a modality that a sample lacks."""
+        h, w = (side // m.stride for side in self.input_size)
+        value = 0 if m.no_data is None else m.no_data
+        shape = (h, w) if m.is_labels else (m.num_channels, h, w)
+        return torch.from_numpy(np.full(shape, value, storage_dtype(m)))
 
     def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
         return cut(

@@ -23,6 +23,7 @@ from utils.checkpoint import best_checkpoint, resume
 from utils.config import to_flat_dict
 from utils.data.loaders import Batch, MultiModalDataset, build_eval_loader, build_train_loader
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
+from utils.data.statistics import statistics_warnings
 from utils.dist import World
 from utils.ema import average
 from utils.engine import evaluate, fit
@@ -166,6 +167,8 @@ def _train(
         logger.say(report.summary())
         if output_dir and world.is_main:
             (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+        for warning in statistics_warnings(cfg.start.finetune, train_set):
+            logger.say(warning)
     if cfg.start.model_ema:
         state.ema = average(state.model, cfg.start)
     state.global_batch = plan.global_batch

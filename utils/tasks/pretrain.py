@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multimae.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
-from multimae.criterion import MaskedLoss, build_loss
+from multimae.criterion import MaskedLoss, build_loss, mean_over_counted
 from multimae.masking import TokenMasks, sample_masks
 from multimae.modalities import Modality
 from multimae.multimae import MultiMAE
-from multimae.preprocess import prepare
+from multimae.partial_targets import per_sample_where, without_absent
+from multimae.preprocess import pixels_with_value, prepare
 from multimae.tokens import TokenLayout
 from utils.data.loaders import Batch
 from utils.seeding import generator
@@ -36,13 +37,17 @@ class MaskOptions:
         size: int,
         device: torch.device,
         rows: Sequence[int] | None = None,
+        present: Mapping[str, Tensor] | None = None,
     ) -> TokenMasks:
         """Masks of ``size`` samples at ``position``, however samples are split over processes.
 
         Every process draws for the whole update and keeps its own rows: the noise costs little,
         and no state needs saving. Of these ``rows`` are returned, if they are given: a sample has
-        the same masks whether or not others of its batch are bad.
+        the same masks whether or not others of its batch are bad. ``present`` says which of them
+        have a modality, where some do not.
         """
+        if present and rows is not None:
+            present = {name: _at(rows, there, size) for name, there in present.items()}
         drawn = sample_masks(
             layout,
             position.num_rows,
@@ -52,8 +57,43 @@ class MaskOptions:
             generator(device, self.seed, position.step),
             device,
             rows=(position.first_row, position.first_row + size),
+            present=present,
         )
         return drawn if rows is None else drawn.take(rows)
+
+
+def _at(rows: Sequence[int], there: Tensor, size: int) -> Tensor:
+    """(size,) flags of a whole batch from those of some of its rows; True elsewhere."""
+    whole = torch.ones(size, dtype=torch.bool, device=there.device)
+    whole[torch.tensor(rows, dtype=torch.long, device=there.device)] = there
+    return whole
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the encoder may see and the decoders are compared with, in model space.
+
+    Attributes:
+        x: By row.
+        valid: Where pixels have a value, by the name of the stored modality; of rows with
+            ``no_data`` alone.
+        present: Which samples have the modality, (B,) bool; of those that some sample lacks.
+    """
+
+    x: dict[str, Tensor]
+    valid: dict[str, Tensor] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Batch, rows: Sequence[Modality]) -> Targets:
+        """Of a batch, on its device."""
+        valid = {
+            m.name: where
+            for m in rows
+            if m.source is None
+            and (where := pixels_with_value(batch.images[m.name], m)) is not None
+        }
+        return cls(prepare(batch.images, rows), valid, batch.present)
 
 
 class PretrainTask(Task):
@@ -102,17 +142,40 @@ class PretrainTask(Task):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
-        x = prepare(batch.images, self.rows)
-        device = next(iter(x.values())).device
+        targets = Targets.of(batch, self.rows)
+        device = next(iter(targets.x.values())).device
         out = self.model.forward_patches(
-            {m.name: x[m.name] for m in self.inputs},
-            lambda layout: self.masks.draw(layout, position, batch.whole_size, device, batch.rows),
+            {m.name: targets.x[m.name] for m in self.inputs},
+            lambda layout: self.masks.draw(
+                layout, position, batch.whole_size, device, batch.rows, batch.present
+            ),
             self.fp32_output_adapters,
         )
         losses = {}
         for m in self.outputs:
             mask = None if self.loss_on_unmasked else out.masks.task_masks.get(m.data_name)
-            losses[m.name] = self.losses[m.name].from_patches(out.patches[m.name], x[m.name], mask)
+            per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
+            losses[m.name] = mean_over_counted(*per_sample)
         weighted = self.balancer(losses)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
+
+    def per_sample(
+        self, m: Modality, pred_bnp: Tensor, targets: Targets, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (B,) of every sample, and whether it counts (B,).
+
+        Args:
+            m: An output.
+            pred_bnp: Its prediction as patch vectors.
+            targets: The truth.
+            mask: (B, N), 1 = counted; ``None`` counts every patch.
+        """
+        loss, target = self.losses[m.name], targets.x[m.name]
+        present, valid = targets.present.get(m.data_name), targets.valid.get(m.data_name)
+        if present is not None:
+            mask = torch.ones_like(pred_bnp[..., 0]) if mask is None else mask
+            mask = without_absent(mask, present)
+        if valid is not None:
+            return per_sample_where(loss, pred_bnp, target, valid, mask)
+        return loss.per_sample(pred_bnp, target, mask)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from multimae.spec import ModelSpec
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
 from utils.data.samplers import EvalBatchSampler
+from utils.data.statistics import fill_in, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.dist import World
 from utils.errors import UserError
@@ -23,6 +25,7 @@ from utils.optim import build_optimizer, norm_and_bias, param_groups
 from utils.options import split_names
 from utils.precision import Precision
 from utils.pretrain_options import PretrainConfig
+from utils.pretrained import REPORT, load_pretrained
 from utils.tasks.base import Evaluator
 from utils.tasks.pretrain import MaskOptions, PretrainTask
 from utils.tasks.reconstruction import (
@@ -30,6 +33,7 @@ from utils.tasks.reconstruction import (
     Predictor,
     ReconstructionEvaluator,
     TrivialPredictor,
+    spread_complete_keys,
     spread_keys,
 )
 
@@ -38,7 +42,10 @@ CHECKED_SAMPLES = 256
 
 
 def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
-    """Rows of the inputs and of the targets, with the data's class names for legends."""
+    """Rows of the inputs and of the targets, with the data's class names for legends.
+
+    Statistics that are to be computed come from the training set.
+    """
     names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
     table = {
         name: replace(m, class_names=names)
@@ -46,7 +53,9 @@ def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
         else m
         for name, m in cfg.table().items()
     }
-    return select(table, cfg.in_names), select(table, cfg.out_names)
+    wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
+    rows = {m.name: m for m in fill_in(wanted, cfg.data.data_path)}
+    return select(rows, cfg.in_names), select(rows, cfg.out_names)
 
 
 def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModalDataset:
@@ -122,9 +131,45 @@ def build_task(
     )
 
 
+def start_from(
+    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset
+) -> Iterator[str]:
+    """Load ``--init_weights``; what became of every key goes to ``weights.txt``.
+
+    Yields:
+        A summary, and a warning for every modality whose data is not what the weights know.
+
+    Raises:
+        UserError: The file is missing, unreadable or fits nothing.
+    """
+    start, output_dir = cfg.start, cfg.checkpoint.output_dir
+    if not start.init_weights:
+        return
+    report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
+    yield report.summary()
+    if output_dir and Path(output_dir).is_dir():
+        (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+    yield from statistics_warnings(start.init_weights, train_set)
+
+
+def train_parts_of(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:
+    """Freeze all but the input adapters, decoders and task embeddings of some modalities."""
+    own = {m.name for m in outputs if m.data_name in names}
+    parts = tuple(
+        [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
+    )
+    for key, parameter in model.named_parameters():
+        new_embedding = ".task_embeddings." in key and key.rpartition(".")[2] in names
+        parameter.requires_grad_(
+            parameter.requires_grad and (key.startswith(parts) or new_embedding)
+        )
+
+
 def optimizer_for(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
     """Optimiser over model and balancer; the balancer has its own learning-rate scale."""
     optim = cfg.optim
+    if cfg.start.train_only:
+        train_parts_of(task.model, task.outputs, split_names(cfg.start.train_only))
     groups = param_groups(
         task.named_parameters(),
         optim.weight_decay,
@@ -174,7 +219,7 @@ def build_evaluators(
     predictor = Predictor(task, world.device, precision)
     evaluators: list[Evaluator] = [ReconstructionEvaluator(predictor, loader, trivial, world)]
     if cfg.log.num_pictures and world.is_main:
-        pictured = spread_keys(eval_set, cfg.log.num_pictures)
+        pictured = spread_complete_keys(eval_set, cfg.log.num_pictures)
         batch = collate([eval_set[key] for key in pictured])
         indices = [key.index for key in pictured]
         evaluators.append(PictureEvaluator(predictor, batch, indices, logger))
@@ -188,8 +233,11 @@ def _dataset(
     transform: JointTransform,
     skip_bad: bool = False,
 ) -> MultiModalDataset:
+    allow_missing = cfg.data.missing == "allow"
+    folder = MultiModalFolder(path, rows, skip_incomplete=skip_bad, allow_missing=allow_missing)
+    _check_patterns(cfg, folder)
     dataset = MultiModalDataset(
-        MultiModalFolder(path, rows, skip_incomplete=skip_bad),
+        folder,
         transform,
         seed=cfg.runtime.seed,
         patch_size=cfg.model.patch_size,
@@ -197,3 +245,23 @@ def _dataset(
     )
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
+
+
+def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
+    """Whether every sample has inputs for the budget of visible patches.
+
+    Raises:
+        UserError: One has not, with its name.
+    """
+    size, budget = cfg.model.input_size, cfg.model.num_encoded_tokens
+    inputs = [m for m in folder.modalities if m.name in cfg.in_names]
+    sides = {m.name: max(1, (m.patch_size or cfg.model.patch_size) // m.stride) for m in inputs}
+    tokens = {m.name: (size // m.stride // sides[m.name]) ** 2 for m in inputs}
+    for names, index in folder.patterns().items():
+        count = sum(tokens[name] for name in names if name in tokens)
+        if count < min(budget, sum(tokens.values())):
+            raise UserError(
+                f"{folder.root}: sample '{folder.name(index)}' has only {', '.join(names)}: "
+                f"{count} patches of inputs, fewer than num_encoded_tokens {budget}. Lower "
+                "that, or remove such samples."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from multimae.criterion import MaskedMSELoss
 from multimae.masking import TokenMasks
+from multimae.modalities import Modality
 from multimae.multimae import PatchPredictions
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.patches import unpatchify
 from multimae.plotting.grids import reconstruction_grid
-from multimae.preprocess import prepare
 from multimae.tokens import TokenLayout
 from utils.data.loaders import Batch, MultiModalDataset
 from utils.data.samplers import SampleKey
@@ -27,7 +27,7 @@ from utils.logging import RunLogger
 from utils.metrics import MeanMeter
 from utils.precision import Precision
 from utils.tasks.base import StepPosition
-from utils.tasks.pretrain import MaskOptions, PretrainTask
+from utils.tasks.pretrain import MaskOptions, PretrainTask, Targets
 
 # Masks of evaluation: the same for every run, whatever its seed.
 EVAL_SEED = 20220904
@@ -54,9 +54,11 @@ class TrivialPredictor:
             problems += [bad.problem for bad in batch.bad]
             if not len(batch):
                 continue
-            x = prepare(batch.images, task.rows)
+            targets = Targets.of(batch, task.rows)
             for m in task.outputs:
-                values[m.name].append(self._targets(task, m.name, x[m.name]))
+                present = targets.present.get(m.data_name)
+                if present is None or present.any():
+                    values[m.name].append(_target_values(task, m, targets))
         if not all(values.values()):
             raise UserError(f"none of the training samples can be read:\n{bullet_list(problems)}")
         self.constants = {
@@ -72,16 +74,6 @@ class TrivialPredictor:
         per_channel = like.shape[-1] // len(constants)
         return constants.repeat_interleave(per_channel).expand(like.shape)
 
-    @staticmethod
-    def _targets(task: PretrainTask, name: str, x: Tensor) -> Tensor:
-        """Targets as the loss sees them, (C, values) or class counts."""
-        loss = task.losses[name]
-        if not isinstance(loss, MaskedMSELoss):
-            return torch.bincount(x.flatten())
-        channels = x.shape[1]
-        patches = loss.target_patches(x)
-        return patches.view(*patches.shape[:2], channels, -1).permute(2, 0, 1, 3).flatten(1)
-
 
 @dataclass(frozen=True)
 class Predictor:
@@ -93,17 +85,19 @@ class Predictor:
 
     def __call__(
         self, model: nn.Module, batch: Batch, indices: Sequence[int]
-    ) -> tuple[dict[str, Tensor], PatchPredictions]:
+    ) -> tuple[Targets, PatchPredictions]:
         """Prepared inputs and targets, and float32 predictions for them."""
-        x = prepare(batch.to(self.device).images, self.task.rows)
+        targets = Targets.of(batch.to(self.device), self.task.rows)
         with self.precision.autocast():
             out: PatchPredictions = model.forward_patches(  # type: ignore[operator]
-                {m.name: x[m.name] for m in self.task.inputs},
-                lambda layout: fixed_masks(layout, indices, self.task.masks, self.device),
+                {m.name: targets.x[m.name] for m in self.task.inputs},
+                lambda layout: fixed_masks(
+                    layout, indices, self.task.masks, self.device, batch.present
+                ),
                 self.task.fp32_output_adapters,
             )
         patches = {n: p.float() for n, p in out.patches.items()}
-        return x, PatchPredictions(patches, out.masks, out.layout)
+        return targets, PatchPredictions(patches, out.masks, out.layout)
 
 
 class ReconstructionEvaluator:
@@ -130,16 +124,15 @@ class ReconstructionEvaluator:
         for batch in self.loader:
             indices = [first + i * self.world.size for i in range(len(batch))]
             first += len(batch) * self.world.size
-            x, out = self.predictor(model, batch, indices)
+            targets, out = self.predictor(model, batch, indices)
             for m in task.outputs:
                 mask = out.masks.task_masks.get(m.data_name)
-                loss = task.losses[m.name]
                 pred = out.patches[m.name]
                 for kind, patches in (
                     ("eval", pred),
                     ("trivial", self.trivial.patches(m.name, pred)),
                 ):
-                    per_sample, counted = loss.per_sample(patches, x[m.name], mask)
+                    per_sample, counted = task.per_sample(m, patches, targets, mask)
                     meter.update({f"{kind}/{m.name}": per_sample}, counted)
         meter.load(self.world.sum(meter.state()))
         result = meter.compute()
@@ -162,14 +155,14 @@ class PictureEvaluator:
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """Send the picture to the logger; no numbers."""
         task = self.predictor.task
-        x, out = self.predictor(model, self.batch, self.indices)
+        targets, out = self.predictor(model, self.batch, self.indices)
         preds = {}
         for name, adapter in task.model.output_adapters.items():
             spatial = cast(SpatialOutputAdapter, adapter)
             grid = spatial.grid(out.layout)
             preds[name] = unpatchify(out.patches[name], grid, spatial.patch_size).cpu()
         image = reconstruction_grid(
-            {n: v.cpu() for n, v in x.items()},
+            {n: v.cpu() for n, v in targets.x.items()},
             preds,
             {n: v.cpu() for n, v in out.masks.task_masks.items()},
             task.outputs,
@@ -181,14 +174,25 @@ class PictureEvaluator:
 
 
 def fixed_masks(
-    layout: TokenLayout, indices: Sequence[int], options: MaskOptions, device: torch.device
+    layout: TokenLayout,
+    indices: Sequence[int],
+    options: MaskOptions,
+    device: torch.device,
+    present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
-    """Masks that depend on the samples' indices alone, drawn on the CPU."""
+    """Masks that depend on the samples' indices (and what they lack) alone, drawn on the CPU."""
     cpu = torch.device("cpu")
     fixed = MaskOptions(
         options.num_visible, options.alphas, options.sample_tasks_uniformly, EVAL_SEED
     )
-    drawn = [fixed.draw(layout, StepPosition(i, 0, 1), 1, cpu) for i in indices]
+    of_each: list[dict[str, Tensor]] = [
+        {name: there[row : row + 1].cpu() for name, there in (present or {}).items()}
+        for row in range(len(indices))
+    ]
+    drawn = [
+        fixed.draw(layout, StepPosition(i, 0, 1), 1, cpu, present=there)
+        for i, there in zip(indices, of_each, strict=True)
+    ]
     return TokenMasks(
         torch.cat([m.ids_keep for m in drawn]).to(device),
         torch.cat([m.ids_restore for m in drawn]).to(device),
@@ -203,9 +207,36 @@ def spread_keys(dataset: MultiModalDataset, count: int = MAX_TRIVIAL_SAMPLES) ->
     return [SampleKey(0, i * total // count) for i in range(count)]
 
 
+def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
+    """As :func:`spread_keys`, among the samples that lack no modality, if there are such."""
+    rows = dataset.folder.modalities
+    keys = spread_keys(dataset, len(dataset))
+    whole = [key for key in keys if all(dataset.has(key.index, m) for m in rows)] or keys
+    count = min(count, len(whole))
+    return [whole[i * len(whole) // count] for i in range(count)]
+
+
 def gain(loss: float, trivial: float) -> float:
     """Share of the trivial predictor's loss that the model saves; 1 is perfect, 0 trivial."""
     return 1.0 - loss / trivial if trivial > 0 else math.nan
+
+
+def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
+    """Targets as the loss sees them, (C, values) or class counts."""
+    x, valid = targets.x[m.name], targets.valid.get(m.data_name)
+    present = targets.present.get(m.data_name)
+    if present is not None:
+        x, valid = x[present], None if valid is None else valid[present]
+    if m.is_labels:
+        return torch.bincount((x if valid is None else x[valid]).flatten())
+    if valid is not None:
+        known: Tensor = x.transpose(0, 1)[:, valid[:, 0]]
+        return known
+    loss = cast(MaskedMSELoss, task.losses[m.name])
+    patches = loss.target_patches(x)
+    channels = x.shape[1]
+    values = patches.view(*patches.shape[:2], channels, patches.shape[2] // channels)
+    return values.permute(2, 0, 1, 3).flatten(1)
 
 
 def _best_constants(values: Sequence[Tensor], median: bool) -> Tensor:

@@ -1,0 +1,39 @@
+"""Add modalities to a folder of rooms: edges, six spectral bands, temperatures.
+
+    python tools/make_rooms.py --out data/rooms --train 1200 --val 200 --size 160 --workers 2
+    python tools/make_modalities.py data/rooms --add edges multispectral thermal
+
+They are computed from the photos, depth and labels that are there (normals are rendered anyway) and
+stored as such data often are: 8-bit PNG, 16-bit .npy with six channels, float TIFF with pixels that
+have no value. cfgs/pretrain/rooms has a config that trains on each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.data.rooms.derived import DERIVED, derive
+from utils.errors import exit_on_user_error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rooms", type=Path, help="folder of tools/make_rooms.py")
+    parser.add_argument("--add", nargs="+", choices=DERIVED, default=list(DERIVED), help="which")
+    args = parser.parse_args(argv)
+    count = derive(args.rooms, args.add)
+    print(f"{args.rooms}: {', '.join(args.add)} of {count} rooms")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
