@@ -73,8 +73,8 @@ def test_a_plan_of_pretraining(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert plan["eta"] == pytest.approx(80 / plan["images_per_s"], abs=0.1)
     rates = [*plan["loader_images_per_s"].values(), *plan["threads_images_per_s"].values()]
     assert min(*rates, plan["images_per_s"]) > 0
-    sizes = [probe["batch_size"] for probe in plan["steps"]]
-    assert sizes and sizes == [1, 2, 4, 8][: len(sizes)], "as many as the time allows"
+    tried = [probe["batch_size"] for probe in plan["steps"]]
+    assert tried == [1, 2, 4, 8][: len(tried)] != []  # as many as a busy machine has time for
     assert all(1e8 < probe["memory"] < 1e11 for probe in plan["steps"])
     for word in ("loader", "step", "together", "bottleneck", "suggestion", "time", "disk"):
         assert re.search(rf"^{word} ", table, re.MULTILINE), table
