@@ -29,12 +29,13 @@ from utils.errors import UserError, exit_on_user_error
 from utils.run_log import read_log
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_pretraining_multimae.py"
+BATCH_SIZE = 4
 MODALITIES = ("rgb", "depth", "semseg")
 CONFIG = (
     *("--standardize_depth", "--modalities", "{semseg: {num_classes: 41}}"),
     *("--model", "pretrain_multimae_tiny", "--input_size", "64", "--num_encoded_tokens", "16"),
     *("--decoder_dim", "64", "--decoder_depth", "1", "--decoder_num_heads", "4"),
-    *("--batch_size", "8", "--blr", "1.6e-2", "--warmup_steps", "50", "--clip_grad", "3.0"),
+    *("--blr", "3.2e-2", "--warmup_steps", "50", "--clip_grad", "3.0"),
     *("--num_workers", "0", "--num_pictures", "0", "--log_every", "1", "--no_save_ckpt"),
     *("--missing", "allow", "--eval_freq", "1000000"),
 )
@@ -78,7 +79,8 @@ def run(
     command = [
         *(sys.executable, str(SCRIPT), *CONFIG, "--data_path", str(train)),
         *("--eval_data_path", str(val), "--output_dir", str(out), "--seed", str(seed)),
-        *("--epochs", str(math.ceil(steps / (count // 8))), "--max_steps", str(steps)),
+        *("--epochs", str(math.ceil(steps / (count // BATCH_SIZE))), "--max_steps", str(steps)),
+        *("--batch_size", str(BATCH_SIZE)),
         *more,
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
