@@ -238,7 +238,14 @@ class RuntimeOptions:
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
     )
-    find_unused_params: bool = option(True, "Let DDP look for parameters without gradient")
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "Several processes: ddp, a copy of the model on each; fsdp: model, gradients and "
+        "optimiser shared out over them",
+    )
+    find_unused_params: bool = option(
+        True, "DDP: let parts of the model have no gradient; looked for once, in the first step"
+    )
     show_user_warnings: bool = option(False, "Show Python's UserWarnings")
     world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)")
     local_rank: int = option(-1, "Rank on this machine; torchrun sets it", within="[-1, inf)")
