@@ -23,8 +23,8 @@ import tests.conftest  # noqa: F401  the processes need its model size
 from tests.scenes import ON_CPU, tiny_run, write_scenes
 from tests.test_pretraining import rows, weights
 from utils import stepper
-from utils.config import ConfigError, parse_config
 from utils.cls_options import ClsConfig
+from utils.config import ConfigError, parse_config
 
 LOSSES = ("loss", "loss/rgb", "loss/depth", "loss/semseg", "loss/norm_rgb", "grad_norm")
 FSDP = ("--parallel", "fsdp")
@@ -86,7 +86,7 @@ def cls_run(scenes: Path, output_dir: Path, *more: str) -> tuple[str, list[str]]
         *(f"--{key}={scenes}" for key in ("data_path", "eval_data_path", "test_data_path")),
         *("--in_domains", "rgb-depth", "--nb_classes", "2", "--output_dir", str(output_dir)),
         *("--model", "multivit_nano", "--input_size", "32", "--patch_size", "8", *ON_CPU),
-        *("--epochs", "2", "--warmup_epochs", "0", "--batch_size", "2", "--log_every", "1"),
+        *("--epochs", "1", "--warmup_epochs", "0", "--batch_size", "2", "--log_every", "1"),
         *("--num_workers", "0", "--num_pictures", "0", "--lr", "0.01"),
         *("--model_ema", "--model_ema_decay", "0.5", *more),
     ]
@@ -108,10 +108,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     in_two_processes(
         run("ddp", *two),
         run("fsdp", *two, *FSDP),
-        run("one to fsdp", *two, *FSDP),
+        run("one to fsdp", *two, *FSDP, "--max_steps", "14"),
         run("halves ddp", *HALVES),
         run("halves fsdp", *HALVES, *FSDP),
-        run("whole fsdp", *HALVES, *FSDP, "--batch_size", "2", "--update_freq", "1"),
         run("bf16 ddp", *LOW, "--precision", "bf16"),
         run("bf16 fsdp", *LOW, "--precision", "bf16", *FSDP,
             "--fp32_output_adapters", "semseg"),
@@ -120,7 +119,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cls_run(scenes, root / "cls fsdp", *FSDP),
     )  # fmt: skip
     go_on(root, "fsdp", "fsdp to one")
-    run_pretraining_multimae.main(run("fsdp to one", *TWENTY, *scored)[1])
+    run_pretraining_multimae.main(run("fsdp to one", *TWENTY, *scored, "--max_steps", "14")[1])
     return root
 
 
@@ -140,6 +139,12 @@ def assert_alike(a: Path, b: Path, steps: int, rel: float = 1e-5) -> None:
             assert second[step][key] == pytest.approx(first[step][key], rel=rel), (step, key)
 
 
+def assert_numbers(a: dict[str, Any], b: dict[str, Any], rel: float) -> None:
+    assert a.keys() == b.keys()
+    numbers = {key: value for key, value in a.items() if isinstance(value, float)}
+    assert {key: b[key] for key in numbers} == pytest.approx(numbers, rel=rel)
+
+
 def test_shares_train_like_copies(out: Path) -> None:
     assert_alike(out / "ddp", out / "fsdp", steps=20)
     copies, shares = (weights(out / name) for name in ("ddp", "fsdp"))
@@ -148,13 +153,13 @@ def test_shares_train_like_copies(out: Path) -> None:
     ]
     # Pictures and scores are made by the usual evaluators, on a whole model.
     a, b = rows(out / "ddp", "eval")[-1], rows(out / "fsdp", "eval")[-1]
-    assert {k: pytest.approx(v, rel=1e-4) for k, v in a.items()} == b
+    assert_numbers(a, b, rel=1e-4)
     assert list((out / "fsdp/pictures").iterdir())
 
 
 @pytest.mark.parametrize("name", ["one to fsdp", "fsdp to one"])
 def test_a_run_goes_on_in_another_layout(out: Path, name: str) -> None:
-    assert_alike(out / "one", out / name, steps=11)
+    assert_alike(out / "one", out / name, steps=5)
     assert rows(out / name)[0]["step"] == 10
 
 
@@ -181,7 +186,7 @@ def test_gradients_are_exchanged_once_per_update_and_clipped_alike(out: Path) ->
     times = {p.name: int((p / "exchanges").read_text()) for p in out.iterdir() if p.is_dir()
              and (p / "exchanges").exists()}  # fmt: skip
     # Two blocks, four decoders and the rest, in three updates; DDP has one bucket or two.
-    assert times["halves fsdp"] == times["whole fsdp"] == 7 * 3
+    assert times["halves fsdp"] == 7 * 3
     # The first update of a static graph exchanges after both of its batches.
     assert 4 <= times["halves ddp"] <= 2 * 4
 
@@ -193,13 +198,13 @@ def test_lower_precision_follows_copies(out: Path) -> None:
 
 
 def test_fine_tuning_averages_keeps_the_best_and_tests(out: Path) -> None:
-    assert_alike(out / "cls ddp", out / "cls fsdp", steps=6)
+    assert_alike(out / "cls ddp", out / "cls fsdp", steps=3)
     a, b = (rows(out / name, "eval") for name in ("cls ddp", "cls fsdp"))
-    assert len(a) == 3
+    assert len(a) == 2
     assert "test/acc1" in a[-1]
     for copies, shares in zip(a, b, strict=True):
-        assert shares == {k: pytest.approx(v, rel=1e-5) for k, v in copies.items()}
-    for file in ("checkpoint-best.pth", "checkpoint-2.pth"):
+        assert_numbers(copies, shares, rel=1e-5)
+    for file in ("checkpoint-best.pth", "checkpoint-1.pth"):
         one, two = (
             torch.load(out / name / "checkpoints" / file, weights_only=True)
             for name in ("cls ddp", "cls fsdp")
