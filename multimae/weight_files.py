@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,11 @@ def _unpickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, err: Exception) -> str:
-    refused = next((line.strip() for line in str(err).splitlines() if "GLOBAL" in line), None)
+    refused = re.search(r"GLOBAL (\S+)", str(err))
     if refused:
         return (
-            f"checkpoint {path} holds Python objects that could run code, so it was not loaded "
-            f"({refused.rstrip('.')}). If you trust its author, re-save the weights alone: "
+            f"checkpoint {path} holds Python objects that could run code ({refused[1]}), so it was "
+            "not loaded. If you trust its author, re-save the weights alone: "
             "torch.save({'model': state_dict}, path) or safetensors"
         )
     reason = (str(err).splitlines() or [""])[0][:100]

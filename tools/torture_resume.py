@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,9 +22,16 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.torture import Chain, Layout, chains_of, torture, train_child
+import run_pretraining_multimae
+from multimae.sizes import SIZES
+from utils.data.loaders import Batch
+from utils.script import run_script
+from utils.state import TrainState
+from utils.stepper import Stepper, Update
+from utils.torture import Chain, Layout, chains_of, torture
 
 CHILD = "child"
+SIZE = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = torture(chains, options.data_path, options.work or Path(folder), options.steps)
     print(json.dumps(report))
     return 0 if report["equal"] == report["chains"] else 1
+
+
+def train_child(argv: Sequence[str]) -> None:
+    """The run that is killed: pre-training that writes down the samples of every step."""
+    SIZES["nano"] = SIZE
+    output_dir = Path(argv[list(argv).index("--output_dir") + 1])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / f"samples-{os.environ.get('RANK', '0')}.jsonl"
+    step = Stepper.step
+
+    def noted(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
+        names = [name for batch in batches for name in batch.names]
+        with path.open("a") as file:
+            file.write("\n" + json.dumps([state.step, *names]))
+        return step(self, state, batches)
+
+    Stepper.step = noted  # type: ignore[method-assign]
+    run_script(lambda: run_pretraining_multimae.main(argv))
 
 
 if __name__ == "__main__":

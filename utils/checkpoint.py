@@ -10,6 +10,7 @@ reads::
     epoch      epochs completed
     step       updates done; with the epoch, the position of the sampler
     skipped    steps whose batches are left out, see --on_nonfinite rollback
+    left_out   names of the bad samples met, see --on_bad_sample
     best       best value of the goal's metric, fine-tuning only
     model_ema  running average of the weights, if one is kept
     rng        generators of python, numpy and torch
@@ -129,15 +130,15 @@ def latest_checkpoint(output_dir: str | Path, say: Say = print) -> Path | None:
         output_dir: Folder of the run.
         say: Told about every newer one that is damaged.
     """
-    for path, whole in _candidates(Path(output_dir) / FOLDER):
-        if whole:
+    for path, problem in _candidates(Path(output_dir) / FOLDER):
+        if not problem:
             return path
-        say(f"{path} is damaged (its checksum differs): falling back to the checkpoint before it")
+        say(f"{problem}: falling back to the checkpoint before it")
     return None
 
 
-def _candidates(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Checkpoints, newest first, and whether each is what was written."""
+def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Checkpoints, newest first, and what is wrong with each; empty if nothing."""
     entries = read_manifest(folder)
     listed = {e.file for e in entries}
     seen: set[str] = set()
@@ -147,12 +148,13 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, bool]]:
             continue
         same_name = [e for e in entries if e.file == entry.file]
         seen.add(entry.file)
-        yield path, any(e.verifies(folder) for e in same_name)
+        whole = any(e.verifies(folder) for e in same_name)
+        yield path, "" if whole else f"{path} is damaged (its checksum differs)"
     # Of other writers, or of before there were manifests: nothing says what they should be.
     others = [p for p in folder.glob("checkpoint-*.pth") if p.name not in listed]
     for path in sorted(others, key=_age, reverse=True):
         if _age(path) >= (0, 0):
-            yield path, _readable(path)
+            yield path, _unreadable(path)
 
 
 def _age(path: Path) -> tuple[int, int]:
@@ -160,12 +162,12 @@ def _age(path: Path) -> tuple[int, int]:
     return (int(epoch[1]) if epoch else -1, 0) if not step else (0, int(step[1]))
 
 
-def _readable(path: Path) -> bool:
+def _unreadable(path: Path) -> str:
     try:
         read_checkpoint(path)
-    except CheckpointError:
-        return False
-    return True
+    except CheckpointError as err:
+        return str(err)
+    return ""
 
 
 def resume(
@@ -188,7 +190,7 @@ def resume(
     """
     path = world.from_main(lambda: _find(options, say))
     if path is not None:
-        restore(state, path)
+        restore(state, path, world)
     return path
 
 
@@ -209,7 +211,7 @@ def _find(options: CheckpointOptions, say: Say) -> Path | None:
     return path
 
 
-def restore(state: TrainState, path: Path) -> None:
+def restore(state: TrainState, path: Path, world: World) -> None:
     """Set ``state`` to what a checkpoint holds.
 
     Raises:
@@ -236,7 +238,7 @@ def restore(state: TrainState, path: Path) -> None:
             "x processes as it was, or start from its weights in another --output_dir."
         )
     try:
-        state.load_state_dict(checkpoint)
+        state.load_state_dict(checkpoint, world)
     except (RuntimeError, ValueError, KeyError) as err:
         raise UserError(
             f"cannot resume from {path}: its optimiser or balancer state does not fit this run "

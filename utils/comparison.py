@@ -18,6 +18,7 @@ from multimae.plotting.curves import Curve, Row, curve
 from utils.errors import UserError
 from utils.run_log import LOG_NAME, read_log
 
+_BROKEN = (yaml.YAMLError, ValueError, RecursionError)  # of YAML; ValueError: no such date
 _KEYS = {"size", "output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
 
 
@@ -215,8 +216,8 @@ def read_plan(path: Path, size: str | None = None, changes: Sequence[str] = ()) 
             tuple(_experiment(name, each) for name, each in raw["experiments"].items()),
             dict(_change(text) for text in changes),
         )
-    except (OSError, yaml.YAMLError, TypeError, AttributeError) as err:
-        raise UserError(f"{path}: not a plan ({err})") from err
+    except (OSError, *_BROKEN, TypeError, AttributeError) as err:
+        raise UserError(f"{path}: not a plan ({' '.join(str(err).split())})") from err
 
 
 def _experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
@@ -228,7 +229,10 @@ def _change(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text}: expected OPTION=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except _BROKEN as err:
+        raise UserError(f"--set {text}: not YAML ({' '.join(str(err).split())})") from err
 
 
 def _filled(value: Any, size: str) -> Any:

@@ -148,7 +148,7 @@ def _read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[list[S
         content = loader.get_single_data()
     except OSError as err:
         return [], [f"--config {path}: {err.strerror or err}"]
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
+    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: no such date
         return [], [f"{path}: {_one_line(err)}"]
     if content is None:
         content = {}
@@ -171,7 +171,7 @@ def _parse_inline(value: Any) -> Any:
     try:
         loader = _Loader(value)
         value = loader.get_single_data()
-    except yaml.YAMLError as err:
+    except (ValueError, RecursionError, yaml.YAMLError) as err:
         raise ValueError(f"not YAML: {_one_line(err)}") from err
     if loader.duplicates:
         raise ValueError("; ".join(loader.duplicates))

@@ -135,7 +135,7 @@ def _agree(run: Run, micro: Sequence[Batch]) -> bool:
         raise RunError("rank 0 could not save", everywhere=True)
     if agreed.bad_samples:
         run.bad_samples.add(run.control.gather(bad))
-        run.bad_samples.check(run.bad_samples.count)
+        run.bad_samples.check()
     if (agreed.stop or agreed.save) and _is_bad(run):
         raise RunError("the loss is not finite", everywhere=True)
     if agreed.stop:
@@ -177,7 +177,7 @@ def _roll_back(run: Run, bad_step: int) -> None:
             everywhere=True,
         )
     skipped = state.skipped | {bad_step - 1}
-    restore(state, path)
+    restore(state, path, world)
     state.skipped |= skipped
     run.logger.say(
         f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "

@@ -59,12 +59,18 @@ class LogWindow:
         return dict(zip(self.names, mean.tolist(), strict=True))
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """For checkpoints; all processes call it, as it holds the mean over them."""
-        sums = world.sum(self.sums) / world.size if self.count else torch.zeros(0)
+        """For checkpoints; all processes call it, as it holds the sums of each, (ranks, names)."""
+        sums = torch.zeros(0)
+        if self.count:
+            sums = self.sums.new_zeros(world.size, len(self.sums))
+            sums[world.rank] = self.sums
+            sums = world.sum(sums)
         return {"names": list(self.names), "sums": sums.cpu(), "count": self.count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.names = tuple(state["names"])
-        self.sums, self.count = state["sums"], int(state["count"])
-        self.first_bad = torch.zeros(0)
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
+        """Inverse of :meth:`state_dict`; of another number of processes, each takes the mean."""
+        self.names, self.count = tuple(state["names"]), int(state["count"])
+        rows = state["sums"]
+        if self.count:
+            rows = rows[world.rank] if len(rows) == world.size else rows.mean(0)
+        self.sums, self.first_bad = rows, torch.zeros(0)

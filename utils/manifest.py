@@ -42,10 +42,15 @@ class Entry:
 
 
 def read_manifest(folder: Path) -> list[Entry]:
-    """The entries, oldest first; empty if there is no manifest or it is damaged."""
+    """The entries, oldest first; empty if there is no manifest or it is damaged.
+
+    Names that lead out of the folder are passed over: files are deleted by these names.
+    """
     try:
         raw = json.loads((folder / NAME).read_text("utf-8"))
-        return sorted((Entry(**entry) for entry in raw["checkpoints"]), key=lambda e: e.step)
+        entries = [Entry(**entry) for entry in raw["checkpoints"]]
+        inside = [e for e in entries if e.file == Path(e.file).name and e.file.endswith(".pth")]
+        return sorted(inside, key=lambda e: e.step)
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -19,6 +19,7 @@ from multimae.weights import (
     load_weights,
     read_checkpoint,
 )
+from utils.download import download, has_digest
 from utils.errors import UserError
 from utils.finetune_options import StartOptions
 
@@ -79,24 +80,30 @@ def read_pretrained(
 def fetch(location: str, flag: str = "--finetune") -> Path:
     """A local path as it is; an https URL downloaded once, into torch.hub's folder.
 
-    A file name with a hash in it (``name-0123abcd.pth``) is verified against its contents.
+    A file name with a hash in it (``name-0123abcd.pth``) is verified against its contents, each
+    time: a file that is there with other contents is deleted and downloaded again.
 
     Raises:
-        UserError: The download failed or has another hash.
+        UserError: Another kind of URL; the download failed or has another hash.
     """
-    if not location.startswith("https://"):
+    if "://" not in location:
         return Path(location)
+    if not location.startswith("https://"):
+        raise UserError(f"{flag} {location}: only https:// URLs are loaded")
     name = Path(urlparse(location).path).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     match = _HASH.search(name)
+    digest = match[1] if match else ""
     # Many a file is called model.safetensors: where no hash says which, the address does.
     path = folder / (name if match else f"{sha256(location.encode()).hexdigest()[:8]}-{name}")
-    if path.is_file():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(location, str(path), match[1] if match else None)
-    except (OSError, RuntimeError, ValueError) as err:
+        if path.is_file():
+            if has_digest(path, digest):
+                return path
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        download(location, path, digest)
+    except OSError as err:
         raise UserError(f"{flag} {location}: cannot be downloaded ({err})") from err
     return path
 

@@ -56,9 +56,10 @@ def make_run(
     """What :func:`utils.engine.fit` works with; all processes call it at the same time."""
     world = stepper.world
     control = ControlGroup(world)
-    bad_samples = BadSamples(cfg.data, logger.say)
+    bad_samples = BadSamples(cfg.data, logger.say, state.left_out)
     if isinstance(loader.dataset, MultiModalDataset):
         bad_samples.add(loader.dataset.known_bad)
+        bad_samples.check()
     return Run(
         state,
         loader,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from utils.errors import RunError, UserError, say_error
-from utils.signals import stopping_at_once
+from utils.signals import end_workers, stopping_at_once
 
 # What gloo, NCCL and the store say when a process of the run is gone.
 _LOST = (
@@ -40,6 +40,8 @@ def run_script(main: Callable[[], object]) -> None:
             print(f"rank {_rank()}: ends because another process has ended", file=sys.stderr)
         else:
             traceback.print_exc()
+    if code:
+        end_workers()
     if code and dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -108,3 +109,17 @@ def leave_to_parent(*_: Any) -> None:
     """In a loader's worker: the process that trains decides about signals, and ends its workers."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """End the loader's workers, for a process that is about to end itself.
+
+    They do not hear SIGTERM, by which Python would end them and then wait for them for ever.
+    """
+    workers = [p for p in multiprocessing.active_children() if p.daemon]
+    if workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=1)  # of one that waits for a disk, not for ever

@@ -54,6 +54,7 @@ class TrainState:
         ema: Running average of the model's weights, if it is kept.
         best: Best value of the goal's metric so far.
         skipped: Steps whose batches are left out: they made a loss that was not finite.
+        left_out: Names of the bad samples met, see :class:`utils.data.bad_samples.BadSamples`.
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.
@@ -68,6 +69,7 @@ class TrainState:
     ema: AveragedModel | None = None
     best: float | None = None
     skipped: set[int] = field(default_factory=set)
+    left_out: set[str] = field(default_factory=set)
     window: LogWindow = field(default_factory=LogWindow)
     global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class TrainState:
             "step": self.step,
             "best": self.best,
             "skipped": sorted(self.skipped),
+            "left_out": sorted(self.left_out),
             "rng": rng_state(),
             "window": self.window.state_dict(world),
             "global_batch": self.global_batch,
@@ -127,7 +130,7 @@ class TrainState:
         }
         return self._whole(contents, world)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
         self.task.load_extra_state_dict(state["task"])
         optimizer = state["optimizer"]
@@ -140,8 +143,9 @@ class TrainState:
         self.step = int(state["step"])
         self.best = state.get("best")
         self.skipped = set(state.get("skipped", ()))
+        self.left_out.update(state.get("left_out", ()))  # going back, a run forgets none
         if "window" in state:
-            self.window.load_state_dict(state["window"])
+            self.window.load_state_dict(state["window"], world)
         if "rng" in state:
             load_rng_state(state["rng"])
         if self.ema is not None and "model_ema" in state:

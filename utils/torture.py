@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,16 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multimae.sizes import SIZES
-from utils.data.loaders import Batch
 from utils.fingerprint import fingerprint
-from utils.state import TrainState
-from utils.stepper import Stepper, Update
 
 REPO = Path(__file__).resolve().parents[1]
 GLOBAL_BATCH = 2
 PATIENCE = 120.0
-_SIZE = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 
 
 @dataclass(frozen=True)
@@ -125,27 +119,6 @@ def torture(
             f"save: {'differs in ' + ', '.join(differ) if differ else 'equal'}"
         )
     return report
-
-
-def train_child(argv: Sequence[str]) -> None:
-    """The run that is killed: pre-training that writes down the samples of every step."""
-    from run_pretraining_multimae import main
-    from utils.script import run_script
-
-    SIZES["nano"] = _SIZE
-    output_dir = Path(argv[list(argv).index("--output_dir") + 1])
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"samples-{os.environ.get('RANK', '0')}.jsonl"
-    step = Stepper.step
-
-    def noted(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
-        names = [name for batch in batches for name in batch.names]
-        with path.open("a") as file:
-            file.write("\n" + json.dumps([state.step, *names]))
-        return step(self, state, batches)
-
-    Stepper.step = noted  # type: ignore[method-assign]
-    run_script(lambda: main(argv))
 
 
 def command(layout: Layout, data_path: Path, output_dir: Path, steps: int) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from utils.data.loaders import BadSample
 from utils.errors import RunError, bullet_list
@@ -13,58 +12,49 @@ LAST = 3
 
 
 class BadSamples:
-    """The bad samples that this process has met.
+    """The bad samples that a run has met, on any of its processes.
 
     Attributes:
-        count: Different samples met, those of the checkpoint that a run goes on from included.
+        names: Of the different samples met; the caller's set, which checkpoints hold.
     """
 
-    def __init__(self, options: DataOptions, say: Callable[[str], None], count: int = 0) -> None:
-        """Nothing met yet.
+    def __init__(self, options: DataOptions, say: Callable[[str], None], names: set[str]) -> None:
+        """Go on from what was met before.
 
         Args:
             options: Has the limit.
             say: Takes lines for the log.
-            count: Samples that were counted elsewhere and have no names here.
+            names: Samples met before; changed in place.
         """
-        self.limit, self.say, self.count = options.max_bad_samples, say, count
-        self._names: dict[str, None] = {}
+        self.limit, self.say, self.names = options.max_bad_samples, say, names
         self._last: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Different samples met."""
+        return len(self.names)
 
     def add(self, bad: Sequence[BadSample]) -> int:
         """Say those that have not been met before; returns their number."""
         before = self.count
         for name, problem in bad:
-            if name in self._names:
+            if name in self.names:
                 continue
-            self._names[name] = None
-            self.count += 1
+            self.names.add(name)
             self._last = [*self._last, problem][-LAST:]
             self.say(f"left out bad sample {self.count}, {name}: {problem}")
         return self.count - before
 
-    def check(self, total: int) -> None:
+    def check(self) -> None:
         """Stop the run if there are too many.
 
-        Args:
-            total: Bad samples met by all processes.
-
         Raises:
-            RunError: ``total`` is above the limit; names the last ones that this process met.
+            RunError: There are; names the last ones met.
         """
-        if total <= self.limit:
+        if self.count <= self.limit:
             return
         last = f"The last ones:\n{bullet_list(self._last)}\n" if self._last else ""
         raise RunError(
-            f"{total} training samples are bad, more than max_bad_samples {self.limit}. {last}"
+            f"{self.count} training samples are bad, more than max_bad_samples {self.limit}. {last}"
             "Mend the files, see the log for all of them, or raise --max_bad_samples."
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was met, for a checkpoint: plain strings and a number."""
-        return {"count": self.count, "names": list(self._names)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.count = int(state["count"])
-        self._names = dict.fromkeys(map(str, state["names"]))

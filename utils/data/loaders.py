@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.errors import UserError, bullet_list
-from utils.signals import leave_to_parent
+from utils.signals import end_workers, leave_to_parent
 
 
 class Sample(NamedTuple):
@@ -252,6 +253,7 @@ def _build(
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     if num_workers:
+        atexit.register(end_workers)  # where no script does it
         workers = {
             "prefetch_factor": prefetch_factor,
             "persistent_workers": True,
