@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multimae.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
 from multimae.criterion import MaskedLoss, build_loss
@@ -99,20 +100,33 @@ class PretrainTask(Task):
         )
         self.loss_on_unmasked = loss_on_unmasked
         self.fp32_output_adapters = tuple(fp32_output_adapters)
+        self._compute = self.compute_losses
+
+    def compile_step(self, **options: Any) -> None:
+        """Compile model and losses, options as for ``torch.compile``.
+
+        Masks are drawn outside: what is compiled sees tensors whose shapes no draw changes.
+        """
+        self._compute = torch.compile(self.compute_losses, **options)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
         x = prepare(batch.images, self.rows)
         device = next(iter(x.values())).device
-        out = self.model.forward_patches(
-            {m.name: x[m.name] for m in self.inputs},
-            lambda layout: self.masks.draw(layout, position, batch.whole_size, device, batch.rows),
-            self.fp32_output_adapters,
-        )
-        losses = {}
-        for m in self.outputs:
-            mask = None if self.loss_on_unmasked else out.masks.task_masks.get(m.data_name)
-            losses[m.name] = self.losses[m.name].from_patches(out.patches[m.name], x[m.name], mask)
+        layout = self.model.layout_of({m.name: x[m.name] for m in self.inputs})
+        masks = self.masks.draw(layout, position, batch.whole_size, device, batch.rows)
+        losses = self._compute(x, masks)
         weighted = self.balancer(losses)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
+
+    def compute_losses(self, x: Mapping[str, Tensor], masks: TokenMasks) -> dict[str, Tensor]:
+        """Masked loss of every output; ``x`` as :func:`multimae.preprocess.prepare` gives it."""
+        out = self.model.forward_patches(
+            {m.name: x[m.name] for m in self.inputs}, lambda _: masks, self.fp32_output_adapters
+        )
+        losses = {}
+        for m in self.outputs:
+            mask = None if self.loss_on_unmasked else masks.task_masks.get(m.data_name)
+            losses[m.name] = self.losses[m.name].from_patches(out.patches[m.name], x[m.name], mask)
+        return losses
