@@ -27,6 +27,7 @@ from utils.pretrain_options import PretrainConfig
 from utils.run import make_run
 from utils.script import run_script
 from utils.seeding import seed_everything
+from utils.sharding import shard
 from utils.state import TrainState
 from utils.stepper import Stepper
 from utils.tasks.pretrain_setup import (
@@ -69,8 +70,15 @@ def train(cfg: PretrainConfig, world: World) -> None:
 
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
     precision = choose_precision(runtime.precision, world.device)
-    state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=to_flat_dict(cfg))
-    state.global_batch = plan.global_batch
+    blueprint = shard(task, (), world, runtime, precision)
+    state = TrainState(
+        task,
+        optimizer_for(cfg, task),
+        precision.scaler(),
+        global_batch=plan.global_batch,
+        config=to_flat_dict(cfg),
+        blueprint=blueprint,
+    )
     taken = resume(state, cfg.checkpoint, world)
     if taken is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
@@ -87,10 +95,12 @@ def train(cfg: PretrainConfig, world: World) -> None:
                 logger.say(line)
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
         fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log))
-        if output_dir and world.is_main:
-            weights = Path(output_dir) / "model.safetensors"
-            save_model(task.model.state_dict(), task.model.spec, weights)
-            logger.say(f"weights: {weights}")
+        if output_dir:
+            weights = state.scored_weights(world)
+            path = Path(output_dir) / "model.safetensors"
+            if world.is_main:
+                save_model(weights, task.model.spec, path)
+            logger.say(f"weights: {path}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.layers import trunc_normal_, xavier_uniform_
-from multimae.pos_embed import pos_emb_tokens, sincos_2d
+from multimae.masking import gather_tokens
+from multimae.patches import patchify
+from multimae.pos_embed import PositionCache, forget_positions, sincos_2d
 from multimae.tokens import Size, as_size
 
 
@@ -33,6 +36,8 @@ class _PatchAdapter(nn.Module):
         ph, pw = as_size(patch_size_full)
         self.patch_size: Size = (max(1, ph // stride_level), max(1, pw // stride_level))
         self.dim_tokens: int | None = None
+        self.positions = PositionCache()
+        self.register_load_state_dict_pre_hook(forget_positions)  # type: ignore[no-untyped-call]
 
     def grid(self, height: int, width: int, name: str = "input") -> Size:
         """Token grid of an input of (height, width) pixels in this modality's own resolution.
@@ -59,9 +64,28 @@ class _PatchAdapter(nn.Module):
     def _to_tokens(self, x_bchw: Tensor) -> Tensor:
         x_bdhw = self.proj(x_bchw)
         rows, cols = x_bdhw.shape[-2:]
-        return x_bdhw.flatten(2).transpose(1, 2) + pos_emb_tokens(  # type: ignore[no-any-return]
+        return x_bdhw.flatten(2).transpose(1, 2) + self.positions.tokens(  # type: ignore[no-any-return]
             self.pos_emb, (rows, cols), self.pos_emb_mode
         )
+
+    def forward_some(self, x: Tensor, places_bk: Tensor) -> Tensor:
+        """Tokens of some patches of every sample: (b, k) -> (b, k, D).
+
+        The same numbers as those of the whole image (to rounding), without projecting the rest.
+
+        Args:
+            x: As for ``forward``.
+            places_bk: Patches, row-major.
+        """
+        grid = self.grid(x.shape[-2], x.shape[-1])
+        patches = gather_tokens(patchify(x, self.patch_size), places_bk)
+        positions = self.positions.tokens(self.pos_emb, grid, self.pos_emb_mode)
+        return self._project(patches) + F.embedding(places_bk, positions[0])
+
+    def _project(self, patches_bkp: Tensor) -> Tensor:
+        """Patch vectors (channel, row, column), or labels (row, column) -> (b, k, D)."""
+        conv: nn.Conv2d = self.proj  # type: ignore[assignment]
+        return F.linear(patches_bkp, conv.weight.flatten(1), conv.bias)
 
 
 class PatchedInputAdapter(_PatchAdapter):
@@ -192,6 +216,17 @@ class SemSegInputAdapter(_PatchAdapter):
             raise ValueError(f"expected label maps (B, H, W), got {tuple(x.shape)}")
         self.grid(x.shape[1], x.shape[2])
         return self._to_tokens(self.class_emb(x).permute(0, 3, 1, 2))
+
+    def forward_some(self, x: Tensor, places_bk: Tensor) -> Tensor:
+        """As for images; averaged class embeddings are made for the whole map."""
+        if self.interpolate_class_emb:
+            return gather_tokens(self(x), places_bk)
+        return super().forward_some(x, places_bk)
+
+    def _project(self, patches_bkp: Tensor) -> Tensor:
+        conv: nn.Conv2d = self.proj  # type: ignore[assignment]
+        embedded = self.class_emb(patches_bkp).flatten(2)  # entries (row, column, channel)
+        return F.linear(embedded, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 InputAdapter = PatchedInputAdapter | SemSegInputAdapter

@@ -6,33 +6,46 @@ Shapes: b batch, n queries, m keys, d width, h heads, e head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 NormLayer = Callable[[int], nn.Module]
+_CPU = torch.backends.cpu.get_cpu_capability()
 
 
 def attend(q_bhne: Tensor, k_bhme: Tensor, v_bhme: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention with scale ``1/sqrt(e)``.
 
-    The fused kernel wins on CUDA and in inference; its backward on CPU is slower than two plain
-    matrix products, so training on CPU takes those (same numbers up to rounding).
+    By the fused kernel where it wins (docs/PERFORMANCE.md), else by two plain matrix products: the
+    same numbers up to rounding.
 
     Returns:
         (b, h, n, e).
     """
-    if q_bhne.is_cuda or not torch.is_grad_enabled():
+    if _fused_wins(q_bhne.device.type, dropout):
         return F.scaled_dot_product_attention(q_bhne, k_bhme, v_bhme, dropout_p=dropout)
     weights = (q_bhne / math.sqrt(q_bhne.shape[-1])) @ k_bhme.transpose(-2, -1)
     weights = weights.softmax(dim=-1)
     if dropout:
         weights = F.dropout(weights, dropout)
     return weights.to(v_bhme.dtype) @ v_bhme
+
+
+def _fused_wins(device_type: str, dropout: float) -> bool:
+    """Whether the fused kernel is the faster one.
+
+    It is on GPUs, in inference, and on CPUs without AVX-512: on those with it, plain products win
+    in the backward pass. The choice depends on the machine alone, so that runs can be repeated.
+    """
+    if device_type != "cpu" or not torch.is_grad_enabled():
+        return device_type in ("cpu", "cuda")
+    return not dropout and _CPU == "AVX2"
 
 
 class Attention(nn.Module):
@@ -155,6 +168,20 @@ class Block(nn.Module):
         """(b, n, d) -> (b, n, d)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = False) -> Tensor:
+    """One block after the other.
+
+    With ``recompute`` only the inputs of blocks are kept for the backward pass, which computes the
+    rest again: less memory for more time, the same numbers.
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

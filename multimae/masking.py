@@ -202,7 +202,9 @@ def _dirichlet_shares(
     values = [float(alphas)] * num_tasks if isinstance(alphas, int | float) else list(alphas)
     if len(values) != num_tasks or min(values) <= 0:
         raise ValueError(f"alphas = {alphas}: need one positive number, or one per input")
-    alpha = torch.tensor(values, dtype=torch.float64, device=device).expand(batch_size, -1)
+    # Filled on the device: a tensor copied there would stall it.
+    columns = [torch.full((batch_size,), v, dtype=torch.float64, device=device) for v in values]
+    alpha = torch.stack(columns, dim=1)
     if uniform_subset:
         subset = torch.randint(1, 2**num_tasks, (batch_size, 1), generator=generator, device=device)
         chosen = (subset >> torch.arange(num_tasks, device=device)) & 1

@@ -110,9 +110,9 @@ class MultiMAE(MultiModalTransformer, Pretrained):
             draw_masks: Gives the masks for a sequence layout.
             fp32_output_adapters: Outputs computed in float32 outside autocast.
         """
-        tokens, layout = self.embed(x)
+        layout = self.layout_of(x)
         masks = draw_masks(layout)
-        encoded = self.encode_tokens(gather_tokens(tokens, masks.ids_keep))
+        encoded = self.encode_tokens(self.embed_visible(x, layout, masks))
         return PatchPredictions(
             self.decode(encoded, layout, masks, fp32_output_adapters), masks, layout
         )

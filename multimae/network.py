@@ -17,9 +17,10 @@ from multimae.layers import (
     NormLayer,
     drop_path_rates,
     init_transformer_weights,
+    run_blocks,
     trunc_normal_,
 )
-from multimae.masking import TokenMasks
+from multimae.masking import TokenMasks, gather_tokens
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.patches import unpatchify
 from multimae.tokens import Size, TokenLayout
@@ -28,7 +29,13 @@ DEFAULT_INPUT = "rgb"  # what a bare tensor is taken for
 
 
 class MultiModalTransformer(nn.Module):
-    """Input adapters, global tokens, transformer blocks and output adapters."""
+    """Input adapters, global tokens, transformer blocks and output adapters.
+
+    Attributes:
+        grad_checkpointing: Keep the inputs of blocks only, see :func:`multimae.layers.run_blocks`.
+    """
+
+    grad_checkpointing = False
 
     def __init__(
         self,
@@ -90,10 +97,40 @@ class MultiModalTransformer(nn.Module):
 
     def embed(self, x: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, TokenLayout]:
         """All tokens of all modalities (b, N, d), and their layout."""
-        inputs = self._inputs(x)
-        layout = self.layout({name: _hw(image) for name, image in inputs.items()})
+        inputs, layout = self._inputs(x), self.layout_of(x)
         tokens = [self.input_adapters[name](image) for name, image in inputs.items()]
         return torch.cat(tokens, dim=1), layout
+
+    def embed_visible(
+        self, x: Tensor | Mapping[str, Tensor], layout: TokenLayout, masks: TokenMasks
+    ) -> Tensor:
+        """The visible tokens (b, n, d), in ``ids_keep`` order, without projecting all patches.
+
+        How many patches a modality shows differs from sample to sample; at most n of them are
+        projected, the visible ones first, so that shapes do not depend on the draw.
+        """
+        num_visible = masks.ids_keep.shape[1]
+        tokens, places, start = [], [], 0
+        for name, image in self._inputs(x).items():
+            size = layout.slices[name].num_tokens
+            count = min(size, num_visible)
+            order = masks.task_masks[name].argsort(dim=1, stable=True)
+            tokens.append(self.input_adapters[name].forward_some(image, order[:, :count]))  # type: ignore[operator]
+            places.append(start + order.argsort(dim=1))
+            start += count
+        place = torch.cat(places, dim=1).gather(1, masks.ids_keep)
+        return gather_tokens(torch.cat(tokens, dim=1), place)
+
+    def checkpoint_gradients(self, *, on: bool = True) -> None:
+        """Trade time for memory in training: see ``grad_checkpointing``."""
+        self.grad_checkpointing = on
+        for adapter in self.output_adapters.values():
+            if isinstance(adapter, SpatialOutputAdapter):
+                adapter.grad_checkpointing = on
+
+    def layout_of(self, x: Tensor | Mapping[str, Tensor]) -> TokenLayout:
+        """Sequence layout of these inputs."""
+        return self.layout({name: _hw(image) for name, image in self._inputs(x).items()})
 
     def layout(self, sizes: Mapping[str, Size]) -> TokenLayout:
         """Sequence layout for inputs of these (height, width), each in its own resolution.
@@ -125,7 +162,8 @@ class MultiModalTransformer(nn.Module):
 
     def encode_tokens(self, tokens_bnd: Tensor) -> Tensor:
         """Append the global tokens and run the blocks: (b, n, d) -> (b, n+g, d)."""
-        return self.encoder(self.with_global_tokens(tokens_bnd))  # type: ignore[no-any-return]
+        x = self.with_global_tokens(tokens_bnd)
+        return run_blocks(self.encoder, x, recompute=self.grad_checkpointing)
 
     def apply_heads(
         self, x: Tensor | Mapping[str, Tensor], all_layers: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos_2d(height: int, width: int, dim: int) -> Tensor:
@@ -46,6 +46,42 @@ def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
     if not symbolic and tuple(table.shape[-2:]) == tuple(grid):
         return table
     return F.interpolate(table, size=grid, mode=mode, align_corners=False)
+
+
+class PositionCache:
+    """Fixed tables that were resized, by grid and type: every step needs the same ones."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+        self._version = -1
+
+    def clear(self) -> None:
+        """Forget everything: the table was replaced."""
+        self._kept.clear()
+
+    def tokens(
+        self, table: Tensor, grid: tuple[int, int], mode: str, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """As :func:`pos_emb_tokens`, in ``dtype``; trained tables are resized every time."""
+        wanted = table.dtype if dtype is None else dtype
+        symbolic = any(isinstance(side, torch.SymInt) for side in grid)
+        if table.requires_grad or symbolic or torch.compiler.is_compiling():
+            return pos_emb_tokens(table, grid, mode).to(wanted)
+        if self._version != table._version:
+            self.clear()
+            self._version = table._version
+        key = (grid, mode, wanted, table.device)
+        if key not in self._kept:
+            # A tensor of inference mode could not serve a training step later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = pos_emb_tokens(table, grid, mode).to(wanted).contiguous()
+        return self._kept[key]
+
+
+def forget_positions(module: nn.Module, *_: object) -> None:
+    """Before a module with ``positions`` loads weights (a hook): empty that cache."""
+    module.positions.clear()  # type: ignore[operator, union-attr]
 
 
 def pos_emb_tokens(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:

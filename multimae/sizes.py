@@ -10,6 +10,7 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"dim_tokens": 384, "depth": 12, "num_heads": 6},
     "base": {"dim_tokens": 768, "depth": 12, "num_heads": 12},
     "large": {"dim_tokens": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"dim_tokens": 1280, "depth": 32, "num_heads": 16},
 }
 
 PRETRAIN, MULTIVIT = "pretrain_multimae", "multivit"
@@ -17,7 +18,7 @@ KINDS = (PRETRAIN, MULTIVIT)
 
 
 def model_names() -> list[str]:
-    """``pretrain_multimae_tiny`` to ``multivit_large``."""
+    """``pretrain_multimae_tiny`` to ``multivit_huge``."""
     return [f"{kind}_{size}" for kind in KINDS for size in SIZES]
 
 

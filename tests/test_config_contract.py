@@ -12,8 +12,8 @@ import yaml
 from utils.cls_options import ClsConfig
 from utils.config import parse_config, to_flat_dict
 from utils.depth_options import DepthConfig
+from utils.devices import default_device
 from utils.fields import Option, options_of
-from utils.options import default_device
 from utils.pretrain_options import PretrainConfig
 from utils.semseg_options import SemsegConfig
 from utils.taskonomy_options import TaskonomyConfig

@@ -22,12 +22,12 @@ import torch
 
 from multimae.multimae import MultiMAE
 from multimae.weight_files import CheckpointError
+from utils.devices import default_device, device_problems
 from utils.errors import UserError, exit_on_user_error
 from utils.modality_report.downstream import downstream_report
 from utils.modality_report.picture import report_picture
 from utils.modality_report.reconstruct import VISIBLE, reconstruction_report
 from utils.modality_report.scores import Report
-from utils.options import default_device, device_problems
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -101,12 +101,12 @@ def _prune(entries: list[Entry], keep: int) -> tuple[list[Entry], list[Entry]]:
     return [e for e in entries if e not in old], old
 
 
-def save_best(state: TrainState, output_dir: str | Path) -> Path:
-    """Write the scored model's weights as the best; returns the path."""
+def save_best(state: TrainState, weights: Mapping[str, Any], output_dir: str | Path) -> Path:
+    """Write the scored model's ``weights`` as the best; returns the path."""
     folder = Path(output_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "model": state.scored_model.state_dict(),
+        "model": weights,
         "epoch": state.epoch,
         "step": state.step,
         "best": state.best,

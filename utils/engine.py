@@ -247,7 +247,7 @@ def evaluate(
     state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
     """Run every evaluator on the model in evaluation mode and log one row."""
-    model = on_device_of(state.model, state.scored_model)
+    model = on_device_of(state.model, state.whole_scored_model())
     state.task.eval()
     model.eval()
     values: dict[str, float] = {}

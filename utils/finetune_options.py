@@ -189,6 +189,11 @@ class FinetuneConfig:
                 f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
                 "lower it or set warmup_steps"
             )
+        if self.start.model_ema_force_cpu and self.runtime.parallel == "fsdp":
+            yield (
+                "model_ema_force_cpu: parallel fsdp shares the average out over the processes; "
+                "leave it away, or use parallel ddp"
+            )
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"
         if isinstance(self.model, DenseModelOptions):

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from multimae.build import find_builder
 from multimae.modalities import Interpolation, ModalityTable, default_table, make_table
+from utils.devices import default_device, device_problems
 from utils.fields import did_you_mean, option
 
 # A target computed from another modality's data is stored and normalised like that modality.
@@ -38,19 +37,6 @@ _COMMON_OPTIMISERS = ("adamw", "adam", "sgd")
 def split_names(text: str) -> tuple[str, ...]:
     """``"rgb-depth"`` as ``("rgb", "depth")``."""
     return tuple(text.split("-")) if text else ()
-
-
-def default_device() -> str:
-    """``cuda`` if there is one, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def device_problems(name: str) -> Iterator[str]:
-    """A device that does not exist in PyTorch."""
-    try:
-        torch.device(name)
-    except RuntimeError:
-        yield f"device: '{name}' is not a device; use cuda, cuda:N, cpu or mps"
 
 
 @dataclass(frozen=True)
@@ -240,7 +226,14 @@ class RuntimeOptions:
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
     )
-    find_unused_params: bool = option(True, "Let DDP look for parameters without gradient")
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "Several processes: ddp, a copy of the model on each; fsdp: model, gradients and "
+        "optimiser shared out over them",
+    )
+    find_unused_params: bool = option(
+        True, "DDP: let parts of the model have no gradient; looked for once, in the first step"
+    )
     show_user_warnings: bool = option(False, "Show Python's UserWarnings")
     world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)")
     local_rank: int = option(-1, "Rank on this machine; torchrun sets it", within="[-1, inf)")

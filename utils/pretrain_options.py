@@ -125,6 +125,22 @@ class PretrainStartOptions:
 
 
 @dataclass(frozen=True)
+class PretrainRuntimeOptions(RuntimeOptions):
+    """Run: duration, device, processes, how the step is computed."""
+
+    compile: bool = option(False, "Compile model and losses: minutes at the start, faster steps")
+    grad_checkpointing: bool = option(
+        False, "Compute activations again in the backward pass: less memory, a third more time"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """What does not go together."""
+        yield from super().problems()
+        if self.compile and self.parallel == "fsdp":
+            yield "compile: does not go with parallel fsdp, which gathers block by block"
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Pre-train a MultiMAE on aligned images of several modalities."""
 
@@ -132,7 +148,7 @@ class PretrainConfig:
     model: PretrainModelOptions = field(default_factory=PretrainModelOptions)
     optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
     start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    runtime: PretrainRuntimeOptions = field(default_factory=PretrainRuntimeOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     log: LogOptions = field(default_factory=LogOptions)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from utils.devices import default_device, device_problems
 from utils.fields import option
 from utils.finetune_options import FinetuneModelOptions, StartOptions
-from utils.options import DataOptions, default_device, device_problems
+from utils.options import DataOptions
 
 DEFAULT_MODEL = "multivit_base"
 

@@ -98,14 +98,15 @@ class Saver:
         self.waited += self._last - start
 
     def save_best(self, state: TrainState) -> None:
-        """Write the scored weights as the best.
+        """Write the scored weights as the best; all processes call it.
 
         Raises:
             RunError: It failed.
         """
+        weights = state.scored_weights(self.world) if self.active else {}
         if self.active and self.world.is_main:
             try:
-                save_best(state, self.options.output_dir)
+                save_best(state, weights, self.options.output_dir)
             except OSError as err:
                 raise RunError(_failed(self.folder, err)) from err
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from utils.dist import World
 from utils.log_window import LogWindow
 from utils.seeding import load_rng_state, rng_state
+from utils.sharding import Blueprint, optimizer_shares, whole
 from utils.tasks.base import Task
 
 
@@ -57,6 +58,7 @@ class TrainState:
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.
+        blueprint: Makes whole models of sharded ones; ``None`` if nothing is sharded.
     """
 
     task: Task
@@ -71,6 +73,7 @@ class TrainState:
     window: LogWindow = field(default_factory=LogWindow)
     global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
+    blueprint: Blueprint | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -81,6 +84,15 @@ class TrainState:
     def scored_model(self) -> nn.Module:
         """The model that is evaluated and kept as the best: the average, if there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def whole_scored_model(self) -> nn.Module:
+        """The scored model, or a copy that no longer is sharded; all processes call it."""
+        scored = self.scored_model
+        return scored if self.blueprint is None else self.blueprint.fill(scored)
+
+    def scored_weights(self, world: World) -> dict[str, Any]:
+        """Weights of the scored model, for rank 0 to write; all processes call it."""
+        return self._whole(self.scored_model.state_dict(), world)
 
     def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
         """Note the goal's value in ``values``; whether it is the best so far."""
@@ -97,9 +109,10 @@ class TrainState:
     def state_dict(self, world: World) -> dict[str, Any]:
         """Checkpoint contents: tensors and plain values only (loadable with ``weights_only``).
 
-        The weights are under ``model``, as in published checkpoints. All processes call it.
+        The weights are under ``model``, as in published checkpoints. All processes call it; what
+        is sharded is whole on rank 0 alone.
         """
-        return {
+        contents = {
             "model": self.model.state_dict(),
             "task": self.task.extra_state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -115,11 +128,15 @@ class TrainState:
             **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
         }
+        return self._whole(contents, world)
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
         self.task.load_extra_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        if self.blueprint is not None:
+            optimizer = optimizer_shares(optimizer, self.optimizer)
+        self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch = int(state["epoch"])
@@ -133,3 +150,9 @@ class TrainState:
             load_rng_state(state["rng"])
         if self.ema is not None and "model_ema" in state:
             self.ema.load_state_dict(state["model_ema"])
+
+    def _whole(self, contents: dict[str, Any], world: World) -> dict[str, Any]:
+        if self.blueprint is None:
+            return contents
+        gathered: dict[str, Any] = whole(contents, world)
+        return gathered

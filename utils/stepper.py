@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from utils.options import OptimOptions, RuntimeOptions
 from utils.plan import RunPlan
 from utils.precision import Precision
 from utils.seeding import seed_everything
+from utils.sharding import set_exchange
 from utils.state import TrainState
 from utils.tasks.base import StepPosition
 
@@ -52,11 +53,14 @@ class Stepper:
         self.drop_nonfinite = runtime.on_nonfinite == "skip"
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
         self.task: nn.Module = state.task
-        if world.size > 1:
+        self.sharded = state.blueprint is not None
+        self.static_graph, self.begun = runtime.find_unused_params and not self.sharded, False
+        if world.size > 1 and not self.sharded:
+            # The same parameters take part in every step: those that do not are found once.
             self.task = DistributedDataParallel(
                 state.task,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                find_unused_parameters=runtime.find_unused_params,
+                static_graph=self.static_graph,
             )
 
     def step(self, state: TrainState, batches: Sequence[Batch]) -> Update:
@@ -72,13 +76,13 @@ class Stepper:
         for micro, batch in enumerate(batches):
             first = (micro * world.size + world.rank) * self.plan.batch_size
             position = StepPosition(state.step, first, self.plan.global_batch)
-            last = micro == accum - 1
-            with nullcontext() if last or world.size == 1 else self.task.no_sync():  # type: ignore[operator]
+            with self._exchanging(last=micro == accum - 1):
                 with self.precision.autocast():
                     out = self.task(batch.to(world.device), position)
                 state.scaler.scale(out.loss / accum).backward()
             for name, value in {"loss": out.loss.detach(), **out.logs}.items():
                 logs[name] = logs[name] + value / accum if name in logs else value / accum
+        self.begun = True
         state.scaler.unscale_(state.optimizer)
         norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
         logs["grad_norm"] = norm
@@ -93,6 +97,19 @@ class Stepper:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         return Update(logs, bad)
+
+    def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients after the last batch of an update; before, they add up.
+
+        A static graph of DDP is known after one backward pass with an exchange: the first update
+        has one after every batch.
+        """
+        on = last or (self.static_graph and not self.begun)
+        if self.sharded:
+            set_exchange(self.task, on=on)
+        if on or not isinstance(self.task, DistributedDataParallel):
+            return nullcontext()
+        return self.task.no_sync()
 
     def _not_finite(self, logs: dict[str, Tensor], *, scaled: bool) -> tuple[str, ...]:
         """Values of any process that spoil an update, if such updates are to be left out.

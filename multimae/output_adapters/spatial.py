@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.layers import (
@@ -17,11 +18,12 @@ from multimae.layers import (
     Mlp,
     NormLayer,
     drop_path_rates,
+    run_blocks,
     trunc_normal_,
 )
 from multimae.masking import gather_tokens
 from multimae.patches import unpatchify
-from multimae.pos_embed import pos_emb_tokens, sincos_2d
+from multimae.pos_embed import PositionCache, forget_positions, sincos_2d
 from multimae.tokens import Size, TokenLayout, as_size
 
 
@@ -49,6 +51,8 @@ class SpatialOutputAdapter(nn.Module):
         context_tasks: Modalities that get a task embedding.
         use_xattn: Cross-attend to the visible tokens; else the queries go straight on.
     """
+
+    grad_checkpointing = False  # recompute blocks in the backward pass, see run_blocks
 
     def __init__(
         self,
@@ -105,6 +109,8 @@ class SpatialOutputAdapter(nn.Module):
         def token() -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.dim_tokens)))
 
+        self.positions = PositionCache()
+        self.register_load_state_dict_pre_hook(forget_positions)  # type: ignore[no-untyped-call]
         self.mask_token = token()
         self.task_embeddings = nn.ParameterDict({name: token() for name in context_tasks})
         h, w = (
@@ -156,19 +162,20 @@ class SpatialOutputAdapter(nn.Module):
         context = self.proj_context(encoder_tokens)
         visible, global_tokens = context[:, :num_visible], context[:, num_visible:]
         embedding = self._context_embedding(input_info).to(visible.dtype)  # (1, N, d)
-        visible = visible + gather_tokens(embedding.expand(visible.shape[0], -1, -1), ids_keep)
+        visible = visible + F.embedding(ids_keep, embedding[0])
         x = self._queries(visible, embedding, input_info, ids_restore)
         if self.use_xattn:
             context = torch.cat([visible, global_tokens], dim=1)
             x = self.decoder(self.query_norm(x), self.context_norm(context))
             x = x + self.mlp(self.out_norm(x))
-        return self.out_proj(self.decoder_transformer(x))  # type: ignore[no-any-return]
+        x = run_blocks(self.decoder_transformer, x, recompute=self.grad_checkpointing)
+        return self.out_proj(x)  # type: ignore[no-any-return]
 
     def _context_embedding(self, layout: TokenLayout) -> Tensor:
         """Position and task embedding of every token of the sequence: (1, N, d)."""
         parts = []
         for name, part in layout.slices.items():
-            pos = pos_emb_tokens(self.pos_emb, part.grid, "bilinear")
+            pos = self.positions.tokens(self.pos_emb, part.grid, "bilinear")
             parts.append(pos + self.task_embeddings[name] if name in self.task_embeddings else pos)
         return torch.cat(parts, dim=1)
 
@@ -188,7 +195,7 @@ class SpatialOutputAdapter(nn.Module):
             place = ids_restore[:, part].clamp(max=visible.shape[1])
             masked = (place == visible.shape[1]).unsqueeze(-1)
             return gather_tokens(padded, place) + embedding[:, part] * masked
-        queries = mask_token + pos_emb_tokens(self.pos_emb, grid, "bilinear").to(visible.dtype)
+        queries = mask_token + self.positions.tokens(self.pos_emb, grid, "bilinear", visible.dtype)
         if self.task is not None and self.task in self.task_embeddings:
             queries = queries + self.task_embeddings[self.task].to(visible.dtype)
         return queries.expand(visible.shape[0], -1, -1)

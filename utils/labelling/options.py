@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from multimae.images import ImageError, check_readable
 from multimae.modalities import Modality, ModalityTable, make_table, select
+from utils.devices import default_device, device_problems
 from utils.fields import option
-from utils.options import default_device, device_problems
 
 DepthKind = Literal["auto", "inverse", "depth"]
 LinkChoice = Literal["symlink", "hard", "copy", "none"]

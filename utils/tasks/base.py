@@ -32,9 +32,15 @@ class StepOutput(NamedTuple):
 
 
 class Task(nn.Module, ABC):
-    """Owns the model and its losses; wrapped once for distribution."""
+    """Owns the model and its losses; wrapped once for distribution.
+
+    Attributes:
+        model: What is trained and saved.
+        fp32_output_adapters: Outputs computed in float32.
+    """
 
     model: nn.Module
+    fp32_output_adapters: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:

@@ -38,6 +38,7 @@ from utils.precision import Precision, choose_precision
 from utils.pretrained import REPORT, load_pretrained
 from utils.run import make_run
 from utils.seeding import seed_everything
+from utils.sharding import shard
 from utils.state import Goal, TrainState
 from utils.stepper import Stepper
 from utils.tasks.base import Evaluator, Task
@@ -117,8 +118,8 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
     with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
         logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
-        state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
         if cfg.scores_only:
+            state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
             path = checkpoint_to_score(cfg)
             state.epoch, state.step = load_scored(task.model, path)
             logger.say(f"scoring {path}, {state.epoch} epochs trained")
@@ -127,7 +128,8 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
             return evaluate(state, evaluators, logger, float(state.epoch))
         # Built now, so that a test set that cannot be read is known before the training.
         tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
-        values = _train(cfg, world, job, task, state, precision, logger)
+        state = _train(cfg, world, job, task, precision, logger)
+        values = {} if state.best is None else {f"best/{job.goal.metric}": state.best}
         if tests:
             saved = bool(output_dir) and cfg.checkpoint.save_ckpt
             best = best_checkpoint(output_dir) if saved else None
@@ -144,11 +146,10 @@ def _train(
     world: World,
     job: Finetuning,
     task: FinetuneTask,
-    state: TrainState,
     precision: Precision,
     logger: RunLogger,
-) -> dict[str, float]:
-    """Weights, data, loop; returns the best value of the goal's metric."""
+) -> TrainState:
+    """Weights, data, loop; returns what the run is at its end."""
     runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
     train_set = job.train_set()
     sampler = GlobalBatchSampler(
@@ -169,9 +170,17 @@ def _train(
             (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
         for warning in statistics_warnings(cfg.start.finetune, train_set):
             logger.say(warning)
-    if cfg.start.model_ema:
-        state.ema = average(state.model, cfg.start)
-    state.global_batch = plan.global_batch
+    ema = average(task.model, cfg.start) if cfg.start.model_ema else None
+    blueprint = shard(task, [ema.module] if ema else [], world, runtime, precision)
+    state = TrainState(
+        task,
+        optimizer_for(cfg, task),
+        precision.scaler(),
+        ema=ema,
+        global_batch=plan.global_batch,
+        config=to_flat_dict(cfg),
+        blueprint=blueprint,
+    )
     taken = resume(state, cfg.checkpoint, world, logger.say)
     if taken is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
@@ -182,10 +191,11 @@ def _train(
     evaluators = job.evaluators("eval", task, precision, logger)
     log = replace(cfg.log, eval_freq=cfg.eval_freq)
     fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal))
-    if output_dir and cfg.checkpoint.save_ckpt and world.is_main:
-        weights = Path(output_dir) / "model.safetensors"
-        save_model(state.scored_model.state_dict(), task.model.spec, weights)
-    return {} if state.best is None else {f"best/{job.goal.metric}": state.best}
+    if output_dir and cfg.checkpoint.save_ckpt:
+        weights = state.scored_weights(world)
+        if world.is_main:
+            save_model(weights, task.model.spec, Path(output_dir) / "model.safetensors")
+    return state
 
 
 def build_model(

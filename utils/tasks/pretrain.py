@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,23 +140,24 @@ class PretrainTask(Task):
         )
         self.loss_on_unmasked = loss_on_unmasked
         self.fp32_output_adapters = tuple(fp32_output_adapters)
+        self._compute = self.compute_losses
+
+    def compile_step(self, **options: Any) -> None:
+        """Compile model and losses, options as for ``torch.compile``.
+
+        Masks are drawn outside: what is compiled sees tensors whose shapes no draw changes.
+        """
+        self._compute = torch.compile(self.compute_losses, **options)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
         targets = Targets.of(batch, self.rows)
         device = next(iter(targets.x.values())).device
-        out = self.model.forward_patches(
-            {m.name: targets.x[m.name] for m in self.inputs},
-            lambda layout: self.masks.draw(
-                layout, position, batch.whole_size, device, batch.rows, batch.present
-            ),
-            self.fp32_output_adapters,
+        layout = self.model.layout_of({m.name: targets.x[m.name] for m in self.inputs})
+        masks = self.masks.draw(
+            layout, position, batch.whole_size, device, batch.rows, batch.present
         )
-        losses = {}
-        for m in self.outputs:
-            mask = None if self.loss_on_unmasked else out.masks.task_masks.get(m.data_name)
-            per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
-            losses[m.name] = mean_over_counted(*per_sample)
+        losses = self._compute(targets, masks)
         weighted = self.balancer(losses)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
@@ -179,3 +181,17 @@ class PretrainTask(Task):
         if valid is not None:
             return per_sample_where(loss, pred_bnp, target, valid, mask)
         return loss.per_sample(pred_bnp, target, mask)
+
+    def compute_losses(self, targets: Targets, masks: TokenMasks) -> dict[str, Tensor]:
+        """Masked loss of every output."""
+        out = self.model.forward_patches(
+            {m.name: targets.x[m.name] for m in self.inputs},
+            lambda _: masks,
+            self.fp32_output_adapters,
+        )
+        losses = {}
+        for m in self.outputs:
+            mask = None if self.loss_on_unmasked else masks.task_masks.get(m.data_name)
+            per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
+            losses[m.name] = mean_over_counted(*per_sample)
+        return losses

@@ -100,7 +100,7 @@ def model_spec(
 def build_task(
     cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
 ) -> PretrainTask:
-    """Model and losses.
+    """Model and losses, to be computed as the run section says.
 
     Raises:
         UserError: Options that no model can be built from.
@@ -114,7 +114,8 @@ def build_task(
         sample_masks(layout, 1, model_options.num_encoded_tokens, model_options.alphas)
     except ValueError as err:
         raise UserError(str(err)) from err
-    return PretrainTask(
+    model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
+    task = PretrainTask(
         model,
         inputs,
         outputs,
@@ -129,6 +130,9 @@ def build_task(
         loss_on_unmasked=model_options.loss_on_unmasked,
         fp32_output_adapters=split_names(model_options.fp32_output_adapters),
     )
+    if cfg.runtime.compile:
+        task.compile_step()
+    return task
 
 
 def start_from(

@@ -1,0 +1,46 @@
+"""Time full pre-training steps: the fast one, the plain one of SPEC.md, and a ViTMAE.
+
+    python tools/bench_step.py --model base --batch 48 --precision fp32
+    python tools/bench_step.py --model tiny --table
+
+Images are random. Contenders take turns in one process; the ceiling of matrix products is measured
+on the step's own shapes in the same process. The last line printed is JSON. Results:
+docs/PERFORMANCE.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.bench.options import StepBenchConfig
+from utils.bench.step import bench_step, report
+from utils.bench.table import cost_table, table_report
+from utils.config import parse_config
+from utils.errors import exit_on_user_error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a table and a line of JSON."""
+    cfg = parse_config(StepBenchConfig, argv)
+    if cfg.bench.table:
+        rows = cost_table(cfg)
+        print(table_report(rows))
+        line = json.dumps(rows)
+    else:
+        result = bench_step(cfg)
+        print(report(result))
+        line = json.dumps(result)
+    if cfg.bench.output_json:
+        Path(cfg.bench.output_json).write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,1 @@
+"""Benchmarks of the training step (tools/bench_step.py)."""

@@ -1,0 +1,152 @@
+"""The benchmark of the training step: contenders, numbers, one report."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multimae.preprocess import prepare
+from utils.bench.contenders import (
+    Contender,
+    fast,
+    plain,
+    pretraining,
+    synthetic_batch,
+    vit_mae,
+)
+from utils.bench.counting import HostSyncs, LiveBytes, Product, Products, flops_of, saved_bytes
+from utils.bench.options import StepBenchConfig
+from utils.bench.timing import Ceiling, Times, interleaved, matmul_ceiling, seconds, shares
+from utils.dist import World, init_world
+from utils.options import RuntimeOptions
+from utils.seeding import seed_everything
+from utils.tasks.base import StepPosition
+from utils.tasks.pretrain import PretrainTask
+from utils.tasks.pretrain_setup import optimizer_for
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a step does, whatever the time it takes."""
+
+    flops: int
+    products: dict[Product, int]
+    saved: int
+    peak: int
+    syncs: dict[str, int]
+
+
+def count(contender: Contender) -> Counted:
+    """The first step, under all counters at once."""
+    products, syncs, live = Products(), HostSyncs(), LiveBytes()
+    with saved_bytes() as saved, live, products, syncs:
+        flops = flops_of(lambda: contender.update(0))
+    return Counted(flops, dict(products.found), saved.peak, live.bytes.peak, dict(syncs.found))
+
+
+def bench_step(cfg: StepBenchConfig) -> Row:
+    """Time the fast step and its bases; everything in one process, on one device."""
+    b = cfg.bench
+    world = init_world(RuntimeOptions(device=b.device, num_threads=b.num_threads))
+    seed_everything(0)
+    options, task = pretraining(cfg)
+    contenders = [fast(cfg, task, world)]
+    if b.bases:
+        contenders += [plain(cfg, task, world), vit_mae(cfg, world)]
+    counted = {c.name: count(c) for c in contenders}
+    if b.compile:
+        task.compile_step()
+    times = interleaved({c.name: c.update for c in contenders}, b.steps, b.warmup, world.device)
+    ceilings = {name: matmul_ceiling(c.products, world.device) for name, c in counted.items()}
+    rows = {
+        c.name: _row(times[c.name], counted[c.name], ceilings[c.name], b.batch) for c in contenders
+    }
+    result: Row = {
+        "model": b.model, "batch": b.batch, "input_size": b.input_size,
+        "num_encoded_tokens": b.num_encoded_tokens, "in_domains": b.in_domains,
+        "precision": str(contenders[0].precision), "compile": b.compile,
+        "grad_checkpointing": b.grad_checkpointing, **_machine(world), "steps": b.steps, **rows,
+        "shares": _shares(cfg, task, contenders[0], world),
+    }  # fmt: skip
+    if b.bases:
+        result["speed_up"] = times["plain"].best / times["fast"].best
+        result["speed_up_cpu_time"] = min(times["plain"].cpu) / min(times["fast"].cpu)
+    return result
+
+
+def _row(times: Times, counted: Counted, ceiling: Ceiling, batch: int) -> Row:
+    rate = counted.flops / times.best
+    return {
+        "step_s": times.best,
+        "median_s": times.median,
+        "cpu_s": min(times.cpu),
+        "images_per_s": batch / times.best,
+        "tflop": counted.flops / 1e12,
+        "tflop_per_s": rate / 1e12,
+        "matmul_tflop_per_s": ceiling.wall / 1e12,
+        "mfu": rate / ceiling.wall,
+        "mfu_cpu_time": counted.flops / min(times.cpu) / ceiling.cpu,
+        "saved_mb": counted.saved / 1e6,
+        "peak_mb": counted.peak / 1e6,
+        "host_syncs": sum(counted.syncs.values()),
+    }
+
+
+def _shares(
+    cfg: StepBenchConfig, task: PretrainTask, contender: Contender, world: World
+) -> dict[str, float]:
+    options, b = cfg.pretrain_config(), cfg.bench
+    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.rows)
+    x = {name: value.to(world.device) for name, value in x.items()}
+    layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
+    masks = task.masks.draw(layout, StepPosition(0, 0, b.batch), b.batch, world.device)
+    optimizer = optimizer_for(options, task)
+    for p in contender.parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.param_groups[0]["lr"] = 0.0
+    spent = seconds(optimizer.step, world.device, repeats=2).wall
+    return shares(task, x, masks, contender.precision, spent)
+
+
+def _machine(world: World) -> Row:
+    device = world.device
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    row: Row = {
+        "device": str(device),
+        "hardware": name,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        row["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    else:
+        row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return row
+
+
+def report(result: Row) -> str:
+    """The result as a table for people."""
+    names = [n for n in ("fast", "plain", "ViTMAE") if n in result]
+    columns = ("step_s", "cpu_s", "images_per_s", "tflop", "tflop_per_s", "matmul_tflop_per_s",
+               "mfu", "mfu_cpu_time", "saved_mb", "peak_mb", "host_syncs")  # fmt: skip
+    lines = [f"{'':<20}" + "".join(f"{name:>12}" for name in names)]
+    lines += [
+        f"{key:<20}" + "".join(f"{result[name][key]:12.4g}" for name in names) for key in columns
+    ]
+    parts = ", ".join(f"{name} {value:.1%}" for name, value in result["shares"].items())
+    lines.append(f"fast step: {parts}")
+    if "speed_up" in result:
+        lines.append(
+            f"fast over plain: {result['speed_up']:.2f}x by the wall, "
+            f"{result['speed_up_cpu_time']:.2f}x by this process's clock"
+        )
+    return "\n".join(lines)

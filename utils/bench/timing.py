@@ -1,0 +1,164 @@
+"""Times: of steps, interleaved; of matrix products; of the parts of a step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from multimae.layers import run_blocks
+from multimae.output_adapters.spatial import SpatialOutputAdapter
+from utils.bench.counting import Product
+from utils.precision import Precision
+from utils.tasks.pretrain import PretrainTask
+
+SMALL = 1e6  # FLOPs of products that are not timed
+
+
+@dataclass
+class Times:
+    """Seconds of every timed step, by the wall and by the processor's clock of this process."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> float:
+        """The fastest step."""
+        return min(self.wall)
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.wall)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that was started."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    updates: Mapping[str, Callable[[int], None]], steps: int, warmup: int, device: torch.device
+) -> dict[str, Times]:
+    """One step of each, then the next of each: whatever disturbs the machine meets all of them."""
+    times = {name: Times() for name in updates}
+    for i in range(warmup + steps):
+        for name, update in updates.items():
+            synchronize(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            update(i)
+            synchronize(device)
+            if i >= warmup:
+                times[name].wall.append(time.perf_counter() - wall)
+                times[name].cpu.append(time.process_time() - cpu)
+    return times
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the wall, and by the processor's clock of this process (all threads)."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """FLOP/s by the wall; and per second that this process computes, on a busy machine."""
+
+    wall: float
+    cpu: float
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Spent:
+    """The shortest of a few runs of ``work``, by each clock."""
+    work()
+    walls, cpus = [], []
+    for _ in range(repeats):
+        synchronize(device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        synchronize(device)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return Spent(min(walls), min(cpus))
+
+
+def matmul_ceiling(products: Mapping[Product, int], device: torch.device) -> Ceiling:
+    """The model's own products one after the other, each shape as often as it occurs.
+
+    What attention multiplies inside a fused kernel is not among them.
+    """
+    flops, wall, cpu = 0.0, 1e-12, 1e-12
+    for product, times in products.items():
+        if product.flops < SMALL:
+            continue
+        shape = (product.b,) if product.b > 1 else ()
+        a = torch.randn(*shape, product.m, product.k, device=device).to(product.dtype)
+        b = torch.randn(*shape, product.k, product.n, device=device).to(product.dtype)
+
+        def multiply(a: Tensor = a, b: Tensor = b) -> Tensor:
+            return a @ b
+
+        spent = seconds(multiply, device)
+        wall, cpu = wall + times * spent.wall, cpu + times * spent.cpu
+        flops += times * product.flops
+    return Ceiling(flops / wall, flops / cpu)
+
+
+def shares(
+    task: PretrainTask,
+    x: Mapping[str, Tensor],
+    masks: object,
+    precision: Precision,
+    optimiser_seconds: float,
+) -> dict[str, float]:
+    """Share of each part in a step: forward and backward of the part alone, and the optimiser.
+
+    Parts are cut apart by detaching what one hands to the next.
+    """
+    from multimae.masking import TokenMasks
+
+    assert isinstance(masks, TokenMasks)  # noqa: S101 - for the type checker
+    model, device = task.model, masks.ids_keep.device
+    layout = model.layout_of(x)
+    found: dict[str, float] = {}
+
+    def part(name: str, run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        def once() -> list[Tensor]:
+            with precision.autocast():
+                out = [t for t in run() if t.requires_grad]
+            torch.autograd.backward(out, [torch.ones_like(t) for t in out])
+            return out
+
+        found[name] = found.get(name, 0.0) + seconds(once, device, repeats=1).wall
+        with precision.autocast():
+            return [t.detach().requires_grad_() for t in run()]
+
+    inputs = {name: x[name] for name in model.input_adapters}
+    (tokens,) = part("embedding", lambda: [model.embed_visible(inputs, layout, masks)])
+    (encoded,) = part("encoder", lambda: [_encode(task, tokens)])
+    for m in task.outputs:
+        decoder = model.output_adapters[m.name]
+        if not isinstance(decoder, SpatialOutputAdapter):
+            continue
+        (patches,) = part("decoders", lambda d=decoder: [d.forward_patches(  # type: ignore[misc]
+            encoded, layout, masks.ids_keep, masks.ids_restore)])  # fmt: skip
+        loss, mask = task.losses[m.name], masks.task_masks.get(m.data_name)
+        part("loss", lambda p=patches, f=loss, t=x[m.name], k=mask: [f.from_patches(p, t, k)])  # type: ignore[misc]
+    task.zero_grad(set_to_none=True)
+    found["optimiser"] = optimiser_seconds
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()}
+
+
+def _encode(task: PretrainTask, tokens: Tensor) -> Tensor:
+    model = task.model
+    x = model.with_global_tokens(tokens)
+    return run_blocks(model.encoder, x, recompute=model.grad_checkpointing)
