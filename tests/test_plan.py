@@ -61,3 +61,11 @@ def test_show_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "reconstructions.png").read_bytes() == b"new"
     out = capsys.readouterr().out
     assert "x                 0.5000    2.0000         75.0 %" in out
+
+
+def test_a_schedule_may_end_at_the_last_step() -> None:
+    optim = OptimOptions(warmup_epochs=0)
+    runtime = RuntimeOptions(epochs=3, max_steps=5, batch_size=2)
+    fitted = replace(runtime, schedule_to_max_steps=True)
+    whole, short = (make_plan(10, 1, optim, r, blr=1.0) for r in (runtime, fitted))
+    assert len(whole.schedule) == 30 and len(short.schedule) == whole.total_steps == 5

@@ -61,7 +61,7 @@ class GraftOptions:
     steps: int = 600
     batch_size: int = 16
     warmup_lr: float = 2e-3
-    lr: float = 1e-4
+    lr: float = 3e-5
     visible: int | None = None
     more: tuple[str, ...] = ()
 
@@ -220,6 +220,7 @@ def run_config(spec: ModelSpec, options: GraftOptions, steps: int, lr: float) ->
         "crop_scale": [0.4, 1.0],
         "epochs": _epochs(spec, options, steps),
         "max_steps": steps,
+        "schedule_to_max_steps": True,
         "batch_size": options.batch_size,
         "blr": lr * 256 / options.batch_size,
         "warmup_epochs": 0,

@@ -208,6 +208,9 @@ class RuntimeOptions:
     max_steps: int | None = option(
         None, "Stop after this many steps, with the schedule of the full run", within="[1, inf)"
     )
+    schedule_to_max_steps: bool = option(
+        False, "The schedule of rates ends at --max_steps, not with the last epoch"
+    )
     batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)")
     start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
     device: str = option(default_device, "cuda, cuda:N, cpu or mps")

@@ -83,12 +83,15 @@ def make_plan(
     global_batch = runtime.batch_size * optim.update_freq * world_size
     if lr is None:
         lr = (blr or 0.0) * global_batch / 256
+    total = runtime.epochs * steps
+    if runtime.schedule_to_max_steps and runtime.max_steps:
+        total = min(total, runtime.max_steps)
     warmup = optim.warmup_steps if optim.warmup_steps > 0 else optim.warmup_epochs * steps
     try:
         schedule = Schedule.cosine(
             lr=lr,
             min_lr=optim.min_lr,
-            total_steps=runtime.epochs * steps,
+            total_steps=total,
             warmup_steps=warmup,
             warmup_lr=optim.warmup_lr,
             weight_decay=optim.weight_decay,
