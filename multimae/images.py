@@ -5,6 +5,7 @@ Pixels stay in Pillow where Pillow will resample them (8-bit grey and RGB) and a
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -80,7 +81,7 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     return _array(np.asarray(image), modality)
 
 
-def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
+def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None = None) -> Pixels:
     """Pixels of one file, upright.
 
     An EXIF orientation is applied to every modality, so a photograph and maps computed from its
@@ -90,6 +91,7 @@ def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
         path: Image file.
         modality: What the file should hold.
         patch_size: Patch side in full-resolution pixels; smaller images are refused.
+        data: What the file holds, if that has been read already.
 
     Returns:
         8-bit images to be interpolated: Pillow mode L or RGB (palettes resolved, alpha dropped).
@@ -100,13 +102,39 @@ def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
         ImageError: Unreadable file, wrong channels or bit depth, class id out of range, or an image
             smaller than a patch; with path, modality and remedy.
     """
-    image = _decode(path, modality)
-    side = max(1, patch_size // modality.stride)
-    if min(image.size) < side:
+    return check_pixels(_decode(path, modality, data), path, modality, patch_size)
+
+
+def check_pixels(
+    image: Image.Image | Array, path: Path, modality: Modality, patch_size: int = 1
+) -> Pixels:
+    """Pixels of what a file holds, decoded and upright; see :func:`read`.
+
+    Args:
+        image: Pillow image, or the values of one of mode L (uint8 ``(H, W)``), I;16 (uint16
+            ``(H, W)``) or RGB (uint8 ``(H, W, 3)``). The pixels of an array are an array.
+        path: Of the file, for messages.
+        modality: What the file should hold.
+        patch_size: Patch side in full-resolution pixels; smaller images are refused.
+
+    Raises:
+        ImageError: As for :func:`read`.
+    """
+    (height, width), side = size_of(image), max(1, patch_size // modality.stride)
+    if min(height, width) < side:
         raise ImageError(
-            f"{path}: modality '{modality.name}' is {image.height} x {image.width} pixels, smaller "
+            f"{path}: modality '{modality.name}' is {height} x {width} pixels, smaller "
             f"than one patch ({side} x {side}). Remove the sample or store it larger."
         )
+    if not isinstance(image, Image.Image):
+        if modality.is_labels and image.ndim == 2:
+            return _class_ids(image, path, modality)
+        dtype = storage_dtype(modality)
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        wanted = not modality.is_labels and channels == modality.num_channels
+        if wanted and np.can_cast(image.dtype, dtype):
+            return image.astype(dtype, copy=False)
+        image = Image.fromarray(image)
     return _checked(image, path, modality)
 
 
@@ -130,11 +158,11 @@ def check_same_view(
             )
 
 
-def _decode(path: Path, modality: Modality) -> Image.Image:
+def _decode(path: Path, modality: Modality, data: bytes | None) -> Image.Image:
     """Open, decode and turn upright."""
     where = f"{path}: modality '{modality.name}'"
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _most_pixels():
                 raise Image.DecompressionBombError
             image.load()
@@ -147,7 +175,7 @@ def _decode(path: Path, modality: Modality) -> Image.Image:
             f"({_most_pixels():.0f}). Store a smaller image."
         ) from err
     except UnidentifiedImageError as err:
-        empty = path.stat().st_size == 0
+        empty = not (path.stat().st_size if data is None else data)
         why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(_FORMATS)}"
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except Exception as err:  # Pillow has none of its own: it depends on the first bad byte

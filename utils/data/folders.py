@@ -1,9 +1,9 @@
 """Aligned image folders: which files exist, and which of them belong to one sample.
 
 Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
-modality folder. A sample is the files of one ``sub-folder/name`` in all modality folders, whatever
-their extensions; a file missing somewhere is an error, or leaves the sample out if that is asked
-for, and never shifts the pairing of the rest.
+modality folder; a modality folder may be packed (:mod:`utils.data.pack`). A sample is the files of
+one ``sub-folder/name`` in all modality folders, whatever their extensions; a file missing somewhere
+is an error, or leaves the sample out if that is asked for, and never shifts the pairing of others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images import Array, Pixels, check_pixels
 from multimae.modalities import Modality
+from utils.data.decoding import read_file, read_pixels
+from utils.data.listing import LAYOUT, scan
+from utils.data.pack.layout import is_packed
+from utils.data.pack.reading import PackedFolder
+from utils.data.photos import as_photo
 from utils.errors import UserError, bullet_list
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CLASSES_FILE = "classes.json"
-_LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 
 
 def readable(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
@@ -67,7 +71,11 @@ class MultiModalFolder:
         self.root = Path(root)
         self.modalities = readable(modalities)
         folders = _modality_folders(root, self.modalities)
-        found = {m.name: _scan(folders[m.name], m.name, self.suffix(m)) for m in self.modalities}
+        self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
+        found = {
+            m.name: scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
+            for m in self.modalities
+        }
         # Chosen among the names that any modality has: which samples those are does not depend on
         # what others lack.
         chosen = set(self.select(sorted(set().union(*found.values()))))
@@ -88,6 +96,7 @@ class MultiModalFolder:
             code = {ext: i for i, ext in enumerate(kinds)}
             column = np.fromiter((code[by_key[k]] for k in names), np.uint8, len(names))
             self._extensions[name] = kinds, column
+        self._rows = {m.name: self._rows_in(m) for m in self.modalities if m.name in self._packs}
 
     def suffix(self, modality: Modality) -> str:
         """What every file name of a modality ends with, before its extension."""
@@ -110,6 +119,50 @@ class MultiModalFolder:
         kinds, column = self._extensions[modality.name]
         ending = self.suffix(modality) + kinds[int(column[index])]
         return self.root.joinpath(modality.data_folder, self.name(index) + ending)
+
+    def read(
+        self,
+        index: int,
+        modality: Modality,
+        patch_size: int = 1,
+        *,
+        verify: bool = False,
+        fast: bool = False,
+    ) -> Pixels:
+        """Pixels of one modality of a sample; see :func:`multimae.images.read`.
+
+        Args:
+            index: The sample.
+            modality: The modality.
+            patch_size: Smaller images are refused.
+            verify: Compare packed images with their checksums.
+            fast: Photographs are decoded when they are cut (:mod:`utils.data.photos`).
+
+        Raises:
+            ImageError: The file is bad, or not what the modality declares.
+        """
+        path, stored = self.path(index, modality), self._stored(index, modality, verify)
+        if fast:
+            photo = as_photo(path, modality, stored, patch_size)
+            if photo is not None:
+                return photo
+        if isinstance(stored, np.ndarray):
+            return check_pixels(stored, path, modality, patch_size)
+        return read_pixels(path, modality, patch_size, stored)
+
+    def _stored(self, index: int, modality: Modality, verify: bool) -> bytes | Array:
+        """The file of an image, or the pixels that a pack has of it."""
+        pack = self._packs.get(modality.name)
+        if pack is None:
+            return read_file(self.path(index, modality), modality)
+        return pack.read(int(self._rows[modality.name][index]), verify)
+
+    def _rows_in(self, m: Modality) -> npt.NDArray[np.int64]:
+        """Where a packed modality has its images, by sample."""
+        kinds, column = self._extensions[m.name]
+        endings = [os.fsencode(self.suffix(m) + kind) for kind in kinds]
+        wanted = [key + endings[code] for key, code in zip(self._keys, column, strict=True)]
+        return np.searchsorted(self._packs[m.name].names, np.array(wanted, np.bytes_))
 
     def _lack(
         self, key: str, folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]
@@ -146,15 +199,15 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
 def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[str, Path]:
     """Existing folder of every modality; all missing ones are reported at once."""
     if not str(root):
-        raise UserError(f"data path is empty: give the folder that holds {_LAYOUT}.")
+        raise UserError(f"data path is empty: give the folder that holds {LAYOUT}.")
     root = Path(root)
     if not root.exists():
-        raise UserError(f"data path {root} does not exist. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} does not exist. It must hold {LAYOUT}.")
     if not root.is_dir():
-        raise UserError(f"data path {root} is not a folder. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} is not a folder. It must hold {LAYOUT}.")
     present = sorted(p.name for p in root.iterdir() if p.is_dir())
     if not present:
-        raise UserError(f"data path {root} has no folders in it. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} has no folders in it. It must hold {LAYOUT}.")
     problems = []
     for m in modalities:
         if m.data_folder not in present:
@@ -168,45 +221,6 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
             "the modality in the config, or drop the modality from the in/out domains."
         )
     return {m.name: root / m.data_folder for m in modalities}
-
-
-def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
-    """``{sub-folder/name: extension}`` of every image, without a stat per file.
-
-    Names must end with ``ending``, which is taken off; others are passed over.
-    """
-    found: dict[str, str] = {}
-    clashes: list[str] = []
-    pending = [("", str(folder))]
-    for prefix, path in pending:
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    stem, dot, suffix = entry.name.rpartition(".")
-                    if entry.name.startswith("."):
-                        continue
-                    if stem and (dot + suffix).lower() in EXTENSIONS:
-                        if not stem.endswith(ending):
-                            continue
-                        key = prefix + stem.removesuffix(ending)
-                        if key in found:
-                            clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
-                        found[key] = dot + suffix
-                    elif not prefix and entry.is_dir():
-                        pending.append((f"{entry.name}/", entry.path))
-        except OSError as err:
-            raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err
-    if clashes:
-        raise UserError(
-            f"modality '{modality}': the same name with two extensions is ambiguous:\n"
-            f"{bullet_list(sorted(clashes))}\nKeep one file of each."
-        )
-    if not found:
-        raise UserError(
-            f"modality '{modality}': no images in {folder} or its sub-folders.\nThe layout is "
-            f"{_LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(EXTENSIONS))}."
-        )
-    return found
 
 
 def _refuse_incomplete(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images import ImageError, Pixels, check_readable, check_same_view, read
+from multimae.images import ImageError, Pixels, check_readable, check_same_view
+from utils.data.decoding import tune
 from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
@@ -96,6 +97,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         patch_size: int = 1,
         limit: int | None = None,
         skip_bad: bool = False,
+        fast_decode: bool = False,
     ) -> None:
         """Wire reading and transform.
 
@@ -107,6 +109,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             limit: Only so many samples, spread evenly over the folder; all if ``None``.
             skip_bad: Give samples whose files are bad as :class:`BadSample`; for training only, as
                 a score over fewer samples is another score.
+            fast_decode: Photographs at nearly the same values (:mod:`utils.data.photos`).
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -118,7 +121,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             raise UserError(str(err)) from err
         self.folder, self.transform = folder, transform
         self.seed, self.patch_size = seed, patch_size
-        self.limit, self.skip_bad = limit, skip_bad
+        self.limit, self.skip_bad, self.fast_decode = limit, skip_bad, fast_decode
         self.known_bad: list[BadSample] = []
 
     def __len__(self) -> int:
@@ -134,12 +137,15 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         """
         place = self._place(key.index)
         pixels, problems = self._read(place)
-        if problems and self.skip_bad:
+        if not problems:
+            try:
+                with sample_rng(self.seed, key):
+                    return Sample(self.transform(pixels), self.folder.name(place))
+            except ImageError as err:  # of what is decoded only now
+                problems = [str(err)]
+        if self.skip_bad:
             return BadSample(self.folder.name(place), " ".join(problems))
-        if problems:
-            raise UserError(problems[0])
-        with sample_rng(self.seed, key):
-            return Sample(self.transform(pixels), self.folder.name(place))
+        raise UserError(problems[0])
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
@@ -147,21 +153,25 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""
-        return self._read(self._place(index))[1]
+        return self._read(self._place(index), thorough=True)[1]
 
     def _place(self, index: int) -> int:
         """Where a sample of this set stands in the folder."""
         return index * len(self.folder) // len(self)
 
-    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        """Pixels of all modalities of a place in the folder, or what is wrong with them."""
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        """Pixels of all modalities of a place in the folder, or what is wrong with them.
+
+        ``thorough``: compare checksums, and decode everything now.
+        """
+        how = {"verify": thorough, "fast": self.fast_decode and not thorough}
         paths: dict[str, Path] = {}
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
             paths[m.name] = self.folder.path(index, m)
             try:
-                pixels[m.name] = read(paths[m.name], m, self.patch_size)
+                pixels[m.name] = self.folder.read(index, m, self.patch_size, **how)
             except ImageError as err:
                 problems.append(str(err))
         try:
@@ -252,6 +262,7 @@ def _build(
     prefetch_factor: int,
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
+    tune()
     if num_workers:
         atexit.register(end_workers)  # where no script does it
         workers = {

@@ -18,6 +18,7 @@ from multimae.modalities import Modality
 from multimae.tokens import Size, as_size
 from multimae.views import View, centred_view, cut
 from utils.data.folders import readable
+from utils.data.photos import Photo, cut_photo
 from utils.errors import UserError
 
 
@@ -58,9 +59,10 @@ class JointTransform(ABC):
         return {m.name: self._cut(pixels[m.name], m, view) for m in self.modalities}
 
     def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
-        return cut(
-            pixels, m, view, out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
-        )
+        out = out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
+        if isinstance(pixels, Photo):
+            return cut_photo(pixels, m, view, out)
+        return cut(pixels, m, view, out)
 
 
 class TrainTransform(JointTransform):

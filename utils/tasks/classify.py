@@ -185,7 +185,7 @@ class Classification(Finetuning):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return self._dataset(self.folder, transform, None, skip_bad=data.skips_bad)
+        return self._dataset(self.folder, transform, None, train=True)
 
     def build_task(self) -> ClassifyTask:
         """Model with a linear head."""
@@ -250,8 +250,9 @@ class Classification(Finetuning):
         folder: MultiModalFolder,
         transform: JointTransform,
         limit: int | None,
-        skip_bad: bool = False,
+        train: bool = False,
     ) -> MultiModalDataset:
+        skip_bad = train and self.cfg.data.skips_bad
         dataset = MultiModalDataset(
             folder,
             transform,
@@ -259,6 +260,7 @@ class Classification(Finetuning):
             patch_size=self.cfg.model.patch_size,
             limit=limit,
             skip_bad=skip_bad,
+            fast_decode=train and self.cfg.data.fast_decode,
         )
         check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
         return dataset

@@ -58,7 +58,7 @@ def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModal
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    return _dataset(cfg, cfg.data.data_path, rows, transform, skip_bad=cfg.data.skips_bad)
+    return _dataset(cfg, cfg.data.data_path, rows, transform, train=True)
 
 
 def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> MultiModalDataset:
@@ -186,14 +186,17 @@ def _dataset(
     path: str,
     rows: Sequence[Modality],
     transform: JointTransform,
-    skip_bad: bool = False,
+    *,
+    train: bool = False,
 ) -> MultiModalDataset:
+    skip_bad = train and cfg.data.skips_bad
     dataset = MultiModalDataset(
         MultiModalFolder(path, rows, skip_incomplete=skip_bad),
         transform,
         seed=cfg.runtime.seed,
         patch_size=cfg.model.patch_size,
         skip_bad=skip_bad,
+        fast_decode=train and cfg.data.fast_decode,
     )
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
