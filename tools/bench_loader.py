@@ -1,6 +1,6 @@
 """Measure how fast samples load: a straightforward Pillow pipeline against this project's ways.
 
-    python tools/bench_loader.py --work /tmp/bench               # renders its own data, some minutes
+    python tools/bench_loader.py --work /tmp/bench     # renders its own data, some minutes
     python tools/bench_loader.py --work /tmp/bench --data_path data/mine/train --samples 512
 
 The base reads the three files of a sample with Pillow, crops, resizes and flips them, and makes
@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from utils.data.pack.writing import PackOptions, write_packs
 from utils.data.rooms.generate import Job, make_rooms
 from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import TrainTransform
+from utils.loader_speed import Variant, interleave
 
 SIZE = 224
 NAMES = ("rgb", "depth", "semseg")
@@ -88,36 +88,202 @@ class BaseDataset(Dataset[dict[str, Tensor]]):
             flip = bool(torch.rand(()) < 0.5)
         box = (left, top, left + w, top + h)
         photo = images[0].crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        small = [photo, *(image.crop(box) for image in images[1:])]
-        small[1] = small[1].resize((SIZE, SIZE), Image.Resampling.NEAREST)
-        small[2] = small[2].resize((SIZE // 4, SIZE // 4), Image.Resampling.NEAREST)
-        if flip:
-            small = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in small]
-        return [np.array(image) for image in small]
+        small = [np.array(photo)]
+        for image, side in zip(images[1:], (SIZE, SIZE // 4), strict=True):
+            # Pillow's own nearest adds up rounding errors: at exact halves it may be a pixel off.
+            rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in (h, w))
+            small.append(np.array(image.crop(box))[rows[:, None], columns])
+        return [np.ascontiguousarray(image[:, ::-1]) for image in small] if flip else small
 
 
-@dataclass
-class Variant:
-    """A way of loading, and what was measured of it."""
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
 
-    name: str
-    dataset: Dataset[Any]
+    batch_size: int
+    workers: int
+    rounds: int
+    samples: int
+    seed: int
+    normalise: bool
+
+
+def table() -> list[Modality]:
+    """Rows of the benchmark's modalities."""
+    rows = make_table(
+        {"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}}
+    )
+    return select(rows, NAMES)
+
+
+def variants(root: Path, packs: dict[str, Path], how: Settings) -> list[Variant]:
+    """The base, the plain folder, and every pack; each also with fast decoding."""
+    rows = table()
+    base = BaseDataset(root, how.seed)
+    count = min(len(base), how.samples)
+    found: list[tuple[str, Dataset[Any]]] = [("base", base)]
+    for name, path in {"plain": root, **packs}.items():
+        for fast in (False, True):
+            dataset = MultiModalDataset(
+                MultiModalFolder(path, rows),
+                TrainTransform(rows, SIZE),
+                seed=how.seed,
+                fast_decode=fast,
+            )
+            found.append((f"{name}_fast" if fast else name, dataset))
+    return [_variant(name, dataset, count, rows, how) for name, dataset in found]
+
+
+def _variant(
+    name: str, dataset: Dataset[Any], count: int, rows: list[Modality], how: Settings
+) -> Variant:
+    sampler = GlobalBatchSampler(count, how.batch_size, seed=how.seed)
     loader: DataLoader[Any]
-    sampler: GlobalBatchSampler
-    rows: Sequence[Modality] | None
-    best: float = 0.0
-    rates: tuple[float, ...] = ()
-    memory: tuple[float, ...] = ()
+    if isinstance(dataset, MultiModalDataset):
+        loader = build_train_loader(dataset, sampler, num_workers=how.workers, pin_memory=False)
+    else:
+        workers: dict[str, Any] = {"persistent_workers": True} if how.workers else {}
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=how.workers, **workers)
+    return Variant(name, dataset, loader, sampler, rows if how.normalise else None)
 
-    def epoch(self, epoch: int) -> float:
-        """Images per second of one epoch."""
-        self.sampler.set_epoch(epoch)
-        count, start = 0, time.perf_counter()
-        for batch in self.loader:
-            if isinstance(batch, dict):
-                count += len(batch["rgb"])
-                continue
-            if self.rows is not None:
-                prepare(batch.images, self.rows)
-            count += len(batch)
-        return count / (time.perf_counter() - start)
+
+def compare(found: Sequence[Variant], samples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Differences of every variant's tensors from those of the base, over ``samples``.
+
+    There are as many epochs of the data set as it takes.
+    """
+    base = found[0].dataset
+    assert isinstance(base, BaseDataset)
+    rows = {row.name: row for row in table()}
+    out: dict[str, dict[str, Any]] = {
+        v.name: {"bit_identical": True, "max_diff": {}, "mean_diff": {}} for v in found
+    }
+    for i in range(samples):
+        key = SampleKey(1 + i // len(base), i % len(base))
+        stored = dict(zip(NAMES, base.stored(key), strict=True))
+        stored["rgb"] = stored["rgb"].transpose(2, 0, 1)
+        stored["depth"] = stored["depth"][None]
+        normal = base[key]
+        for variant in found[1:]:
+            _compare_one(out[variant.name], variant.dataset[key].images, stored, normal, rows)
+    for row in out.values():
+        row["mean_diff"] = {k: round(v / samples, 4) for k, v in row["mean_diff"].items()}
+        row["samples"] = samples
+    return out
+
+
+def _compare_one(
+    row: dict[str, Any],
+    images: dict[str, Tensor],
+    stored: dict[str, npt.NDArray[Any]],
+    normal: dict[str, Tensor],
+    rows: dict[str, Modality],
+) -> None:
+    prepared = prepare({k: v[None] for k, v in images.items()}, list(rows.values()))
+    for name, expected in stored.items():
+        diff = np.abs(images[name].numpy().astype(np.int64) - expected.astype(np.int64))
+        row["bit_identical"] &= bool(diff.max() == 0)
+        row["max_diff"][name] = max(row["max_diff"].get(name, 0), int(diff.max()))
+        row["mean_diff"][name] = row["mean_diff"].get(name, 0.0) + float(diff.mean())
+        after = float((prepared[name][0] - normal[name]).abs().max())
+        key = f"{name}_normalised"
+        row["max_diff"][key] = max(row["max_diff"].get(key, 0.0), after)
+
+
+def make_packs(root: Path, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """Packs of a data root, made where they are not there yet."""
+    options = {
+        "packed": PackOptions(),
+        "packed_zlib": PackOptions(codec="zlib"),
+        "packed_raw": PackOptions(jpeg="raw"),
+    }
+    listing = {name: files for name, files in list_images(root).items() if name in NAMES}
+    found = {}
+    for kind in kinds:
+        found[kind] = work / f"{root.parent.name}-{root.name}-{kind}"
+        write_packs(listing, root, found[kind], options[kind], 2)
+    return found
+
+
+def make_data(work: Path, count: int) -> dict[str, Path]:
+    """Rooms at 256 x 256, and a quarter as many photographs at 640 x 480."""
+    rooms, large, photos = work / "rooms", work / "large", work / "photos/train"
+    make_rooms(Job(rooms, count, 0, 256, 0, 2, (), "multimae"))
+    make_rooms(Job(large, max(1, count // 4), 0, PHOTO[0], 1, 2, (), "multimae"))
+    edge = (PHOTO[0] - PHOTO[1]) // 2
+    for name in NAMES:
+        for path in sorted((large / "train" / name).rglob("*.*")):
+            target = photos / path.relative_to(large / "train")
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with Image.open(path) as image:
+                    cropped = image.crop((0, edge, PHOTO[0], edge + PHOTO[1]))
+                    cropped.save(target, quality=90)
+    return {"rooms": rooms / "train", "photos": photos}
+
+
+def report(found: Sequence[Variant], differences: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Numbers of one data root, printed and returned."""
+    out: dict[str, Any] = {}
+    base = max(found[0].rates)
+    print(f"{'variant':<18}{'img/s':>9}{'ratio':>7}  {'identical':<10}memory of workers (MiB)")
+    for v in found:
+        rate, about = max(v.rates), differences.get(v.name, {})
+        # Of each round by itself: what else the machine did then slowed both.
+        ratios = sorted(a / b for a, b in zip(v.rates, found[0].rates, strict=True))
+        ratio = ratios[len(ratios) // 2]
+        out[v.name] = {
+            "img_s": round(rate, 1),
+            "ratio": round(ratio, 2),
+            "ratio_of_best": round(rate / base, 2),
+            **about,
+            "memory_mib": [round(m) for m in v.memory],
+        }
+        same = str(about.get("bit_identical", ""))
+        memory = " ".join(f"{m:.0f}" for m in v.memory)
+        print(f"{v.name:<18}{rate:>9.1f}{ratio:>7.2f}  {same:<10}{memory}", flush=True)
+    return out
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and packs")
+    parser.add_argument("--data_path", type=Path, nargs="+", help="data roots instead of its own")
+    parser.add_argument("--make", type=int, default=1000, help="rooms to render (1000)")
+    parser.add_argument("--samples", type=int, default=512, help="images per round (512)")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--compared", type=int, default=1000, help="samples compared (1000)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
+    parser.add_argument("--batch_size", type=int, default=32, help="(32)")
+    parser.add_argument("--seed", type=int, default=0, help="of order and crops (0)")
+    parser.add_argument("--normalise", action="store_true", help="see above")
+    packs = ("packed", "packed_zlib", "packed_raw")
+    parser.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, compare, print."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    how = Settings(
+        args.batch_size, args.workers, args.rounds, args.samples, args.seed, args.normalise
+    )
+    roots = {"-".join(p.parts[-2:]): p for p in args.data_path or ()}
+    roots = roots or make_data(args.work, args.make)
+    result: dict[str, Any] = {}
+    for name, root in roots.items():
+        print(f"\n{name}: {root}")
+        found = variants(root, make_packs(root, args.work, args.packs), how)
+        interleave(found, how.rounds)
+        numbers = report(found, compare(found, args.compared, args.seed))
+        result |= {f"{name}/{variant}": row for variant, row in numbers.items()}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
