@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from multimae.images import ImageError, Pixels, check_readable, check_same_view
 from utils.data.decoding import tune
@@ -76,8 +77,24 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
     good = {row: s for row, s in enumerate(samples) if isinstance(s, Sample)}
     bad = [s for s in samples if isinstance(s, BadSample)]
     keys = next(iter(good.values())).images if good else ()
-    images = {key: torch.stack([s.images[key] for s in good.values()]) for key in keys}
+    images = {key: _stack([s.images[key] for s in good.values()]) for key in keys}
     return Batch(images, [s.name for s in good.values()], bad, tuple(good) if bad else None)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.stack``; in a worker straight into the memory that it shares with the main process.
+
+    Torch would move the batch there later, in another thread. That is one more copy, and glibc
+    before 2.38 cannot use the freed block for the next batch: workers grew by every batch's size.
+    """
+    if get_worker_info() is None:
+        return torch.stack(list(tensors))
+    first = tensors[0]
+    shape = (len(tensors), *first.shape)
+    size = math.prod(shape) * first.element_size()
+    shared = torch.UntypedStorage._new_shared(size, device="cpu")
+    out = torch.empty(0, dtype=first.dtype).set_(shared).view(shape)
+    return torch.stack(list(tensors), out=out)
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
