@@ -9,7 +9,10 @@ last on what is wrong with a file.
 from __future__ import annotations
 
 import io
+import math
+import struct
 from functools import lru_cache
+from importlib.util import find_spec as _find_spec
 from pathlib import Path
 from typing import cast
 
@@ -22,10 +25,16 @@ from multimae.images import Array, ImageError, Pixels, check_pixels, read
 from multimae.modalities import Modality
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 0x0112  # of EXIF
+# JPEG markers: sizes (SOF), where those end (SOS, EOI), Adobe's colour transform, metadata.
+_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SCAN, _END, _ADOBE, _METADATA = 0xDA, 0xD9, 0xEE, 0xE1
 # What may say that an image has to be turned, or that pixels are not what they seem.
-_JPEG_MARKS = (b"Exif\0", b"http://ns.adobe.com/xap/")
 _PNG_MARKS = (b"eXIf", b"tRNS", b"XML:com.adobe.xmp", b"Raw profile type", b"acTL")
 _KEPT_BLOCKS = 8
+
+
+find_spec = lru_cache(_find_spec)
 
 
 def tune() -> None:
@@ -68,16 +77,33 @@ def decode(data: bytes) -> Array | None:
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """``(H, W)`` of an upright JPEG with RGB colours that simplejpeg can decode, else ``None``."""
-    if not data.startswith(_JPEG) or any(mark in data for mark in _JPEG_MARKS):
+    size, place, metadata = None, 2, False
+    if not data.startswith(_JPEG) or find_spec("simplejpeg") is None:
         return None
-    try:
-        import simplejpeg
+    while place + 9 < len(data) and data[place] == 0xFF and data[place + 1] not in (_SCAN, _END):
+        marker = data[place + 1]
+        if marker in _SIZES:
+            bits, channels = data[place + 4], data[place + 9]
+            if size or bits != 8 or channels != 3:
+                return None
+            size = struct.unpack_from(">HH", data, place + 5)
+        if marker == _ADOBE:  # colours may be stored otherwise
+            return None
+        metadata |= marker == _METADATA
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if size is None or not min(size) or (metadata and not _is_upright(data)):
+        return None
+    small = size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    return (size[0], size[1]) if small else None
 
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except (ImportError, ValueError):
-        return None
-    small = height * width <= (Image.MAX_IMAGE_PIXELS or height * width)
-    return (height, width) if colours == "YCbCr" and small else None
+
+def _is_upright(data: bytes) -> bool:
+    """Whether the metadata of an image ask for no turning."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # Pillow has none of its own; it will say what is wrong when it decodes
+        return False
 
 
 def _jpeg(data: bytes) -> Array | None:

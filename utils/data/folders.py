@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from heapq import nsmallest
 from pathlib import Path
@@ -69,6 +69,7 @@ class MultiModalFolder:
                 match; with ``skip_incomplete`` only if none does.
         """
         self.root = Path(root)
+        self._root = os.fspath(self.root)
         self.modalities = readable(modalities)
         folders = _modality_folders(root, self.modalities)
         self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
@@ -117,8 +118,8 @@ class MultiModalFolder:
     def path(self, index: int, modality: Modality) -> Path:
         """File of one modality of a sample."""
         kinds, column = self._extensions[modality.name]
-        ending = self.suffix(modality) + kinds[int(column[index])]
-        return self.root.joinpath(modality.data_folder, self.name(index) + ending)
+        name, ending = self.name(index), self.suffix(modality) + kinds[int(column[index])]
+        return Path(f"{self._root}/{modality.data_folder}/{name}{ending}")
 
     def read(
         self,
@@ -141,7 +142,12 @@ class MultiModalFolder:
         Raises:
             ImageError: The file is bad, or not what the modality declares.
         """
-        path, stored = self.path(index, modality), self._stored(index, modality, verify)
+        path, pack = self.path(index, modality), self._packs.get(modality.name)
+        stored: bytes | Array
+        if pack is None:
+            stored = read_file(path, modality)
+        else:
+            stored = pack.read(int(self._rows[modality.name][index]), verify)
         if fast:
             photo = as_photo(path, modality, stored, patch_size)
             if photo is not None:
@@ -149,13 +155,6 @@ class MultiModalFolder:
         if isinstance(stored, np.ndarray):
             return check_pixels(stored, path, modality, patch_size)
         return read_pixels(path, modality, patch_size, stored)
-
-    def _stored(self, index: int, modality: Modality, verify: bool) -> bytes | Array:
-        """The file of an image, or the pixels that a pack has of it."""
-        pack = self._packs.get(modality.name)
-        if pack is None:
-            return read_file(self.path(index, modality), modality)
-        return pack.read(int(self._rows[modality.name][index]), verify)
 
     def _rows_in(self, m: Modality) -> npt.NDArray[np.int64]:
         """Where a packed modality has its images, by sample."""
@@ -172,6 +171,27 @@ class MultiModalFolder:
         path = folders[have.name] / f"{key}{self.suffix(have)}{found[have.name][key]}"
         lacking = ", ".join(f"'{n}' ({folders[n]})" for n in found if key not in found[n])
         return path, f"{path}: no file of the same name for modality {lacking}."
+
+
+class SamplePaths(Mapping[str, Path]):
+    """Files of a sample by modality, for messages."""
+
+    def __init__(self, folder: MultiModalFolder, index: int) -> None:
+        """``index``: the sample."""
+        self._folder, self._index = folder, index
+        self._rows = {m.name: m for m in folder.modalities}
+
+    def __getitem__(self, name: str) -> Path:
+        """File of a modality."""
+        return self._folder.path(self._index, self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """The modalities."""
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """Number of modalities."""
+        return len(self._rows)
 
 
 def read_class_names(root: str | Path) -> tuple[str, ...] | None:

@@ -6,7 +6,6 @@ import atexit
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from multimae.images import ImageError, Pixels, check_readable, check_same_view
 from utils.data.decoding import tune
-from utils.data.folders import MultiModalFolder
+from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.errors import UserError, bullet_list
@@ -182,18 +181,16 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         ``thorough``: compare checksums, and decode everything now.
         """
         how = {"verify": thorough, "fast": self.fast_decode and not thorough}
-        paths: dict[str, Path] = {}
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
-            paths[m.name] = self.folder.path(index, m)
             try:
                 pixels[m.name] = self.folder.read(index, m, self.patch_size, **how)
             except ImageError as err:
                 problems.append(str(err))
         try:
             if not problems:
-                check_same_view(pixels, paths)
+                check_same_view(pixels, SamplePaths(self.folder, index))
         except ImageError as err:
             problems.append(str(err))
         return pixels, problems
