@@ -106,14 +106,14 @@ def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None
 
 
 def check_pixels(
-    image: Image.Image | Array, path: Path, modality: Modality, patch_size: int = 1
+    image: Image.Image | Array, source: object, modality: Modality, patch_size: int = 1
 ) -> Pixels:
     """Pixels of what a file holds, decoded and upright; see :func:`read`.
 
     Args:
         image: Pillow image, or the values of one of mode L (uint8 ``(H, W)``), I;16 (uint16
             ``(H, W)``) or RGB (uint8 ``(H, W, 3)``). The pixels of an array are an array.
-        path: Of the file, for messages.
+        source: The file, for messages.
         modality: What the file should hold.
         patch_size: Patch side in full-resolution pixels; smaller images are refused.
 
@@ -123,19 +123,19 @@ def check_pixels(
     (height, width), side = size_of(image), max(1, patch_size // modality.stride)
     if min(height, width) < side:
         raise ImageError(
-            f"{path}: modality '{modality.name}' is {height} x {width} pixels, smaller "
+            f"{source}: modality '{modality.name}' is {height} x {width} pixels, smaller "
             f"than one patch ({side} x {side}). Remove the sample or store it larger."
         )
     if not isinstance(image, Image.Image):
         if modality.is_labels and image.ndim == 2:
-            return _class_ids(image, path, modality)
+            return _class_ids(image, source, modality)
         dtype = storage_dtype(modality)
         channels = 1 if image.ndim == 2 else image.shape[2]
         wanted = not modality.is_labels and channels == modality.num_channels
         if wanted and np.can_cast(image.dtype, dtype):
             return image.astype(dtype, copy=False)
         image = Image.fromarray(image)
-    return _checked(image, path, modality)
+    return _checked(image, source, modality)
 
 
 def check_same_view(

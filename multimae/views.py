@@ -91,7 +91,9 @@ def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     if view.flip:
         array = array[..., ::-1]
-    array = np.array(array, order="C")
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()
     if view.flip and modality.hflip_negate:
         channels = list(modality.hflip_negate)
         top = int(modality.max_value)

@@ -42,7 +42,7 @@ def tune() -> None:
     Image.core.set_blocks_max(_KEPT_BLOCKS)
 
 
-def read_file(path: Path, modality: Modality) -> bytes:
+def read_file(path: str, modality: Modality) -> bytes:
     """A file, or an ImageError that says why it cannot be read."""
     try:
         with open(path, "rb") as stream:
@@ -54,11 +54,11 @@ def read_file(path: Path, modality: Modality) -> bytes:
         ) from err
 
 
-def read_pixels(path: Path, modality: Modality, patch_size: int, data: bytes) -> Pixels:
+def read_pixels(path: str, modality: Modality, patch_size: int, data: bytes) -> Pixels:
     """As :func:`multimae.images.read`, faster; 8-bit images may be arrays, too."""
     array = decode(data)
     if array is None:
-        return read(path, modality, patch_size, data)
+        return read(Path(path), modality, patch_size, data)
     return check_pixels(array, path, modality, patch_size)
 
 

@@ -117,9 +117,12 @@ class MultiModalFolder:
 
     def path(self, index: int, modality: Modality) -> Path:
         """File of one modality of a sample."""
+        return Path(self._file(index, modality))
+
+    def _file(self, index: int, modality: Modality) -> str:
         kinds, column = self._extensions[modality.name]
         name, ending = self.name(index), self.suffix(modality) + kinds[int(column[index])]
-        return Path(f"{self._root}/{modality.data_folder}/{name}{ending}")
+        return f"{self._root}/{modality.data_folder}/{name}{ending}"
 
     def read(
         self,
@@ -142,7 +145,7 @@ class MultiModalFolder:
         Raises:
             ImageError: The file is bad, or not what the modality declares.
         """
-        path, pack = self.path(index, modality), self._packs.get(modality.name)
+        path, pack = self._file(index, modality), self._packs.get(modality.name)
         stored: bytes | Array
         if pack is None:
             stored = read_file(path, modality)

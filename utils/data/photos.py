@@ -7,7 +7,6 @@ smaller view does not show, and PyTorch's 8-bit kernel resizes instead of Pillow
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +30,7 @@ class Photo:
         shape: ``(H, W, 3)``.
     """
 
-    def __init__(self, path: Path, stored: bytes | Array, size: Size) -> None:
+    def __init__(self, path: str, stored: bytes | Array, size: Size) -> None:
         """``stored``: a JPEG file, or its pixels."""
         self.path, self._stored = path, stored
         self.shape = (*size, 3)
@@ -62,7 +61,7 @@ class Photo:
 
 
 def as_photo(
-    path: Path, modality: Modality, stored: bytes | Array, patch_size: int
+    path: str, modality: Modality, stored: bytes | Array, patch_size: int
 ) -> Pixels | None:
     """A :class:`Photo`, which transforms take like pixels; ``None`` for whatever else it is."""
     smooth = modality.interpolation != "nearest" and not modality.hflip_negate
