@@ -79,7 +79,7 @@ class BaseDataset(Dataset[dict[str, Tensor]]):
 
     def stored(self, key: SampleKey) -> list[npt.NDArray[Any]]:
         """Cropped, resized and flipped values as the files have them."""
-        images = [Image.open(files[key.index]) for files in self.files]
+        images: list[Image.Image] = [Image.open(files[key.index]) for files in self.files]
         images[0] = images[0].convert("RGB")
         width, height = images[0].size
         with sample_rng(self.seed, key):

@@ -14,7 +14,7 @@ import struct
 from functools import lru_cache
 from importlib.util import find_spec as _find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ find_spec = lru_cache(_find_spec)
 
 def tune() -> None:
     """Let Pillow keep memory of images, which it otherwise asks the system for each time."""
-    Image.core.set_blocks_max(_KEPT_BLOCKS)
+    core: Any = Image.core  # type: ignore[attr-defined]
+    core.set_blocks_max(_KEPT_BLOCKS)
 
 
 def read_file(path: str, modality: Modality) -> bytes:
@@ -101,7 +102,7 @@ def _is_upright(data: bytes) -> bool:
     """Whether the metadata of an image ask for no turning."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(_ORIENTATION, 1) == 1
+            return bool(image.getexif().get(_ORIENTATION, 1) == 1)
     except Exception:  # Pillow has none of its own; it will say what is wrong when it decodes
         return False
 

@@ -91,7 +91,8 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     shape = (len(tensors), *first.shape)
     size = math.prod(shape) * first.element_size()
-    shared = torch.UntypedStorage._new_shared(size, device="cpu")
+    storage: Any = torch.UntypedStorage
+    shared = storage._new_shared(size, device="cpu")
     out = torch.empty(0, dtype=first.dtype).set_(shared).view(shape)
     return torch.stack(list(tensors), out=out)
 

@@ -40,7 +40,7 @@ class Kind(IntEnum):
     RGB = 3  # uint8 (H, W, 3)
 
 
-DTYPES = {
+DTYPES: dict[Kind, np.dtype[Any]] = {
     Kind.GREY8: np.dtype("u1"),
     Kind.GREY16: np.dtype("<u2"),
     Kind.RGB: np.dtype("u1"),

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +52,8 @@ class PackedFolder:
         self.folder = folder
         self.contents = read_contents(folder)
         _check_sizes(folder, self.contents)
-        self._records: Records = _load(folder / INDEX_FILE)
-        self.names: npt.NDArray[np.bytes_] = _load(folder / NAMES_FILE)
+        self._records = cast(Records, _load(folder / INDEX_FILE))
+        self.names = cast(npt.NDArray[np.bytes_], _load(folder / NAMES_FILE))
         count = self.contents.count
         if self._records.dtype != RECORD or not len(self._records) == len(self.names) == count:
             raise UserError(f"{folder / INDEX_FILE}: not an index of {count} files. Pack again.")
@@ -87,7 +87,7 @@ class PackedFolder:
         shard = file_name(int(record["shard"]), SHARD)
         offset, size = int(record["offset"]), int(record["size"])
         values = self._bytes(shard, offset, size)
-        if verify and zlib.crc32(values) != int(record["crc"]):
+        if verify and zlib.crc32(values.data) != int(record["crc"]):
             raise ImageError(
                 f"{self.folder / shard}: wrong checksum of {self.name(row)}. Copy the shard again, "
                 "or pack the data again; tools/pack_dataset.py --verify finds all damage."
@@ -97,7 +97,8 @@ class PackedFolder:
         if record["packed"]:
             values = _unpack(values, DTYPES[kind].itemsize, self.folder / shard, self.name(row))
         shape = shape_of(kind, int(record["height"]), int(record["width"]))
-        return values.view(DTYPES[kind]).reshape(shape)
+        pixels: Array = values.view(DTYPES[kind]).reshape(shape)
+        return pixels
 
     def original(self, row: int) -> bytes:
         """The file as it was, bit for bit.
@@ -119,7 +120,7 @@ class PackedFolder:
     def _bytes(self, file: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
         values = np.empty(size, np.uint8)
         try:
-            read = os.preadv(self._stream(file).fileno(), [values], offset) if size else 0
+            read = os.preadv(self._stream(file).fileno(), [values.data], offset) if size else 0
         except OSError as err:
             raise ImageError(f"{self.folder / file}: cannot be read ({err}).") from err
         if read < size:
@@ -149,16 +150,16 @@ def _unpack(
     packed: npt.NDArray[np.uint8], width: int, shard: Path, name: str
 ) -> npt.NDArray[np.uint8]:
     try:
-        planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(width, -1)
+        planes = np.frombuffer(zlib.decompress(packed.data), np.uint8).reshape(width, -1)
     except (zlib.error, ValueError) as err:
         raise ImageError(f"{shard}: {name} is damaged ({err}). Copy the shard again.") from err
     return np.ascontiguousarray(planes.T).reshape(-1)
 
 
-def _load(path: Path) -> npt.NDArray[np.generic]:
+def _load(path: Path) -> npt.NDArray[Any]:
     """An array that stays on the disk."""
     try:
-        array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
     except (OSError, ValueError, EOFError) as err:
         raise UserError(f"{path}: cannot be read ({err}). Pack the data again.") from err
