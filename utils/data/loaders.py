@@ -83,8 +83,8 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """``torch.stack``; in a worker straight into the memory that it shares with the main process.
 
-    Torch would move the batch there later, in another thread. That is one more copy, and glibc
-    before 2.38 cannot use the freed block for the next batch: workers grew by every batch's size.
+    Torch would move the batch there later, in another thread. That is one more copy, and
+    with glibc 2.36 the workers' memory grew from batch to batch (docs/LOG.md).
     """
     if get_worker_info() is None:
         return torch.stack(list(tensors))

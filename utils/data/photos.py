@@ -20,7 +20,7 @@ from multimae.tokens import Size
 from multimae.views import View, cut
 from utils.data.decoding import jpeg_size
 
-_SMALLEST = 2  # DCT scaling by 1/2, 1/4, 1/8; the steps between are slower than whole images
+_SMALLEST = 2  # of DCT scaling: at least 1/2
 
 
 class Photo:

@@ -36,7 +36,7 @@ class PackOptions:
         max_size: Longest side of what is packed; larger images are made smaller. ``None``: all as
             they are.
         jpeg: ``keep`` JPEG files, or store their pixels ``raw``.
-        codec: Of pixels: ``none``, or ``zlib`` for a fourth of the bytes and more work to read.
+        codec: Of pixels: ``none``, or ``zlib`` for far fewer bytes and more work to read.
         images_per_shard: Files in a shard.
         keep_files: Keep the files of images stored as pixels, so that all can be unpacked.
     """
