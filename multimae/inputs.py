@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.images import ImageLike, Pixels, check_same_view, size_of
 from multimae.modalities import Modality
+from multimae.pixels import ImageLike, Pixels, check_same_view, size_of
 from multimae.preprocess import prepare, prepare_padded
 from multimae.readers import to_pixels
 from multimae.spec import ModelSpec

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from multimae.encoding import Encoding, Pool, attention_maps, encode
-from multimae.images import ImageLike
 from multimae.inputs import Images, Inputs, load_inputs
 from multimae.masking import (
     TokenMasks,
@@ -23,6 +22,7 @@ from multimae.masking import (
     sample_masks,
 )
 from multimae.network import MultiModalTransformer
+from multimae.pixels import ImageLike
 from multimae.prediction import Prediction, predict
 from multimae.pretrained import Pretrained
 from multimae.reconstruction import Reconstruction, Visible, reconstruct

@@ -7,6 +7,8 @@ colours, floats.
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from multimae import images
-from multimae.images import Array, ImageError, ImageLike, Pixels, array_pixels, size_of
 from multimae.modalities import Modality
+from multimae.pixels import Array, ImageError, ImageLike, Pixels, array_pixels, size_of
 
 ARRAYS = frozenset({".npy"})
 _PAGED = frozenset({".tif", ".tiff"})
@@ -24,8 +26,10 @@ SUFFIXES = PICTURES | ARRAYS
 """Extensions that have a reader, in lower case."""
 
 
-def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
+def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None = None) -> Pixels:
     """Pixels of one file; as :func:`multimae.images.read`, for every extension that has a reader.
+
+    ``data`` is what the file holds, if it has been read.
 
     Raises:
         ImageError: No reader, an unreadable file, or one that does not hold what the row declares.
@@ -33,16 +37,16 @@ def read(path: Path, modality: Modality, patch_size: int = 1) -> Pixels:
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
         return _large_enough(
-            array_pixels(_array(path, modality), path, modality), path, modality, patch_size
+            array_pixels(_array(path, modality, data), path, modality), path, modality, patch_size
         )
     if suffix in _PAGED and not modality.is_labels and modality.num_channels > 1:
-        pages = _pages(path, modality)
+        pages = _pages(path, modality, data)
         if pages is not None:
             pixels = array_pixels(pages, path, modality)
             return _large_enough(pixels, path, modality, patch_size)
     if suffix not in SUFFIXES:
         raise ImageError(no_reader(path, modality))
-    return images.read(path, modality, patch_size)
+    return images.read(path, modality, patch_size, data)
 
 
 def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
@@ -63,9 +67,11 @@ def no_reader(path: Path, modality: Modality) -> str:
     )
 
 
-def _array(path: Path, modality: Modality) -> Array:
+def _array(path: Path, modality: Modality, data: bytes | None = None) -> Array:
     """An ``.npy`` file; never one that holds Python objects, which would run code."""
     try:
+        if data is not None:
+            return _mapped(data)
         # Mapped first: a file shorter than its header says is refused before memory is taken.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(mapped, np.ndarray):
@@ -78,10 +84,28 @@ def _array(path: Path, modality: Modality) -> Array:
         ) from err
 
 
-def _pages(path: Path, modality: Modality) -> Array | None:
+def _mapped(data: bytes) -> Array:
+    """The array that the bytes of an ``.npy`` file hold, in their memory."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in headers:
+        raise ValueError(f"format version {version}")
+    shape, by_columns, dtype = headers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    array: Array = values.reshape(shape, order="F" if by_columns else "C").copy()
+    return array
+
+
+def _pages(path: Path, modality: Modality, data: bytes | None = None) -> Array | None:
     """Pages of a TIFF file as channels ``(H, W, C)``; ``None`` of a file with one page."""
     try:
-        with Image.open(path, formats=("TIFF",)) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=("TIFF",)) as image:
             count = getattr(image, "n_frames", 1)
             if count == 1:
                 return None

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from multimae.images import Array, Pixels
 from multimae.modalities import Modality
+from multimae.pixels import Array, Pixels, size_of
 from multimae.tokens import Size
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -91,7 +91,9 @@ def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     if view.flip:
         array = array[..., ::-1]
-    array = np.array(array, order="C")
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()
     if view.flip and modality.hflip_negate:
         channels = list(modality.hflip_negate)
         array[channels] = _mirrored(array[channels], modality)
@@ -150,14 +152,11 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
     Returns:
         ``(h, w)`` or ``(h, w, C)`` in the dtype of ``pixels``; integers are rounded and clipped.
     """
-    if isinstance(pixels, Image.Image):
+    if isinstance(pixels, Image.Image) or _is_pillow_like(pixels):
         return np.asarray(_crop_resize(pixels, view, out, resample))
     # Pillow does not resample 16 bits, and weighs colours by alpha: floats, channel by channel.
     bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
-    resized = [
-        np.asarray(_crop_resize(Image.fromarray(b.astype(np.float32)), view, out, resample))
-        for b in bands
-    ]
+    resized = [np.asarray(_crop_resize(b.astype(np.float32), view, out, resample)) for b in bands]
     array: Array = resized[0] if pixels.ndim == 2 else np.stack(resized, axis=-1)
     if np.issubdtype(pixels.dtype, np.floating):
         return array
@@ -165,13 +164,21 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
     return np.clip(np.rint(array), 0, top).astype(pixels.dtype)
 
 
-def _crop_resize(
-    image: Image.Image, view: View, out: Size, resample: Image.Resampling
-) -> Image.Image:
+def _is_pillow_like(array: Array) -> bool:
+    """Whether Pillow resamples such values as they are: 8-bit grey or RGB."""
+    return array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2] == 3)
+
+
+def _crop_resize(image: Pixels, view: View, out: Size, resample: Image.Resampling) -> Image.Image:
     """Resize the box as if the pixels beyond it (rounded outwards) did not exist."""
-    (h, w), (of_h, of_w) = (image.height, image.width), view.of
+    (h, w), (of_h, of_w) = size_of(image), view.of
     left, right = view.left * w / of_w, (view.left + view.width) * w / of_w
     top, bottom = view.top * h / of_h, (view.top + view.height) * h / of_h
     x, y = int(left), int(top)
-    crop = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    x_end, y_end = math.ceil(right), math.ceil(bottom)
+    crop = (
+        image.crop((x, y, x_end, y_end))
+        if isinstance(image, Image.Image)
+        else Image.fromarray(image[y:y_end, x:x_end])
+    )
     return crop.resize((out[1], out[0]), resample, (left - x, top - y, right - x, bottom - y))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multimae.images import ImageError
 from multimae.modalities import make_table
+from multimae.pixels import ImageError
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
 from utils.data.transforms import TrainTransform

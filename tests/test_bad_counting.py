@@ -16,7 +16,8 @@ from tests.image_folders import write_folder
 from tests.scenes import tiny_run, write_scenes
 from utils.config import parse_config
 from utils.data.bad_samples import BadSamples
-from utils.data.loaders import BadSample, MultiModalDataset
+from utils.data.batches import BadSample
+from utils.data.loaders import MultiModalDataset
 from utils.errors import RunError, UserError
 from utils.options import DataOptions
 from utils.pretrain_options import PretrainConfig

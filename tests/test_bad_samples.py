@@ -19,16 +19,9 @@ from PIL import Image
 from multimae.modalities import make_table
 from tests.image_folders import MODALITIES, make_dataset, message_of, save, write_folder
 from tests.test_finetuning_taskonomy import write_taskonomy
+from utils.data.batches import BadSample, Batch, Sample, collate
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import (
-    BadSample,
-    Batch,
-    MultiModalDataset,
-    Sample,
-    build_train_loader,
-    check_samples,
-    collate,
-)
+from utils.data.loaders import MultiModalDataset, build_train_loader, check_samples
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.taskonomy import TaskonomyFolder
 from utils.data.transforms import TrainTransform

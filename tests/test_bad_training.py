@@ -18,11 +18,8 @@ from tests.test_bad_finetuning import OWN
 from tests.test_finetuning_taskonomy import write_taskonomy
 from utils.cls_options import ClsConfig
 from utils.config import parse_config
+from utils.data.batches import BadSample, collate
 from utils.data.classification import mix
-from utils.data.loaders import (
-    BadSample,
-    collate,
-)
 from utils.data.samplers import SampleKey
 from utils.depth_options import DepthConfig
 from utils.finetune_options import FinetuneConfig

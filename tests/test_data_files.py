@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multimae.images import ImageError, check_readable, check_same_view, read
+from multimae.images import read
 from multimae.modalities import Modality, default_table, make_table
+from multimae.pixels import ImageError, check_readable, check_same_view
 from tests.image_folders import (
     CE,
     DEPTH,
@@ -21,8 +22,9 @@ from tests.image_folders import (
     save,
     write_folder,
 )
-from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
+from utils.data.names import read_class_names
 from utils.data.transforms import EvalTransform
 
 

@@ -326,6 +326,6 @@ def test_interpolated_ids_are_told_from_others():
 
 def test_rows_that_files_cannot_hold_are_refused(tmp_path):
     (tmp_path / "flow").mkdir()
-    row = make_table({"flow": {"num_channels": 7}})["flow"]
-    with pytest.raises(UserError, match="1 to 4 channels"):
+    row = make_table({"flow": {"num_channels": 2, "max_value": 1e6}})["flow"]
+    with pytest.raises(UserError, match="do not fit 16 bits"):
         examine_dataset(tmp_path, [row])

@@ -12,7 +12,7 @@ import torch
 import run_finetuning_depth
 from tests.image_folders import save
 from tests.scenes import ON_CPU, write_scenes
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.depth_options import DepthConfig
 from utils.tasks.regress import Target
 

@@ -19,8 +19,9 @@ from multimae.multimae import MultiMAE
 from multimae.spec import ModelSpec
 from multimae.tokens import TokenLayout
 from tests.scenes import NUM_CLASSES, tiny_run, write_scenes
+from utils.data.batches import BadSample, Sample, collate
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import BadSample, MultiModalDataset, Sample, collate
+from utils.data.loaders import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.errors import UserError

@@ -12,7 +12,7 @@ import torch
 
 from run_pretraining_multimae import main
 from tests.scenes import tiny_run, write_scenes
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.errors import RunError
 from utils.nonfinite import LIMIT
 from utils.tasks.base import StepOutput, StepPosition

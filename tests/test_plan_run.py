@@ -184,7 +184,8 @@ def test_a_slow_disk_is_the_bottleneck(
 ) -> None:
     import time
 
-    from utils.data.loaders import MultiModalDataset, Sample
+    from utils.data.batches import Sample
+    from utils.data.loaders import MultiModalDataset
     from utils.data.samplers import SampleKey
 
     read = MultiModalDataset.__getitem__

@@ -23,8 +23,9 @@ from tests.image_folders import message_of, save
 from tests.scenes import write_scenes
 from tools.pseudo_label import main
 from utils.config import parse_config
-from utils.data.folders import MultiModalFolder, read_class_names
-from utils.data.loaders import collate
+from utils.data.batches import collate
+from utils.data.folders import MultiModalFolder
+from utils.data.names import read_class_names
 from utils.data.prepare.target import Target
 from utils.data.samplers import SampleKey
 from utils.errors import UserError

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from multimae.images import ImageError, storage_dtype
 from multimae.modalities import Modality, make_table
+from multimae.pixels import ImageError, storage_dtype
 from multimae.preprocess import (
     from_model_output,
     pixels_with_value,

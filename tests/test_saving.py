@@ -17,7 +17,7 @@ import utils.saving
 from run_pretraining_multimae import main
 from tests.scenes import tiny_run, write_scenes
 from utils.checkpoint import latest_checkpoint, write_checkpoint
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.errors import RunError
 from utils.manifest import read_manifest
 from utils.saving import snapshot

@@ -13,8 +13,9 @@ from multimae import MultiMAE
 from multimae.patches import patchify
 from multimae.preprocess import prepare
 from multimae.pretrained import read_spec
+from utils.data.batches import collate
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import MultiModalDataset, collate
+from utils.data.loaders import MultiModalDataset
 from utils.data.rooms.generate import Job, make_rooms
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform

@@ -15,7 +15,7 @@ import pytest
 
 from run_pretraining_multimae import main
 from tests.scenes import tiny_run, write_scenes
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.script import run_script
 from utils.signals import EXIT_CODE, Stopped
 from utils.state import TrainState

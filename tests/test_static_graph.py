@@ -13,7 +13,7 @@ import torch
 
 from tests.scenes import tiny_run, write_scenes
 from utils.config import parse_config
-from utils.data.loaders import Batch, collate
+from utils.data.batches import Batch, collate
 from utils.data.samplers import SampleKey
 from utils.pretrain_options import PretrainConfig
 from utils.tasks.base import StepPosition

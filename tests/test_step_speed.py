@@ -20,7 +20,7 @@ from utils.bench.contenders import synthetic_batch
 from utils.bench.counting import HostSyncs, LiveBytes
 from utils.bench.plain import PlainMultiMAE
 from utils.config import ConfigError, parse_config
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.dist import World
 from utils.plan import make_plan
 from utils.precision import choose_precision

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae import CheckpointError, MultiMAE
-from multimae.images import ImageLike
+from multimae.pixels import ImageLike
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
 from multimae.prediction import LabelPrediction

@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 import run_pretraining_multimae
 from multimae.sizes import SIZES
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.script import run_script
 from utils.state import TrainState
 from utils.stepper import Stepper, Update

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils.checkpoint import latest_checkpoint, restore
 from utils.control import Control, ControlGroup
 from utils.data.bad_samples import BadSamples
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.data.samplers import GlobalBatchSampler
 from utils.errors import RunError
 from utils.logging import RunLogger
@@ -224,6 +224,8 @@ def _named_causes() -> Iterator[None]:
     """Turn what the machine does to a run into errors that say what to do."""
     try:
         yield
+    except (ConnectionError, EOFError) as err:
+        raise worker_killed(err) or err from err
     except OSError as err:
         raise RunError(
             f"cannot write {err.filename or 'the output'}: {err.strerror or err}. Make room, and "

@@ -59,6 +59,9 @@ class DataOptions:
     )
     train_interpolation: Interpolation = option("bicubic", "Interpolation that resizes rgb")
     num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")
+    fast_decode: bool = option(
+        False, "Decode training photos faster, with values that differ a little"
+    )
     pin_mem: bool = option(True, "Load batches into page-locked memory")
     eval_batch_size: int | None = option(
         None, "Images per GPU in evaluation; none: --batch_size", within="[1, inf)"

@@ -61,7 +61,9 @@ def lost_peers(error: BaseException) -> bool:
 
 def worker_killed(error: BaseException) -> RunError | None:
     """The error of a run whose loader lost a worker, if ``error`` says that."""
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+    died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    # Batches are handed over through a socket, whose other end may be gone first.
+    if died or isinstance(error, ConnectionError | EOFError):
         return RunError(
             f"a loader process was killed ({error}). Most often memory ran out: lower "
             "--num_workers or --batch_size. Run the same command to go on from the last checkpoint."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.dist import World
 from utils.optim import clip_or_skip
 from utils.options import OptimOptions, RuntimeOptions

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multimae.images import Pixels
 from multimae.modalities import Modality
+from multimae.pixels import Pixels
 from multimae.spec import ModelSpec
 from utils.app.edits import Array
 from utils.app.uploads import SUFFIXES, check_one_view, read_upload

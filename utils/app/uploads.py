@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from multimae.images import ImageError, Pixels, check_same_view, read
+from multimae.images import read
 from multimae.modalities import Modality
+from multimae.pixels import ImageError, Pixels, check_same_view
 from utils.errors import UserError
 
 MAX_BYTES = 20_000_000

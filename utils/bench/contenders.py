@@ -18,7 +18,7 @@ from multimae.modalities import Modality, select
 from multimae.preprocess import prepare
 from utils.bench.options import StepBenchConfig
 from utils.bench.plain import PlainMultiMAE
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.dist import World
 from utils.plan import make_plan
 from utils.precision import Precision, choose_precision

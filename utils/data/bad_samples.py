@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from utils.data.loaders import BadSample
+from utils.data.batches import BadSample
 from utils.errors import RunError, bullet_list
 from utils.options import DataOptions
 

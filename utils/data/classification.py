@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from multimae.images import Pixels
 from multimae.modalities import Modality
+from multimae.pixels import Pixels
 from multimae.tokens import Size
 from multimae.views import View, centred_view
 from utils.data.folders import MultiModalFolder

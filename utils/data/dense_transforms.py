@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from multimae.images import Pixels, size_of
 from multimae.inputs import pad
 from multimae.modalities import Modality
+from multimae.pixels import Pixels, size_of
 from multimae.tokens import Size
 from multimae.views import View, inside_size, largest_box
 from utils.data.transforms import JointTransform

@@ -1,17 +1,15 @@
 """Aligned image folders: which files exist, and which of them belong to one sample.
 
 Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
-modality folder. A sample is the files of one ``sub-folder/name`` in all modality folders, whatever
-their extensions; a file missing somewhere is an error, or leaves the sample out if that is asked
-for, and never shifts the pairing of the rest.
+modality folder; a modality folder may be packed (:mod:`utils.data.pack`). A sample is the files of
+one ``sub-folder/name`` in all modality folders, whatever their extensions; a file missing somewhere
+is an error, or leaves the sample out if that is asked for, and never shifts the pairing of others.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from heapq import nsmallest
 from pathlib import Path
@@ -20,16 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images import check_pixels
 from multimae.modalities import Modality
-from multimae.readers import SUFFIXES
+from multimae.pixels import Array, Pixels
+from utils.data.decoding import read_file, read_pixels
+from utils.data.listing import scan
+from utils.data.names import LAYOUT
+from utils.data.pack.layout import is_packed
+from utils.data.pack.reading import PackedFolder
+from utils.data.photos import as_photo
 from utils.errors import UserError, bullet_list
 
-EXTENSIONS = SUFFIXES
 _ABSENT = 255  # code of an extension
-CLASSES_FILE = "classes.json"
-SETTINGS_FILE = "prepared.json"
-"""What the files of a modality were made with; beside them."""
-_LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 
 
 def readable(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
@@ -76,9 +76,14 @@ class MultiModalFolder:
                 match; with ``skip_incomplete`` only if none does.
         """
         self.root = Path(root)
+        self._root = os.fspath(self.root)
         self.modalities = readable(modalities)
         folders = _modality_folders(root, self.modalities)
-        found = {m.name: _scan(folders[m.name], m.name, self.suffix(m)) for m in self.modalities}
+        self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
+        found = {
+            m.name: scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
+            for m in self.modalities
+        }
         # Chosen among the names that any modality has: which samples those are does not depend on
         # what others lack.
         chosen = set(self.select(sorted(set().union(*found.values()))))
@@ -100,6 +105,7 @@ class MultiModalFolder:
             places = (code[by_key[k]] if k in by_key else _ABSENT for k in names)
             column = np.fromiter(places, np.uint8, len(names))
             self._extensions[name] = kinds, column
+        self._rows = {m.name: self._rows_in(m) for m in self.modalities if m.name in self._packs}
 
     def suffix(self, modality: Modality) -> str:
         """What every file name of a modality ends with, before its extension."""
@@ -133,9 +139,55 @@ class MultiModalFolder:
 
     def path(self, index: int, modality: Modality) -> Path:
         """File of one modality of a sample, which must have it."""
+        return Path(self._file(index, modality))
+
+    def _file(self, index: int, modality: Modality) -> str:
         kinds, column = self._extensions[modality.name]
-        ending = self.suffix(modality) + kinds[int(column[index])]
-        return self.root.joinpath(modality.data_folder, self.name(index) + ending)
+        name, ending = self.name(index), self.suffix(modality) + kinds[int(column[index])]
+        return f"{self._root}/{modality.data_folder}/{name}{ending}"
+
+    def read(
+        self,
+        index: int,
+        modality: Modality,
+        patch_size: int = 1,
+        *,
+        verify: bool = False,
+        fast: bool = False,
+    ) -> Pixels:
+        """Pixels of one modality of a sample; see :func:`multimae.images.read`.
+
+        Args:
+            index: The sample.
+            modality: The modality.
+            patch_size: Smaller images are refused.
+            verify: Compare packed images with their checksums.
+            fast: Photographs are decoded when they are cut (:mod:`utils.data.photos`).
+
+        Raises:
+            ImageError: The file is bad, or not what the modality declares.
+        """
+        path, pack = self._file(index, modality), self._packs.get(modality.name)
+        stored: bytes | Array
+        if pack is None:
+            stored = read_file(path, modality)
+        else:
+            stored = pack.read(int(self._rows[modality.name][index]), verify)
+        if fast:
+            photo = as_photo(path, modality, stored, patch_size)
+            if photo is not None:
+                return photo
+        if isinstance(stored, np.ndarray):
+            return check_pixels(stored, path, modality, patch_size)
+        return read_pixels(path, modality, patch_size, stored)
+
+    def _rows_in(self, m: Modality) -> npt.NDArray[np.int64]:
+        """Where a packed modality has its images, by sample."""
+        kinds, column = self._extensions[m.name]
+        endings = {i: os.fsencode(self.suffix(m) + kind) for i, kind in enumerate(kinds)}
+        codes = column.tolist()
+        wanted = [key + endings.get(code, b"") for key, code in zip(self._keys, codes, strict=True)]
+        return np.searchsorted(self._packs[m.name].names, np.array(wanted, np.bytes_))
 
     def _lack(
         self, key: str, folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]
@@ -147,40 +199,39 @@ class MultiModalFolder:
         return path, f"{path}: no file of the same name for modality {lacking}."
 
 
-def read_class_names(root: str | Path) -> tuple[str, ...] | None:
-    """Class names by id from ``root/classes.json`` (``{"classes": ["void", "wall", ...]}``).
+class SamplePaths(Mapping[str, Path]):
+    """Files of a sample by modality, for messages."""
 
-    Returns:
-        The names, or ``None`` if there is no such file.
+    def __init__(self, folder: MultiModalFolder, index: int) -> None:
+        """``index``: the sample."""
+        self._folder, self._index = folder, index
+        self._rows = {m.name: m for m in folder.modalities}
 
-    Raises:
-        UserError: The file exists but does not hold that.
-    """
-    path = Path(root) / CLASSES_FILE
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise UserError(f"{path}: not readable as JSON ({err}). Mend or remove the file.") from err
-    names = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f'{path}: expected {{"classes": ["name of id 0", "name of id 1", ...]}}.')
-    return tuple(names)
+    def __getitem__(self, name: str) -> Path:
+        """File of a modality."""
+        return self._folder.path(self._index, self._rows[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """The modalities."""
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """Number of modalities."""
+        return len(self._rows)
 
 
 def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[str, Path]:
     """Existing folder of every modality; all missing ones are reported at once."""
     if not str(root):
-        raise UserError(f"data path is empty: give the folder that holds {_LAYOUT}.")
+        raise UserError(f"data path is empty: give the folder that holds {LAYOUT}.")
     root = Path(root)
     if not root.exists():
-        raise UserError(f"data path {root} does not exist. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} does not exist. It must hold {LAYOUT}.")
     if not root.is_dir():
-        raise UserError(f"data path {root} is not a folder. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} is not a folder. It must hold {LAYOUT}.")
     present = sorted(p.name for p in root.iterdir() if p.is_dir())
     if not present:
-        raise UserError(f"data path {root} has no folders in it. It must hold {_LAYOUT}.")
+        raise UserError(f"data path {root} has no folders in it. It must hold {LAYOUT}.")
     problems = []
     for m in modalities:
         if m.data_folder not in present:
@@ -194,57 +245,6 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
             "the modality in the config, or drop the modality from the in/out domains."
         )
     return {m.name: root / m.data_folder for m in modalities}
-
-
-def _scan(folder: Path, modality: str, ending: str = "") -> dict[str, str]:
-    """``{sub-folder/name: extension}`` of every image, without a stat per file.
-
-    Names must end with ``ending``, which is taken off; others are passed over.
-    """
-    found: dict[str, str] = {}
-    clashes: list[str] = []
-    unread: Counter[str] = Counter()
-    pending = [("", str(folder))]
-    for prefix, path in pending:
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    stem, dot, suffix = entry.name.rpartition(".")
-                    if entry.name.startswith("."):
-                        continue
-                    if stem and (dot + suffix).lower() in EXTENSIONS:
-                        if not stem.endswith(ending):
-                            continue
-                        key = prefix + stem.removesuffix(ending)
-                        if key in found:
-                            clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
-                        found[key] = dot + suffix
-                    elif not prefix and entry.is_dir():
-                        pending.append((f"{entry.name}/", entry.path))
-                    elif stem and dot:
-                        unread[dot + suffix] += 1
-        except OSError as err:
-            raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err
-    if clashes:
-        raise UserError(
-            f"modality '{modality}': the same name with two extensions is ambiguous:\n"
-            f"{bullet_list(sorted(clashes))}\nKeep one file of each."
-        )
-    if not found:
-        raise UserError(
-            f"modality '{modality}': no images in {folder} or its sub-folders"
-            f"{_without_reader(unread)}.\nThe layout is "
-            f"{_LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(EXTENSIONS))}."
-        )
-    return found
-
-
-def _without_reader(unread: Counter[str]) -> str:
-    """The files of a folder that nothing reads, by extension."""
-    if not unread:
-        return ""
-    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unread.most_common(3))
-    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
 
 
 def _refuse_incomplete(

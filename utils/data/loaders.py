@@ -3,96 +3,20 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images import ImageError, Pixels, check_readable, check_same_view
 from multimae.modalities import Modality
-from multimae.readers import read
-from utils.data.folders import MultiModalFolder
+from multimae.pixels import ImageError, Pixels, check_readable, check_same_view
+from utils.data.batches import BadSample, Sample, collate
+from utils.data.decoding import tune
+from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.errors import UserError, bullet_list
 from utils.signals import end_workers, leave_to_parent
-
-
-class Sample(NamedTuple):
-    """One sample: tensors by modality (see :class:`JointTransform`) and ``sub-folder/name``.
-
-    Of modalities that it lacks (``absent``) the tensors are without content.
-    """
-
-    images: dict[str, Tensor]
-    name: str
-    absent: tuple[str, ...] = ()
-
-
-class BadSample(NamedTuple):
-    """A sample left out of training: ``sub-folder/name``, and a message with the file's path."""
-
-    name: str
-    problem: str
-
-
-@dataclass
-class Batch:
-    """Stacked samples.
-
-    Attributes:
-        images: By modality, in storage dtype: images ``(B, C, h, w)``, labels ``(B, h, w)``. Empty
-            if every sample is bad.
-        names: ``sub-folder/name`` of every sample.
-        bad: The samples that were left out.
-        rows: Places of the other samples in the whole batch; ``None`` if none was left out.
-        present: ``(B,)`` bool by modality, of those that some sample lacks: which samples have it.
-    """
-
-    images: dict[str, Tensor]
-    names: list[str]
-    bad: list[BadSample] = field(default_factory=list)
-    rows: tuple[int, ...] | None = None
-    present: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Number of samples, without the bad ones."""
-        return len(self.names)
-
-    @property
-    def whole_size(self) -> int:
-        """Number of samples, with the bad ones."""
-        return len(self.names) + len(self.bad)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on ``device``; copies from pinned memory overlap with computation."""
-        moved, present = (
-            {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
-            for tensors in (self.images, self.present)
-        )
-        return replace(self, images=moved, present=present)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by the DataLoader)."""
-        return replace(self, images={k: v.pin_memory() for k, v in self.images.items()})
-
-
-def collate(samples: Sequence[Sample | BadSample]) -> Batch:
-    """Stack samples; bad ones are listed apart, and nothing takes their place."""
-    good = {row: s for row, s in enumerate(samples) if isinstance(s, Sample)}
-    bad = [s for s in samples if isinstance(s, BadSample)]
-    keys = next(iter(good.values())).images if good else ()
-    images = {key: torch.stack([s.images[key] for s in good.values()]) for key in keys}
-    lacking = {key for s in good.values() for key in s.absent}
-    present = {
-        k: torch.tensor([k not in s.absent for s in good.values()]) for k in keys if k in lacking
-    }
-    names = [s.name for s in good.values()]
-    return Batch(images, names, bad, tuple(good) if bad else None, present)
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -112,6 +36,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         patch_size: int = 1,
         limit: int | None = None,
         skip_bad: bool = False,
+        fast_decode: bool = False,
     ) -> None:
         """Wire reading and transform.
 
@@ -123,6 +48,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             limit: Only so many samples, spread evenly over the folder; all if ``None``.
             skip_bad: Give samples whose files are bad as :class:`BadSample`; for training only, as
                 a score over fewer samples is another score.
+            fast_decode: Photographs at nearly the same values (:mod:`utils.data.photos`).
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -134,7 +60,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             raise UserError(str(err)) from err
         self.folder, self.transform = folder, transform
         self.seed, self.patch_size = seed, patch_size
-        self.limit, self.skip_bad = limit, skip_bad
+        self.limit, self.skip_bad, self.fast_decode = limit, skip_bad, fast_decode
         self.known_bad: list[BadSample] = []
 
     def __len__(self) -> int:
@@ -150,14 +76,17 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         """
         place = self._place(key.index)
         pixels, problems = self._read(place)
-        if problems and self.skip_bad:
+        if not problems:
+            try:
+                with sample_rng(self.seed, key):
+                    images = self.transform(pixels)
+                absent = tuple(m.name for m in self.folder.modalities if m.name not in pixels)
+                return Sample(images, self.folder.name(place), absent)
+            except ImageError as err:  # of what is decoded only now
+                problems = [str(err)]
+        if self.skip_bad:
             return BadSample(self.folder.name(place), " ".join(problems))
-        if problems:
-            raise UserError(problems[0])
-        with sample_rng(self.seed, key):
-            images = self.transform(pixels)
-        absent = tuple(m.name for m in self.folder.modalities if m.name not in pixels)
-        return Sample(images, self.folder.name(place), absent)
+        raise UserError(problems[0])
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
@@ -169,28 +98,30 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
     def problems(self, index: int) -> list[str]:
         """What is wrong with the files of a sample, one message each; empty if nothing."""
-        return self._read(self._place(index))[1]
+        return self._read(self._place(index), thorough=True)[1]
 
     def _place(self, index: int) -> int:
         """Where a sample of this set stands in the folder."""
         return index * len(self.folder) // len(self)
 
-    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        """Pixels of all modalities of a place in the folder, or what is wrong with them."""
-        paths: dict[str, Path] = {}
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        """Pixels of all modalities of a place in the folder, or what is wrong with them.
+
+        ``thorough``: compare checksums, and decode everything now.
+        """
+        how = {"verify": thorough, "fast": self.fast_decode and not thorough}
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
             if not self.folder.has(index, m):
                 continue
-            paths[m.name] = self.folder.path(index, m)
             try:
-                pixels[m.name] = read(paths[m.name], m, self.patch_size)
+                pixels[m.name] = self.folder.read(index, m, self.patch_size, **how)
             except ImageError as err:
                 problems.append(str(err))
         try:
             if not problems:
-                check_same_view(pixels, paths)
+                check_same_view(pixels, SamplePaths(self.folder, index))
         except ImageError as err:
             problems.append(str(err))
         return pixels, problems
@@ -276,6 +207,7 @@ def _build(
     prefetch_factor: int,
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
+    tune()
     if num_workers:
         atexit.register(end_workers)  # where no script does it
         workers = {

@@ -28,10 +28,14 @@ class SampleKey:
 @contextmanager
 def sample_rng(seed: int, key: SampleKey) -> Iterator[None]:
     """Seed torch's CPU generator, which torchvision draws from, for one sample; then restore it."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the accelerators too, and nothing would restore them.
-        torch.default_generator.manual_seed(mix_seed(seed, key.epoch, key.index))
+    # torch.manual_seed would reseed the accelerators too, and nothing would restore them.
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(mix_seed(seed, key.epoch, key.index))
         yield
+    finally:
+        generator.set_state(state)
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from multimae.images import Pixels, size_of
 from multimae.modalities import Modality
+from multimae.pixels import Pixels, size_of
 from utils.data.folders import MultiModalFolder
 from utils.data.loaders import MultiModalDataset
 from utils.data.transforms import JointTransform
@@ -31,6 +31,7 @@ class SegmentationDataset(MultiModalDataset):
         patch_size: int = 1,
         limit: int | None = None,
         skip_bad: bool = False,
+        fast_decode: bool = False,
     ) -> None:
         """As the base class.
 
@@ -44,17 +45,24 @@ class SegmentationDataset(MultiModalDataset):
             patch_size: Smaller images are refused.
             limit: Only so many samples, spread evenly.
             skip_bad: Give bad samples as such.
+            fast_decode: Photographs at nearly the same values.
         """
         super().__init__(
-            folder, transform, seed=seed, patch_size=patch_size, limit=limit, skip_bad=skip_bad
+            folder,
+            transform,
+            seed=seed,
+            patch_size=patch_size,
+            limit=limit,
+            skip_bad=skip_bad,
+            fast_decode=fast_decode,
         )
         self.target = target
         self.first = int(zero_is_void)
         self.last = num_classes - 1 + self.first
         self.void = (0, IGNORE) if zero_is_void else (IGNORE,)
 
-    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        pixels, problems = super()._read(index)
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index, thorough)
         if not problems:
             problems = self._label_problems(index, pixels)
         return pixels, problems

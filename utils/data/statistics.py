@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images import ImageError
 from multimae.modalities import Modality
+from multimae.pixels import ImageError
 from multimae.pretrained import read_spec
 from multimae.readers import read
 from multimae.weight_files import CheckpointError

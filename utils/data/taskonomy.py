@@ -15,9 +15,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.images import Pixels
 from multimae.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
+from multimae.pixels import Pixels
 from utils.data.folders import MultiModalFolder
+from utils.data.listing import sub_folders
 from utils.data.loaders import MultiModalDataset
 from utils.errors import UserError
 
@@ -115,8 +116,8 @@ class TaskonomyFolder(MultiModalFolder):
 class TaskonomyDataset(MultiModalDataset):
     """Views, of which each must have a valid pixel."""
 
-    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        pixels, problems = super()._read(index)
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index, thorough)
         if not problems and (np.asarray(pixels[VALID]) >= SATURATED).all():
             path = self.folder.path(index, TASKS[VALID][0])
             problems = [f"{path}: no pixel has a valid depth (all are {SATURATED}). Remove it."]
@@ -144,7 +145,7 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
         tasks = [p for p in sorted(Path(root).iterdir()) if p.is_dir() and p.name in TASKS]
     except OSError as err:
         raise UserError(f"data path {root}: {err.strerror or err}") from err
-    names = sorted(p.name for p in tasks[0].iterdir() if p.is_dir()) if tasks else []
+    names = sub_folders(tasks[0]) if tasks else []
     if len(names) < 3:
         raise UserError(
             f"{root}: {len(names)} buildings are too few to share out. Expected "

@@ -6,20 +6,23 @@ out of every modality at its own resolution (:mod:`multimae.views`).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-from multimae.images import Pixels, size_of, storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import Pixels, size_of, storage_dtype
 from multimae.tokens import Size, as_size
 from multimae.views import View, centred_view, cut
 from utils.data.folders import readable
+from utils.data.photos import Photo, cut_photo
 from utils.errors import UserError
+
+_TRIES = 10  # of a random box
 
 
 class JointTransform(ABC):
@@ -69,9 +72,10 @@ class JointTransform(ABC):
         return torch.from_numpy(np.full(shape, value, storage_dtype(m)))
 
     def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
-        return cut(
-            pixels, m, view, out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
-        )
+        out = out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
+        if isinstance(pixels, Photo):
+            return cut_photo(pixels, m, view, out)
+        return cut(pixels, m, view, out)
 
 
 class TrainTransform(JointTransform):
@@ -95,13 +99,31 @@ class TrainTransform(JointTransform):
             hflip: Probability of mirroring.
         """
         super().__init__(modalities, input_size)
-        self.scale, self.ratio, self.hflip = list(scale), list(ratio), hflip
+        self.scale, self.ratio, self.hflip = scale, ratio, hflip
+        self._log_ratio = torch.log(torch.tensor(ratio)).tolist()
 
     def choose(self, size: Size) -> View:
         """Random view."""
-        shape_only = torch.empty(0, *size)
-        top, left, h, w = v2.RandomResizedCrop.get_params(shape_only, self.scale, self.ratio)
-        return View(size, int(top), int(left), int(h), int(w), bool(torch.rand(()) < self.hflip))
+        top, left, h, w = self._box(size)
+        return View(size, top, left, h, w, bool(torch.rand(()) < self.hflip))
+
+    def _box(self, size: Size) -> tuple[int, int, int, int]:
+        """Top, left, height, width: torchvision's RandomResizedCrop draw by draw, in less time."""
+        height, width = size
+        drawn = torch.empty(1)
+        for _ in range(_TRIES):
+            area = height * width * drawn.uniform_(*self.scale).item()
+            aspect = drawn.uniform_(*self._log_ratio).exp_().item()
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(torch.randint(0, height - h + 1, (1,)).item())
+                left = int(torch.randint(0, width - w + 1, (1,)).item())
+                return top, left, h, w
+        lowest, highest = (height * ratio for ratio in self.ratio)
+        h, w = height, min(width, round(highest))
+        if width < lowest:
+            h, w = round(width / self.ratio[0]), width
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 class EvalTransform(JointTransform):

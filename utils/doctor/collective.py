@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images import storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import storage_dtype
 from utils.doctor.findings import Finding, Severity
 from utils.doctor.records import FileRecord, is_scalar_map
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images import Array, Pixels, storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import Array, Pixels, storage_dtype
 from utils.doctor.records import is_scalar_map
 
 Floats = npt.NDArray[np.float32]

@@ -10,8 +10,9 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from multimae.images import FORMATS, ImageError, Pixels, checked, storage_dtype
+from multimae.images import FORMATS
 from multimae.modalities import Modality
+from multimae.pixels import ImageError, Pixels, checked, storage_dtype
 from utils.doctor.histograms import counts_of
 from utils.doctor.records import Examined, FileRecord
 from utils.doctor.values import check_values

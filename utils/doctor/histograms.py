@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images import Pixels
+from multimae.pixels import Pixels
 
 Counts = npt.NDArray[np.int64]
 """``[values]``: pixels by stored value, from 0."""

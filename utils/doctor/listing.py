@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from multimae.modalities import Modality
-from utils.data.folders import EXTENSIONS, SETTINGS_FILE
+from multimae.readers import SUFFIXES
+from utils.data.names import SETTINGS_FILE
 from utils.doctor.findings import Finding, Severity
 from utils.errors import UserError
 
@@ -107,7 +108,7 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
             continue
         for entry in (e for e in entries if not e.name.startswith(".")):
             stem, dot, suffix = entry.name.rpartition(".")
-            if stem and (dot + suffix).lower() in EXTENSIONS:
+            if stem and (dot + suffix).lower() in SUFFIXES:
                 images += 1
                 key = prefix + stem
                 if key in found:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multimae.images import Pixels
 from multimae.modalities import Modality
+from multimae.pixels import Pixels
 from utils.doctor.findings import Finding, Severity
 from utils.doctor.histograms import Counts
 

@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from multimae.images import ImageError, check_readable
 from multimae.modalities import Modality
-from utils.data.folders import CLASSES_FILE, read_class_names
+from multimae.pixels import ImageError, check_readable
+from utils.data.names import CLASSES_FILE, read_class_names
 from utils.doctor.agreement import PairSummary, summarise_pairs
 from utils.doctor.alignment import find_misaligned
 from utils.doctor.collective import compare

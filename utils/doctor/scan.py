@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from multimae.images import ImageError, check_same_view, size_of
 from multimae.modalities import Modality
+from multimae.pixels import ImageError, check_same_view, size_of
 from utils.doctor.agreement import Pair
 from utils.doctor.duplicates import thumbnail
 from utils.doctor.edges import Floats, features, normalised, reduce

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from multimae.images import storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import storage_dtype
 from utils.doctor.histograms import Counts, add, moments, quantile
 from utils.doctor.records import is_scalar_map
 from utils.doctor.values import valid_counts

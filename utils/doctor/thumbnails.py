@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from multimae.images import Array, Pixels, storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import Array, Pixels, storage_dtype
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
 from utils.data_uri import encode
 from utils.doctor.files import examine

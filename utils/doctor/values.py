@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multimae.images import Array, storage_dtype
+from multimae.pixels import Array, storage_dtype
 from utils.doctor.histograms import Counts, quantile
 from utils.doctor.records import Examined, is_scalar_map
 

@@ -15,8 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from multimae.images import storage_dtype
 from multimae.modalities import Modality
+from multimae.pixels import storage_dtype
 from utils.errors import UserError
 from utils.labelling.options import DepthKind, LabelModelOptions
 from utils.labelling.shapes import input_shapes

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from multimae.images import ImageError, check_readable
 from multimae.modalities import Modality, ModalityTable, make_table, select
+from multimae.pixels import ImageError, check_readable
 from utils.devices import default_device, device_problems
 from utils.fields import option
 

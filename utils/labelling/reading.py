@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images import ImageError, read
+from multimae.images import read
+from multimae.pixels import ImageError
 from utils.data.folders import MultiModalFolder
 from utils.labelling.networks import Size, as_tensor
 from utils.labelling.shapes import InputShapes

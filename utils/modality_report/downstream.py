@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from multimae.heads import HeadOptions, HeadSpec, LinearOptions
-from multimae.images import ImageError
 from multimae.inputs import Inputs, load_inputs
 from multimae.modalities import Modality
 from multimae.multimae import MultiMAE
+from multimae.pixels import ImageError
 from multimae.prediction import (
     ClassPrediction,
     LabelPrediction,
@@ -26,7 +26,8 @@ from multimae.prediction import (
 from multimae.readers import read
 from multimae.spec import ModelSpec
 from multimae.views import View, nearest
-from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.folders import MultiModalFolder
+from utils.data.names import read_class_names
 from utils.data.segmentation import IGNORE, stored_target
 from utils.errors import UserError
 from utils.metrics import MeanMeter, Meter, SegmentationMeter

@@ -14,8 +14,9 @@ from torch import Tensor
 from multimae.masking import TokenMasks, masks_from_task_masks, no_masks
 from multimae.multimae import MultiMAE
 from multimae.tokens import TokenLayout
+from utils.data.batches import Batch, collate
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import Batch, MultiModalDataset, collate
+from utils.data.loaders import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.errors import UserError

@@ -11,7 +11,8 @@ from statistics import median
 
 import torch
 
-from utils.data.loaders import Batch, build_train_loader, collate
+from utils.data.batches import Batch, collate
+from utils.data.loaders import build_train_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.planning.machine import memory_limit, memory_used
 from utils.planning.setup import Run

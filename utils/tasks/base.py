@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 
 
 class StepPosition(NamedTuple):

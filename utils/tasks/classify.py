@@ -16,6 +16,7 @@ from multimae.multimae import MultiViT
 from multimae.plotting.pictures import to_picture
 from multimae.plotting.prediction_grid import prediction_grid
 from utils.cls_options import ClsConfig, ClsDataOptions
+from utils.data.batches import Batch, collate
 from utils.data.classification import (
     DEFAULT_CROP_PCT,
     ClassEvalTransform,
@@ -27,7 +28,7 @@ from utils.data.classification import (
     mix,
 )
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
+from utils.data.loaders import MultiModalDataset, check_samples
 from utils.data.transforms import JointTransform
 from utils.dist import World
 from utils.finetune_options import Split
@@ -185,7 +186,7 @@ class Classification(Finetuning):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return self._dataset(self.folder, transform, None, skip_bad=data.skips_bad)
+        return self._dataset(self.folder, transform, None, train=True)
 
     def build_task(self) -> ClassifyTask:
         """Model with a linear head."""
@@ -250,8 +251,9 @@ class Classification(Finetuning):
         folder: MultiModalFolder,
         transform: JointTransform,
         limit: int | None,
-        skip_bad: bool = False,
+        train: bool = False,
     ) -> MultiModalDataset:
+        skip_bad = train and self.cfg.data.skips_bad
         dataset = MultiModalDataset(
             folder,
             transform,
@@ -259,6 +261,7 @@ class Classification(Finetuning):
             patch_size=self.cfg.model.patch_size,
             limit=limit,
             skip_bad=skip_bad,
+            fast_decode=train and self.cfg.data.fast_decode,
         )
         check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
         return dataset

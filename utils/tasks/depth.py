@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from multimae.images import Pixels
 from multimae.modalities import Modality, select
+from multimae.pixels import Pixels
+from utils.data.batches import Batch, collate
 from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
+from utils.data.loaders import MultiModalDataset, check_samples
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.depth_options import MASK_VALID, TARGET, DepthConfig
 from utils.dist import World
@@ -56,8 +57,8 @@ class DepthTask(RegressTask):
 class DepthDataset(MultiModalDataset):
     """Samples of a folder, of which each must have valid depth."""
 
-    def _read(self, index: int) -> tuple[dict[str, Pixels], list[str]]:
-        pixels, problems = super()._read(index)
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index, thorough)
         if problems:
             return pixels, problems
         paths = {m.name: self.folder.path(index, m) for m in self.folder.modalities}
@@ -128,9 +129,7 @@ class DepthFinetuning(Finetuning):
         transform = DepthTrainTransform(
             self.rows, self.cfg.model.input_size, colour=data.color_augs
         )
-        return self._dataset(
-            data.data_path, transform, data.max_train_images, skip_bad=data.skips_bad
-        )
+        return self._dataset(data.data_path, transform, data.max_train_images, train=True)
 
     def build_task(self) -> DepthTask:
         """Model with the head of the options."""
@@ -165,8 +164,9 @@ class DepthFinetuning(Finetuning):
         return evaluators
 
     def _dataset(
-        self, path: str, transform: JointTransform, limit: int | None, skip_bad: bool = False
+        self, path: str, transform: JointTransform, limit: int | None, train: bool = False
     ) -> DepthDataset:
+        skip_bad = train and self.cfg.data.skips_bad
         dataset = DepthDataset(
             MultiModalFolder(path, transform.modalities, skip_incomplete=skip_bad),
             transform,
@@ -174,6 +174,7 @@ class DepthFinetuning(Finetuning):
             patch_size=self.cfg.model.patch_size,
             limit=limit,
             skip_bad=skip_bad,
+            fast_decode=train and self.cfg.data.fast_decode,
         )
         check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
         return dataset

@@ -21,7 +21,8 @@ from multimae.sizes import MULTIVIT, encoder_shape
 from multimae.spec import Framing, ModelSpec
 from utils.checkpoint import best_checkpoint, resume
 from utils.config import to_flat_dict
-from utils.data.loaders import Batch, MultiModalDataset, build_eval_loader, build_train_loader
+from utils.data.batches import Batch
+from utils.data.loaders import MultiModalDataset, build_eval_loader, build_train_loader
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
 from utils.data.statistics import statistics_warnings
 from utils.dist import World

@@ -17,7 +17,7 @@ from multimae.multimae import MultiMAE
 from multimae.partial_targets import per_sample_where, without_absent
 from multimae.preprocess import pixels_with_value, prepare
 from multimae.tokens import TokenLayout
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.seeding import generator
 from utils.tasks.base import StepOutput, StepPosition, Task
 

@@ -13,8 +13,10 @@ from multimae.masking import sample_masks
 from multimae.modalities import Modality, select
 from multimae.multimae import MultiMAE
 from multimae.spec import ModelSpec
-from utils.data.folders import MultiModalFolder, read_class_names
-from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples, collate
+from utils.data.batches import collate
+from utils.data.folders import MultiModalFolder
+from utils.data.loaders import MultiModalDataset, build_eval_loader, check_samples
+from utils.data.names import read_class_names
 from utils.data.samplers import EvalBatchSampler
 from utils.data.statistics import fill_in, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
@@ -67,7 +69,7 @@ def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModal
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    return _dataset(cfg, cfg.data.data_path, rows, transform, skip_bad=cfg.data.skips_bad)
+    return _dataset(cfg, cfg.data.data_path, rows, transform, train=True)
 
 
 def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> MultiModalDataset:
@@ -235,9 +237,10 @@ def _dataset(
     path: str,
     rows: Sequence[Modality],
     transform: JointTransform,
-    skip_bad: bool = False,
+    *,
+    train: bool = False,
 ) -> MultiModalDataset:
-    allow_missing = cfg.data.missing == "allow"
+    skip_bad, allow_missing = train and cfg.data.skips_bad, cfg.data.missing == "allow"
     folder = MultiModalFolder(path, rows, skip_incomplete=skip_bad, allow_missing=allow_missing)
     _check_patterns(cfg, folder)
     dataset = MultiModalDataset(
@@ -246,6 +249,7 @@ def _dataset(
         seed=cfg.runtime.seed,
         patch_size=cfg.model.patch_size,
         skip_bad=skip_bad,
+        fast_decode=train and cfg.data.fast_decode,
     )
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset

@@ -19,7 +19,8 @@ from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.patches import unpatchify
 from multimae.plotting.grids import reconstruction_grid
 from multimae.tokens import TokenLayout
-from utils.data.loaders import Batch, MultiModalDataset
+from utils.data.batches import Batch
+from utils.data.loaders import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.dist import World
 from utils.errors import UserError, bullet_list

@@ -18,7 +18,7 @@ from multimae.multimae import MultiViT
 from multimae.plotting.pictures import colour_range, to_picture
 from multimae.plotting.prediction_grid import prediction_grid
 from multimae.preprocess import to_model_input
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.dist import World
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter

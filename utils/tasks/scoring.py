@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.data.samplers import EvalBatchSampler
 from utils.precision import Precision
 from utils.tasks.finetune import FinetuneTask

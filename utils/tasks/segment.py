@@ -18,8 +18,8 @@ from multimae.multimae import MultiViT
 from multimae.plotting.pictures import to_picture, with_void
 from multimae.plotting.prediction_grid import prediction_grid
 from multimae.preprocess import prepare_padded
+from utils.data.batches import Batch
 from utils.data.dense_transforms import INSIDE
-from utils.data.loaders import Batch
 from utils.data.segmentation import IGNORE
 from utils.dist import World
 from utils.logging import RunLogger

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from multimae.heads import HeadSpec
 from multimae.modalities import Modality, select
+from utils.data.batches import collate
 from utils.data.dense_transforms import SegEvalTransform, SegTrainTransform
-from utils.data.folders import MultiModalFolder, read_class_names
-from utils.data.loaders import check_samples, collate
+from utils.data.folders import MultiModalFolder
+from utils.data.loaders import check_samples
+from utils.data.names import read_class_names
 from utils.data.segmentation import SegmentationDataset, reduced_class_names, stored_target
 from utils.data.transforms import JointTransform
 from utils.dist import World
@@ -53,7 +55,7 @@ class Segmentation(Finetuning):
         rows = self._rows()
         transform = SegTrainTransform(rows, self.cfg.model.input_size)
         data = self.cfg.data
-        return self._dataset(data.data_path, transform, None, skip_bad=data.skips_bad)
+        return self._dataset(data.data_path, transform, None, train=True)
 
     def build_task(self) -> SegmentTask:
         """Model with the head of the options.
@@ -108,9 +110,10 @@ class Segmentation(Finetuning):
         return [*self.inputs, *extra, stored_target(self.target)]
 
     def _dataset(
-        self, path: str, transform: JointTransform, limit: int | None, skip_bad: bool = False
+        self, path: str, transform: JointTransform, limit: int | None, train: bool = False
     ) -> SegmentationDataset:
         cfg = self.cfg
+        skip_bad = train and cfg.data.skips_bad
         dataset = SegmentationDataset(
             MultiModalFolder(path, transform.modalities, skip_incomplete=skip_bad),
             transform,
@@ -121,6 +124,7 @@ class Segmentation(Finetuning):
             patch_size=cfg.model.patch_size,
             limit=limit,
             skip_bad=skip_bad,
+            fast_decode=train and cfg.data.fast_decode,
         )
         check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
         return dataset

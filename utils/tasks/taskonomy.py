@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from multimae.modalities import select
+from utils.data.batches import Batch, collate
 from utils.data.dense_transforms import DepthTrainTransform
-from utils.data.loaders import Batch, MultiModalDataset, check_samples, collate
+from utils.data.loaders import MultiModalDataset, check_samples
 from utils.data.taskonomy import (
     TASKS,
     VALID,
@@ -60,9 +61,7 @@ class Taskonomy(Finetuning):
         """Augmented views of the training buildings, checked."""
         data = self.cfg.data
         transform = DepthTrainTransform(self.rows, self.cfg.model.input_size)
-        return self._dataset(
-            data.data_path, "train", transform, data.max_train_images, skip_bad=data.skips_bad
-        )
+        return self._dataset(data.data_path, "train", transform, data.max_train_images, train=True)
 
     def build_task(self) -> TaskonomyTask:
         """Model with one DPT head per task."""
@@ -103,9 +102,10 @@ class Taskonomy(Finetuning):
         subset: Subset,
         transform: JointTransform,
         limit: int | None,
-        skip_bad: bool = False,
+        train: bool = False,
     ) -> MultiModalDataset:
         cfg = self.cfg
+        skip_bad = train and cfg.data.skips_bad
         buildings = buildings_of(root, subset, cfg.data.taskonomy_splits)
         dataset = TaskonomyDataset(
             TaskonomyFolder(root, transform.modalities, buildings, limit, skip_incomplete=skip_bad),
@@ -113,6 +113,7 @@ class Taskonomy(Finetuning):
             seed=cfg.runtime.seed,
             patch_size=cfg.model.patch_size,
             skip_bad=skip_bad,
+            fast_decode=train and cfg.data.fast_decode,
         )
         check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
         return dataset

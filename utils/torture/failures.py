@@ -17,7 +17,7 @@ from typing import Any
 
 import utils.saving
 from utils.checkpoint import write_checkpoint
-from utils.data.loaders import Batch
+from utils.data.batches import Batch
 from utils.state import TrainState
 from utils.stepper import Stepper, Update
 from utils.tasks.base import StepOutput, StepPosition

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.data.atomic import replacing, write_file
-from utils.data.folders import CLASSES_FILE, SETTINGS_FILE
+from utils.data.names import CLASSES_FILE, SETTINGS_FILE
 from utils.data.rooms.png import encode_png
 from utils.errors import UserError
 

@@ -1,0 +1,289 @@
+"""Measure how fast samples load: a straightforward Pillow pipeline against this project's ways.
+
+    python tools/bench_loader.py --work /tmp/bench     # renders its own data, some minutes
+    python tools/bench_loader.py --work /tmp/bench --data_path data/mine/train --samples 512
+
+The base reads the three files of a sample with Pillow, crops, resizes and flips them, and makes
+normalised float tensors in the loader's workers (SPEC section 5). The others give stored values,
+which are normalised where the training runs. All variants run in one process, interleaved, over
+the same samples in the same order; the best of the rounds counts. With --normalise the time also
+holds the normalisation of the others, on the CPU. Every sample's tensors are compared with the
+base's. The last line is JSON: {variant: {"img_s", "ratio", "bit_identical", ...}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from multimae.modalities import Modality, make_table, select
+from multimae.preprocess import prepare
+from utils.data.folders import MultiModalFolder
+from utils.data.listing import list_images
+from utils.data.loaders import MultiModalDataset, build_train_loader
+from utils.data.pack.writing import PackOptions, write_packs
+from utils.data.rooms.generate import Job, make_rooms
+from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
+from utils.data.transforms import TrainTransform
+from utils.loader_speed import Variant, interleave
+
+SIZE = 224
+NAMES = ("rgb", "depth", "semseg")
+NUM_CLASSES = 41  # NYU40 and void
+MEAN, STD = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+PHOTO = (640, 480)
+
+
+class BaseDataset(Dataset[dict[str, Tensor]]):
+    """SPEC section 5 with Pillow, numpy and torch, and nothing of this project's reading."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        """Sorted files of ``root/{rgb,depth,semseg}``."""
+        self.files = [sorted((root / name).rglob("*.*")) for name in NAMES]
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.files[0])
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        """Normalised tensors."""
+        rgb, depth, labels = self.stored(key)
+        colours = (torch.from_numpy(rgb).permute(2, 0, 1).float() / 255).contiguous()
+        mean, std = (torch.from_numpy(v).view(3, 1, 1) for v in (MEAN, STD))
+        metres = depth.astype(np.float32)
+        kept = np.sort(metres, axis=None)
+        kept = kept[int(0.1 * kept.size) : int(0.9 * kept.size)]
+        standard = (metres - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-6)
+        return {
+            "rgb": (colours - mean) / std,
+            "depth": torch.from_numpy(standard)[None],
+            "semseg": torch.from_numpy(labels.astype(np.int64)),
+        }
+
+    def stored(self, key: SampleKey) -> list[npt.NDArray[Any]]:
+        """Cropped, resized and flipped values as the files have them."""
+        images: list[Image.Image] = [Image.open(files[key.index]) for files in self.files]
+        images[0] = images[0].convert("RGB")
+        width, height = images[0].size
+        with sample_rng(self.seed, key):
+            shape = torch.empty(0, height, width)
+            top, left, h, w = v2.RandomResizedCrop.get_params(shape, [0.2, 1.0], [3 / 4, 4 / 3])
+            flip = bool(torch.rand(()) < 0.5)
+        box = (left, top, left + w, top + h)
+        photo = images[0].crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        small = [np.array(photo)]
+        for image, side in zip(images[1:], (SIZE, SIZE // 4), strict=True):
+            # Pillow's own nearest adds up rounding errors: at exact halves it may be a pixel off.
+            rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in (h, w))
+            small.append(np.array(image.crop(box))[rows[:, None], columns])
+        return [np.ascontiguousarray(image[:, ::-1]) for image in small] if flip else small
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    batch_size: int
+    workers: int
+    rounds: int
+    samples: int
+    seed: int
+    normalise: bool
+
+
+def table() -> list[Modality]:
+    """Rows of the benchmark's modalities."""
+    rows = make_table(
+        {"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}}
+    )
+    return select(rows, NAMES)
+
+
+def variants(root: Path, packs: dict[str, Path], how: Settings) -> list[Variant]:
+    """The base, the plain folder, and every pack; each also with fast decoding."""
+    rows = table()
+    base = BaseDataset(root, how.seed)
+    count = min(len(base), how.samples)
+    found: list[tuple[str, Dataset[Any]]] = [("base", base)]
+    for name, path in {"plain": root, **packs}.items():
+        for fast in (False, True):
+            dataset = MultiModalDataset(
+                MultiModalFolder(path, rows),
+                TrainTransform(rows, SIZE),
+                seed=how.seed,
+                fast_decode=fast,
+            )
+            found.append((f"{name}_fast" if fast else name, dataset))
+    return [_variant(name, dataset, count, rows, how) for name, dataset in found]
+
+
+def _variant(
+    name: str, dataset: Dataset[Any], count: int, rows: list[Modality], how: Settings
+) -> Variant:
+    sampler = GlobalBatchSampler(count, how.batch_size, seed=how.seed)
+    loader: DataLoader[Any]
+    if isinstance(dataset, MultiModalDataset):
+        loader = build_train_loader(dataset, sampler, num_workers=how.workers, pin_memory=False)
+    else:
+        workers: dict[str, Any] = {"persistent_workers": True} if how.workers else {}
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=how.workers, **workers)
+    return Variant(name, dataset, loader, sampler, rows if how.normalise else None)
+
+
+def compare(found: Sequence[Variant], samples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Differences of every variant's tensors from those of the base, over ``samples``.
+
+    There are as many epochs of the data set as it takes.
+    """
+    base = found[0].dataset
+    assert isinstance(base, BaseDataset)
+    rows = {row.name: row for row in table()}
+    out: dict[str, dict[str, Any]] = {
+        v.name: {"bit_identical": True, "max_diff": {}, "mean_diff": {}} for v in found
+    }
+    for i in range(samples):
+        key = SampleKey(1 + i // len(base), i % len(base))
+        stored = dict(zip(NAMES, base.stored(key), strict=True))
+        stored["rgb"] = stored["rgb"].transpose(2, 0, 1)
+        stored["depth"] = stored["depth"][None]
+        normal = base[key]
+        for variant in found[1:]:
+            _compare_one(out[variant.name], variant.dataset[key].images, stored, normal, rows)
+    for row in out.values():
+        row["mean_diff"] = {k: round(v / samples, 4) for k, v in row["mean_diff"].items()}
+        row["samples"] = samples
+    return out
+
+
+def _compare_one(
+    row: dict[str, Any],
+    images: dict[str, Tensor],
+    stored: dict[str, npt.NDArray[Any]],
+    normal: dict[str, Tensor],
+    rows: dict[str, Modality],
+) -> None:
+    prepared = prepare({k: v[None] for k, v in images.items()}, list(rows.values()))
+    for name, expected in stored.items():
+        diff = np.abs(images[name].numpy().astype(np.int64) - expected.astype(np.int64))
+        row["bit_identical"] &= bool(diff.max() == 0)
+        row["max_diff"][name] = max(row["max_diff"].get(name, 0), int(diff.max()))
+        row["mean_diff"][name] = row["mean_diff"].get(name, 0.0) + float(diff.mean())
+        after = float((prepared[name][0] - normal[name]).abs().max())
+        key = f"{name}_normalised"
+        row["max_diff"][key] = max(row["max_diff"].get(key, 0.0), after)
+
+
+def make_packs(root: Path, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """Packs of a data root, made where they are not there yet."""
+    options = {
+        "packed": PackOptions(),
+        "packed_zlib": PackOptions(codec="zlib"),
+        "packed_raw": PackOptions(jpeg="raw"),
+    }
+    listing = {name: files for name, files in list_images(root).items() if name in NAMES}
+    found = {}
+    for kind in kinds:
+        found[kind] = work / f"{root.parent.name}-{root.name}-{kind}"
+        write_packs(listing, root, found[kind], options[kind], 2)
+    return found
+
+
+def make_data(work: Path, count: int) -> dict[str, Path]:
+    """Rooms at 256 x 256, and a quarter as many photographs at 640 x 480."""
+    rooms, large, photos = work / "rooms", work / "large", work / "photos/train"
+    make_rooms(Job(rooms, count, 0, 256, 0, 2, (), "multimae"))
+    make_rooms(Job(large, max(1, count // 4), 0, PHOTO[0], 1, 2, (), "multimae"))
+    edge = (PHOTO[0] - PHOTO[1]) // 2
+    for name in NAMES:
+        for path in sorted((large / "train" / name).rglob("*.*")):
+            target = photos / path.relative_to(large / "train")
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with Image.open(path) as image:
+                    cropped = image.crop((0, edge, PHOTO[0], edge + PHOTO[1]))
+                    cropped.save(target, quality=90)
+    return {"rooms": rooms / "train", "photos": photos}
+
+
+def report(found: Sequence[Variant], differences: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Numbers of one data root, printed and returned."""
+    out: dict[str, Any] = {}
+    base = max(found[0].rates)
+    print(f"{'variant':<18}{'img/s':>9}{'ratio':>7}  {'identical':<10}memory of workers (MiB)")
+    for v in found:
+        rate, about = max(v.rates), differences.get(v.name, {})
+        # Of each round by itself: what else the machine did then slowed both.
+        ratios = sorted(a / b for a, b in zip(v.rates, found[0].rates, strict=True))
+        ratio = ratios[len(ratios) // 2]
+        out[v.name] = {
+            "img_s": round(rate, 1),
+            "ratio": round(ratio, 2),
+            "ratio_of_best": round(rate / base, 2),
+            **about,
+            "memory_mib": [round(m) for m in v.memory],
+        }
+        same = str(about.get("bit_identical", ""))
+        memory = " ".join(f"{m:.0f}" for m in v.memory)
+        print(f"{v.name:<18}{rate:>9.1f}{ratio:>7.2f}  {same:<10}{memory}", flush=True)
+    return out
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and packs")
+    parser.add_argument("--data_path", type=Path, nargs="+", help="data roots instead of its own")
+    parser.add_argument("--make", type=int, default=1000, help="rooms to render (1000)")
+    parser.add_argument("--samples", type=int, default=512, help="images per round (512)")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--compared", type=int, default=1000, help="samples compared (1000)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
+    parser.add_argument("--batch_size", type=int, default=32, help="(32)")
+    parser.add_argument("--seed", type=int, default=0, help="of order and crops (0)")
+    parser.add_argument("--normalise", action="store_true", help="see above")
+    packs = ("packed", "packed_zlib", "packed_raw")
+    parser.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, compare, print."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    how = Settings(
+        args.batch_size, args.workers, args.rounds, args.samples, args.seed, args.normalise
+    )
+    roots = {"-".join(p.parts[-2:]): p for p in args.data_path or ()}
+    roots = roots or make_data(args.work, args.make)
+    result: dict[str, Any] = {}
+    for name, root in roots.items():
+        print(f"\n{name}: {root}")
+        found = variants(root, make_packs(root, args.work, args.packs), how)
+        interleave(found, how.rounds)
+        numbers = report(found, compare(found, args.compared, args.seed))
+        result |= {f"{name}/{variant}": row for variant, row in numbers.items()}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

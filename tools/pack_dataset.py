@@ -1,0 +1,103 @@
+"""Pack image folders into few large files that load several times faster; unpack and verify them.
+
+    python tools/pack_dataset.py --data_path data/rooms/train --out data/packed/train --workers 8
+    python tools/pack_dataset.py --data_path data/packed/train --out data/again --unpack
+    python tools/pack_dataset.py --data_path data/packed/train --verify
+
+JPEG files are kept as they are, other images as plain pixels (and their files, for --unpack). Every
+script takes the packed folder as --data_path and reads the same samples from it. A stopped run goes
+on where it stopped. See docs/PERFORMANCE.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_path", type=Path, required=True, help="data root, or its pack")
+    parser.add_argument("--out", type=Path, help="folder to write")
+    parser.add_argument("--unpack", action="store_true", help="write the packed files again")
+    parser.add_argument("--verify", action="store_true", help="check all checksums of a pack")
+    parser.add_argument("--max_size", type=int, help="longest side; larger images are made smaller")
+    parser.add_argument(
+        "--jpeg",
+        choices=("keep", "raw"),
+        default="keep",
+        help="JPEGs as files, or as pixels (keep)",
+    )
+    parser.add_argument(
+        "--codec", choices=("none", "zlib"), default="none", help="of pixels (none)"
+    )
+    parser.add_argument(
+        "--no_files", action="store_true", help="leave out the files of what is stored as pixels"
+    )
+    parser.add_argument("--images_per_shard", type=int, default=1000, help="(1000)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
+    args = parser.parse_args(argv)
+    if args.out is None and not args.verify:
+        parser.error("--out is missing")
+    if args.unpack and args.verify:
+        parser.error("--unpack and --verify are two things")
+    if min(args.workers, args.images_per_shard) < 1 or not (args.max_size or 16) >= 16:
+        parser.error("--workers and --images_per_shard must be at least 1, --max_size at least 16")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool.
+
+    Returns:
+        0 on success, 1 when a file cannot be written, 2 for what the user can mend, 130 when
+        interrupted.
+    """
+    args = parse(argv)
+    from utils.errors import UserError, say_error
+
+    try:
+        print(_run(args))
+    except UserError as err:
+        say_error(err)
+        return err.exit_code
+    except OSError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> str:
+    from utils.data.listing import list_images
+    from utils.data.pack.restoring import unpack, verify
+    from utils.data.pack.writing import PackOptions, copy_loose_files, write_packs
+
+    if args.verify:
+        return f"{verify(args.data_path)} files are as they were packed: {args.data_path}"
+    if args.unpack:
+        counts = unpack(args.data_path, args.out)
+        copy_loose_files(args.data_path, args.out)
+        return ", ".join(f"{n} {name}" for name, n in counts.items()) + f" -> {args.out}"
+    options = PackOptions(
+        args.max_size, args.jpeg, args.codec, args.images_per_shard, not args.no_files
+    )
+    listing = list_images(args.data_path)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tally = write_packs(listing, args.data_path, args.out, options, args.workers)
+    copy_loose_files(args.data_path, args.out)
+    parts = [f"{n} {name} {what}" for (name, what), n in sorted(tally.items())]
+    return f"{', '.join(parts)} -> {args.out}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

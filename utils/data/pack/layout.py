@@ -1,0 +1,139 @@
+"""What a packed modality folder holds.
+
+``DIR/{modality folder}/``:
+
+- ``00000.shard`` ...: records one behind the other, what training reads;
+- ``00000.files`` ...: the original files of images that the shard has as plain pixels; training
+  does not need them;
+- ``names.npy``: ``sub-folder/name.extension`` of every file, sorted; ``index.npy``: one
+  :data:`RECORD` for each;
+- ``pack.json``: sizes and checksums of all these, written last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae.atomic import Written
+from utils.errors import UserError
+
+PACK_FILE = "pack.json"
+INDEX_FILE = "index.npy"
+NAMES_FILE = "names.npy"
+SHARD, FILES = "shard", "files"
+VERSION = 1
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    FILE = 0  # the file itself
+    GREY8 = 1  # uint8 (H, W): Pillow's mode L
+    GREY16 = 2  # little-endian uint16 (H, W): I;16
+    RGB = 3  # uint8 (H, W, 3)
+
+
+DTYPES: dict[Kind, np.dtype[Any]] = {
+    Kind.GREY8: np.dtype("u1"),
+    Kind.GREY16: np.dtype("<u2"),
+    Kind.RGB: np.dtype("u1"),
+}
+
+RECORD = np.dtype(
+    [
+        ("kind", "u1"),
+        ("packed", "u1"),  # pixels: whether zlib has packed their bytes
+        ("shard", "<u4"),
+        ("height", "<u4"),  # of pixels
+        ("width", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("crc", "<u4"),  # of the record
+        ("file_offset", "<u8"),  # of the original file of pixels
+        ("file_size", "<u8"),
+        ("digest", "V16"),  # of the file that was packed (blake2b)
+    ]
+)
+
+Records = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the pack."""
+
+    name: str
+    size: int
+    digest: str
+
+    @property
+    def written(self) -> Written:
+        """Size and checksum."""
+        return Written(self.size, self.digest)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """``pack.json`` of a modality.
+
+    Attributes:
+        options: How it was packed.
+        count: Images in it.
+        made_of: One fingerprint of options and packed files for each shard.
+        files: Everything else in the folder.
+    """
+
+    options: dict[str, Any]
+    count: int
+    made_of: tuple[str, ...]
+    files: tuple[Shard, ...]
+
+    def to_json(self) -> bytes:
+        """The text of the file."""
+        return (json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
+
+def shape_of(kind: Kind, height: int, width: int) -> tuple[int, ...]:
+    """Shape of the pixels of a record."""
+    return (height, width, 3) if kind is Kind.RGB else (height, width)
+
+
+def file_name(shard: int, part: str) -> str:
+    """``00000.shard``."""
+    return f"{shard:05d}.{part}"
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a modality folder is packed, or was about to be."""
+    return (folder / PACK_FILE).exists() or (folder / file_name(0, SHARD)).exists()
+
+
+def read_contents(folder: Path) -> Contents:
+    """``pack.json`` of a modality folder.
+
+    Raises:
+        UserError: It is not there, as packing was interrupted, or it is damaged.
+    """
+    path = folder / PACK_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("version") != VERSION:
+            raise UserError(f"{path}: another version of the format. Pack the data again.")
+        files = tuple(Shard(**shard) for shard in found.pop("files"))
+        return Contents(found["options"], found["count"], tuple(found["made_of"]), files)
+    except FileNotFoundError as err:
+        raise UserError(
+            f"{folder} has shards but no {PACK_FILE}: packing was interrupted. Run "
+            "tools/pack_dataset.py again with the same options; it goes on from there."
+        ) from err
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise UserError(
+            f"{path}: not the contents of a pack ({err}). Pack the data again."
+        ) from err

@@ -1,0 +1,181 @@
+"""Packed modality folders for training: any image at once, and no more memory than that takes."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae.pixels import Array, ImageError
+from utils.data.pack.layout import (
+    DTYPES,
+    FILES,
+    INDEX_FILE,
+    NAMES_FILE,
+    RECORD,
+    SHARD,
+    Contents,
+    Kind,
+    Records,
+    file_name,
+    read_contents,
+    shape_of,
+)
+from utils.errors import UserError, bullet_list
+
+OPEN_FILES = 64
+"""Shards that a process keeps open."""
+
+
+class PackedFolder:
+    """The files of one modality.
+
+    Records are read, not mapped: pages of mapped shards would count as memory of every process.
+
+    Attributes:
+        folder: Where the shards are.
+        contents: ``pack.json``.
+        names: ``sub-folder/name.extension`` as bytes, sorted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the index; sizes of all shards are checked.
+
+        Raises:
+            UserError: Files are missing, damaged or of another size than they should be.
+        """
+        self.folder = folder
+        self.contents = read_contents(folder)
+        _check_sizes(folder, self.contents)
+        self._records = cast(Records, _load(folder / INDEX_FILE))
+        self.names = cast(npt.NDArray[np.bytes_], _load(folder / NAMES_FILE))
+        count = self.contents.count
+        if self._records.dtype != RECORD or not len(self._records) == len(self.names) == count:
+            raise UserError(f"{folder / INDEX_FILE}: not an index of {count} files. Pack again.")
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._records)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a worker that is not forked: it opens its own files."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def record(self, row: int) -> np.void:
+        """Where and what a file is."""
+        found: np.void = self._records[row]
+        return found
+
+    def read(self, row: int, verify: bool = False) -> bytes | Array:
+        """A file as it was, or its pixels.
+
+        Args:
+            row: Its place in ``names``.
+            verify: Compare with the checksum.
+
+        Raises:
+            ImageError: The record cannot be read, or is not what was packed.
+        """
+        record = self.record(row)
+        kind = Kind(int(record["kind"]))
+        shard = file_name(int(record["shard"]), SHARD)
+        offset, size = int(record["offset"]), int(record["size"])
+        values = self._bytes(shard, offset, size)
+        if verify and zlib.crc32(values.data) != int(record["crc"]):
+            raise ImageError(
+                f"{self.folder / shard}: wrong checksum of {self.name(row)}. Copy the shard again, "
+                "or pack the data again; tools/pack_dataset.py --verify finds all damage."
+            )
+        if kind is Kind.FILE:
+            return values.tobytes()
+        if record["packed"]:
+            values = _unpack(values, DTYPES[kind].itemsize, self.folder / shard, self.name(row))
+        shape = shape_of(kind, int(record["height"]), int(record["width"]))
+        pixels: Array = values.view(DTYPES[kind]).reshape(shape)
+        return pixels
+
+    def original(self, row: int) -> bytes:
+        """The file as it was, bit for bit.
+
+        Raises:
+            ImageError: It was not kept, or cannot be read.
+        """
+        record = self.record(row)
+        if record["kind"] == Kind.FILE:
+            return bytes(self.read(row))
+        name = file_name(int(record["shard"]), FILES)
+        offset, size = int(record["file_offset"]), int(record["file_size"])
+        return self._bytes(name, offset, size).tobytes()
+
+    def name(self, row: int) -> str:
+        """``sub-folder/name.extension``."""
+        return os.fsdecode(self.names[row])
+
+    def _bytes(self, file: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        values = np.empty(size, np.uint8)
+        try:
+            read = os.preadv(self._stream(file).fileno(), [values.data], offset) if size else 0
+        except OSError as err:
+            raise ImageError(f"{self.folder / file}: cannot be read ({err}).") from err
+        if read < size:
+            raise ImageError(
+                f"{self.folder / file}: ends {size - read} bytes too early. Copy the shard again."
+            )
+        return values
+
+    def _stream(self, file: str) -> BinaryIO:
+        stream = self._open.pop(file, None)
+        if stream is None:
+            stream = (self.folder / file).open("rb", buffering=0)
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        self._open[file] = stream
+        return stream
+
+
+def pack_planes(values: Array) -> bytes:
+    """Pixels in fewer bytes: all low bytes, then all high bytes, packed by zlib."""
+    planes = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    planes = planes.reshape(-1, values.dtype.itemsize).T
+    return zlib.compress(planes.tobytes(), 1)
+
+
+def _unpack(
+    packed: npt.NDArray[np.uint8], width: int, shard: Path, name: str
+) -> npt.NDArray[np.uint8]:
+    try:
+        planes = np.frombuffer(zlib.decompress(packed.data), np.uint8).reshape(width, -1)
+    except (zlib.error, ValueError) as err:
+        raise ImageError(f"{shard}: {name} is damaged ({err}). Copy the shard again.") from err
+    return np.ascontiguousarray(planes.T).reshape(-1)
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    """An array that stays on the disk."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    except (OSError, ValueError, EOFError) as err:
+        raise UserError(f"{path}: cannot be read ({err}). Pack the data again.") from err
+
+
+def _check_sizes(folder: Path, contents: Contents) -> None:
+    problems = []
+    for shard in contents.files:
+        path = folder / shard.name
+        size = path.stat().st_size if path.exists() else None
+        if size is None and not path.suffix.endswith(FILES):
+            problems.append(f"{path}: missing")
+        elif size is not None and size != shard.size:
+            problems.append(f"{path}: {size} bytes instead of {shard.size}")
+    if problems:
+        raise UserError(
+            f"the pack in {folder} is not complete:\n{bullet_list(problems)}\nCopy these files "
+            "again, or pack the data again."
+        )
