@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from multimae.images import read
 from multimae.pixels import ImageError
 from tests.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_of, write_folder
-from utils.data import decoding, loaders
+from utils.data import batches, decoding
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.decoding import decode, jpeg_size, read_pixels
 from utils.data.folders import MultiModalFolder
@@ -215,7 +215,7 @@ def test_batches_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for sample in samples[1:]:
         sample.images["c"] = torch.zeros(2, dtype=torch.bool)
     plain = collate(samples)
-    monkeypatch.setattr(loaders, "get_worker_info", lambda: object())
+    monkeypatch.setattr(batches, "get_worker_info", lambda: object())
     shared = collate(samples)
     for name, value in plain.images.items():
         assert torch.equal(shared.images[name], value)
