@@ -49,7 +49,7 @@ app: $(READY)
 	$(BIN)/python tools/demo_app.py $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PORT),--port $(PORT))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
 
 # The page in a real browser: needs Chromium on the PATH, or `python -m playwright install chromium`.
 test-browser: $(READY)

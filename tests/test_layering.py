@@ -92,5 +92,7 @@ def test_what_reads_files_starts_without_pytorch() -> None:
 @pytest.mark.parametrize("package", [multimae, multimae.plotting], ids=lambda p: p.__name__)
 def test_names_that_are_loaded_on_use_are_all_there(package: ModuleType) -> None:
     assert all(hasattr(package, name) for name in package.__all__)
+    modules = {path.stem for folder in package.__path__ for path in Path(folder).iterdir()}
+    assert not modules & set(package.__all__), "importing such a module would hide the name"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multimae.plotting.prediction_grid import prediction_grid
+from multimae.plotting.predictions import prediction_grid
 
 
 def test_predictions_stand_side_by_side_under_whole_captions() -> None:

@@ -167,7 +167,7 @@ def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
     message = message_of(
         probe.main,
         ["--data_path", "x", "--knn_k", "0", "--pool", "max", "--in_domains", "rgb-dept",
-         "--input_size", "30", "--model", "multivit_huge"],
+         "--input_size", "30", "--model", "multivit_larg"],
     )  # fmt: skip
     for part in (
         *("eval_data_path: give", "--knn_k: (0,)", "--pool", "did you mean depth", "--input_size"),

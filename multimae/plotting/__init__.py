@@ -1,6 +1,6 @@
 """Pictures for people: one module for training logs, tools, the web page and the notebook.
 
-``pictures`` one sample of any modality as RGB, ``grids`` reconstructions, ``prediction_grid``
+``pictures`` one sample of any modality as RGB, ``grids`` reconstructions, ``predictions``
 predictions beside the truth, ``attention`` where a patch looks, ``curves`` training curves (needs
 matplotlib); ``colours`` and ``drawing`` are what these share.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multimae.plotting.drawing import draw_legend, draw_scale, stack
     from multimae.plotting.grids import reconstruction_grid, tiles
     from multimae.plotting.pictures import error_picture, to_picture, with_void
-    from multimae.plotting.prediction_grid import prediction_grid
+    from multimae.plotting.predictions import prediction_grid
 
 __all__ = [
     "Picture",
@@ -65,6 +65,6 @@ __getattr__ = loaded_on_use(
             "to_picture",
             "with_void",
         ),
-        "multimae.plotting.prediction_grid": ("prediction_grid",),
+        "multimae.plotting.predictions": ("prediction_grid",),
     },
 )

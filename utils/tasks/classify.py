@@ -14,7 +14,7 @@ from multimae.heads import HeadSpec, LinearOptions
 from multimae.modalities import Modality, select
 from multimae.multimae import MultiViT
 from multimae.plotting.pictures import to_picture
-from multimae.plotting.prediction_grid import prediction_grid
+from multimae.plotting.predictions import prediction_grid
 from utils.cls_options import ClsConfig, ClsDataOptions
 from utils.data.batches import Batch, collate
 from utils.data.classification import (

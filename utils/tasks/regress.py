@@ -16,7 +16,7 @@ from multimae.heads import HeadOptions, HeadSpec
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
 from multimae.plotting.pictures import colour_range, to_picture
-from multimae.plotting.prediction_grid import prediction_grid
+from multimae.plotting.predictions import prediction_grid
 from multimae.preprocess import to_model_input
 from utils.data.batches import Batch
 from utils.dist import World

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from multimae.modalities import Modality
 from multimae.multimae import MultiViT
 from multimae.plotting.pictures import to_picture, with_void
-from multimae.plotting.prediction_grid import prediction_grid
+from multimae.plotting.predictions import prediction_grid
 from multimae.preprocess import prepare_padded
 from utils.data.batches import Batch
 from utils.data.dense_transforms import INSIDE
