@@ -216,3 +216,17 @@ def test_deterministic_runs_are_the_same_to_the_bit(
 def restore_algorithms() -> Any:
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_is_gone_is_not_a_full_disk(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The socket that hands batches over may break before the worker is missed."""
+
+    def gone(*_: Any) -> Update:
+        raise error
+
+    monkeypatch.setattr(Stepper, "step", gone)
+    with pytest.raises(RunError, match="a loader process was killed"):
+        main(tiny_run(scenes, tmp_path))
