@@ -86,7 +86,8 @@ class MaskedMSELoss(_MaskedLoss):
 
     def per_token(self, pred_bnp: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of every token, float32 (B, N)."""
-        return (pred_bnp.float() - self.target_patches(target)).square().mean(dim=-1)
+        target_bnp = self.target_patches(target)
+        return F.mse_loss(pred_bnp.float(), target_bnp, reduction="none").mean(dim=-1)
 
 
 class MaskedL1Loss(MaskedMSELoss):
@@ -94,7 +95,8 @@ class MaskedL1Loss(MaskedMSELoss):
 
     def per_token(self, pred_bnp: Tensor, target: Tensor) -> Tensor:
         """Mean absolute error of every token, float32 (B, N)."""
-        return (pred_bnp.float() - self.target_patches(target)).abs().mean(dim=-1)
+        target_bnp = self.target_patches(target)
+        return F.l1_loss(pred_bnp.float(), target_bnp, reduction="none").mean(dim=-1)
 
 
 class MaskedCrossEntropyLoss(_MaskedLoss):

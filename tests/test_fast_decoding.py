@@ -16,10 +16,11 @@ from torchvision.transforms import v2
 from multimae.images import read
 from multimae.pixels import ImageError
 from tests.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_of, write_folder
-from utils.data import batches, decoding
+from utils.data import batches, jpegs
 from utils.data.batches import BadSample, Sample, collate
-from utils.data.decoding import decode, jpeg_size, read_pixels
+from utils.data.decoding import decode, read_pixels
 from utils.data.folders import MultiModalFolder
+from utils.data.jpegs import jpeg_size
 from utils.data.loaders import MultiModalDataset, build_train_loader
 from utils.data.photos import Photo
 from utils.data.samplers import GlobalBatchSampler, SampleKey
@@ -122,19 +123,19 @@ def test_damage_is_judged_by_pillow(name: str) -> None:
 
 
 def test_a_decoder_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[[bytes], Any] = decoding._jpeg
+    real: Callable[[bytes], Any] = jpegs._decoded
     data = FILES["jpeg 4:2"][0]
-    monkeypatch.setattr(decoding, "_jpeg", lambda data: real(data) ^ 1)
-    decoding._jpeg_agrees.cache_clear()
+    monkeypatch.setattr(jpegs, "_decoded", lambda data: real(data) ^ 1)
+    jpegs._agrees.cache_clear()
     try:
         assert decode(data) is None
         same_outcome(data, RGB)
     finally:
-        decoding._jpeg_agrees.cache_clear()
+        jpegs._agrees.cache_clear()
 
 
 def test_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
+    monkeypatch.setattr(jpegs, "find_spec", lambda name: None)
     assert jpeg_size(FILES["jpeg 4:2"][0]) is None
     same_outcome(FILES["jpeg 4:2"][0], RGB)
 

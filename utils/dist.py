@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
+from utils.host_memory import keep_freed_memory
 from utils.options import RuntimeOptions
 
 TIMEOUT = timedelta(minutes=10)
@@ -114,6 +115,8 @@ def init_world(options: RuntimeOptions) -> World:
         torch.use_deterministic_algorithms(True)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)

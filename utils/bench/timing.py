@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,11 +45,20 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    updates: Mapping[str, Callable[[int], None]], steps: int, warmup: int, device: torch.device
+    updates: Mapping[str, Callable[[int], None]],
+    steps: int,
+    warmup: int,
+    device: torch.device,
+    between: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
-    """One step of each, then the next of each: whatever disturbs the machine meets all of them."""
+    """One step of each, then the next of each: whatever disturbs the machine meets all of them.
+
+    ``between`` is called before every timed round.
+    """
     times = {name: Times() for name in updates}
     for i in range(warmup + steps):
+        if between is not None and i >= warmup:
+            between()
         for name, update in updates.items():
             synchronize(device)
             wall, cpu = time.perf_counter(), time.process_time()
@@ -58,6 +68,14 @@ def interleaved(
                 times[name].wall.append(time.perf_counter() - wall)
                 times[name].cpu.append(time.process_time() - cpu)
     return times
+
+
+def speed_up(fast: Sequence[float], slow: Sequence[float]) -> dict[str, float]:
+    """How many times faster: the shortest steps, and the median of the rounds."""
+    return {
+        "best": min(slow) / min(fast),
+        "median": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
+    }
 
 
 @dataclass(frozen=True)
@@ -90,26 +108,37 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) 
     return Spent(min(walls), min(cpus))
 
 
-def matmul_ceiling(products: Mapping[Product, int], device: torch.device) -> Ceiling:
-    """The model's own products one after the other, each shape as often as it occurs.
+class ProductTimes:
+    """How long matrix products take by themselves, measured again and again; the shortest counts.
 
     What attention multiplies inside a fused kernel is not among them.
     """
-    flops, wall, cpu = 0.0, 1e-12, 1e-12
-    for product, times in products.items():
-        if product.flops < SMALL:
-            continue
-        shape = (product.b,) if product.b > 1 else ()
-        a = torch.randn(*shape, product.m, product.k, device=device).to(product.dtype)
-        b = torch.randn(*shape, product.k, product.n, device=device).to(product.dtype)
 
-        def multiply(a: Tensor = a, b: Tensor = b) -> Tensor:
-            return a @ b
+    def __init__(self, products: Iterable[Product], device: torch.device) -> None:
+        """Nothing measured yet; ``products`` may repeat."""
+        self.device = device
+        self.spent = {p: Spent(math.inf, math.inf) for p in products if p.flops >= SMALL}
 
-        spent = seconds(multiply, device)
-        wall, cpu = wall + times * spent.wall, cpu + times * spent.cpu
-        flops += times * product.flops
-    return Ceiling(flops / wall, flops / cpu)
+    def measure(self) -> None:
+        """Each product once more."""
+        for product, before in self.spent.items():
+            shape = (product.b,) if product.b > 1 else ()
+            a = torch.randn(*shape, product.m, product.k, device=self.device).to(product.dtype)
+            b = torch.randn(*shape, product.k, product.n, device=self.device).to(product.dtype)
+
+            def multiply(a: Tensor = a, b: Tensor = b) -> Tensor:
+                return a @ b
+
+            now = seconds(multiply, self.device, repeats=2)
+            self.spent[product] = Spent(min(before.wall, now.wall), min(before.cpu, now.cpu))
+
+    def ceiling(self, products: Mapping[Product, int]) -> Ceiling:
+        """FLOP/s of a step that does nothing but its products, each as often as it occurs."""
+        counted = {p: n for p, n in products.items() if p in self.spent}
+        flops = sum(n * p.flops for p, n in counted.items())
+        wall = sum(n * self.spent[p].wall for p, n in counted.items())
+        cpu = sum(n * self.spent[p].cpu for p, n in counted.items())
+        return Ceiling(flops / max(wall, 1e-12), flops / max(cpu, 1e-12))
 
 
 def shares(

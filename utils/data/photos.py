@@ -18,7 +18,7 @@ from multimae.modalities import Modality
 from multimae.pixels import Array, ImageError, Pixels
 from multimae.tokens import Size
 from multimae.views import View, cut
-from utils.data.decoding import jpeg_size
+from utils.data.jpegs import jpeg_size
 
 _SMALLEST = 2  # of DCT scaling: at least 1/2
 
