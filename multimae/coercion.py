@@ -7,12 +7,20 @@ The one coercion path of the project: modality rows, YAML configs and flags all 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NONE = ("none", "null")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean X?"`` for a mistyped or abbreviated name, else nothing."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1) or [k for k in known if k.startswith(name)]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def type_name(hint: Any) -> str:

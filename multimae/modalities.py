@@ -16,10 +16,9 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
 
-from multimae.coercion import coerce
+from multimae.coercion import coerce, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -258,10 +257,8 @@ def select(table: ModalityTable, names: Sequence[str]) -> list[Modality]:
     problems = []
     for name in names:
         if name not in table:
-            near = get_close_matches(name, table, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
             problems.append(
-                f"unknown modality '{name}'{hint} Known: {', '.join(table)}. "
+                f"unknown modality '{name}'{did_you_mean(name, table)} Known: {', '.join(table)}. "
                 "Declare new ones in the config's `modalities:` section."
             )
     if problems:
@@ -276,9 +273,9 @@ def _coerce_row(name: str, row: Mapping[str, Any]) -> tuple[dict[str, Any], list
     known = [f for f in _HINTS if f != "name"]
     for key, value in row.items():
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            problems.append(f"modality '{name}': unknown field '{key}'{hint}")
+            problems.append(
+                f"modality '{name}': unknown field '{key}'{did_you_mean(str(key), known)}"
+            )
             continue
         try:
             fields[key] = coerce(value, _HINTS[key])

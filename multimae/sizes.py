@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from multimae.coercion import did_you_mean
 
 # Base and large are the published ones.
 SIZES: dict[str, dict[str, int]] = {
@@ -31,9 +31,8 @@ def split_name(name: str) -> tuple[str, str]:
     kind, _, size = name.rpartition("_")
     if kind not in KINDS or size not in SIZES:
         known = model_names()
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown model '{name}'{hint} Known: {', '.join(known)}")
+        near = did_you_mean(name, known)
+        raise ValueError(f"unknown model '{name}'{near} Known: {', '.join(known)}")
     return kind, size
 
 

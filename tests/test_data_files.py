@@ -92,7 +92,7 @@ def test_missing_modality_folders_are_all_listed(root):
     (root / "depth").rename(root / "dept")
     (root / "semseg").rename(root / "labels")
     message = message_of(MultiModalFolder, root, MODALITIES)
-    assert "'depth': no folder" in message and "did you mean 'dept'?" in message
+    assert "'depth': no folder" in message and "did you mean dept?" in message
     assert "'semseg': no folder" in message
     assert "dept, labels, rgb" in message
 

@@ -272,7 +272,7 @@ def test_tiny_scenes_have_no_errors(tmp_path):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a folder"),
-        ([".", "--modalities", "rgb-dpeth"], "did you mean 'depth'"),
+        ([".", "--modalities", "rgb-dpeth"], "did you mean depth"),
         ([".", "--config", "none.yaml"], "--config none.yaml"),
         (["rgb"], "has no folder of a known modality"),
         (["rgb", "--val_path", "gone", "--modalities", "rgb"], "gone is not a folder"),

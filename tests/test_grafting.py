@@ -129,7 +129,7 @@ def test_the_check_says_what_was_forgotten() -> None:
     ("text", "expected"),
     [
         ("modalities: {rgb: {num_channels: 4}}", "knows rgb already"),
-        ("normals: {kid: image}", "did you mean 'kind'"),
+        ("normals: {kid: image}", "did you mean kind"),
         ("- normals", "expected modalities"),
         ("a: [", "not YAML"),
     ],

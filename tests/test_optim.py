@@ -148,7 +148,7 @@ def test_fused_adamw_equals_the_plain_one() -> None:
 @pytest.mark.parametrize(
     ("name", "betas", "message"),
     [
-        ("adamv", None, r"unknown optimiser 'adamv'; did you mean 'adam"),
+        ("adamv", None, r"unknown optimiser 'adamv'; did you mean adam"),
         ("nonsense", None, r"unknown optimiser 'nonsense' Known: adabelief"),
         ("adan", (0.9, 0.95), r"--opt_betas: adan takes 3 values, got 2"),
         ("adahessian", None, r"second derivatives"),

@@ -26,7 +26,7 @@ def problems_of(argv: list[str]) -> list[str]:
         (["--opt_betas", "0.9", "1"], "--opt_betas: (0.9, 1.0) is not in [0, 1)"),
         (["--crop_scale", "1", "0.5"], "--crop_scale: the smallest value 1.0 exceeds"),
         (["--task_balancer", "x"], "--task_balancer: expected one of none, uncertainty"),
-        (["--model", "pretrain_multimae_bse"], "did you mean 'pretrain_multimae_base'?"),
+        (["--model", "pretrain_multimae_bse"], "did you mean pretrain_multimae_base?"),
         (["--model", "multivit_base"], "--model: multivit_base does not mask"),
         (["--decoder_dim", "250"], "--decoder_dim: 250 is not divisible by decoder_num_heads 8"),
         (["--device", "gpu"], "--device: 'gpu' is not a device"),

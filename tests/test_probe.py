@@ -171,7 +171,7 @@ def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     for part in (
         *("eval_data_path: give", "--knn_k: (0,)", "--pool", "did you mean depth", "--input_size"),
-        *("did you mean 'multivit_large'", "weights: give pre-trained weights, or --random"),
+        *("did you mean multivit_large", "weights: give pre-trained weights, or --random"),
     ):
         assert part in message
     assert message.startswith("7 problems")

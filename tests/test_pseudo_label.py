@@ -292,7 +292,7 @@ def test_classes_are_those_of_the_library(models: list[str], photos: Path) -> No
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--tasks", "dept"], "did you mean 'depth'"),
+        (["--tasks", "dept"], "did you mean depth"),
         (["--tasks", "rgb"], "no model makes 'rgb'"),
         (["--modalities", "{semseg: {num_classes: 41}}"], "predicts 133 classes"),
         (["--semseg_model", "DEPTH"], "--semseg_model .* cannot be loaded"),

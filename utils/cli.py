@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from multimae.coercion import type_name
-from utils.fields import RESERVED, Option, did_you_mean, sections_of
+from multimae.coercion import did_you_mean, type_name
+from utils.fields import RESERVED, Option, sections_of
 
 # Letters after the dashes: `-1` and `-1e-5` are values.
 _FLAG = re.compile(r"--?[A-Za-z]")

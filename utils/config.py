@@ -16,9 +16,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import yaml
 
+from multimae.coercion import did_you_mean
 from utils.cli import Setting, format_help, read_command_line
 from utils.errors import UserError, bullet_list
-from utils.fields import Option, did_you_mean, option, options_of, sections_of
+from utils.fields import Option, option, options_of, sections_of
 
 __all__ = ["ConfigError", "option", "parse_config", "save_config", "to_flat_dict", "to_yaml"]
 

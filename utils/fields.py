@@ -8,9 +8,8 @@ the same as a flag and as a YAML key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
 from multimae.coercion import coerce
@@ -142,13 +141,6 @@ def options_of(cfg: Any) -> dict[str, Option]:
                 owners[flag] = option.path
             options[option.name] = option
     return options
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for a mistyped or abbreviated name, else nothing."""
-    known = list(known)
-    near = get_close_matches(name, known, n=1) or [k for k in known if k.startswith(name)]
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _inside(number: float, interval: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from multimae.coercion import did_you_mean
 from multimae.grafting import graft, size_of_new_parts
 from multimae.modalities import Modality, make_table
 from multimae.multimae import MultiMAE
@@ -27,7 +28,6 @@ from multimae.weight_files import CheckpointError
 from utils.data.folders import MultiModalFolder
 from utils.data.statistics import fill_in
 from utils.errors import UserError
-from utils.fields import did_you_mean
 from utils.modality_report.reconstruct import subset_losses
 
 ROOT = Path(__file__).resolve().parents[1]

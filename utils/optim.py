@@ -8,12 +8,12 @@ A group is a plain dict for a torch optimiser with four keys of ours: ``name`` (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multimae.coercion import did_you_mean
 from utils.errors import UserError
 
 ParamGroup = dict[str, Any]
@@ -144,9 +144,8 @@ def build_optimizer(
     known = [str(option) for option in list_optimizers()]
     base_name = name.lower().removeprefix("lookahead_")
     if base_name not in known:
-        near = get_close_matches(base_name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"--opt: unknown optimiser '{name}'{hint} Known: {', '.join(known)}.")
+        near = did_you_mean(base_name, known)
+        raise UserError(f"--opt: unknown optimiser '{name}'{near} Known: {', '.join(known)}.")
     params = [p for group in groups for p in group["params"]]
     if not params:
         raise UserError("nothing to train: every parameter is frozen")

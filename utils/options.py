@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from multimae.build import find_builder
+from multimae.coercion import did_you_mean
 from multimae.modalities import Interpolation, ModalityTable, default_table, make_table
 from utils.devices import default_device, device_problems
-from utils.fields import did_you_mean, option
+from utils.fields import option
 
 # A target computed from another modality's data is stored and normalised like that modality.
 _FOLLOWS_SOURCE = (

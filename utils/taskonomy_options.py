@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from multimae.coercion import did_you_mean
 from multimae.modalities import ModalityTable
 from utils.data.taskonomy import TASKS, taskonomy_rows
-from utils.fields import did_you_mean, option
+from utils.fields import option
 from utils.finetune_options import (
     DenseModelOptions,
     FinetuneConfig,

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from multimae.coercion import did_you_mean
 from multimae.sizes import SIZES
 from utils.config import parse_config
 from utils.devices import default_device, device_problems
-from utils.fields import did_you_mean, option
+from utils.fields import option
 from utils.pretrain_options import PretrainConfig
 
 EXTRA = ("extra1", "extra2", "extra3")

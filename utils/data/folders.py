@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae.coercion import did_you_mean
 from multimae.images import check_pixels
 from multimae.modalities import Modality
 from multimae.pixels import Array, Pixels
@@ -235,9 +235,8 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
     problems = []
     for m in modalities:
         if m.data_folder not in present:
-            near = get_close_matches(m.data_folder, present, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            problems.append(f"modality '{m.name}': no folder {root / m.data_folder}{hint}")
+            near = did_you_mean(m.data_folder, present)
+            problems.append(f"modality '{m.name}': no folder {root / m.data_folder}{near}")
     if problems:
         raise UserError(
             f"modality folders are missing:\n{bullet_list(problems)}\n"

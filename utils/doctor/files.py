@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from multimae.images import FORMATS
 from multimae.modalities import Modality
 from multimae.pixels import ImageError, Pixels, checked, storage_dtype
+from utils.data.jpegs import decode_jpeg
 from utils.doctor.histograms import counts_of
 from utils.doctor.records import Examined, FileRecord
 from utils.doctor.values import check_values
@@ -58,11 +59,15 @@ def _decode(data: bytes, out: Examined) -> Image.Image | None:
         text = "is an empty file (0 bytes). Replace it, or remove the sample."
         out.note("error", "empty-file", text)
         return None
+    photo = decode_jpeg(data)
+    if photo is not None:
+        _check_format("JPEG", "RGB", out)
+        return Image.fromarray(photo)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             orientation = image.getexif().get(_ORIENTATION, 1)
-            _check_format(image, out)
+            _check_format(image.format, image.mode, out)
             if orientation != 1:
                 ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
@@ -85,15 +90,15 @@ def _decode(data: bytes, out: Examined) -> Image.Image | None:
     return upright
 
 
-def _check_format(image: Image.Image, out: Examined) -> None:
+def _check_format(stored: str | None, mode: str, out: Examined) -> None:
     """What the stored format and mode say, before any conversion."""
-    row, out.record.mode = out.row, image.mode
-    if image.format == "JPEG" and not row.is_photo:
+    row, out.record.mode = out.row, mode
+    if stored == "JPEG" and not row.is_photo:
         text = "is a JPEG, which changes values at edges. Store it as PNG, from the original."
         out.note("error" if row.is_labels else "warning", "lossy", text)
-    if image.mode in _CONVERTED and row.is_photo:
+    if mode in _CONVERTED and row.is_photo:
         text = (
-            f"is stored as {image.mode}: its colours are converted without its profile and come "
+            f"is stored as {mode}: its colours are converted without its profile and come "
             "out wrong. Convert it to sRGB."
         )
         out.note("warning", "colour-mode", text)

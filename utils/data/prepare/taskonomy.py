@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from multimae.coercion import did_you_mean
 from utils.data.prepare.jobs import run_jobs, summary
 from utils.data.prepare.target import Link, Target
 from utils.data.prepare.views import Arrange, Building, TaskName
 from utils.data.taskonomy import SPLITS_FILE, TASKS, VALID, Subset, buildings_of
 from utils.errors import UserError, bullet_list
-from utils.fields import did_you_mean
 
 COMPONENT = "taskonomy"
 """Folder between task and building in what Omnidata's downloader writes."""
