@@ -12,12 +12,15 @@ every file) into --out. Exit code: 0 nothing is wrong, 1 there are errors, 2 the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    # Read when numpy is loaded. Products are small here: more threads would only wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from multimae.modalities import select
 from utils.doctor.findings import Finding, count
