@@ -156,7 +156,7 @@ class MultiModalTransformer(nn.Module):
         x = self.with_global_tokens(tokens_bnd)
         layers = []
         for block in self.encoder:
-            x = block(x)
+            x = run_blocks((block,), x, recompute=self.grad_checkpointing)
             layers.append(x)
         return layers
 

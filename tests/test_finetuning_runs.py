@@ -54,6 +54,18 @@ def test_scoring_leaves_the_run_as_it_was(data: Path, tmp_path: Path) -> None:
     assert scored == trained and trained["step"] == 2
 
 
+def test_gradient_checkpointing_changes_no_number(data: Path, tmp_path: Path) -> None:
+    """Nor where drop-path is drawn again in the backward pass."""
+    for name, more in (("as_it_is", ()), ("recomputed", ("--grad_checkpointing",))):
+        options = ("--epochs", "1", "--drop_path_encoder", "0.3", *more)
+        run_finetuning_semseg.main(arguments(data, tmp_path / name, *options))
+    plain, recomputed = (rows(tmp_path / name, "train") for name in ("as_it_is", "recomputed"))
+    assert [r["loss"] for r in plain] == [r["loss"] for r in recomputed]
+    assert rows(tmp_path / "as_it_is", "eval")[-1]["eval/mean_iou"] == (
+        rows(tmp_path / "recomputed", "eval")[-1]["eval/mean_iou"]
+    )
+
+
 def test_without_checkpoints_the_last_weights_are_tested(data: Path, tmp_path: Path) -> None:
     test = ["--test_data_path", str(data / "val"), "--epochs", "1", "--no_save_ckpt"]
     run_finetuning_semseg.main(arguments(data, tmp_path, *test))

@@ -230,6 +230,9 @@ class RuntimeOptions:
         "A loss is not finite: stop; skip: leave the update out, which waits for the device in "
         "every step; rollback: go back to the last checkpoint and leave the batch out",
     )
+    grad_checkpointing: bool = option(
+        False, "Compute activations again in the backward pass: less memory, a third more time"
+    )
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
     )

@@ -129,9 +129,6 @@ class PretrainRuntimeOptions(RuntimeOptions):
     """Run: duration, device, processes, how the step is computed."""
 
     compile: bool = option(False, "Compile model and losses: minutes at the start, faster steps")
-    grad_checkpointing: bool = option(
-        False, "Compute activations again in the backward pass: less memory, a third more time"
-    )
 
     def problems(self) -> Iterator[str]:
         """What does not go together."""

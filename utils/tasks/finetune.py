@@ -114,6 +114,7 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
     prepare_output_dir(output_dir, cfg, world, keep_config=cfg.scores_only)
     seed_everything(cfg.runtime.seed)
     task = job.build_task().to(world.device)
+    task.model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
     precision = choose_precision(cfg.precision, world.device)
     flat = to_flat_dict(cfg)
     with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
