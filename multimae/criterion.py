@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multimae.label_loss import patch_cross_entropy
 from multimae.modalities import Modality
 from multimae.patches import patch_statistics, patchify
 from multimae.tokens import Size, as_size
@@ -113,12 +114,11 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
         """Mean cross-entropy of every token, float32 (B, N)."""
         labels = patchify(target, self.patch_size)  # (B, N, P*P)
         b, n, p = labels.shape
-        logits = pred_bnp.float().view(b * n, -1, p)  # (B*N, K, P*P)
+        logits, labels = pred_bnp.reshape(b * n, -1, p), labels.reshape(b * n, p)
+        if not self.label_smoothing:
+            return patch_cross_entropy(logits, labels).view(b, n)
         loss = F.cross_entropy(
-            logits,
-            labels.reshape(b * n, p),
-            reduction="none",
-            label_smoothing=self.label_smoothing,
+            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
         )
         return loss.view(b, n, p).mean(dim=-1)
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from multimae.criterion import MaskedCrossEntropyLoss, MaskedLoss
+from multimae.label_loss import IGNORED
 from multimae.patches import patchify
-
-_IGNORED = -100  # what cross-entropy passes over
 
 
 def per_sample_where(
@@ -28,7 +27,7 @@ def per_sample_where(
     """
     patches = patchify(valid.to(pred_bnp.dtype), loss.patch_size)  # (B, N, P*P)
     if isinstance(loss, MaskedCrossEntropyLoss):
-        per_token = loss.per_token(pred_bnp, target.masked_fill(~valid, _IGNORED))
+        per_token = loss.per_token(pred_bnp, target.masked_fill(~valid, IGNORED))
     else:
         channels = pred_bnp.shape[-1] // patches.shape[-1]
         wanted = loss.target_patches(target).to(pred_bnp.dtype)

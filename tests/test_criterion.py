@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from multimae import label_loss
 from multimae.balancing import UncertaintyWeightingStrategy
 from multimae.criterion import (
     MaskedCrossEntropyLoss,
@@ -96,6 +97,36 @@ def test_patches_fold_back() -> None:
     torch.testing.assert_close(unpatchify(patchify(image, (4, 6)), (2, 2), (4, 6)), image)
     # channel outermost, then row, then column
     assert torch.equal(patchify(image, (4, 6))[0, 1, :6], image[0, 0, 0, 6:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens_at_a_time", [1, 3, 100])
+def test_labels_in_pieces_are_torchs_cross_entropy(
+    tokens_at_a_time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(label_loss._PIECE, "cpu", tokens_at_a_time * 5 * 4)
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(7, 5, 4, generator=generator)).to(dtype)
+    labels = torch.randint(5, (7, 4), generator=generator)
+    labels[2, 1:], labels[4] = label_loss.IGNORED, label_loss.IGNORED
+    weights = torch.rand(7, generator=generator)
+    results = []
+    for own in (True, False):
+        x = logits.clone().requires_grad_()
+        loss = (
+            label_loss.patch_cross_entropy(x, labels)
+            if own
+            else F.cross_entropy(x.float(), labels, reduction="none").mean(dim=-1)
+        )
+        (loss * weights).sum().backward()
+        assert x.grad is not None and x.grad.dtype == dtype
+        results.append((loss.detach(), x.grad.float()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0)
+    tolerance = 1e-6 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=tolerance, atol=1e-7)
+    assert not results[0][1][4].any() and results[0][0][4] == 0
+    with torch.no_grad():
+        assert torch.equal(label_loss.patch_cross_entropy(logits, labels), results[0][0])
 
 
 def test_losses_come_from_the_table() -> None:

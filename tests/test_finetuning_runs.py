@@ -61,8 +61,9 @@ def test_gradient_checkpointing_changes_no_number(data: Path, tmp_path: Path) ->
         run_finetuning_semseg.main(arguments(data, tmp_path / name, *options))
     plain, recomputed = (rows(tmp_path / name, "train") for name in ("as_it_is", "recomputed"))
     assert [r["loss"] for r in plain] == [r["loss"] for r in recomputed]
-    assert rows(tmp_path / "as_it_is", "eval")[-1]["eval/mean_iou"] == (
-        rows(tmp_path / "recomputed", "eval")[-1]["eval/mean_iou"]
+    assert (
+        rows(tmp_path / "as_it_is", "eval")[-1]["eval/mean_iou"]
+        == (rows(tmp_path / "recomputed", "eval")[-1]["eval/mean_iou"])
     )
 
 
