@@ -168,6 +168,6 @@ def _valid_difference(
     """
     diff = pred - target
     if mask_valid is None:
-        return diff, diff.new_tensor(float(diff.numel()))
+        return diff, diff.new_full((), float(diff.numel()))
     valid = (mask_valid > 0).expand_as(diff)
     return diff.masked_fill(~valid, 0.0), valid.sum().clamp_min(1)

@@ -56,7 +56,7 @@ class _PatchCrossEntropy(torch.autograd.Function):
             loss[part] = (log_p.gather(1, labels) * counted).squeeze(1).mean(dim=-1).neg_()
             if gradient is not None:
                 p = log_p.exp_()
-                p.scatter_add_(1, labels, p.new_tensor(-1.0).expand(labels.shape))
+                p.scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
                 gradient[part] = p.mul_(counted / labels.shape[-1])
         if wanted:
             ctx.save_for_backward(gradient)

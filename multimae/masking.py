@@ -132,8 +132,9 @@ def _absent_last(order: Tensor, absent: Tensor | None, sizes: Sequence[int]) -> 
     """(b, N) sort keys in [-1, 1), those of tokens that are not there beyond all others."""
     if absent is None:
         return order
-    tokens = torch.tensor(sizes, device=order.device)
-    return order + 2.0 * absent.repeat_interleave(tokens, dim=1)
+    # No tensor of sizes: uploading it, or counting with it, would wait for the device.
+    missing = [absent[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)]
+    return order + 2.0 * torch.cat(missing, dim=1)
 
 
 def masks_from_task_masks(task_masks: Mapping[str, Tensor], layout: TokenLayout) -> TokenMasks:

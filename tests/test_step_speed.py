@@ -157,7 +157,8 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return gap / length
 
 
-def test_a_step_between_log_lines_waits_for_nothing() -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_step_between_log_lines_waits_for_nothing(missing: bool) -> None:
     cfg = config("--clip_grad", "1", "--task_balancer", "uncertainty")
     task = make_task(cfg)
     precision = choose_precision("fp32", CPU)
@@ -165,6 +166,8 @@ def test_a_step_between_log_lines_waits_for_nothing() -> None:
     state = TrainState(task, optimizer_for(cfg, task), precision.scaler())
     stepper = Stepper(state, World(0, 1, CPU), plan, precision, cfg.optim, cfg.runtime)
     images = batch(task)
+    if missing:
+        images.present = {"depth": torch.tensor([True, False, True, False])}
     with HostSyncs() as syncs:
         for step in range(3):
             plan.schedule.apply(state.optimizer, step)
