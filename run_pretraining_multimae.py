@@ -38,6 +38,7 @@ from utils.tasks.pretrain_setup import (
     optimizer_for,
     start_from,
 )
+from utils.tasks.reconstruction import GOAL
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,7 +95,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
             for line in start_from(cfg, task, train_set):
                 logger.say(line)
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
-        fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log))
+        fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL))
         if output_dir:
             weights = state.scored_weights(world)
             path = Path(output_dir) / "model.safetensors"

@@ -63,7 +63,13 @@ def test_a_run_learns_and_leaves_what_the_docs_promise(scenes: Path, tmp_path: P
         gain = 1 - last[f"eval/{name}"] / last[f"trivial/{name}"]
         assert last[f"gain/{name}"] == pytest.approx(gain)
     checkpoints = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert checkpoints == ["checkpoint-100.pth", "checkpoint-50.pth", "manifest.json"]
+    assert checkpoints == [
+        *("checkpoint-100.pth", "checkpoint-50.pth", "checkpoint-best.pth", "manifest.json")
+    ]
+    best = torch.load(tmp_path / "checkpoints/checkpoint-best.pth", weights_only=True)
+    gains = [sum(v for k, v in row.items() if k.startswith("gain/")) / 4 for row in (first, last)]
+    assert [row["gain"] for row in (first, last)] == pytest.approx(gains)
+    assert (best["best"], best["step"]) == max((r["gain"], r["step"]) for r in (first, last))
     saved = torch.load(tmp_path / "checkpoints/checkpoint-100.pth", weights_only=True)
     assert (saved["epoch"], saved["step"]) == (100, 100)
     assert_same(saved["model"], weights(tmp_path))

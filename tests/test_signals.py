@@ -70,7 +70,8 @@ def test_a_signal_saves_and_the_run_goes_on(
         f"stopped: {number.name} after step 3; saved in {tmp_path / 'checkpoints'}: run the same "
         "command to go on\n"
     )
-    assert [p.name for p in (tmp_path / "checkpoints").glob("*.pth")] == ["checkpoint-step3.pth"]
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pth"))
+    assert saved == ["checkpoint-best.pth", "checkpoint-step3.pth"]
     assert signal.getsignal(number) == before
     main(options(scenes, tmp_path))
     assert fingerprint(tmp_path) == alone

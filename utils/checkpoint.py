@@ -11,7 +11,7 @@ reads::
     step       updates done; with the epoch, the position of the sampler
     skipped    steps whose batches are left out, see --on_nonfinite rollback
     left_out   names of the bad samples met, see --on_bad_sample
-    best       best value of the goal's metric, fine-tuning only
+    best       best value of the goal's metric
     model_ema  running average of the weights, if one is kept
     rng        generators of python, numpy and torch
     window     logged values since the last log line

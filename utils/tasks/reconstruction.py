@@ -27,6 +27,7 @@ from utils.errors import UserError, bullet_list
 from utils.logging import RunLogger
 from utils.metrics import MeanMeter
 from utils.precision import Precision
+from utils.state import Goal
 from utils.tasks.base import StepPosition
 from utils.tasks.pretrain import MaskOptions, PretrainTask, Targets
 
@@ -101,6 +102,10 @@ class Predictor:
         return targets, PatchPredictions(patches, out.masks, out.layout)
 
 
+GOAL = Goal("gain")
+"""What says which checkpoint of a pre-training is best."""
+
+
 class ReconstructionEvaluator:
     """Masked loss per output on fixed masks, beside the trivial predictor's."""
 
@@ -117,7 +122,10 @@ class ReconstructionEvaluator:
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """``eval/{name}``, ``trivial/{name}``, ``gain/{name}`` (share of that loss saved)."""
+        """``eval/{name}``, ``trivial/{name}``, ``gain/{name}`` (share of that loss saved).
+
+        ``gain`` is the mean of the gains: one number for all outputs, whatever their scales.
+        """
         task = self.predictor.task
         names = [m.name for m in task.outputs]
         meter = MeanMeter([f"{kind}/{n}" for n in names for kind in ("eval", "trivial")])
@@ -139,6 +147,8 @@ class ReconstructionEvaluator:
         result = meter.compute()
         for n in names:
             result[f"gain/{n}"] = gain(result[f"eval/{n}"], result[f"trivial/{n}"])
+        gains = [g for n in names if not math.isnan(g := result[f"gain/{n}"])]
+        result[GOAL.metric] = sum(gains) / len(gains) if gains else math.nan
         return result
 
 
