@@ -82,7 +82,9 @@ def test_a_plan_of_pretraining(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     # Against a run: its checkpoints are as many and as large as was said.
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     run_pretraining_multimae.main(rooms_run(*out, *flags, "--num_pictures", "0"))
-    files = list((tmp_path / "run/checkpoints").glob("checkpoint-*.pth"))
+    folder = tmp_path / "run/checkpoints"
+    files = list(folder.glob("checkpoint-[0-9]*.pth"))
+    assert (folder / "checkpoint-best.pth").exists()
     assert plan["checkpoints"] == len(files) == 3
     largest = max(file.stat().st_size for file in files)
     assert plan["checkpoint"] == pytest.approx(largest, rel=0.01)

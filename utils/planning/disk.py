@@ -9,7 +9,6 @@ from typing import IO, cast
 import torch
 
 from utils.checkpoint import KEPT_IN_BETWEEN
-from utils.finetune_options import FinetuneConfig
 from utils.options import CheckpointOptions
 from utils.plan import RunPlan
 from utils.planning.machine import disk_free
@@ -27,7 +26,7 @@ class Disk:
         checkpoint: One checkpoint, measured.
         checkpoints: How many are kept.
         deletes: Whether older ones are deleted, after the next is written.
-        weights: The final weights, and the best of fine-tuning.
+        weights: The final weights, and those of the best evaluation.
         pictures: Of all evaluations, at most.
         free: On that disk.
     """
@@ -52,7 +51,7 @@ def disk_of(run: Run, plan: RunPlan) -> Disk:
     folder = cfg.checkpoint.output_dir
     saves = bool(folder) and cfg.checkpoint.save_ckpt
     weights = _saved_size(run.state.scored_model.state_dict())
-    copies = 2 if isinstance(cfg, FinetuneConfig) and saves else 1 if folder else 0
+    copies = bool(folder) + (saves and bool(cfg.data.eval_data_path))
     return Disk(
         checkpoint=_saved_size(run.state.state_dict(run.world)),
         checkpoints=kept_checkpoints(run, plan) if saves else 0,

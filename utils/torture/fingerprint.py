@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from multimae.weight_files import read_checkpoint
+from utils.checkpoint import latest_checkpoint
 
 _TIMES = ("images_per_s", "data_wait")  # of log rows: they depend on the clock
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hashes of everything a finished run has left."""
-    newest = max((folder / "checkpoints").glob("checkpoint-*.pth"), key=_step_of)
+    newest = latest_checkpoint(folder)
+    assert newest is not None, f"{folder} has no checkpoint that verifies"
     state = read_checkpoint(newest)
     prints = {key: digest(value) for key, value in state.items() if key != "config"}
     prints["weights"] = digest((folder / "model.safetensors").read_bytes())
@@ -66,8 +68,3 @@ def digest(value: Any) -> str:
 
     feed(value)
     return hashed.hexdigest()
-
-
-def _step_of(path: Path) -> int:
-    step: int = read_checkpoint(path)["step"]
-    return step
