@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from multimae.weight_files import read_checkpoint
-from utils.checkpoint import latest_checkpoint
+from utils.checkpoint import BEST
 
 _TIMES = ("images_per_s", "data_wait")  # of log rows: they depend on the clock
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hashes of everything a finished run has left."""
-    newest = latest_checkpoint(folder)
-    assert newest is not None, f"{folder} has no checkpoint that verifies"
-    state = read_checkpoint(newest)
+    saved = (p for p in (folder / "checkpoints").glob("checkpoint-*.pth") if p.name != BEST)
+    state = max(map(read_checkpoint, saved), key=lambda contents: int(contents["step"]))
     prints = {key: digest(value) for key, value in state.items() if key != "config"}
     prints["weights"] = digest((folder / "model.safetensors").read_bytes())
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
