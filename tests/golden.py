@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -23,6 +24,14 @@ class Golden:
 
     def __getitem__(self, group: str) -> dict[str, Tensor]:
         return self.groups[group]
+
+    def to(self, device: torch.device) -> Golden:
+        """The same tensors on ``device``."""
+        groups = {
+            group: {name: tensor.to(device) for name, tensor in tensors.items()}
+            for group, tensors in self.groups.items()
+        }
+        return Golden(self.config, groups)
 
 
 def golden(case: str) -> Golden:

@@ -1,3 +1,5 @@
+import itertools
+import multiprocessing
 import traceback
 
 import numpy as np
@@ -7,13 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.image_folders import MODALITIES, SIZE, make_dataset, message_of, save, write_folder
-from utils.data.loaders import build_eval_loader, build_train_loader, check_samples
+from utils.data.loaders import (
+    MultiModalDataset,
+    build_eval_loader,
+    build_train_loader,
+    check_samples,
+)
 from utils.data.samplers import (
     EvalBatchSampler,
     GlobalBatchSampler,
     SampleKey,
     sample_rng,
 )
+from utils.data.stream import BatchStream
 from utils.data.transforms import EvalTransform
 from utils.errors import exit_on_user_error
 from utils.seeding import mix_seed
@@ -68,16 +76,58 @@ def test_epochs_and_seeds_change_the_order():
     assert order(1, 1) == orders[3]
 
 
-def test_start_inside_an_epoch():
+def test_ranges_of_the_batches_of_all_epochs():
     sampler = GlobalBatchSampler(30, 4, seed=5)
-    sampler.set_epoch(2)
-    whole = list(sampler)
-    sampler.set_start(5)
-    assert list(sampler) == whole[5:] and len(sampler) == len(whole) == 7
-    sampler.set_epoch(2)
-    assert list(sampler) == whole
+    epochs = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    sampler.set_range(2 * 7 + 5, 4 * 7, 7)
+    assert list(sampler) == epochs[2][5:] + epochs[3] and len(sampler) == 7
+    sampler.set_range(1 * 6 + 4, 3 * 6, 6)  # the last batch of every epoch is not used
+    assert list(sampler) == epochs[1][4:6] + epochs[2][:6]
     with pytest.raises(ValueError, match="an epoch has 7"):
-        sampler.set_start(8)
+        sampler.set_range(0, 8, 8)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_stream_goes_on_over_the_ends_of_epochs(root, num_workers):
+    dataset = make_dataset(root, seed=7)
+    sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
+    loader = build_train_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        expected += [batch.names for batch in loader]
+    per_epoch = len(sampler)
+    stream = BatchStream(loader, sampler, per_epoch, 3 * per_epoch)
+    first = [batch.names for batch in itertools.islice(stream.at(0), per_epoch)]
+    iterator = stream._batches
+    rest = [batch.names for batch in stream.at(per_epoch)]
+    assert first + rest == expected and stream._batches is iterator
+    back = [batch.names for batch in itertools.islice(stream.at(1), per_epoch)]
+    assert back == expected[1 : per_epoch + 1] and stream._batches is not None
+    again = [batch.names for batch in stream.at(1)]  # thrown away: it had gone on
+    assert again == expected[1:]
+
+
+def test_workers_go_on_with_the_next_epoch(root):
+    """They read it while the epoch before is scored, not when it is asked for."""
+    seen = multiprocessing.get_context("fork").Queue()
+
+    class Watched(MultiModalDataset):
+        def __getitem__(self, key):
+            seen.put(key.epoch)
+            return super().__getitem__(key)
+
+    plain = make_dataset(root, seed=7)
+    dataset = Watched(plain.folder, plain.transform, seed=7)
+    sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
+    loader = build_train_loader(dataset, sampler, num_workers=1, pin_memory=False)
+    stream = BatchStream(loader, sampler, len(sampler), 2 * len(sampler))
+    list(itertools.islice(stream, len(sampler)))
+    epochs = [seen.get(timeout=20) for _ in range(2 * len(sampler) + 1)]
+    assert epochs[-1] == 1
 
 
 @given(n=st.integers(0, 60), batch=st.integers(1, 9), world=st.integers(1, 6))

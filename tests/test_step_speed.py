@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import tests.conftest  # noqa: F401  the model's size
 from multimae.masking import masks_from_task_masks
 from multimae.modalities import Modality, select
+from tests.devices import DEVICES, no_waiting
 from tests.golden import assert_close, golden
 from tests.test_golden import PRETRAIN, pretrain_model
 from utils.bench.contenders import synthetic_batch
@@ -34,6 +35,7 @@ from utils.tasks.pretrain import MaskOptions, PretrainTask, Targets
 from utils.tasks.pretrain_setup import build_task, optimizer_for
 
 CPU = torch.device("cpu")
+on_every_device = pytest.mark.parametrize("device", DEVICES, ids=str)
 SIDE = 32
 
 
@@ -65,17 +67,19 @@ def plain_losses(task: PretrainTask, images: Batch, step: int) -> dict[str, Tens
 
     x = prepare(images.images, task.rows)
     layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
-    masks = task.masks.draw(layout, StepPosition(step, 0, len(images)), len(images), CPU)
+    position, device = StepPosition(step, 0, len(images)), next(iter(x.values())).device
+    masks = task.masks.draw(layout, position, len(images), device)
     plain = PlainMultiMAE(task.model, task.outputs, task.patch_size)
     return plain.losses(plain(x, layout, masks), x, masks)
 
 
+@on_every_device
 @pytest.mark.parametrize("case", PRETRAIN)
-def test_golden_losses_and_gradients(case: str) -> None:
+def test_golden_losses_and_gradients(case: str, device: torch.device) -> None:
     """Fast and plain step on the golden images and masks."""
-    g = golden(case)
+    g = golden(case).to(device)
     model, table = pretrain_model(g.config)
-    model.load_state_dict(g["weight"], strict=True)
+    model.to(device).load_state_dict(g["weight"], strict=True)
     outputs, patch = select(table, g.config["out_domains"]), g.config["patch_size"]
     inputs = [m for m in select(table, g.config["in_domains"]) if m.name in g["input"]]
     x = {m.name: g["input"][m.data_name] for m in (*inputs, *outputs)}
@@ -101,9 +105,10 @@ def grads(task: PretrainTask, losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: p.grad for n, p in named if p.grad is not None and p.grad.abs().max() > 1e-7}
 
 
-def test_fifty_training_steps() -> None:
+@on_every_device
+def test_fifty_training_steps(device: torch.device) -> None:
     """Losses and gradients of the fast and the plain step, at the same weights."""
-    task, images_of, ours, _ = run_of_fifty()
+    task, images_of, ours, _ = run_of_fifty(device)
     other = copy.deepcopy(task)
     for step in range(50):
         fast = task(images_of(step), StepPosition(step, 0, 4))
@@ -120,7 +125,7 @@ def test_fifty_training_steps_each_on_its_own() -> None:
 
     They drift apart: AdamW and the sign of an absolute error make much of a rounding error.
     """
-    task, images_of, ours, adamw = run_of_fifty()
+    task, images_of, ours, adamw = run_of_fifty(CPU)
     other = copy.deepcopy(task)
     theirs = adamw(other.parameters())
     losses = []
@@ -136,15 +141,15 @@ def test_fifty_training_steps_each_on_its_own() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def run_of_fifty() -> tuple[PretrainTask, Callable[[int], Batch], Any, Any]:
+def run_of_fifty(device: torch.device) -> tuple[PretrainTask, Callable[[int], Batch], Any, Any]:
     """A task, its batches, its optimiser at a constant rate, and torch's own AdamW."""
     cfg = config()
-    task = make_task(cfg)
+    task = make_task(cfg).to(device)
     ours = optimizer_for(cfg, task)
     for group in ours.param_groups:
         group["lr"] = 1e-3
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    return task, lambda step: batch(task, step), ours, adamw
+    return task, lambda step: batch(task, step).to(device), ours, adamw
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -157,21 +162,28 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return gap / length
 
 
+@on_every_device
 @pytest.mark.parametrize("missing", [False, True])
-def test_a_step_between_log_lines_waits_for_nothing(missing: bool) -> None:
+def test_a_step_between_log_lines_waits_for_nothing(missing: bool, device: torch.device) -> None:
     cfg = config("--clip_grad", "1", "--task_balancer", "uncertainty")
-    task = make_task(cfg)
-    precision = choose_precision("fp32", CPU)
+    task = make_task(cfg).to(device)
+    precision = choose_precision("fp32", device)
     plan = make_plan(100, 1, cfg.optim, cfg.runtime, blr=cfg.optim.blr)
     state = TrainState(task, optimizer_for(cfg, task), precision.scaler())
-    stepper = Stepper(state, World(0, 1, CPU), plan, precision, cfg.optim, cfg.runtime)
+    stepper = Stepper(state, World(0, 1, device), plan, precision, cfg.optim, cfg.runtime)
     images = batch(task)
     if missing:
         images.present = {"depth": torch.tensor([True, False, True, False])}
-    with HostSyncs() as syncs:
-        for step in range(3):
-            plan.schedule.apply(state.optimizer, step)
-            state.window.add(step, stepper.step(state, [images]).logs)
+    images = images.to(device)
+
+    def take(step: int) -> None:
+        plan.schedule.apply(state.optimizer, step)
+        state.window.add(step, stepper.step(state, [images]).logs)
+
+    take(0)  # which uploads what is kept
+    with HostSyncs() as syncs, no_waiting(device):
+        for step in range(1, 4):
+            take(step)
     assert not syncs.found
     with HostSyncs() as syncs:  # the counter counts
         state.window.read(stepper.world)
@@ -211,14 +223,16 @@ def test_one_graph_for_all_masks() -> None:
     assert not counters["graph_break"]
 
 
+@on_every_device
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_gradients_are_the_same() -> None:
-    task = make_task(config(*TWO))
-    images, position = batch(task), StepPosition(0, 0, 4)
+def test_compiled_gradients_are_the_same(device: torch.device) -> None:
+    task = make_task(config(*TWO)).to(device)
+    images, position = batch(task).to(device), StepPosition(0, 0, 4)
     task(images, position).loss.backward()
     expected = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
     task.zero_grad(set_to_none=True)
-    task.compile_step(backend="aot_eager", fullgraph=True)
+    backend = "inductor" if device.type == "cuda" else "aot_eager"  # which needs no C++ compiler
+    task.compile_step(backend=backend, fullgraph=True)
     task(images, position).loss.backward()
     for name, param in task.named_parameters():
         if param.requires_grad:

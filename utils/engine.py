@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from utils.checkpoint import latest_checkpoint, restore
 from utils.control import Control, ControlGroup
 from utils.data.bad_samples import BadSamples
 from utils.data.batches import Batch
-from utils.data.samplers import GlobalBatchSampler
+from utils.data.stream import BatchStream
 from utils.errors import RunError
 from utils.logging import RunLogger
 from utils.nonfinite import NonFinite
@@ -36,8 +34,7 @@ class Run:
     """What :func:`fit` works with; :func:`utils.run.make_run` makes it from the options."""
 
     state: TrainState
-    loader: DataLoader[Any]
-    sampler: GlobalBatchSampler
+    stream: BatchStream
     plan: RunPlan
     stepper: Stepper
     logger: RunLogger
@@ -84,10 +81,8 @@ def _train_epoch(run: Run) -> bool:
     """Train to the end of the epoch or of the run; ``False`` if the run went back instead."""
     state, plan, log = run.state, run.plan, run.log
     end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
-    run.sampler.set_epoch(state.epoch)
-    run.sampler.set_start((state.step - state.epoch * plan.steps_per_epoch) * plan.accum_steps)
     run.clock.reset()
-    batches = run.clock.watch(run.loader)
+    batches = run.clock.watch(run.stream.at(state.step * plan.accum_steps))
     while state.step < end:
         lr = plan.schedule.apply(state.optimizer, state.step)
         micro = list(islice(batches, plan.accum_steps))

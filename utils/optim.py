@@ -186,12 +186,9 @@ def clip_or_skip(
         ``(norm, skip)``: the L2 norm before clipping, and a bool; both 0-D on the device.
     """
     params = [p for p in parameters if p.grad is not None]
+    norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
     if clip_grad is not None:
-        norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(params, clip_grad, norm)
-    else:
-        norms = [torch.linalg.vector_norm(p.grad) for p in params if p.grad is not None]
-        norm = _whole(torch.linalg.vector_norm(torch.stack(norms))) if norms else torch.zeros(())
     # Negated so that a norm of nan is skipped too: it would spoil every weight for good.
     skip = torch.zeros_like(norm, dtype=torch.bool) if skip_grad is None else ~(norm <= skip_grad)
     return norm, skip

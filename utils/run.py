@@ -11,6 +11,7 @@ from utils.control import ControlGroup
 from utils.data.bad_samples import BadSamples
 from utils.data.loaders import MultiModalDataset
 from utils.data.samplers import GlobalBatchSampler
+from utils.data.stream import BatchStream
 from utils.engine import Run
 from utils.logging import RunLogger
 from utils.nonfinite import NonFinite
@@ -62,8 +63,12 @@ def make_run(
         bad_samples.check()
     return Run(
         state,
-        loader,
-        sampler,
+        BatchStream(
+            loader,
+            sampler,
+            plan.steps_per_epoch * plan.accum_steps,
+            plan.total_steps * plan.accum_steps,
+        ),
         plan,
         stepper,
         logger,

@@ -31,6 +31,7 @@ from utils.bench.timing import (
 )
 from utils.dist import World, init_world
 from utils.options import RuntimeOptions
+from utils.pretrain_options import PretrainConfig
 from utils.seeding import seed_everything
 from utils.tasks.base import StepPosition
 from utils.tasks.pretrain import PretrainTask
@@ -77,12 +78,14 @@ def bench_step(cfg: StepBenchConfig) -> Row:
     rows = {
         c.name: _row(times[c.name], counted[c.name], ceilings[c.name], b.batch) for c in contenders
     }
+    optimiser = _optimiser_seconds(options, task, contenders[0], world)
     result: Row = {
         "model": b.model, "batch": b.batch, "input_size": b.input_size,
         "num_encoded_tokens": b.num_encoded_tokens, "in_domains": b.in_domains,
         "precision": str(contenders[0].precision), "compile": b.compile,
         "grad_checkpointing": b.grad_checkpointing, **_machine(world), "steps": b.steps, **rows,
-        "shares": _shares(cfg, task, contenders[0], world),
+        "optimiser_s": optimiser, "optimiser_of_step": optimiser / times["fast"].best,
+        "shares": _shares(cfg, task, contenders[0], world, optimiser),
     }  # fmt: skip
     if b.bases:
         result["speed_up"] = speed_up(times["fast"].wall, times["plain"].wall)
@@ -108,20 +111,30 @@ def _row(times: Times, counted: Counted, ceiling: Ceiling, batch: int) -> Row:
     }
 
 
-def _shares(
-    cfg: StepBenchConfig, task: PretrainTask, contender: Contender, world: World
-) -> dict[str, float]:
-    options, b = cfg.pretrain_config(), cfg.bench
-    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.rows)
-    x = {name: value.to(world.device) for name, value in x.items()}
-    layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
-    masks = task.masks.draw(layout, StepPosition(0, 0, b.batch), b.batch, world.device)
+def _optimiser_seconds(
+    options: PretrainConfig, task: PretrainTask, contender: Contender, world: World
+) -> float:
+    """An update of all weights, by a rate of 0."""
     optimizer = optimizer_for(options, task)
     for p in contender.parameters:
         p.grad = torch.zeros_like(p)
     optimizer.param_groups[0]["lr"] = 0.0
-    spent = seconds(optimizer.step, world.device, repeats=2).wall
-    return shares(task, x, masks, contender.precision, spent)
+    return seconds(optimizer.step, world.device, repeats=2).wall
+
+
+def _shares(
+    cfg: StepBenchConfig,
+    task: PretrainTask,
+    contender: Contender,
+    world: World,
+    optimiser_seconds: float,
+) -> dict[str, float]:
+    b = cfg.bench
+    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.rows)
+    x = {name: value.to(world.device) for name, value in x.items()}
+    layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
+    masks = task.masks.draw(layout, StepPosition(0, 0, b.batch), b.batch, world.device)
+    return shares(task, x, masks, contender.precision, optimiser_seconds)
 
 
 def _machine(world: World) -> Row:
@@ -153,7 +166,10 @@ def report(result: Row) -> str:
         f"{key:<20}" + "".join(f"{result[name][key]:12.4g}" for name in names) for key in columns
     ]
     parts = ", ".join(f"{name} {value:.1%}" for name, value in result["shares"].items())
-    lines.append(f"fast step: {parts}")
+    lines += [
+        f"fast step, part by part, not compiled: {parts}",
+        f"its optimiser: {result['optimiser_s']:.3g} s, {result['optimiser_of_step']:.1%} of it",
+    ]
     if "speed_up" in result:
         lines += [
             f"fast over plain by {clock}: {ratio['best']:.2f}x (shortest steps), "

@@ -18,6 +18,7 @@ from utils.precision import Precision
 from utils.tasks.pretrain import PretrainTask
 
 SMALL = 1e6  # FLOPs of products that are not timed
+BURST = 10  # on a GPU, whose work is only started by a call
 
 
 @dataclass
@@ -44,6 +45,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def calls_between_waits(device: torch.device) -> int:
+    """How many calls are timed at once."""
+    return 1 if device.type == "cpu" else BURST
+
+
 def interleaved(
     updates: Mapping[str, Callable[[int], None]],
     steps: int,
@@ -51,22 +57,25 @@ def interleaved(
     device: torch.device,
     between: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
-    """One step of each, then the next of each: whatever disturbs the machine meets all of them.
+    """Some steps of each, then the next of each: whatever disturbs the machine meets all of them.
 
-    ``between`` is called before every timed round.
+    On a GPU ``BURST`` steps are started one after the other, as in a training, before one waits for
+    them. ``between`` is called before every timed round.
     """
     times = {name: Times() for name in updates}
+    burst = calls_between_waits(device)
     for i in range(warmup + steps):
         if between is not None and i >= warmup:
             between()
         for name, update in updates.items():
             synchronize(device)
             wall, cpu = time.perf_counter(), time.process_time()
-            update(i)
+            for step in range(i * burst, (i + 1) * burst):
+                update(step)
             synchronize(device)
             if i >= warmup:
-                times[name].wall.append(time.perf_counter() - wall)
-                times[name].cpu.append(time.process_time() - cpu)
+                times[name].wall.append((time.perf_counter() - wall) / burst)
+                times[name].cpu.append((time.process_time() - cpu) / burst)
     return times
 
 
@@ -95,16 +104,18 @@ class Ceiling:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Spent:
-    """The shortest of a few runs of ``work``, by each clock."""
+    """The shortest of a few runs of ``work``, by each clock; on a GPU, of a few bursts."""
     work()
     walls, cpus = [], []
+    burst = calls_between_waits(device)
     for _ in range(repeats):
         synchronize(device)
         wall, cpu = time.perf_counter(), time.process_time()
-        work()
+        for _ in range(burst):
+            work()
         synchronize(device)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
+        walls.append((time.perf_counter() - wall) / burst)
+        cpus.append((time.process_time() - cpu) / burst)
     return Spent(min(walls), min(cpus))
 
 

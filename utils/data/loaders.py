@@ -174,7 +174,7 @@ def build_train_loader(
     pin_memory: bool,
     prefetch_factor: int = 2,
 ) -> DataLoader[Any]:
-    """Loader of training batches (:class:`Batch`); call ``sampler.set_epoch`` before each epoch.
+    """Loader of training batches (:class:`Batch`), those that ``sampler`` was last set to.
 
     Args:
         dataset: Training samples.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
@@ -87,34 +88,45 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, from its first batch."""
-        self.epoch, self.start = epoch, 0
+        """Choose the epoch of the next iteration, all its batches."""
+        self.set_range(epoch * len(self), (epoch + 1) * len(self), len(self))
 
-    def set_start(self, batch: int) -> None:
-        """Begin the current epoch's next iteration at this batch (resume inside an epoch).
+    def set_range(self, start: int, stop: int, per_epoch: int) -> None:
+        """Choose the next iteration's batches out of those of all epochs, one after the other.
+
+        Args:
+            start: The first batch: ``epoch * per_epoch + place in the epoch``.
+            stop: The batch after the last.
+            per_epoch: Batches taken from every epoch.
 
         Raises:
-            ValueError: The epoch has fewer batches.
+            ValueError: An epoch has fewer batches than ``per_epoch``.
         """
-        if not 0 <= batch <= len(self):
-            raise ValueError(f"cannot start at batch {batch}: an epoch has {len(self)}")
-        self.start = batch
+        if not 0 < per_epoch <= len(self):
+            raise ValueError(f"cannot take {per_epoch} batches: an epoch has {len(self)}")
+        self._range, self._per_epoch = range(start, stop), per_epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the iteration begins."""
+        """Batches of a whole epoch, whatever the next iteration is of."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """Batches of the current epoch from ``start`` on."""
-        epoch = self.epoch
-        order = torch.arange(self.num_samples)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            order = torch.randperm(self.num_samples, generator=generator)
-        for batch in range(self.start, len(self)):
+        """The chosen batches."""
+        batches, per_epoch = self._range, self._per_epoch
+        order, of_epoch = torch.zeros(0), -1
+        for number in batches:
+            epoch, batch = divmod(number, per_epoch)
+            if epoch != of_epoch:
+                order, of_epoch = self._order(epoch), epoch
             first = batch * self.global_batch + self.rank * self.batch_size
             rows = torch.arange(first, first + self.batch_size) % self.num_samples
             yield [SampleKey(epoch, index) for index in order[rows].tolist()]
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.num_samples)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
+        return torch.randperm(self.num_samples, generator=generator)
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):
