@@ -9,6 +9,8 @@ import torch
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
+torch.backends.cudnn.allow_tf32 = False  # as --precision fp32 does
+
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:

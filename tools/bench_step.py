@@ -20,7 +20,7 @@ if __package__ in (None, ""):
 
 from utils.bench.options import StepBenchConfig
 from utils.bench.step import bench_step, report
-from utils.bench.table import cost_table, table_report
+from utils.bench.table import cost_table, table_line
 from utils.config import parse_config
 from utils.errors import exit_on_user_error
 
@@ -29,8 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a table and a line of JSON."""
     cfg = parse_config(StepBenchConfig, argv)
     if cfg.bench.table:
-        rows = cost_table(cfg)
-        print(table_report(rows))
+        rows = []
+        print(table_line(), flush=True)
+        for row in cost_table(cfg):
+            print(table_line(row), flush=True)
+            rows.append(row)
         line = json.dumps(rows)
     else:
         result = bench_step(cfg)

@@ -36,7 +36,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     Args:
         name: ``bf16``, ``fp16``, ``fp32`` or ``auto``: bf16 where the hardware computes in it,
             else fp16 on GPUs and float32 on CPUs (where emulated bf16 is a hundred times slower).
-        device: Where the model computes.
+        device: Where the model computes. On GPUs ``fp32`` also keeps convolutions from rounding to
+            TF32, which torch lets them do.
     """
     if name == "auto":
         name = "fp32"
@@ -44,6 +45,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         elif device.type == "cpu" and _cpu_computes_bf16():
             name = "bf16"
+    if name == "fp32" and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
     return Precision(device.type, dtype)
 

@@ -16,6 +16,7 @@ from utils.seeding import seed_everything
 
 BUDGETS = (49, 98, 196)
 SIZES = (224, 320, 384, 512)
+COLUMNS = ("varied", "tokens", "modalities", "input_size", "batch", "step_s", "cpu_s", "tflop")
 _MODALITIES = ("rgb", "depth", "semseg", *EXTRA)
 
 Row = dict[str, Any]
@@ -41,11 +42,10 @@ def variations(cfg: StepBenchConfig) -> Iterator[tuple[str, StepBenchConfig]]:
         batch *= 2
 
 
-def cost_table(cfg: StepBenchConfig) -> list[Row]:
-    """Step time and FLOPs of every variation, the fast step only."""
+def cost_table(cfg: StepBenchConfig) -> Iterator[Row]:
+    """Step time and FLOPs of every variation, the fast step only; one after the other."""
     b = cfg.bench
     world = init_world(RuntimeOptions(device=b.device, num_threads=b.num_threads))
-    rows = []
     for kind, varied in variations(cfg):
         seed_everything(0)
         _, task = pretraining(varied)
@@ -61,21 +61,18 @@ def cost_table(cfg: StepBenchConfig) -> list[Row]:
             task.compile_step()
         times = interleaved({"fast": contender.update}, b.steps, b.warmup, world.device)["fast"]
         v = varied.bench
-        rows.append({
+        yield {
             "varied": kind, "tokens": v.num_encoded_tokens,
             "modalities": len(v.in_domains.split("-")), "input_size": v.input_size,
             "batch": v.batch, "step_s": times.best, "cpu_s": min(times.cpu),
             "tflop": flops / 1e12,
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
-def table_report(rows: list[Row]) -> str:
-    """The table for people."""
-    columns = ("varied", "tokens", "modalities", "input_size", "batch", "step_s", "cpu_s", "tflop")
-    lines = ["".join(f"{name:>12}" for name in columns)]
-    for row in rows:
-        cells = (f"{row[c]:>12.4g}" if isinstance(row[c], float) else f"{row[c]:>12}"
-                 for c in columns)  # fmt: skip
-        lines.append("".join(cells))
-    return "\n".join(lines)
+def table_line(row: Row | None = None) -> str:
+    """A row for people; without one, the heads of the columns."""
+    if row is None:
+        return "".join(f"{name:>12}" for name in COLUMNS)
+    return "".join(
+        f"{row[c]:>12.4g}" if isinstance(row[c], float) else f"{row[c]:>12}" for c in COLUMNS
+    )
