@@ -8,6 +8,7 @@ values and class ids are only ever copied.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -84,13 +85,13 @@ def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
         Images ``(C, h, w)``, labels ``(h, w)``, in the storage dtype.
     """
     if modality.interpolation == "nearest":
-        array = nearest(np.asarray(pixels), view, out)
+        array = nearest(np.asarray(pixels), view, out, flip=view.flip)
     else:
         array = interpolate(pixels, view, out, _RESAMPLE[modality.interpolation])
+        if view.flip:
+            array = array[:, ::-1]
     if not modality.is_labels:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    if view.flip:
-        array = array[..., ::-1]
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:
         array = array.copy()
@@ -111,19 +112,25 @@ def _mirrored(values: Array, modality: Modality) -> Array:
     return mirrored if no_data is None else np.where(values == no_data, values, mirrored)
 
 
-def nearest(array: Array, view: View, out: Size) -> Array:
-    """Nearest-neighbour resize of a view (flip aside).
+def nearest(array: Array, view: View, out: Size, *, flip: bool = False) -> Array:
+    """Nearest-neighbour resize of a view.
 
     Args:
         array: ``(H, W)`` or ``(H, W, C)``, of any resolution.
         view: Box to cut out.
         out: Size ``(h, w)`` of the result.
+        flip: Mirror the result.
 
     Returns:
         ``(h, w)`` or ``(h, w, C)``: the stored pixels under the output pixels' centres.
     """
     rows = _nearest_indices(view.top, view.height, out[0], array.shape[0], view.of[0])
     columns = _nearest_indices(view.left, view.width, out[1], array.shape[1], view.of[1])
+    if flip:
+        columns = columns[::-1]
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first < out[0]:  # rows are copied faster than columns are picked out of them
+        return array[first : last + 1].take(columns, axis=1).take(rows - first, axis=0)
     return array.take(rows, axis=0).take(columns, axis=1)
 
 
@@ -136,8 +143,17 @@ def _nearest_indices(
     start: int, length: int, out: int, stored: int, of: int
 ) -> npt.NDArray[np.int64]:
     """floor((start + (i + 1/2) * length / out) * stored / of) for i in 0..out-1, exactly."""
+    if stored == of:
+        return start + _centres(length, out)
     i = np.arange(out, dtype=np.int64)
     return (2 * out * start + (2 * i + 1) * length) * stored // (2 * out * of)
+
+
+@lru_cache(maxsize=2048)
+def _centres(length: int, out: int) -> npt.NDArray[np.int64]:
+    """floor((i + 1/2) * length / out) for i in 0..out-1, exactly; not to be written to."""
+    i = np.arange(out, dtype=np.int64)
+    return (2 * i + 1) * length // (2 * out)
 
 
 def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resampling) -> Array:

@@ -27,6 +27,8 @@ def test_nearest_takes_the_pixel_under_the_centre(box, out):
     rows = [floor(top + Fraction(2 * i + 1, 2) * height / out[0]) for i in range(out[0])]
     columns = [floor(left + Fraction(2 * i + 1, 2) * width / out[1]) for i in range(out[1])]
     np.testing.assert_array_equal(nearest(array, view, out), array[np.ix_(rows, columns)])
+    mirrored = nearest(array, view, out, flip=True)
+    np.testing.assert_array_equal(mirrored, array[np.ix_(rows, columns[::-1])])
 
 
 @pytest.mark.parametrize("out", [(16, 16), (32, 64), (128, 8)])

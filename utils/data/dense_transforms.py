@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,6 +29,10 @@ class SegEvalTransform(JointTransform):
     def choose(self, size: Size) -> View:
         """The whole image."""
         return View(size, 0, 0, *size)
+
+    def sample_bytes(self) -> int:
+        """With :data:`INSIDE`."""
+        return super().sample_bytes() + math.prod(self.input_size)
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
         """See the class."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimae.modalities import Modality
 from multimae.pixels import ImageError, Pixels, check_readable, check_same_view
-from utils.data.batches import BadSample, Sample, collate
+from utils.data.batches import BadSample, Sample, Samples, collate
+from utils.data.blocks import Blocks, Keys, WithBlocks
 from utils.data.decoding import tune
 from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
@@ -87,6 +89,12 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         if self.skip_bad:
             return BadSample(self.folder.name(place), " ".join(problems))
         raise UserError(problems[0])
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Samples:
+        """The samples of a batch, with the block that their keys come with."""
+        samples = Samples(self[key] for key in keys)
+        samples.block = keys.block if isinstance(keys, Keys) else None
+        return samples
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
@@ -207,8 +215,13 @@ def _build(
     prefetch_factor: int,
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
+    batches: Sampler[list[SampleKey]] = sampler
     tune()
     if num_workers:
+        # Those that processes work on or have ready, the one in use, and one being copied.
+        count = num_workers * prefetch_factor + 2
+        blocks = Blocks(count, sampler.batch_size * dataset.transform.sample_bytes())
+        batches = WithBlocks(sampler, blocks)
         atexit.register(end_workers)  # where no script does it
         workers = {
             "prefetch_factor": prefetch_factor,
@@ -217,7 +230,7 @@ def _build(
         }
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         collate_fn=collate,

@@ -64,6 +64,10 @@ class JointTransform(ABC):
             for m in self.modalities
         }
 
+    def sample_bytes(self) -> int:
+        """Bytes of the tensors of a sample."""
+        return sum(self._empty(m).nbytes for m in self.modalities)
+
     def _empty(self, m: Modality) -> Tensor:
         """What stands for a modality that a sample lacks."""
         h, w = (side // m.stride for side in self.input_size)
