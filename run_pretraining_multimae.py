@@ -66,7 +66,11 @@ def train(cfg: PretrainConfig, world: World) -> None:
         seed=runtime.seed,
     )
     loader = build_train_loader(
-        train_set, sampler, num_workers=data.num_workers, pin_memory=data.pin_mem
+        train_set,
+        sampler,
+        num_workers=data.num_workers,
+        pin_memory=data.pin_mem,
+        held=cfg.optim.update_freq,
     )
 
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)

@@ -181,6 +181,7 @@ def build_train_loader(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int = 2,
+    held: int = 1,
 ) -> DataLoader[Any]:
     """Loader of training batches (:class:`Batch`), those that ``sampler`` was last set to.
 
@@ -191,8 +192,9 @@ def build_train_loader(
             the same for any number.
         pin_memory: Put batches in page-locked memory, for faster copies to a GPU.
         prefetch_factor: Batches that each worker prepares ahead.
+        held: Batches that the training has at a time. More of them cost time, and are the same.
     """
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor)
+    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, held)
 
 
 def build_eval_loader(
@@ -204,7 +206,7 @@ def build_eval_loader(
     prefetch_factor: int = 2,
 ) -> DataLoader[Any]:
     """Loader of evaluation batches (:class:`Batch`); arguments as in :func:`build_train_loader`."""
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor)
+    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, held=1)
 
 
 def _build(
@@ -213,13 +215,14 @@ def _build(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int,
+    held: int,
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     batches: Sampler[list[SampleKey]] = sampler
     tune()
     if num_workers:
-        # Those that processes work on or have ready, the one in use, and one being copied.
-        count = num_workers * prefetch_factor + 2
+        # Those that processes work on or have ready, those in use, and one being copied.
+        count = num_workers * prefetch_factor + held + 1
         blocks = Blocks(count, sampler.batch_size * dataset.transform.sample_bytes())
         batches = WithBlocks(sampler, blocks)
         atexit.register(end_workers)  # where no script does it

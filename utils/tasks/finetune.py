@@ -162,7 +162,11 @@ def _train(
         seed=runtime.seed,
     )
     loader = build_train_loader(
-        train_set, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
+        train_set,
+        sampler,
+        num_workers=cfg.data.num_workers,
+        pin_memory=cfg.data.pin_mem,
+        held=cfg.optim.update_freq,
     )
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
     if cfg.start.finetune:
