@@ -1,7 +1,8 @@
 """``--fast_decode``: photographs at nearly the same values, in a fraction of the time.
 
 The view is known before the photograph is decoded: libjpeg leaves out the frequencies that a
-smaller view does not show, and PyTorch's 8-bit kernel resizes instead of Pillow.
+smaller view does not show, and the smoothing of colours that are stored at half the resolution.
+PyTorch's 8-bit kernel resizes instead of Pillow.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Photo:
                 "min_factor": _SMALLEST,
             }
         try:
-            return cast(Array, simplejpeg.decode_jpeg(self._stored, "RGB", **reduced))
+            return cast(
+                Array, simplejpeg.decode_jpeg(self._stored, "RGB", fastupsample=True, **reduced)
+            )
         except ValueError as err:
             raise ImageError(
                 f"{self.path}: cannot be read ({err}). Replace it, or remove the sample."
