@@ -67,7 +67,7 @@ class Placed:
 class Blocks:
     """A pool of blocks of one size; made before the loader's processes, which inherit it."""
 
-    def __init__(self, count: int, size: int, num_tensors: int = 16) -> None:
+    def __init__(self, count: int, size: int, num_tensors: int = 64) -> None:
         """Memory is taken as blocks are first written to.
 
         Args:

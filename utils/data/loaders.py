@@ -221,8 +221,8 @@ def _build(
     batches: Sampler[list[SampleKey]] = sampler
     tune()
     if num_workers:
-        # Those that processes work on or have ready, those in use, and one being copied.
-        count = num_workers * prefetch_factor + held + 1
+        # What processes work on or have ready, what the training has, and what it takes next.
+        count = num_workers * prefetch_factor + 2 * held
         blocks = Blocks(count, sampler.batch_size * dataset.transform.sample_bytes())
         batches = WithBlocks(sampler, blocks)
         atexit.register(end_workers)  # where no script does it
