@@ -88,6 +88,9 @@ def test_ranges_of_the_batches_of_all_epochs():
     assert list(sampler) == epochs[1][4:6] + epochs[2][:6]
     with pytest.raises(ValueError, match="an epoch has 7"):
         sampler.set_range(0, 8, 8)
+    for start, stop in ((-1, 7), (8, 7)):
+        with pytest.raises(ValueError, match="cannot start"):
+            sampler.set_range(start, stop, 7)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
@@ -125,7 +128,7 @@ def test_workers_go_on_with_the_next_epoch(root):
     sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
     loader = build_train_loader(dataset, sampler, num_workers=1, pin_memory=False)
     stream = BatchStream(loader, sampler, len(sampler), 2 * len(sampler))
-    list(itertools.islice(stream, len(sampler)))
+    list(itertools.islice(stream.at(0), len(sampler)))
     epochs = [seen.get(timeout=20) for _ in range(2 * len(sampler) + 1)]
     assert epochs[-1] == 1
 

@@ -180,10 +180,11 @@ def test_a_step_between_log_lines_waits_for_nothing(missing: bool, device: torch
         plan.schedule.apply(state.optimizer, step)
         state.window.add(step, stepper.step(state, [images]).logs)
 
-    take(0)  # which uploads what is kept
-    with HostSyncs() as syncs, no_waiting(device):
-        for step in range(1, 4):
-            take(step)
+    with HostSyncs() as syncs:
+        take(0)  # on a GPU this one uploads what is kept
+        with no_waiting(device):
+            for step in range(1, 4):
+                take(step)
     assert not syncs.found
     with HostSyncs() as syncs:  # the counter counts
         state.window.read(stepper.world)

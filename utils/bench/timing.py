@@ -45,11 +45,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def calls_between_waits(device: torch.device) -> int:
-    """How many calls are timed at once."""
-    return 1 if device.type == "cpu" else BURST
-
-
 def interleaved(
     updates: Mapping[str, Callable[[int], None]],
     steps: int,
@@ -63,19 +58,15 @@ def interleaved(
     them. ``between`` is called before every timed round.
     """
     times = {name: Times() for name in updates}
-    burst = calls_between_waits(device)
+    burst = burst_of(device)
     for i in range(warmup + steps):
         if between is not None and i >= warmup:
             between()
         for name, update in updates.items():
-            synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            for step in range(i * burst, (i + 1) * burst):
-                update(step)
-            synchronize(device)
+            spent = timed(update, device, range(i * burst, (i + 1) * burst))
             if i >= warmup:
-                times[name].wall.append((time.perf_counter() - wall) / burst)
-                times[name].cpu.append((time.process_time() - cpu) / burst)
+                times[name].wall.append(spent.wall)
+                times[name].cpu.append(spent.cpu)
     return times
 
 
@@ -106,17 +97,24 @@ class Ceiling:
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Spent:
     """The shortest of a few runs of ``work``, by each clock; on a GPU, of a few bursts."""
     work()
-    walls, cpus = [], []
-    burst = calls_between_waits(device)
-    for _ in range(repeats):
-        synchronize(device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(burst):
-            work()
-        synchronize(device)
-        walls.append((time.perf_counter() - wall) / burst)
-        cpus.append((time.process_time() - cpu) / burst)
-    return Spent(min(walls), min(cpus))
+    runs = [timed(lambda _: work(), device, range(burst_of(device))) for _ in range(repeats)]
+    return Spent(min(run.wall for run in runs), min(run.cpu for run in runs))
+
+
+def timed(work: Callable[[int], object], device: torch.device, calls: range) -> Spent:
+    """Seconds of one of several ``calls`` of ``work``, between two waits for the device."""
+    synchronize(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for call in calls:
+        work(call)
+    synchronize(device)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Spent(wall / len(calls), cpu / len(calls))
+
+
+def burst_of(device: torch.device) -> int:
+    """How many calls are timed at once."""
+    return 1 if device.type == "cpu" else BURST
 
 
 class ProductTimes:

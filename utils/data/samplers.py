@@ -100,8 +100,10 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
             per_epoch: Batches taken from every epoch.
 
         Raises:
-            ValueError: An epoch has fewer batches than ``per_epoch``.
+            ValueError: An epoch has fewer batches than ``per_epoch``, or the range runs backwards.
         """
+        if not 0 <= start <= stop:
+            raise ValueError(f"cannot start at batch {start} of {stop}")
         if not 0 < per_epoch <= len(self):
             raise ValueError(f"cannot take {per_epoch} batches: an epoch has {len(self)}")
         self._range, self._per_epoch = range(start, stop), per_epoch

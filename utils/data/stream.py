@@ -32,8 +32,8 @@ class BatchStream:
         """
         self.loader, self.sampler = loader, sampler
         self.per_epoch, self.total = per_epoch, total
-        self._batches: Iterator[Batch] | None = None
-        self._next = 0
+        self._batches: Iterator[Batch] = iter(())
+        self._next = -1  # nowhere
 
     def at(self, batch: int) -> BatchStream:
         """The stream, whose next batch is number ``batch`` of the run.
@@ -41,7 +41,7 @@ class BatchStream:
         Anywhere but where the stream is already (after a resume, or going back to a checkpoint),
         what was prepared is thrown away.
         """
-        if self._batches is None or batch != self._next:
+        if batch != self._next:
             self.sampler.set_range(batch, self.total, self.per_epoch)
             self._batches, self._next = iter(self.loader), batch
         return self
@@ -51,10 +51,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch."""
-        if self._batches is None:
-            self.at(0)
-        assert self._batches is not None  # noqa: S101 - for the type checker
+        """The next batch; none before :meth:`at` was called."""
         batch = next(self._batches)
         self._next += 1
         return batch
