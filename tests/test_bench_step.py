@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
 from tools import bench_step
+from utils.bench import contenders
 from utils.bench.counting import LiveBytes, Product, Products, flops_of, saved_bytes
+from utils.bench.timing import interleaved
+from utils.precision import choose_precision
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
         "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",
         "--num_threads", "1")  # fmt: skip
+
+FP32 = choose_precision("fp32", torch.device("cpu"))
 
 
 def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +31,30 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["fast"]["tflop"] < result["plain"]["tflop"]
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert set(result["shares"]) == {"embedding", "encoder", "decoders", "loss", "optimiser"}
+
+
+def test_each_has_the_memory_settings_of_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(contenders, "keep_freed_memory", lambda keep=True: seen.append(keep))
+
+    def one(name: str, *, keeps: bool) -> contenders.Contender:
+        def update(_: int) -> None:
+            seen.append(name)
+
+        return contenders.Contender(name, lambda _: torch.zeros(()), update, [], FP32, keeps)
+
+    all_three = [one("fast", keeps=True), one("plain", keeps=False), one("ViTMAE", keeps=False)]
+    memory = contenders.MemoryAlone(all_three)
+    updates = {c.name: c.update for c in all_three}
+    measure = partial(memory.keeping, lambda: seen.append("products"))
+    interleaved(updates, 2, 0, torch.device("cpu"), measure, memory.before_turn)
+    later = [False, "plain", "plain", "ViTMAE"]  # one step after a change is not timed
+    assert seen == [
+        *(True, "products", True, "fast"), *later,
+        *(True, "products", False, True, "fast", "fast"), *later,
+    ]  # fmt: skip
 
 
 def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

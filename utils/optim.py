@@ -8,6 +8,8 @@ A group is a plain dict for a torch optimiser with four keys of ours: ``name`` (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +136,37 @@ def build_optimizer(
         UserError: Unknown name, wrong number of betas, nothing to train, an optimiser that this
             training loop cannot drive or whose package is missing.
     """
-    # timm loads its whole model zoo: two seconds that --help should not pay.
+    params = [p for group in groups for p in group["params"]]
+    if not params:
+        raise UserError("nothing to train: every parameter is frozen")
+    given = {"betas": None if betas is None else tuple(betas), "eps": eps}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    name = name.lower()
+    make = _TORCHS.get(name) or _from_timm(name, momentum)
+    takes = make.num_betas
+    if betas is not None and takes is not None and len(betas) != takes:
+        raise UserError(f"--opt_betas: {name} takes {takes} values, got {len(betas)}")
+    if name.removeprefix("lookahead_") in _FUSED and all(_can_fuse(p) for p in params):
+        options["fused"] = True
+    try:
+        return make.build(list(groups), lr=lr, **options)
+    except (AssertionError, ImportError, TypeError, ValueError) as err:
+        raise UserError(f"--opt {name}: cannot be built: {err}") from err
+
+
+@dataclass(frozen=True)
+class _Optimiser:
+    """How one is built; ``num_betas`` is ``None`` for those that have none."""
+
+    build: Callable[..., torch.optim.Optimizer]
+    num_betas: int | None
+
+
+# The default of every script: timm, which loads its model zoo, would take two seconds.
+_TORCHS = {"adamw": _Optimiser(torch.optim.AdamW, 2)}
+
+
+def _from_timm(name: str, momentum: float) -> _Optimiser:
     from timm.optim import (  # type: ignore[attr-defined]
         create_optimizer_v2,
         get_optimizer_info,
@@ -142,30 +174,15 @@ def build_optimizer(
     )
 
     known = [str(option) for option in list_optimizers()]
-    base_name = name.lower().removeprefix("lookahead_")
+    base_name = name.removeprefix("lookahead_")
     if base_name not in known:
         near = did_you_mean(base_name, known)
         raise UserError(f"--opt: unknown optimiser '{name}'{near} Known: {', '.join(known)}.")
-    params = [p for group in groups for p in group["params"]]
-    if not params:
-        raise UserError("nothing to train: every parameter is frozen")
-
     info = get_optimizer_info(base_name)
     if info.second_order:
         raise UserError(f"--opt {name} needs second derivatives, which the training loop has not")
-    if betas is not None and info.has_betas and len(betas) != info.num_betas:
-        raise UserError(f"--opt_betas: {name} takes {info.num_betas} values, got {len(betas)}")
-    given = {"betas": None if betas is None else tuple(betas), "eps": eps}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if base_name in _FUSED and all(_can_fuse(p) for p in params):
-        options["fused"] = True
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            list(groups), opt=name, lr=lr, momentum=momentum, **options
-        )
-    except (AssertionError, ImportError, TypeError, ValueError) as err:
-        raise UserError(f"--opt {name}: cannot be built: {err}") from err
-    return optimizer
+    build = partial(create_optimizer_v2, opt=name, momentum=momentum)
+    return _Optimiser(build, info.num_betas if info.has_betas else None)
 
 
 def clip_or_skip(

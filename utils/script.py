@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -46,6 +47,8 @@ def run_script(main: Callable[[], object]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    # The interpreter would look through all that it has loaded for garbage: a second or two.
+    gc.freeze()
     if code:
         raise SystemExit(code)
 
