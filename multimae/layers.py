@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from multimae.linear import AVX2, Linear
+
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 NormLayer = Callable[[int], nn.Module]
-_CPU = torch.backends.cpu.get_cpu_capability()
 
 
 def attend(q_bhne: Tensor, k_bhme: Tensor, v_bhme: Tensor, dropout: float = 0.0) -> Tensor:
@@ -45,7 +46,7 @@ def _fused_wins(device_type: str, dropout: float) -> bool:
     """
     if device_type != "cpu" or not torch.is_grad_enabled():
         return device_type in ("cpu", "cuda")
-    return not dropout and _CPU == "AVX2"
+    return not dropout and AVX2
 
 
 class Attention(nn.Module):
@@ -64,8 +65,8 @@ class Attention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x_bnd: Tensor) -> Tensor:
@@ -93,9 +94,9 @@ class CrossAttention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, dim * 2, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, dim * 2, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x_bnd: Tensor, context_bmd: Tensor) -> Tensor:
@@ -115,9 +116,9 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         """``dim`` -> ``hidden_dim`` -> ``dim``."""
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:

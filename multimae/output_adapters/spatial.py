@@ -21,6 +21,7 @@ from multimae.layers import (
     run_blocks,
     trunc_normal_,
 )
+from multimae.linear import Linear
 from multimae.masking import gather_tokens
 from multimae.patches import unpatchify
 from multimae.pos_embed import PositionCache, forget_positions, sincos_2d
@@ -99,7 +100,7 @@ class SpatialOutputAdapter(nn.Module):
         shape = (dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate)
         self.decoder_transformer = nn.Sequential(*(Block(*shape, r, norm_layer) for r in rates))
         patch_dim = num_channels * self.patch_size[0] * self.patch_size[1]
-        self.out_proj = nn.Linear(dim_tokens, patch_dim)
+        self.out_proj = Linear(dim_tokens, patch_dim)
         if dim_tokens_enc is not None:
             self.init(dim_tokens_enc)
 
@@ -121,7 +122,7 @@ class SpatialOutputAdapter(nn.Module):
 
     def init(self, dim_tokens_enc: int = 768) -> None:
         """Build the projection from the encoder's width."""
-        self.proj_context = nn.Linear(dim_tokens_enc, self.dim_tokens)
+        self.proj_context = Linear(dim_tokens_enc, self.dim_tokens)
 
     def grid(self, layout: TokenLayout) -> Size:
         """Token grid of the output for an image of the layout's size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from multimae.linear import ONEDNN_LINEAR
 
 _aten = torch.ops.aten
 # Their results, or the shapes of their results, are needed on the host.
@@ -79,6 +82,17 @@ class Product:
         return 2 * self.b * self.m * self.k * self.n
 
 
+_LINEAR = [op for op in (ONEDNN_LINEAR,) if op is not None]
+# Matrix products, and which argument is the first factor; the second one follows.
+_FACTORS = {
+    _aten.mm: 0,
+    _aten.bmm: 0,
+    _aten.addmm: 1,
+    _aten.baddbmm: 1,
+    **dict.fromkeys(_LINEAR, 0),
+}
+
+
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the shapes of all matrix products.
 
@@ -96,10 +110,11 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run ``func``, and note it if it is a product."""
         packet: Any = getattr(func, "overloadpacket", None)
-        pair = {_aten.mm: args[:2], _aten.bmm: args[:2], _aten.addmm: args[1:3],
-                _aten.baddbmm: args[1:3]}.get(packet)  # fmt: skip
-        if pair is not None:
-            a, b = pair
+        first = _FACTORS.get(packet)
+        if first is not None:
+            a, b = args[first : first + 2]
+            if packet in _LINEAR:  # (..., k) and the transposed (n, k)
+                a, b = a.flatten(0, -2), b.t()
             batch = a.shape[0] if a.ndim == 3 else 1
             self.found[Product(batch, a.shape[-2], a.shape[-1], b.shape[-1], a.dtype)] += 1
         return func(*args, **(kwargs or {}))
@@ -159,7 +174,12 @@ def _attention_backward_flops(_: Any, q: Any, k: Any, *__: Any, **___: Any) -> i
     return 2 * _attention_flops(q, k, k)  # weights computed again are no work of the model
 
 
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return int(2 * math.prod(x) * weight[0])
+
+
 _CPU_KERNELS = {
+    **dict.fromkeys(_LINEAR, _linear_flops),
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.input_adapters import SemSegInputAdapter
-from multimae.layers import Attention, CrossAttention
+from multimae.layers import Attention, CrossAttention, Mlp
 from multimae.masking import TokenMasks
 from multimae.modalities import Modality
 from multimae.multimae import MultiMAE
@@ -87,23 +87,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def attention(layer: Attention | CrossAttention, x: Tensor, context: Tensor) -> Tensor:
     """Self-attention (``qkv``) or cross-attention (``q``, ``kv``)."""
     if isinstance(layer, Attention):
-        q, k, v = layer.qkv(x).chunk(3, dim=-1)
+        q, k, v = project(layer.qkv, x).chunk(3, dim=-1)
     else:
-        q, (k, v) = layer.q(x), layer.kv(context).chunk(2, dim=-1)
-    return layer.proj(attend(q, k, v, layer.num_heads))  # type: ignore[no-any-return]
+        q, (k, v) = project(layer.q, x), project(layer.kv, context).chunk(2, dim=-1)
+    return project(layer.proj, attend(q, k, v, layer.num_heads))
+
+
+def mlp(layer: Mlp, x: Tensor) -> Tensor:
+    """Two linear layers with exact GELU."""
+    return project(layer.fc2, F.gelu(project(layer.fc1, x)))
+
+
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer as PyTorch has it."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def transform(block: Any, x: Tensor) -> Tensor:
     """Section 2: one pre-norm block."""
     normed = block.norm1(x)
     x = x + block.drop_path(attention(block.attn, normed, normed))
-    return x + block.drop_path(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+    return x + block.drop_path(mlp(block.mlp, block.norm2(x)))  # type: ignore[no-any-return]
 
 
 def decode(decoder: Any, encoded: Tensor, layout: TokenLayout, masks: TokenMasks) -> Tensor:
     """Section 3, steps 1 to 6."""
     num_visible, grid = masks.ids_keep.shape[1], decoder.grid(layout)
-    c = decoder.proj_context(encoded)
+    c = project(decoder.proj_context, encoded)
     visible, global_tokens = c[:, :num_visible], c[:, num_visible:]
     hidden = decoder.mask_token.expand(len(c), masks.ids_restore.shape[1] - num_visible, -1)
     full = pick(torch.cat([visible, hidden.to(c.dtype)], dim=1), masks.ids_restore)
@@ -125,10 +135,10 @@ def decode(decoder: Any, encoded: Tensor, layout: TokenLayout, masks: TokenMasks
         context = pick(torch.cat(list(parts.values()), dim=1), masks.ids_keep)
         context = torch.cat([context, global_tokens.to(context.dtype)], dim=1)
         x = attention(decoder.decoder, decoder.query_norm(x), decoder.context_norm(context))
-        x = x + decoder.mlp(decoder.out_norm(x))
+        x = x + mlp(decoder.mlp, decoder.out_norm(x))
     for block in decoder.decoder_transformer:
         x = transform(block, x)
-    return fold(decoder.out_proj(x), grid, decoder.patch_size)
+    return fold(project(decoder.out_proj, x), grid, decoder.patch_size)
 
 
 def position(decoder: Any, grid: tuple[int, int]) -> Tensor:

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from multimae.layers import run_blocks
+from multimae.linear import onednn_linear, onednn_takes
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from utils.bench.counting import Product
 from utils.precision import Precision
@@ -123,7 +125,8 @@ def burst_of(device: torch.device) -> int:
 class ProductTimes:
     """How long matrix products take by themselves, measured again and again; the shortest counts.
 
-    What attention multiplies inside a fused kernel is not among them.
+    On a CPU by either of PyTorch's libraries. What attention multiplies inside a fused kernel is
+    not among them.
     """
 
     def __init__(self, products: Iterable[Product], device: torch.device) -> None:
@@ -138,11 +141,11 @@ class ProductTimes:
             a = torch.randn(*shape, product.m, product.k, device=self.device).to(product.dtype)
             b = torch.randn(*shape, product.k, product.n, device=self.device).to(product.dtype)
 
-            def multiply(a: Tensor = a, b: Tensor = b) -> Tensor:
-                return a @ b
-
-            now = seconds(multiply, self.device, repeats=2)
-            self.spent[product] = Spent(min(before.wall, now.wall), min(before.cpu, now.cpu))
+            ways: list[Callable[[], Tensor]] = [partial(torch.matmul, a, b)]
+            if product.b == 1 and onednn_takes(a, b):
+                ways.append(partial(onednn_linear, a, b.t()))
+            runs = [before, *(seconds(way, self.device, repeats=2) for way in ways)]
+            self.spent[product] = Spent(min(r.wall for r in runs), min(r.cpu for r in runs))
 
     def ceiling(self, products: Mapping[Product, int]) -> Ceiling:
         """FLOP/s of a step that does nothing but its products, each as often as it occurs."""
