@@ -1,8 +1,9 @@
 """Linear layers, whose products take the faster of PyTorch's two CPU libraries.
 
-PyTorch multiplies float32 matrices by MKL. On processors without AVX-512 oneDNN, which it has as
-well, is a fifth faster in the forward pass and in gradients of inputs, not in those of weights: a
-training step gains 13 to 15 % (docs/PERFORMANCE.md). The same numbers up to rounding.
+PyTorch multiplies float32 matrices by MKL. With two threads of a processor without AVX-512 oneDNN,
+which it has as well, is a fifth faster in the forward pass and in gradients of inputs, not in those
+of weights: a training step gains 13 to 15 % (measured on Zen 3: docs/PERFORMANCE.md). The same
+numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ class Linear(nn.Linear):
 
 
 def onednn_takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether both are float32 on a CPU, and nothing but the result is asked of the product.
+    """Whether both are plain float32 tensors on a CPU that fit, and nobody follows the operators.
 
-    Tracers, compilers, autocast, shares of tensors and tensors without data get PyTorch's own
-    layer, which they know.
+    Autocast, compilers, tracers, transforms of functions, shares of tensors and tensors without
+    data get PyTorch's own layer, which they know.
     """
     return (
         ONEDNN_LINEAR is not None
+        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.layout == weight.layout == torch.strided
+        and not x.is_nested
         and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and x.shape[-1] == weight.shape[1]
     )
 
 
@@ -56,16 +61,16 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 class _Linear(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return onednn_linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
+        x, weight, _ = inputs
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        ctx.save_for_forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

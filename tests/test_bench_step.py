@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
 from tools import bench_step
-from utils.bench import contenders
 from utils.bench.counting import LiveBytes, Product, Products, flops_of, saved_bytes
-from utils.bench.timing import interleaved
-from utils.precision import choose_precision
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
         "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",
         "--num_threads", "1")  # fmt: skip
-
-FP32 = choose_precision("fp32", torch.device("cpu"))
 
 
 def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,30 +27,6 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(result["shares"]) == {"embedding", "encoder", "decoders", "loss", "optimiser"}
 
 
-def test_each_has_the_memory_settings_of_a_process_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: list[object] = []
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda keep=True: seen.append(keep))
-
-    def one(name: str, *, keeps: bool) -> contenders.Contender:
-        def update(_: int) -> None:
-            seen.append(name)
-
-        return contenders.Contender(name, lambda _: torch.zeros(()), update, [], FP32, keeps)
-
-    all_three = [one("fast", keeps=True), one("plain", keeps=False), one("ViTMAE", keeps=False)]
-    memory = contenders.MemoryAlone(all_three)
-    updates = {c.name: c.update for c in all_three}
-    measure = partial(memory.keeping, lambda: seen.append("products"))
-    interleaved(updates, 2, 0, torch.device("cpu"), measure, memory.before_turn)
-    later = [False, "plain", "plain", "ViTMAE"]  # one step after a change is not timed
-    assert seen == [
-        *(True, "products", True, "fast"), *later,
-        *(True, "products", False, True, "fast", "fast"), *later,
-    ]  # fmt: skip
-
-
 def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     bench_step.main([*TINY, "--table", "--largest_batch", "2", "--largest_size", "32"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -68,7 +38,7 @@ def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]
 
 def test_counters_count() -> None:
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
-    with Products() as products, saved_bytes() as saved:
+    with Products() as products, saved_bytes([]) as saved:
         c = (a @ b).exp()
     assert products.found == {Product(1, 4, 8, 16, torch.float32): 1}
     assert saved.peak == 4 * (4 * 8 + 8 * 16 + 4 * 16)

@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, functionalize, grad, hessian, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multimae import linear
 from multimae.linear import ONEDNN_LINEAR, Linear
+from utils.bench.counting import Products, flops_of, saved_bytes
 
 SHAPES = [(5, 7), (2, 3, 7), (2, 2, 3, 7), (7,), (1, 7), (0, 7)]
 
@@ -98,41 +100,86 @@ def test_wide_vectors_multiply_as_pytorch_does(monkeypatch: pytest.MonkeyPatch) 
     assert called.times == 0
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_nothing_is_kept_that_no_gradient_needs() -> None:
+    def kept(layer: nn.Linear, x: Tensor) -> int:
+        with saved_bytes(layer.parameters()) as saved:
+            layer(x)
+        return saved.peak
+
+    x = torch.randn(3, 7)
+    for trained in (False, True):
+        for layer in pair():
+            layer.weight.requires_grad_(trained)
+            assert kept(layer, x) == kept(layer, x.clone().requires_grad_()) == 84 * trained
+
+
+def test_counters_know_it() -> None:
+    """The bench's; FLOPs of a gradient are those of the forward pass, twice."""
+    found = []
+    for layer in pair():
+        x = torch.randn(2, 3, 7, requires_grad=True)
+        with Products() as products:
+            flops = flops_of(lambda: layer(x).sum().backward())  # noqa: B023
+        found.append((flops, products.found))
+    assert found[0] == found[1]
+    assert found[0][0] == 3 * 2 * 6 * 7 * 11
+
+
 def test_other_derivatives() -> None:
     """Of samples, forward, and second ones."""
-    ours, theirs = pair()
     x = torch.randn(5, 7)
     found = []
-    for layer in (ours, theirs):
+    for layer in pair():
         parameters = dict(layer.named_parameters())
 
         def loss(p: dict[str, Tensor], x: Tensor, layer: nn.Linear = layer) -> Tensor:
             return functional_call(layer, p, (x,)).square().sum()
 
-        moved = {name: p.detach().sin() for name, p in parameters.items()}
-        found.append(
-            (
-                vmap(grad(loss), in_dims=(None, 0))(parameters, x),
-                jvp(loss, (parameters, x), (moved, x.cos())),
-                jvp(partial(loss, parameters), (x,), (x.cos(),)),
-                hessian(partial(loss, parameters))(x[0]),
-            )
-        )
         y = x.clone().requires_grad_()
         (first,) = torch.autograd.grad(loss(parameters, y), y, create_graph=True)
         first.square().sum().backward()
-        found.append((y.grad, layer.weight.grad))
-    torch.testing.assert_close(found[:2], found[2:])
+        with forward_ad.dual_level():
+            moved = {k: forward_ad.make_dual(p, p.detach().sin()) for k, p in parameters.items()}
+            forward = [loss(p, forward_ad.make_dual(x, x.cos())) for p in (moved, parameters)]
+            forward.append(loss(moved, x))
+            tangents = [forward_ad.unpack_dual(value).tangent for value in forward]
+        found.append(
+            [
+                *(y.grad, layer.weight.grad, *tangents),
+                vmap(grad(loss), in_dims=(None, 0))(parameters, x),
+                hessian(partial(loss, parameters))(x[0]),
+                functionalize(layer)(x),
+            ]
+        )
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_other_tensors_get_pytorchs_layer() -> None:
+    layer = Linear(7, 11)
+    nested = torch.nested.nested_tensor([torch.randn(2, 7), torch.randn(3, 7)])
+    with Called() as called:
+        assert layer(nested).is_nested
+        assert layer.to_empty(device="meta")(torch.empty(3, 7, device="meta")).shape == (3, 11)
+    assert called.times == 0
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(7, 11)(torch.randn(3, 5))
+
+
+def test_a_compiler_sees_pytorchs_layer() -> None:
+    layer, x, seen = Linear(7, 11), torch.randn(3, 7), []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.append(graph.print_readable(print_output=False))
+        return graph
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+    assert len(seen) == 1 and "linear" in seen[0] and "autograd_function" not in seen[0]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiler_sees_pytorchs_layer() -> None:
+def test_a_tracer_sees_pytorchs_layer() -> None:
     layer, x = Linear(7, 11), torch.randn(3, 7)
-    exported = torch.export.export(layer, (x,))
-    assert "linear" in str(exported.graph) and "mkldnn" not in str(exported.graph)
-    torch.testing.assert_close(exported.module()(x), F.linear(x, layer.weight, layer.bias))
     traced = torch.jit.trace(layer, (x,))
+    assert "aten::linear" in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), layer(x))
-    shapes = Linear(7, 11, device="meta")(torch.empty(3, 7, device="meta"))
-    assert shapes.shape == (3, 11)

@@ -145,6 +145,15 @@ def test_fused_adamw_equals_the_plain_one() -> None:
         torch.testing.assert_close(a["params"], b["params"])
 
 
+def test_adamw_without_timm_is_timms() -> None:
+    from timm.optim import create_optimizer_v2
+
+    groups = [{"params": [nn.Parameter(torch.ones(3))]}]
+    ours = build_optimizer(groups, "AdamW", 1e-2)
+    theirs = create_optimizer_v2(groups, opt="adamw", lr=1e-2, fused=True)
+    assert type(ours) is type(theirs) and ours.defaults == theirs.defaults
+
+
 @pytest.mark.parametrize(
     ("name", "betas", "message"),
     [

@@ -141,12 +141,11 @@ def build_optimizer(
         raise UserError("nothing to train: every parameter is frozen")
     given = {"betas": None if betas is None else tuple(betas), "eps": eps}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    name = name.lower()
-    make = _TORCHS.get(name) or _from_timm(name, momentum)
+    make = _TORCHS.get(name.lower()) or _from_timm(name, momentum)
     takes = make.num_betas
     if betas is not None and takes is not None and len(betas) != takes:
         raise UserError(f"--opt_betas: {name} takes {takes} values, got {len(betas)}")
-    if name.removeprefix("lookahead_") in _FUSED and all(_can_fuse(p) for p in params):
+    if name.lower().removeprefix("lookahead_") in _FUSED and all(_can_fuse(p) for p in params):
         options["fused"] = True
     try:
         return make.build(list(groups), lr=lr, **options)
@@ -163,7 +162,7 @@ class _Optimiser:
 
 
 # The default of every script: timm, which loads its model zoo, would take two seconds.
-_TORCHS = {"adamw": _Optimiser(torch.optim.AdamW, 2)}
+_TORCHS = {"adamw": _Optimiser(partial(torch.optim.AdamW, weight_decay=0.0), 2)}
 
 
 def _from_timm(name: str, momentum: float) -> _Optimiser:
@@ -174,14 +173,14 @@ def _from_timm(name: str, momentum: float) -> _Optimiser:
     )
 
     known = [str(option) for option in list_optimizers()]
-    base_name = name.removeprefix("lookahead_")
+    base_name = name.lower().removeprefix("lookahead_")
     if base_name not in known:
         near = did_you_mean(base_name, known)
         raise UserError(f"--opt: unknown optimiser '{name}'{near} Known: {', '.join(known)}.")
     info = get_optimizer_info(base_name)
     if info.second_order:
         raise UserError(f"--opt {name} needs second derivatives, which the training loop has not")
-    build = partial(create_optimizer_v2, opt=name, momentum=momentum)
+    build = partial(create_optimizer_v2, opt=name.lower(), momentum=momentum)
     return _Optimiser(build, info.num_betas if info.has_betas else None)
 
 

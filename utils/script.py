@@ -21,7 +21,9 @@ _LOST = (
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run ``main``; exit with 0, with the code of a :class:`UserError`, or with 1.
+    """Run ``main`` as the last thing of a process.
+
+    Exits with 0, with the code of a :class:`UserError`, or with 1.
 
     Of several processes those that end because another has failed say so in one line, so that the
     cause is told once. They leave without tidying up: a process group whose peers are gone may wait

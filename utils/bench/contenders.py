@@ -7,7 +7,7 @@ weights. All of them start from equal weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from utils.bench.options import StepBenchConfig
 from utils.bench.plain import PlainMultiMAE
 from utils.data.batches import Batch
 from utils.dist import World
-from utils.host_memory import keep_freed_memory
 from utils.plan import make_plan
 from utils.precision import Precision, choose_precision
 from utils.pretrain_options import PretrainConfig
@@ -41,7 +40,6 @@ class Contender:
         update: The whole step ``i``.
         parameters: What is trained.
         precision: What it computes in.
-        keeps_memory: Whether freed memory stays with its process (utils/host_memory.py).
     """
 
     name: str
@@ -49,33 +47,6 @@ class Contender:
     update: Callable[[int], None]
     parameters: list[nn.Parameter]
     precision: Precision
-    keeps_memory: bool = False
-
-
-class MemoryAlone:
-    """Each contender on the CPU with the memory settings that a process of its own would have.
-
-    After a change of settings a step goes by untimed, as the heap is that of another contender.
-    """
-
-    def __init__(self, contenders: Iterable[Contender]) -> None:
-        """As :func:`utils.dist.init_world` leaves it: kept."""
-        self.by_name = {c.name: c for c in contenders}
-        self.kept = True
-
-    def before_turn(self, name: str) -> None:
-        """Change the settings if the contender's are others."""
-        contender = self.by_name[name]
-        if contender.keeps_memory != self.kept:
-            self.kept = contender.keeps_memory
-            keep_freed_memory(self.kept)
-            contender.update(0)
-
-    def keeping(self, measure: Callable[[], None]) -> None:
-        """Measure something else between turns, with memory kept."""
-        keep_freed_memory()
-        measure()
-        keep_freed_memory(self.kept)
 
 
 def synthetic_batch(rows: list[Modality], side: int, size: int, seed: int = 0) -> Batch:
@@ -122,7 +93,6 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
         update,
         stepper.parameters,
         precision,
-        keeps_memory=True,
     )
 
 
@@ -173,7 +143,6 @@ def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
         update,
         parameters,
         precision,
-        cfg.bench.bases_keep_memory,
     )
 
 
@@ -213,7 +182,7 @@ def vit_mae(cfg: StepBenchConfig, world: World) -> Contender:
         optimizer.zero_grad()
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return Contender("ViTMAE", forward, update, parameters, precision, cfg.bench.bases_keep_memory)
+    return Contender("ViTMAE", forward, update, parameters, precision)
 
 
 def build_shape(options: PretrainConfig) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,12 +112,15 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet: Any = getattr(func, "overloadpacket", None)
         first = _FACTORS.get(packet)
         if first is not None:
-            a, b = args[first : first + 2]
-            if packet in _LINEAR:  # (..., k) and the transposed (n, k)
-                a, b = a.flatten(0, -2), b.t()
-            batch = a.shape[0] if a.ndim == 3 else 1
-            self.found[Product(batch, a.shape[-2], a.shape[-1], b.shape[-1], a.dtype)] += 1
+            self.found[_product(packet, *args[first : first + 2])] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _product(operator: Any, a: Tensor, b: Tensor) -> Product:
+    k = a.shape[-1]
+    if operator in _LINEAR:  # of (..., k) and (n, k)
+        return Product(1, a.numel() // k, k, len(b), a.dtype)
+    return Product(len(a) if a.ndim == 3 else 1, a.shape[-2], k, b.shape[-1], a.dtype)
 
 
 @dataclass
@@ -194,12 +197,12 @@ def flops_of(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def saved_bytes() -> Iterator[Bytes]:
-    """Bytes that are kept for the backward pass, each storage once; parameters do not count."""
-    counts = Bytes()
+def saved_bytes(parameters: Iterable[Tensor]) -> Iterator[Bytes]:
+    """Bytes that are kept for the backward pass, each storage once; ``parameters`` do not count."""
+    counts, weights = Bytes(), {_key(p) for p in parameters}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and _key(tensor) not in counts._alive:
+        if _key(tensor) not in counts._alive.keys() | weights:
             counts._alive[_key(tensor)] = tensor.untyped_storage().nbytes()
             counts.now = counts.peak = sum(counts._alive.values())
         return tensor

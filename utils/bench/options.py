@@ -34,9 +34,6 @@ class StepBenchOptions:
     compile: bool = option(False, "Compile the fast step")
     grad_checkpointing: bool = option(False, "Recompute activations in the fast step")
     bases: bool = option(True, "Also time the plain step and transformers' ViTMAE")
-    bases_keep_memory: bool = option(
-        False, "Give the bases the fast step's settings of the host's memory, too (CPU)"
-    )
     steps: int = option(3, "Timed steps of each", within="[1, inf)")
     warmup: int = option(1, "Steps before, of each", within="[0, inf)")
     num_threads: int | None = option(None, "CPU threads; none: PyTorch's own", within="[1, inf)")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ import torch
 from multimae.preprocess import prepare
 from utils.bench.contenders import (
     Contender,
-    MemoryAlone,
     fast,
     plain,
     pretraining,
@@ -22,7 +19,7 @@ from utils.bench.contenders import (
     vit_mae,
 )
 from utils.bench.counting import HostSyncs, LiveBytes, Product, Products, flops_of, saved_bytes
-from utils.bench.options import StepBenchConfig, StepBenchOptions
+from utils.bench.options import StepBenchConfig
 from utils.bench.timing import (
     Ceiling,
     ProductTimes,
@@ -33,7 +30,6 @@ from utils.bench.timing import (
     speed_up,
 )
 from utils.dist import World, init_world
-from utils.host_memory import keep_freed_memory
 from utils.options import RuntimeOptions
 from utils.pretrain_options import PretrainConfig
 from utils.seeding import seed_everything
@@ -58,7 +54,7 @@ class Counted:
 def count(contender: Contender) -> Counted:
     """The first step, under all counters at once."""
     products, syncs, live = Products(), HostSyncs(), LiveBytes()
-    with saved_bytes() as saved, live, products, syncs:
+    with saved_bytes(contender.parameters) as saved, live, products, syncs:
         flops = flops_of(lambda: contender.update(0))
     return Counted(flops, dict(products.found), saved.peak, live.bytes.peak, dict(syncs.found))
 
@@ -76,7 +72,8 @@ def bench_step(cfg: StepBenchConfig) -> Row:
     if b.compile:
         task.compile_step()
     products = ProductTimes((p for c in counted.values() for p in c.products), world.device)
-    times = _in_turns(contenders, products, b, world.device)
+    updates = {c.name: c.update for c in contenders}
+    times = interleaved(updates, b.steps, b.warmup, world.device, products.measure)
     ceilings = {name: products.ceiling(c.products) for name, c in counted.items()}
     rows = {
         c.name: _row(times[c.name], counted[c.name], ceilings[c.name], b.batch) for c in contenders
@@ -86,8 +83,7 @@ def bench_step(cfg: StepBenchConfig) -> Row:
         "model": b.model, "batch": b.batch, "input_size": b.input_size,
         "num_encoded_tokens": b.num_encoded_tokens, "in_domains": b.in_domains,
         "precision": str(contenders[0].precision), "compile": b.compile,
-        "grad_checkpointing": b.grad_checkpointing,
-        "bases_keep_memory": b.bases_keep_memory, **_machine(world), "steps": b.steps, **rows,
+        "grad_checkpointing": b.grad_checkpointing, **_machine(world), "steps": b.steps, **rows,
         "optimiser_s": optimiser, "optimiser_of_step": optimiser / times["fast"].best,
         "shares": _shares(cfg, task, contenders[0], world, optimiser),
     }  # fmt: skip
@@ -95,22 +91,6 @@ def bench_step(cfg: StepBenchConfig) -> Row:
         result["speed_up"] = speed_up(times["fast"].wall, times["plain"].wall)
         result["speed_up_cpu_time"] = speed_up(times["fast"].cpu, times["plain"].cpu)
     return result
-
-
-def _in_turns(
-    contenders: Sequence[Contender],
-    products: ProductTimes,
-    options: StepBenchOptions,
-    device: torch.device,
-) -> dict[str, Times]:
-    updates = {c.name: c.update for c in contenders}
-    turns = partial(interleaved, updates, options.steps, options.warmup, device)
-    if device.type != "cpu":
-        return turns(products.measure)
-    memory = MemoryAlone(contenders)
-    times = turns(partial(memory.keeping, products.measure), memory.before_turn)
-    keep_freed_memory()
-    return times
 
 
 def _row(times: Times, counted: Counted, ceiling: Ceiling, batch: int) -> Row:

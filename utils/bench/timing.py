@@ -53,12 +53,11 @@ def interleaved(
     warmup: int,
     device: torch.device,
     between: Callable[[], None] | None = None,
-    before_turn: Callable[[str], None] | None = None,
 ) -> dict[str, Times]:
     """Some steps of each, then the next of each: whatever disturbs the machine meets all of them.
 
     On a GPU ``BURST`` steps are started one after the other, as in a training, before one waits for
-    them. ``between`` is called before every timed round, ``before_turn`` before every turn.
+    them. ``between`` is called before every timed round.
     """
     times = {name: Times() for name in updates}
     burst = burst_of(device)
@@ -66,8 +65,6 @@ def interleaved(
         if between is not None and i >= warmup:
             between()
         for name, update in updates.items():
-            if before_turn is not None:
-                before_turn(name)
             spent = timed(update, device, range(i * burst, (i + 1) * burst))
             if i >= warmup:
                 times[name].wall.append(spent.wall)
