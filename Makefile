@@ -53,7 +53,7 @@ test: $(READY)
 
 # The page in a real browser: needs Chromium on the PATH, or `python -m playwright install chromium`.
 test-browser: $(READY)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser tests/browser
 
 check: $(READY)
 	$(BIN)/ruff check .
