@@ -183,14 +183,24 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
     return _parse(text, path)
 
 
+def described(path: Path) -> ModelSpec | None:
+    """The description in a weight file, if it has one.
+
+    Raises:
+        CheckpointError: The file or its description cannot be read.
+    """
+    return read_spec(path) if is_safetensors(path) and KEY in read_metadata(path) else None
+
+
 def description(path: Path, state: StateDict) -> ModelSpec:
     """The description in a weight file, or what the shapes of its weights say.
 
     Raises:
         CheckpointError: Neither.
     """
-    if is_safetensors(path) and KEY in read_metadata(path):
-        return read_spec(path)
+    spec = described(path)
+    if spec is not None:
+        return spec
     try:
         return guess_spec(state)
     except ValueError as err:

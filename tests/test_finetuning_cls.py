@@ -75,6 +75,28 @@ def test_the_same_seed_gives_the_same_run(data: Path, tmp_path: Path) -> None:
     assert [row.get("loss") for row in one] == [row.get("loss") for row in two]
 
 
+def test_scoring_needs_no_training_images(data: Path, tmp_path: Path) -> None:
+    run_finetuning_cls.main(arguments(data, tmp_path / "run", "--epochs", "1"))
+    weights = tmp_path / "run/model.safetensors"
+    elsewhere = ("--data_path", str(tmp_path / "gone"), "--nb_classes", "1000")
+    scoring = arguments(data, tmp_path / "score", "--eval", *elsewhere)
+    run_finetuning_cls.main([*scoring, "--finetune", str(weights)])
+    trained, scored = (evaluations(tmp_path / name)[-1] for name in ("run", "score"))
+    assert scored["eval/acc1"] == trained["eval/acc1"]
+    assert scored["eval/loss"] == pytest.approx(trained["eval/loss"])
+    # The weights name their classes: folders that they do not know are no classes of theirs.
+    other = write_scenes(tmp_path / "val", 4)
+    for folder in ("rgb", "depth", "semseg", "normals"):
+        (other / folder / "a").rename(other / folder / "c")
+    unknown = [*scoring, "--finetune", str(weights), "--eval_data_path", str(other)]
+    assert "- c" in message_of(run_finetuning_cls.main, unknown)
+    missing = [*scoring, "--finetune", str(tmp_path / "no.safetensors")]
+    assert "no.safetensors" in message_of(run_finetuning_cls.main, missing)
+    # A checkpoint of a run does not: then the training images say.
+    unnamed = arguments(data, tmp_path / "run", "--eval", *elsewhere)
+    assert "gone" in message_of(run_finetuning_cls.main, unnamed)
+
+
 def test_wrong_classes(data: Path, tmp_path: Path) -> None:
     message = message_of(run_finetuning_cls.main, arguments(data, "", "--nb_classes", "5"))
     assert "2 classes (a, b)" in message and "--nb_classes 2" in message

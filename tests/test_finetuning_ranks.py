@@ -63,7 +63,7 @@ def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, ba
         data = [f"--{key}={tmp_path / 'val'}" for key in ("data_path", "eval_data_path")]
     weights = tmp_path / "weights.pth"
     arguments = [
-        *data, *options, "--eval", "--finetune", str(weights), "--eval_batch_size", str(batch),
+        *data, *options, "--eval_batch_size", str(batch),
         *("--model", "multivit_tiny", "--input_size", "32", "--patch_size", "8"),
         *("--num_workers", "0", *ON_CPU, "--num_threads", "1", "--num_pictures", "0"),
     ]  # fmt: skip
@@ -72,6 +72,7 @@ def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, ba
     state = {k: v + 0.02 * torch.randn_like(v) for k, v in model.model.state_dict().items()}
     torch.save({"model": state, "epoch": 5, "step": 15}, weights)
 
+    arguments += ["--eval", "--finetune", str(weights)]
     main([*arguments, "--output_dir", str(tmp_path / "one")])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"run_finetuning_{name}.py"]

@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 from run_pretraining_multimae import main
 from tests.scenes import tiny_run, write_scenes
+from utils.config import parse_config
 from utils.errors import exit_on_user_error
+from utils.pretrain_options import PretrainConfig
+from utils.tasks.pretrain_setup import build_eval_set, modality_rows
 
 REPO = Path(__file__).parents[1]
 
@@ -182,6 +185,17 @@ def test_a_new_modality_by_yaml_alone(scenes: Path, unseen: Path, tmp_path: Path
     assert sum(train[-9:]) < 0.6 * sum(train[:9])
     assert {"eval/normals", "trivial/normals"} <= rows(tmp_path, "eval")[-1].keys()
     assert "input_adapters.normals.proj.weight" in weights(tmp_path)
+
+
+def test_a_limited_evaluation_is_spread_over_the_set(unseen: Path) -> None:
+    def names(*more: str) -> list[str]:
+        cfg = parse_config(PretrainConfig, tiny_run(unseen, "", *more))
+        evaluated = build_eval_set(cfg, str(unseen), modality_rows(cfg)[0])
+        return [evaluated.name(i) for i in range(len(evaluated))]
+
+    assert len(names()) == 6
+    assert names("--max_val_images", "3") == names()[::2]
+    assert names("--max_val_images", "100") == names()
 
 
 def test_tensorboard(scenes: Path, unseen: Path, tmp_path: Path) -> None:

@@ -121,7 +121,14 @@ def feature_loader(
     batch_size: int,
     limit: int | None = None,
 ) -> DataLoader[Any]:
-    """Every image (of the first ``limit``) once, in order: resized and cut, not augmented.
+    """Every image once, in order: resized and cut, not augmented.
+
+    Args:
+        folder: Images of the classes.
+        model: Input size.
+        data: Crop, and how files are read.
+        batch_size: Images per batch; the last may have fewer.
+        limit: Only so many images, spread evenly over the folder.
 
     Raises:
         UserError: Some of the files are bad.

@@ -68,7 +68,7 @@ class DataOptions:
         None, "Images per GPU in evaluation; none: --batch_size", within="[1, inf)"
     )
     max_val_images: int | None = option(
-        None, "Evaluate on the first N images only", within="[1, inf)"
+        None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "What a training sample with a bad or missing file does; evaluation always stops"

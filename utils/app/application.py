@@ -11,13 +11,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from utils.app.components import static
 from utils.app.engine import Engine
 from utils.app.events import Events
+from utils.app.headers import Headers
 from utils.app.page import TITLE, lay_out
 from utils.app.scene import examples as read_examples
-from utils.app.server import HOST, Headers
 from utils.app.session import Session
 from utils.app.uploads import MAX_BYTES
 from utils.errors import UserError
 
+HOST = "127.0.0.1"
 # Uploads are deleted after this many seconds, looked for this often.
 _LIFETIME, _INTERVAL = 600, 60
 _QUEUE = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ from utils.tasks.finetune import (
     eval_loader,
 )
 from utils.tasks.reconstruction import spread_keys
+from utils.tasks.scored_weights import class_names_to_score
 from utils.tasks.scoring import predictions
 
 HEAD = "cls"
@@ -174,11 +176,21 @@ class Classification(Finetuning):
     goal = Goal("eval/acc1")
 
     def __init__(self, cfg: ClsConfig, world: World) -> None:
-        """Choose the rows; the training set's folders are the classes."""
+        """Choose the rows, and find the classes.
+
+        They are the folders of the training set, or in scoring what the weights name, if they do.
+        """
         self.cfg, self.world = cfg, world
         self.inputs = select(cfg.table(), cfg.in_names)
-        self.folder = self._folder(cfg.data.data_path, skip_bad=cfg.data.skips_bad)
-        self.classes = find_classes(self.folder, cfg.data.nb_classes)
+        named = class_names_to_score(cfg, HEAD) if cfg.scores_only else ()
+        self.classes = (
+            ClassIndex(named) if named else find_classes(self.folder, cfg.data.nb_classes)
+        )
+
+    @cached_property
+    def folder(self) -> MultiModalFolder:
+        """Training images."""
+        return self._folder(self.cfg.data.data_path, skip_bad=self.cfg.data.skips_bad)
 
     def train_set(self) -> MultiModalDataset:
         """Augmented samples of ``--data_path``, checked."""

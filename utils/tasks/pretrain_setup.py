@@ -73,8 +73,9 @@ def build_train_set(cfg: PretrainConfig, rows: Sequence[Modality]) -> MultiModal
 
 
 def build_eval_set(cfg: PretrainConfig, path: str, rows: Sequence[Modality]) -> MultiModalDataset:
-    """Samples of ``path`` as they are: resized, centre crop."""
-    return _dataset(cfg, path, rows, EvalTransform(rows, cfg.model.input_size))
+    """Samples of ``path`` as they are, resized, centre crop; at most ``--max_val_images``."""
+    transform = EvalTransform(rows, cfg.model.input_size)
+    return _dataset(cfg, path, rows, transform, limit=cfg.data.max_val_images)
 
 
 def model_spec(
@@ -209,8 +210,7 @@ def build_evaluators(
         train_set.folder, eval_set.transform, skip_bad=train_set.skip_bad
     )
     batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
-    total = min(len(eval_set), cfg.data.max_val_images or len(eval_set))
-    sampler = EvalBatchSampler(total, batch_size, rank=world.rank, world_size=world.size)
+    sampler = EvalBatchSampler(len(eval_set), batch_size, rank=world.rank, world_size=world.size)
     loader = build_eval_loader(
         eval_set, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
     )
@@ -239,6 +239,7 @@ def _dataset(
     transform: JointTransform,
     *,
     train: bool = False,
+    limit: int | None = None,
 ) -> MultiModalDataset:
     skip_bad, allow_missing = train and cfg.data.skips_bad, cfg.data.missing == "allow"
     folder = MultiModalFolder(path, rows, skip_incomplete=skip_bad, allow_missing=allow_missing)
@@ -248,6 +249,7 @@ def _dataset(
         transform,
         seed=cfg.runtime.seed,
         patch_size=cfg.model.patch_size,
+        limit=limit,
         skip_bad=skip_bad,
         fast_decode=train and cfg.data.fast_decode,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from multimae.pretrained import described
 from multimae.weights import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from utils.checkpoint import best_checkpoint
 from utils.errors import UserError
@@ -27,6 +28,16 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
             "--output_dir of a run"
         )
     return path
+
+
+def class_names_to_score(cfg: FinetuneConfig, head: str) -> tuple[str, ...]:
+    """Classes of a head, as the weights to be scored name them; none if they do not."""
+    try:
+        spec = described(checkpoint_to_score(cfg))
+    except (CheckpointError, OSError) as err:
+        raise UserError(f"cannot score: {err}") from err
+    heads = [] if spec is None else [h for h in spec.heads if h.name == head]
+    return heads[0].target.class_names or () if heads else ()
 
 
 def load_scored(model: nn.Module, path: Path) -> tuple[int, int]:

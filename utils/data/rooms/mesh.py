@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.data.rooms.shapes import UV_GRAIN, UV_LOCAL, UV_UNIT, build
+
 # All arrays are float32 unless said otherwise; the static type is wider because numpy's stubs
 # lose the precision in most arithmetic.
 F32 = NDArray[np.floating[Any]]
 I32 = NDArray[np.int32]
-
-UV_GRAIN, UV_LOCAL, UV_UNIT = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,6 @@ def template(name: str) -> Template:
     Raises:
         KeyError: There is no template of that name.
     """
-    from utils.data.rooms.shapes import build
-
     tri, normal, mode = build(name)
     face = np.cross(tri[:, 1] - tri[:, 0], tri[:, 2] - tri[:, 0])
     main = np.abs(face).argmax(axis=1)

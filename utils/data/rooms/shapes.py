@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.data.rooms.mesh import UV_GRAIN, UV_LOCAL, UV_UNIT
-
 F64 = NDArray[np.float64]
+
+UV_GRAIN, UV_LOCAL, UV_UNIT = 0, 1, 2
+"""How a texture lies on a shape: see `utils.data.rooms.mesh.Template`."""
 
 
 def build(name: str) -> tuple[F64, F64, int]:
