@@ -83,7 +83,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
 
     Args:
         job: What to make.
-        progress: Show a bar with images per second.
+        progress: Show a bar with images per second, on a terminal.
 
     Returns:
         Number of samples rendered by this call.
@@ -110,7 +110,8 @@ def make_rooms(job: Job, progress: bool = True) -> int:
         for i in range(counts[split])
         if not complete(job.out, job.layout, split, i)
     ]
-    with tqdm(total=len(todo), unit="img", disable=not progress, smoothing=0.1) as bar:
+    hide = None if progress else True
+    with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
         for _ in _run(job, todo):
             bar.update()
     clean(job.out)
