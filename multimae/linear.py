@@ -1,9 +1,9 @@
 """Linear layers, whose products take the faster of PyTorch's two CPU libraries.
 
 PyTorch multiplies float32 matrices by MKL. With two threads of a processor without AVX-512 oneDNN,
-which it has as well, is a fifth faster in the forward pass and in gradients of inputs, not in those
-of weights: a training step gains 13 to 15 % (measured on Zen 3: docs/PERFORMANCE.md). The same
-numbers up to rounding.
+which it has as well, is up to a fifth faster in the forward pass and in gradients of inputs, not in
+those of weights. On Zen 3 a training step gains up to 15 %, where other work disturbs the cores;
+alone on them both are alike (docs/PERFORMANCE.md). The same numbers up to rounding.
 """
 
 from __future__ import annotations
