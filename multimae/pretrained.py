@@ -189,7 +189,8 @@ def described(path: Path) -> ModelSpec | None:
     Raises:
         CheckpointError: The file or its description cannot be read.
     """
-    return read_spec(path) if is_safetensors(path) and KEY in read_metadata(path) else None
+    text = read_metadata(path).get(KEY) if is_safetensors(path) else None
+    return None if text is None else _parse(text, path)
 
 
 def description(path: Path, state: StateDict) -> ModelSpec:

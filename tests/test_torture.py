@@ -33,13 +33,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("train"), 8)
 
 
-def test_four_kills(scenes: Path, tmp_path: Path) -> None:
+def test_six_kills(scenes: Path, tmp_path: Path) -> None:
     layouts = [Layout(1, 0), Layout(2, 2)]
-    chains = chains_of(layouts, kills=4, in_save=3, per_chain=2, seed=1)
+    chains = chains_of(layouts, kills=6, in_save=4, per_chain=3, seed=1)
     report = torture(chains, RunFactory(RESUME, scenes, steps=32), tmp_path)
     assert report["differ"] == {}
-    assert (report["kills"], report["equal"]) == (4, 2)
-    assert report["in_save"] >= 2
+    assert (report["kills"], report["equal"]) == (6, 2)
+    assert report["in_save"] >= 3
 
 
 def test_one_process_two_and_one_again(scenes: Path, tmp_path: Path) -> None:

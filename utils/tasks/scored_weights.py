@@ -36,8 +36,8 @@ def class_names_to_score(cfg: FinetuneConfig, head: str) -> tuple[str, ...]:
         spec = described(checkpoint_to_score(cfg))
     except (CheckpointError, OSError) as err:
         raise UserError(f"cannot score: {err}") from err
-    heads = [] if spec is None else [h for h in spec.heads if h.name == head]
-    return heads[0].target.class_names or () if heads else ()
+    heads = spec.heads if spec else ()
+    return next((h.target.class_names for h in heads if h.name == head), ())
 
 
 def load_scored(model: nn.Module, path: Path) -> tuple[int, int]:
