@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.config import parse_config
-from utils.depth_options import DepthConfig
-from utils.dist import init_world, shutdown
-from utils.script import run_script
-from utils.tasks.depth import DepthFinetuning
-from utils.tasks.finetune import finetune
+from utils.config.depth_options import DepthConfig
+from utils.config.parse import parse_config
+from utils.distributed.script import run_script
+from utils.distributed.world import init_world, shutdown
+from utils.tasks.depth_estimation import DepthFinetuning
+from utils.tasks.finetuning import finetune
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.config import parse_config
-from utils.dist import init_world, shutdown
-from utils.script import run_script
-from utils.semseg_options import SemsegConfig
-from utils.tasks.finetune import finetune
-from utils.tasks.segment_setup import Segmentation
+from utils.config.parse import parse_config
+from utils.config.semseg_options import SemsegConfig
+from utils.distributed.script import run_script
+from utils.distributed.world import init_world, shutdown
+from utils.tasks.finetuning import finetune
+from utils.tasks.segmentation_setup import Segmentation
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.config import parse_config
-from utils.dist import init_world, shutdown
-from utils.script import run_script
-from utils.taskonomy_options import TaskonomyConfig
-from utils.tasks.finetune import finetune
+from utils.config.parse import parse_config
+from utils.config.taskonomy_options import TaskonomyConfig
+from utils.distributed.script import run_script
+from utils.distributed.world import init_world, shutdown
+from utils.tasks.finetuning import finetune
 from utils.tasks.taskonomy import Taskonomy
 
 

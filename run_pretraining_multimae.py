@@ -12,25 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae.pretrained import save_model
-from utils.checkpoint import resume
-from utils.config import parse_config, to_flat_dict
-from utils.data.loaders import build_train_loader
+from multimae.weights.pretrained import save_model
+from utils.checkpoint.files import resume
+from utils.config.parse import parse_config, to_flat_dict
+from utils.config.pretrain_options import PretrainConfig
+from utils.data.dataset import build_train_loader
 from utils.data.samplers import GlobalBatchSampler
-from utils.dist import World, init_world, shutdown
-from utils.engine import fit
-from utils.logging import RunLogger
-from utils.output import prepare_output_dir
-from utils.plan import make_plan
-from utils.precision import choose_precision
-from utils.pretrain_options import PretrainConfig
-from utils.run import make_run
-from utils.script import run_script
-from utils.seeding import seed_everything
-from utils.sharding import shard
-from utils.state import TrainState
-from utils.stepper import Stepper
-from utils.tasks.pretrain_setup import (
+from utils.distributed.script import run_script
+from utils.distributed.sharding import shard
+from utils.distributed.world import World, init_world, shutdown
+from utils.logs.logger import RunLogger
+from utils.logs.paths import prepare_output_dir
+from utils.tasks.pretraining_setup import (
     build_evaluators,
     build_task,
     build_train_set,
@@ -39,6 +32,13 @@ from utils.tasks.pretrain_setup import (
     start_from,
 )
 from utils.tasks.reconstruction import GOAL
+from utils.training.loop import fit
+from utils.training.plan import make_plan
+from utils.training.precision import choose_precision
+from utils.training.run import make_run
+from utils.training.seeding import seed_everything
+from utils.training.state import TrainState
+from utils.training.stepper import Stepper
 
 
 def main(argv: Sequence[str] | None = None) -> None:

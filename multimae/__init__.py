@@ -1,17 +1,22 @@
-"""MultiMAE: multi-modal multi-task masked autoencoders."""
+"""MultiMAE: multi-modal multi-task masked autoencoders.
+
+The model is in ``multimae.py``, its adapters in ``input_adapters.py`` and ``output_adapters/``, its
+losses in ``criterion.py``; ``nn/`` has the layers, ``specs/`` describes models and modalities,
+``images/`` reads files, ``weights/`` loads and saves, ``inference/`` uses a trained model,
+``plotting/`` draws. Start reading at ``multimae.py``.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from multimae.lazy import loaded_on_use
-
 if TYPE_CHECKING:
-    from multimae.modalities import Modality, default_table, make_table
     from multimae.multimae import MultiMAE, MultiViT
-    from multimae.pretrained import read_spec, save_model
-    from multimae.spec import ModelSpec
-    from multimae.weight_files import CheckpointError
+    from multimae.specs.modalities import Modality, default_table, make_table
+    from multimae.specs.spec import ModelSpec
+    from multimae.weights.files import CheckpointError
+    from multimae.weights.pretrained import read_spec, save_model
 
 __all__ = [
     "CheckpointError",
@@ -19,29 +24,30 @@ __all__ = [
     "ModelSpec",
     "MultiMAE",
     "MultiViT",
+    "__version__",
     "default_table",
     "make_table",
     "read_spec",
     "save_model",
 ]
+__version__ = "0.2.0"
 
-__getattr__ = loaded_on_use(
-    __name__,
-    {
-        "multimae.modalities": (
-            "Modality",
-            "default_table",
-            "make_table",
-        ),
-        "multimae.multimae": (
-            "MultiMAE",
-            "MultiViT",
-        ),
-        "multimae.pretrained": (
-            "read_spec",
-            "save_model",
-        ),
-        "multimae.spec": ("ModelSpec",),
-        "multimae.weight_files": ("CheckpointError",),
-    },
-)
+# Imported on first use (PEP 562): commands that only read files start without PyTorch.
+_MODULES = {
+    "CheckpointError": "weights.files",
+    "Modality": "specs.modalities",
+    "ModelSpec": "specs.spec",
+    "MultiMAE": "multimae",
+    "MultiViT": "multimae",
+    "default_table": "specs.modalities",
+    "make_table": "specs.modalities",
+    "read_spec": "weights.pretrained",
+    "save_model": "weights.pretrained",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimae.label_loss import patch_cross_entropy
-from multimae.modalities import Modality
-from multimae.patches import patch_statistics, patchify
-from multimae.tokens import Size, as_size
+from multimae.nn.label_loss import patch_cross_entropy
+from multimae.nn.patches import patch_statistics, patchify
+from multimae.nn.tokens import Size, as_size
+from multimae.specs.modalities import Modality
 
 
 class _MaskedLoss(nn.Module):

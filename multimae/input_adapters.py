@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimae.layers import trunc_normal_, xavier_uniform_
-from multimae.masking import gather_tokens
-from multimae.patches import patchify
-from multimae.pos_embed import PositionCache, forget_positions, sincos_2d
-from multimae.tokens import Size, as_size
+from multimae.nn.layers import trunc_normal_, xavier_uniform_
+from multimae.nn.masking import gather_tokens
+from multimae.nn.patches import patchify
+from multimae.nn.pos_embed import PositionCache, forget_positions, sincos_2d
+from multimae.nn.tokens import Size, as_size
 
 
 class _PatchAdapter(nn.Module):

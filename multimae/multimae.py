@@ -12,22 +12,22 @@ from typing import cast, overload
 import torch
 from torch import Tensor
 
-from multimae.encoding import Encoding, Pool, attention_maps, encode
-from multimae.inputs import Images, Inputs, load_inputs
-from multimae.masking import (
+from multimae.images.inputs import Images, Inputs, load_inputs
+from multimae.images.pixels import ImageLike
+from multimae.inference.encode import Encoding, Pool, attention_maps, encode
+from multimae.inference.predict import Prediction, predict
+from multimae.inference.reconstruct import Reconstruction, Visible, reconstruct
+from multimae.nn.masking import (
     TokenMasks,
     gather_tokens,
     masks_from_task_masks,
     no_masks,
     sample_masks,
 )
-from multimae.network import MultiModalTransformer
-from multimae.pixels import ImageLike
-from multimae.prediction import Prediction, predict
-from multimae.pretrained import Pretrained
-from multimae.reconstruction import Reconstruction, Visible, reconstruct
-from multimae.sizes import MULTIVIT, PRETRAIN
-from multimae.tokens import TokenLayout
+from multimae.nn.network import MultiModalTransformer
+from multimae.nn.tokens import TokenLayout
+from multimae.specs.sizes import MULTIVIT, PRETRAIN
+from multimae.weights.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class MultiMAE(MultiModalTransformer, Pretrained):
 
         Returns:
             With ``pool`` one float32 vector per image, (B, layers * d); else an
-            :class:`multimae.encoding.Encoding` with tokens and feature maps. Gradients flow, unless
-            you call it under ``torch.no_grad()``.
+            :class:`multimae.inference.encode.Encoding` with tokens and feature maps. Gradients
+            flow, unless you call it under ``torch.no_grad()``.
 
         Raises:
             ValueError: Images that do not fit their modality, or no such block.
@@ -220,9 +220,10 @@ class MultiMAE(MultiModalTransformer, Pretrained):
                 mappings. What is neither is taken for the first input.
 
         Returns:
-            Head -> :class:`~multimae.prediction.ClassPrediction` (names, probabilities),
-            :class:`~multimae.prediction.LabelPrediction` (a class per pixel) or
-            :class:`~multimae.prediction.ValuePrediction` (values in their unit), for each image.
+            Head -> :class:`~multimae.inference.predict.ClassPrediction` (names, probabilities),
+            :class:`~multimae.inference.predict.LabelPrediction` (a class per pixel) or
+            :class:`~multimae.inference.predict.ValuePrediction` (values in their unit), for each
+            image.
 
         Raises:
             ValueError: Bad images, or a model without heads.

@@ -32,16 +32,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from multimae.modalities import Modality, make_table, select
-from multimae.preprocess import prepare
+from multimae.images.preprocess import prepare
+from multimae.specs.modalities import Modality, make_table, select
+from tools.bench.loader_speed import Variant, interleave
+from tools.pack.writing import PackOptions, write_packs
+from tools.rooms.generate import Job, make_rooms
+from utils.data.dataset import MultiModalDataset, build_train_loader
 from utils.data.folders import MultiModalFolder
 from utils.data.listing import list_images
-from utils.data.loaders import MultiModalDataset, build_train_loader
-from utils.data.pack.writing import PackOptions, write_packs
-from utils.data.rooms.generate import Job, make_rooms
 from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import TrainTransform
-from utils.loader_speed import Variant, interleave
 
 SIZE = 224
 NAMES = ("rgb", "depth", "semseg")

@@ -18,11 +18,11 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.bench.options import StepBenchConfig
-from utils.bench.step import bench_step, report
-from utils.bench.table import cost_table, table_line
-from utils.config import parse_config
-from utils.errors import exit_on_user_error
+from tools.bench.cost_table import cost_table, table_line
+from tools.bench.step_bench import bench_step, report
+from tools.bench.step_options import StepBenchConfig
+from utils.config.parse import parse_config
+from utils.logs.errors import exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

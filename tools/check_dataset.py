@@ -22,12 +22,12 @@ if __package__ in (None, ""):
     # Read when numpy is loaded. Products are small here: more threads would only wait.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from multimae.modalities import select
-from utils.doctor.findings import Finding, count
-from utils.doctor.report import write_report
-from utils.doctor.run import SAMPLED, Diagnosis, examine_dataset
-from utils.doctor.table import read_table
-from utils.errors import UserError, exit_on_user_error
+from multimae.specs.modalities import select
+from tools.doctor.config_table import read_table
+from tools.doctor.examine import SAMPLED, Diagnosis, examine_dataset
+from tools.doctor.findings import Finding, count
+from tools.doctor.report.outputs import write_report
+from utils.logs.errors import UserError, exit_on_user_error
 
 _PRINTED = 30
 

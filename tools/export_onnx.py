@@ -19,9 +19,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae import MultiMAE
-from multimae.encoding import Pool
-from multimae.export import export_onnx, onnx_differences, require
-from multimae.programs import What
+from multimae.inference.encode import Pool
+from multimae.inference.export import export_onnx, onnx_differences, require
+from multimae.inference.programs import What
 
 TOLERANCE = 1e-3
 

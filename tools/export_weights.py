@@ -16,8 +16,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.pretrained import read_spec, save_model
-from multimae.weights import extract_state_dict, read_checkpoint
+from multimae.weights.load import extract_state_dict, read_checkpoint
+from multimae.weights.pretrained import read_spec, save_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,8 +24,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import UserError, exit_on_user_error
-from utils.grafting import GraftOptions, check, prepare_graft, train, write_outcome
+from tools.grafting.train_graft import GraftOptions, check, prepare_graft, train, write_outcome
+from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

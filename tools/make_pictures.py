@@ -25,11 +25,11 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae import CheckpointError, MultiMAE
-from multimae.pixels import ImageLike
+from multimae.images.pixels import ImageLike
+from multimae.inference.predict import LabelPrediction
+from multimae.inference.reconstruct import Column, Patches, Reconstruction
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
-from multimae.prediction import LabelPrediction
-from multimae.reconstruction import Column, Patches, Reconstruction
 
 REPO = Path(__file__).resolve().parents[1]
 WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"

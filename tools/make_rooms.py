@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         an unreadable archive or a missing ray tracer, 130 when interrupted.
     """
     args = parse(argv)
-    from utils.data.rooms.generate import Job, make_rooms
-    from utils.data.rooms.sample import RenderError
-    from utils.data.rooms.sh3f import Sh3fError
-    from utils.data.rooms.tracer import TracerMissingError
-    from utils.data.rooms.write import SettingsError
+    from tools.rooms.furniture.sh3f import Sh3fError
+    from tools.rooms.generate import Job, make_rooms
+    from tools.rooms.output.write import SettingsError
+    from tools.rooms.rendering.tracer import TracerMissingError
+    from tools.rooms.sample import RenderError
 
     job = Job(
         args.out,

@@ -21,13 +21,13 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.multimae import MultiMAE
-from multimae.weight_files import CheckpointError
-from utils.devices import default_device, device_problems
-from utils.errors import UserError, exit_on_user_error
-from utils.modality_report.downstream import downstream_report
-from utils.modality_report.picture import report_picture
-from utils.modality_report.reconstruct import VISIBLE, reconstruction_report
-from utils.modality_report.scores import Report
+from multimae.weights.files import CheckpointError
+from tools.subset_report.finetuned import downstream_report
+from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report
+from tools.subset_report.report_picture import report_picture
+from tools.subset_report.scores import Report
+from utils.distributed.devices import default_device, device_problems
+from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

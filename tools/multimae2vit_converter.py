@@ -17,8 +17,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.convert import multimae_to_vit
-from multimae.weights import extract_state_dict, read_checkpoint, save_state_dict
+from multimae.weights.convert import multimae_to_vit
+from multimae.weights.load import extract_state_dict, read_checkpoint, save_state_dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         interrupted.
     """
     args = parse(argv)
-    from utils.errors import UserError, say_error
+    from utils.logs.errors import UserError, say_error
 
     try:
         print(_run(args))
@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
+    from tools.pack.restoring import unpack, verify
+    from tools.pack.writing import PackOptions, copy_loose_files, write_packs
     from utils.data.listing import list_images
-    from utils.data.pack.restoring import unpack, verify
-    from utils.data.pack.writing import PackOptions, copy_loose_files, write_packs
 
     if args.verify:
         return f"{verify(args.data_path)} files are as they were packed: {args.data_path}"

@@ -17,9 +17,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.data.prepare.ade20k import prepare_ade20k
-from utils.data.prepare.command import add_link, finish, make_parser
-from utils.data.prepare.target import Target
+from tools.prepare.ade20k import prepare_ade20k
+from tools.prepare.prepare_command import add_link, finish, make_parser
+from tools.prepare.target_folder import Target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,9 +22,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.data.prepare.command import add_link, finish, make_parser
-from utils.data.prepare.target import Target
-from utils.data.prepare.taskonomy import Taskonomy, prepare_taskonomy
+from tools.prepare.prepare_command import add_link, finish, make_parser
+from tools.prepare.target_folder import Target
+from tools.prepare.taskonomy_archives import Taskonomy, prepare_taskonomy
 
 
 def main(argv: Sequence[str] | None = None) -> int:

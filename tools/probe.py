@@ -21,17 +21,23 @@ if __package__ in (None, ""):
 
 import torch
 
-from multimae.modalities import select
-from utils.config import parse_config
-from utils.data.classification import check_classes, find_classes
-from utils.dist import init_world
-from utils.errors import UserError, exit_on_user_error
-from utils.features import Labelled, extract, feature_loader, labelled_folder, load_frozen
-from utils.options import RuntimeOptions
-from utils.precision import choose_precision
-from utils.probe_options import ProbeConfig
-from utils.probing import TOLERANCE, LinearResult, knn_accuracy, linear_probe, majority_accuracy
-from utils.seeding import seed_everything
+from multimae.specs.modalities import select
+from tools.probing.classifiers import (
+    TOLERANCE,
+    LinearResult,
+    knn_accuracy,
+    linear_probe,
+    majority_accuracy,
+)
+from tools.probing.features import Labelled, extract, feature_loader, labelled_folder, load_frozen
+from tools.probing.probe_options import ProbeConfig
+from utils.config.options import RuntimeOptions
+from utils.config.parse import parse_config
+from utils.data.sets.class_folders import check_classes, find_classes
+from utils.distributed.world import init_world
+from utils.logs.errors import UserError, exit_on_user_error
+from utils.training.precision import choose_precision
+from utils.training.seeding import seed_everything
 
 
 def main(argv: Sequence[str] | None = None) -> None:

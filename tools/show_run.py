@@ -16,9 +16,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.plotting.curves import Row
-from utils.errors import UserError
-from utils.run_log import read_log
+from tools.report.curves import Row
+from tools.report.run_log import read_log
+from utils.logs.errors import UserError
 
 PICTURE = "reconstructions.png"
 

@@ -23,10 +23,10 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
-from multimae.sizes import SIZES
-from utils.script import run_script
-from utils.torture.failures import FAILURES, arm, try_failure
-from utils.torture.runs import SIZE, RunFactory
+from multimae.specs.sizes import SIZES
+from tools.torture.failures import FAILURES, arm, try_failure
+from tools.torture.small_runs import SIZE, RunFactory
+from utils.distributed.script import run_script
 
 CHILD = "child"
 

@@ -23,13 +23,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
-from multimae.sizes import SIZES
+from multimae.specs.sizes import SIZES
+from tools.torture.kills import Chain, chains_of, torture
+from tools.torture.small_runs import SIZE, Layout, RunFactory
 from utils.data.batches import Batch
-from utils.script import run_script
-from utils.state import TrainState
-from utils.stepper import Stepper, Update
-from utils.torture.kills import Chain, chains_of, torture
-from utils.torture.runs import SIZE, Layout, RunFactory
+from utils.distributed.script import run_script
+from utils.training.state import TrainState
+from utils.training.stepper import Stepper, Update
 
 CHILD = "child"
 

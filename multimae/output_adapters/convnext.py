@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from multimae.layers import DropPath, LayerNorm, drop_path_rates
+from multimae.nn.layers import DropPath, LayerNorm, drop_path_rates
+from multimae.nn.tokens import TokenLayout
 from multimae.output_adapters.features import (
     EncoderTokens,
     last_layer,
     main_task_grid,
     main_task_tokens,
 )
-from multimae.tokens import TokenLayout
 
 
 class ConvNeXtBlock(nn.Module):

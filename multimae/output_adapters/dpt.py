@@ -14,13 +14,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multimae.nn.tokens import Size, TokenLayout
 from multimae.output_adapters.features import (
     EncoderTokens,
     main_task_grid,
     main_task_tokens,
     tokens_to_map,
 )
-from multimae.tokens import Size, TokenLayout
 
 HeadType = Literal["regression", "semseg"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multimae.tokens import Size, TokenLayout
+from multimae.nn.tokens import Size, TokenLayout
 
 EncoderTokens = Tensor | Sequence[Tensor]
 

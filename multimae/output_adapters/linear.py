@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multimae.layers import LayerNorm, NormLayer
+from multimae.nn.layers import LayerNorm, NormLayer
+from multimae.nn.tokens import TokenLayout
 from multimae.output_adapters.features import EncoderTokens, last_layer
-from multimae.tokens import TokenLayout
 
 
 class LinearOutputAdapter(nn.Module):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimae.layers import Block, LayerNorm, NormLayer, drop_path_rates, trunc_normal_
+from multimae.nn.layers import Block, LayerNorm, NormLayer, drop_path_rates, trunc_normal_
+from multimae.nn.tokens import TokenLayout
 from multimae.output_adapters.features import (
     EncoderTokens,
     last_layer,
@@ -19,7 +20,6 @@ from multimae.output_adapters.features import (
     main_task_tokens,
     tokens_to_map,
 )
-from multimae.tokens import TokenLayout
 
 
 class SegmenterMaskTransformerAdapter(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimae.layers import (
+from multimae.nn.layers import (
     Block,
     CrossAttention,
     LayerNorm,
@@ -21,11 +21,11 @@ from multimae.layers import (
     run_blocks,
     trunc_normal_,
 )
-from multimae.linear import Linear
-from multimae.masking import gather_tokens
-from multimae.patches import unpatchify
-from multimae.pos_embed import PositionCache, forget_positions, sincos_2d
-from multimae.tokens import Size, TokenLayout, as_size
+from multimae.nn.linear import Linear
+from multimae.nn.masking import gather_tokens
+from multimae.nn.patches import unpatchify
+from multimae.nn.pos_embed import PositionCache, forget_positions, sincos_2d
+from multimae.nn.tokens import Size, TokenLayout, as_size
 
 
 class SpatialOutputAdapter(nn.Module):

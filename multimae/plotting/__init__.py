@@ -1,20 +1,18 @@
-"""Pictures for people: one module for training logs, tools, the web page and the notebook.
+"""Pictures of images, predictions and attention, for logs, tools, the demo page and the notebook.
 
-``pictures`` one sample of any modality as RGB, ``grids`` reconstructions, ``predictions``
-predictions beside the truth, ``attention`` where a patch looks, ``curves`` training curves (needs
-matplotlib); ``colours`` and ``drawing`` are what these share.
+``pictures.py`` draws one sample of any modality, ``grids.py`` a labelled grid of reconstructions,
+``predictions.py`` inputs beside predictions, ``attention.py`` attention maps, ``colours.py`` holds
+palettes. Start reading at ``pictures.py``.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from multimae.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from multimae.plotting.attention import attention_grid, attention_picture
     from multimae.plotting.colours import Picture, label_palette, scalar_colours
-    from multimae.plotting.curves import figure
     from multimae.plotting.drawing import draw_legend, draw_scale, stack
     from multimae.plotting.grids import reconstruction_grid, tiles
     from multimae.plotting.pictures import error_picture, to_picture, with_void
@@ -27,7 +25,6 @@ __all__ = [
     "draw_legend",
     "draw_scale",
     "error_picture",
-    "figure",
     "label_palette",
     "prediction_grid",
     "reconstruction_grid",
@@ -38,33 +35,27 @@ __all__ = [
     "with_void",
 ]
 
-__getattr__ = loaded_on_use(
-    __name__,
-    {
-        "multimae.plotting.attention": (
-            "attention_grid",
-            "attention_picture",
-        ),
-        "multimae.plotting.colours": (
-            "Picture",
-            "label_palette",
-            "scalar_colours",
-        ),
-        "multimae.plotting.curves": ("figure",),
-        "multimae.plotting.drawing": (
-            "draw_legend",
-            "draw_scale",
-            "stack",
-        ),
-        "multimae.plotting.grids": (
-            "reconstruction_grid",
-            "tiles",
-        ),
-        "multimae.plotting.pictures": (
-            "error_picture",
-            "to_picture",
-            "with_void",
-        ),
-        "multimae.plotting.predictions": ("prediction_grid",),
-    },
-)
+# Imported on first use (PEP 562): the pictures of files need no PyTorch.
+_MODULES = {
+    "Picture": "colours",
+    "attention_grid": "attention",
+    "attention_picture": "attention",
+    "draw_legend": "drawing",
+    "draw_scale": "drawing",
+    "error_picture": "pictures",
+    "label_palette": "colours",
+    "prediction_grid": "predictions",
+    "reconstruction_grid": "grids",
+    "scalar_colours": "colours",
+    "stack": "drawing",
+    "tiles": "grids",
+    "to_picture": "pictures",
+    "with_void": "pictures",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from multimae.modalities import Modality
 from multimae.plotting.colours import label_palette, scalar_colours
+from multimae.specs.modalities import Modality
 
 MIN_CELL = 224
 

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from multimae.modalities import Modality
 from multimae.plotting.colours import MASK_GREY, Picture
 from multimae.plotting.drawing import (
     FADED,
@@ -24,6 +23,7 @@ from multimae.plotting.drawing import (
     stack,
 )
 from multimae.plotting.pictures import to_picture, unnormalize_patches
+from multimae.specs.modalities import Modality
 
 COLUMNS = (
     ("input", "visible patches"),

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.modalities import Modality
-from multimae.patches import patch_statistics, patchify, unpatchify
+from multimae.nn.patches import patch_statistics, patchify, unpatchify
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
+from multimae.specs.modalities import Modality
 
 _WRONG, _RIGHT = (249, 142, 9), (36, 34, 44)
 

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from multimae.modalities import Modality
 from multimae.plotting.colours import Picture
 from multimae.plotting.drawing import (
     FADED,
@@ -21,6 +20,7 @@ from multimae.plotting.drawing import (
     font,
     stack,
 )
+from multimae.specs.modalities import Modality
 
 _TITLE, _CAPTION = 20, 16
 _ACROSS = 6  # pictures side by side, at least one sample

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from utils.config.options import DataOptions
 from utils.data.batches import BadSample
-from utils.errors import RunError, bullet_list
-from utils.options import DataOptions
+from utils.logs.errors import RunError, bullet_list
 
 LAST = 3
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from utils.data.blocks import Block, Placed, fill
+from utils.data.shared_memory import Block, Placed, fill
 
 
 class Sample(NamedTuple):

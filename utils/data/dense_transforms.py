@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from multimae.inputs import pad
-from multimae.modalities import Modality
-from multimae.pixels import Pixels, size_of
-from multimae.tokens import Size
-from multimae.views import View, inside_size, largest_box
+from multimae.images.inputs import pad
+from multimae.images.pixels import Pixels, size_of
+from multimae.images.views import View, inside_size, largest_box
+from multimae.nn.tokens import Size
+from multimae.specs.modalities import Modality
 from utils.data.transforms import JointTransform
 
 INSIDE = "inside"

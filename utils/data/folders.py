@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae.coercion import did_you_mean
-from multimae.images import check_pixels
-from multimae.modalities import Modality
-from multimae.pixels import Array, Pixels
-from utils.data.decoding import read_file, read_pixels
+from multimae.images.files import check_pixels
+from multimae.images.pixels import Array, Pixels
+from multimae.specs.coercion import did_you_mean
+from multimae.specs.modalities import Modality
+from utils.data.decode import read_file, read_pixels
 from utils.data.listing import scan
 from utils.data.names import LAYOUT
 from utils.data.pack.layout import is_packed
 from utils.data.pack.reading import PackedFolder
 from utils.data.photos import as_photo
-from utils.errors import UserError, bullet_list
+from utils.logs.errors import UserError, bullet_list
 
 _ABSENT = 255  # code of an extension
 
@@ -155,7 +155,7 @@ class MultiModalFolder:
         verify: bool = False,
         fast: bool = False,
     ) -> Pixels:
-        """Pixels of one modality of a sample; see :func:`multimae.images.read`.
+        """Pixels of one modality of a sample; see :func:`multimae.images.files.read`.
 
         Args:
             index: The sample.

@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from multimae.pixels import Array
+from multimae.images.pixels import Array
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # of EXIF

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from multimae.readers import SUFFIXES
+from multimae.images.readers import SUFFIXES
 from utils.data.names import LAYOUT
 from utils.data.pack.layout import is_packed
 from utils.data.pack.reading import PackedFolder
-from utils.errors import UserError, bullet_list
+from utils.logs.errors import UserError, bullet_list
 
 
 def list_images(root: Path) -> dict[str, list[bytes]]:

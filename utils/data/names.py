@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.logs.errors import UserError
 
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; beside the modality folders."""

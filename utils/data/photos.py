@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.modalities import Modality
-from multimae.pixels import Array, ImageError, Pixels
-from multimae.tokens import Size
-from multimae.views import View, cut
+from multimae.images.pixels import Array, ImageError, Pixels
+from multimae.images.views import View, cut
+from multimae.nn.tokens import Size
+from multimae.specs.modalities import Modality
 from utils.data.jpegs import jpeg_size
 
 _SMALLEST = 2  # of DCT scaling: at least 1/2
@@ -80,7 +80,7 @@ def as_photo(
 
 
 def cut_photo(photo: Photo, modality: Modality, view: View, out: Size) -> Tensor:
-    """As :func:`multimae.views.cut`, up to small differences.
+    """As :func:`multimae.images.views.cut`, up to small differences.
 
     Returns:
         uint8 ``(3, h, w)``.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from utils.errors import UserError
-from utils.seeding import mix_seed
+from utils.logs.errors import UserError
+from utils.training.seeding import mix_seed
 
 
 @dataclass(frozen=True)

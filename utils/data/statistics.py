@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from multimae.modalities import Modality
-from multimae.pixels import ImageError
-from multimae.pretrained import read_spec
-from multimae.readers import read
-from multimae.weight_files import CheckpointError
+from multimae.images.pixels import ImageError
+from multimae.images.readers import read
+from multimae.specs.modalities import Modality
+from multimae.weights.files import CheckpointError
+from multimae.weights.pretrained import read_spec
+from utils.data.dataset import MultiModalDataset
 from utils.data.folders import MultiModalFolder
-from utils.data.loaders import MultiModalDataset
-from utils.errors import UserError
+from utils.logs.errors import UserError
 
 MEASURED_IMAGES = 256
 WARNING_IMAGES = 64

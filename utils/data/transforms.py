@@ -1,7 +1,7 @@
 """One geometric transform for all modalities of a sample.
 
 A view (crop box and flip) is chosen once, at the resolution of the largest modality, and then cut
-out of every modality at its own resolution (:mod:`multimae.views`).
+out of every modality at its own resolution (:mod:`multimae.images.views`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.modalities import Modality
-from multimae.pixels import Pixels, size_of, storage_dtype
-from multimae.tokens import Size, as_size
-from multimae.views import View, centred_view, cut
+from multimae.images.pixels import Pixels, size_of, storage_dtype
+from multimae.images.views import View, centred_view, cut
+from multimae.nn.tokens import Size, as_size
+from multimae.specs.modalities import Modality
 from utils.data.folders import readable
 from utils.data.photos import Photo, cut_photo
-from utils.errors import UserError
+from utils.logs.errors import UserError
 
 _TRIES = 10  # of a random box
 

@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multimae.criterion import MaskedMSELoss
-from multimae.masking import TokenMasks
-from multimae.modalities import Modality
 from multimae.multimae import PatchPredictions
+from multimae.nn.masking import TokenMasks
+from multimae.nn.patches import unpatchify
+from multimae.nn.tokens import TokenLayout
 from multimae.output_adapters.spatial import SpatialOutputAdapter
-from multimae.patches import unpatchify
 from multimae.plotting.grids import reconstruction_grid
-from multimae.tokens import TokenLayout
+from multimae.specs.modalities import Modality
 from utils.data.batches import Batch
-from utils.data.loaders import MultiModalDataset
+from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import SampleKey
-from utils.dist import World
-from utils.errors import UserError, bullet_list
-from utils.logging import RunLogger
-from utils.metrics import MeanMeter
-from utils.precision import Precision
-from utils.state import Goal
+from utils.distributed.world import World
+from utils.logs.errors import UserError, bullet_list
+from utils.logs.logger import RunLogger
 from utils.tasks.base import StepPosition
-from utils.tasks.pretrain import MaskOptions, PretrainTask, Targets
+from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
+from utils.training.metrics import MeanMeter
+from utils.training.precision import Precision
+from utils.training.state import Goal
 
 # Masks of evaluation: the same for every run, whatever its seed.
 EVAL_SEED = 20220904

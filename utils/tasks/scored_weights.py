@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from multimae.pretrained import described
-from multimae.weights import CheckpointError, extract_state_dict, load_weights, read_checkpoint
-from utils.checkpoint import best_checkpoint
-from utils.errors import UserError
-from utils.finetune_options import FinetuneConfig
-from utils.pretrained import fetch
+from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
+from multimae.weights.pretrained import described
+from utils.checkpoint.files import best_checkpoint
+from utils.checkpoint.start_weights import fetch
+from utils.config.finetune_options import FinetuneConfig
+from utils.logs.errors import UserError
 
 
 def checkpoint_to_score(cfg: FinetuneConfig) -> Path:

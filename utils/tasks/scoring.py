@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from utils.data.batches import Batch
 from utils.data.samplers import EvalBatchSampler
-from utils.precision import Precision
-from utils.tasks.finetune import FinetuneTask
+from utils.tasks.finetuning import FinetuneTask
+from utils.training.precision import Precision
 
 
 def predictions(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from multimae.modalities import select
+from multimae.specs.modalities import select
+from utils.config.finetune_options import Split
+from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import Batch, collate
+from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.dense_transforms import DepthTrainTransform
-from utils.data.loaders import MultiModalDataset, check_samples
-from utils.data.taskonomy import (
+from utils.data.sets.taskonomy_views import (
     TASKS,
     VALID,
     Subset,
@@ -18,14 +20,10 @@ from utils.data.taskonomy import (
     valid_pixels,
 )
 from utils.data.transforms import EvalTransform, JointTransform
-from utils.dist import World
-from utils.finetune_options import Split
-from utils.logging import RunLogger
-from utils.precision import Precision
-from utils.state import Goal
-from utils.taskonomy_options import TaskonomyConfig
+from utils.distributed.world import World
+from utils.logs.logger import RunLogger
 from utils.tasks.base import Evaluator
-from utils.tasks.finetune import (
+from utils.tasks.finetuning import (
     CHECKED_SAMPLES,
     FinetuneTask,
     Finetuning,
@@ -33,7 +31,9 @@ from utils.tasks.finetune import (
     eval_loader,
 )
 from utils.tasks.reconstruction import spread_keys
-from utils.tasks.regress import L1Evaluator, RegressionPictures, RegressTask, Target
+from utils.tasks.regression import L1Evaluator, RegressionPictures, RegressTask, Target
+from utils.training.precision import Precision
+from utils.training.state import Goal
 
 
 class TaskonomyTask(RegressTask):

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae.atomic import Written
-from utils.errors import UserError
+from multimae.weights.atomic import Written
+from utils.logs.errors import UserError
 
 PACK_FILE = "pack.json"
 INDEX_FILE = "index.npy"

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from multimae.pixels import Array, ImageError
+from multimae.images.pixels import Array, ImageError
 from utils.data.pack.layout import (
     DTYPES,
     FILES,
@@ -26,7 +26,7 @@ from utils.data.pack.layout import (
     read_contents,
     shape_of,
 )
-from utils.errors import UserError, bullet_list
+from utils.logs.errors import UserError, bullet_list
 
 OPEN_FILES = 64
 """Shards that a process keeps open."""

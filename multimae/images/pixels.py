@@ -1,0 +1,215 @@
+"""Stored pixels: their types, and whether they are what a modality declares.
+
+No value is changed; what does not fit is an error. Pixels stay in Pillow where Pillow will resample
+them (8-bit grey and RGB) and are arrays otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from multimae.specs.modalities import Modality
+
+Array = npt.NDArray[Any]
+Pixels = Image.Image | Array
+"""Pillow image of mode L or RGB, or array ``(H, W)`` / ``(H, W, C)``."""
+ImageLike = Image.Image | Array | str | os.PathLike[str]
+"""One image as stored: Pillow image, array ``(H, W)`` or ``(H, W, C)`` of integers, or a file."""
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+# 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
+_TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"})
+
+
+class ImageError(ValueError):
+    """An image that does not hold what its modality declares; says which, why and what to do."""
+
+
+def storage_dtype(modality: Modality) -> np.dtype[Any]:
+    """Smallest type that holds the modality's values: uint8, uint16 or float32."""
+    if modality.storage == "float":
+        return np.dtype(np.float32)
+    top = modality.num_classes - 1 if modality.is_labels else int(modality.max_value)
+    if modality.no_data is not None:
+        top = max(top, int(modality.no_data))
+    return np.dtype(np.uint8 if top < 256 else np.uint16)
+
+
+def size_of(pixels: Pixels) -> tuple[int, int]:
+    """``(H, W)``."""
+    if isinstance(pixels, Image.Image):
+        return pixels.height, pixels.width
+    return int(pixels.shape[0]), int(pixels.shape[1])
+
+
+def check_readable(modality: Modality) -> None:
+    """Raise an ImageError if image files cannot hold the modality as declared."""
+    if modality.storage == "float":
+        return
+    top = modality.num_classes - 1 if modality.is_labels else modality.max_value
+    if max(top, modality.no_data or 0) > 65535:
+        raise ImageError(
+            f"modality '{modality.name}' cannot be read from folders: values up to {top:.0f} do "
+            "not fit 16 bits. Store them in a larger unit, or as floats (storage: float)."
+        )
+
+
+def check_same_view(
+    pixels: Mapping[str, Pixels], sources: Mapping[str, object], rounding: float = 1.0
+) -> None:
+    """Raise an ImageError unless all modalities of a sample show the same field of view.
+
+    They may be stored at different resolutions; ``rounding`` is the deviation in stored pixels that
+    such a reduction may have caused.
+    """
+    sizes = {name: size_of(p) for name, p in pixels.items()}
+    ref = max(sizes, key=lambda name: sizes[name])
+    ref_h, ref_w = sizes[ref]
+    for name, (h, w) in sizes.items():
+        if abs(h * ref_w / ref_h - w) > rounding and abs(w * ref_h / ref_w - h) > rounding:
+            raise ImageError(
+                f"{sources[name]}: modality '{name}' is {h} x {w} (H x W) but '{ref}' of the same "
+                f"sample ({sources[ref]}) is {ref_h} x {ref_w}: the aspect ratios differ, so they "
+                "cannot show the same view. Check the files and an EXIF rotation of one of them."
+            )
+
+
+def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
+    """Pixels of a decoded, upright image; ``source`` says where it is from.
+
+    Raises:
+        ImageError: It does not hold what the modality declares.
+    """
+    if modality.is_labels:
+        return _labels(image, source, modality)
+    return _values(image, source, modality)
+
+
+def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
+    """Pixels of an array ``(H, W)`` or ``(H, W, C)`` of stored values.
+
+    Raises:
+        ImageError: It does not fit the modality.
+    """
+    where = f"{source}: modality '{modality.name}'"
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    channels = 1 if values.ndim == 2 else values.shape[-1]
+    want = 1 if modality.is_labels else modality.num_channels
+    if values.ndim not in (2, 3) or channels != want:
+        shape = "(H, W)" if want == 1 else f"(H, W, {want})"
+        raise ImageError(
+            f"{where} is {shape}, got {values.shape}. Set num_channels in the config's "
+            "`modalities:` section, or convert it."
+        )
+    if values.size == 0:
+        raise ImageError(f"{where} is empty: {values.shape}")
+    if modality.storage == "float":
+        return _floats(values, source, modality)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ImageError(
+            f"{where} holds the values of its files, integers up to "
+            f"{modality.num_classes - 1 if modality.is_labels else int(modality.max_value)}; got "
+            f"{values.dtype}. Convert it (depth in metres: x * 1000, rounded, as uint16), or "
+            "declare storage: float."
+        )
+    if modality.is_labels:
+        return class_ids(values, source, modality)
+    dtype = storage_dtype(modality)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > np.iinfo(dtype).max:
+        raise ImageError(f"{where} has values {low}..{high}, outside 0..{np.iinfo(dtype).max}")
+    values = np.ascontiguousarray(values, dtype=dtype)
+    if dtype == np.uint8 and channels in (1, 3) and modality.interpolation != "nearest":
+        return Image.fromarray(values)
+    return values
+
+
+def _floats(values: Array, source: object, modality: Modality) -> Array:
+    """Values of ``storage: float``."""
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if modality.no_data is None and not np.isfinite(values).all():
+        raise ImageError(
+            f"{source}: modality '{modality.name}' has values that are not finite. Say that these "
+            "pixels have no value, no_data: .nan in the config's `modalities:` section, or mend it."
+        )
+    return values
+
+
+def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
+    if image.mode not in {"1", "L", "P"} | _WIDE:
+        raise ImageError(
+            f"{source}: modality '{modality.name}' holds class ids, which need a single-channel or "
+            f"palette image; this one has mode {image.mode}. Map its colours to ids first."
+        )
+    return class_ids(np.asarray(image), source, modality)
+
+
+def class_ids(ids: Array, source: object, modality: Modality) -> Array:
+    """Class ids as they are, if the modality has them all."""
+    known = ids if modality.no_data is None else ids[ids != modality.no_data]
+    low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
+    if low < 0 or high >= modality.num_classes:
+        raise ImageError(
+            f"{source}: class id {low if low < 0 else high} of modality '{modality.name}' is "
+            f"outside 0..{modality.num_classes - 1} (num_classes: {modality.num_classes}). Set "
+            "num_classes in the config's `modalities:` section, or remap the ids."
+        )
+    return ids.astype(storage_dtype(modality), copy=False)
+
+
+def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
+    want, dtype = _MODES.get(modality.num_channels), storage_dtype(modality)
+    if modality.storage == "float" and (image.mode in _WIDE | {"L", "F"} or image.mode == want):
+        return array_pixels(np.asarray(image), source, modality)
+    if want is None or modality.num_channels > 1 and dtype != np.uint8:
+        raise ImageError(_needs_array(source, modality))
+    if want == "RGB" and image.mode in _TO_RGB or want == "L" and image.mode == "1":
+        image = image.convert(want)
+    wide = dtype == np.uint16 and image.mode in _WIDE
+    if image.mode != want and not wide:
+        raise ImageError(_wrong_mode(image.mode, source, modality))
+    if dtype == np.uint8 and want in ("L", "RGB") and modality.interpolation != "nearest":
+        return image
+    values = np.asarray(image)
+    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        raise ImageError(
+            f"{source}: modality '{modality.name}' has values {values.min()}..{values.max()}, "
+            "which do not fit 16 bits (0..65535). Store it in a larger unit."
+        )
+    return values.astype(dtype, copy=False)
+
+
+def _needs_array(source: object, modality: Modality) -> str:
+    return (
+        f"{source}: modality '{modality.name}' is declared with num_channels: "
+        f"{modality.num_channels} and max_value: {modality.max_value:g}, but a picture file has 1 "
+        "to 4 channels of 8 bits, or one of 16. Store it as .npy, (H, W, "
+        f"{modality.num_channels}), or as TIFF with one page per channel."
+    )
+
+
+def _wrong_mode(mode: str, source: object, modality: Modality) -> str:
+    if mode in _WIDE and modality.num_channels == 1:
+        remedy = "It is a 16-bit file: set max_value: 65535 in the config's `modalities:` section."
+    elif mode == "F":
+        remedy = (
+            "It holds floats: declare storage: float, or store 16-bit integers (depth in "
+            "millimetres, for example)."
+        )
+    else:
+        remedy = "Set num_channels in the config's `modalities:` section, or convert the file."
+    return (
+        f"{source}: modality '{modality.name}' is declared with num_channels: "
+        f"{modality.num_channels} and max_value: {modality.max_value:g}, which an image of mode "
+        f"{mode} does not have. {remedy}"
+    )

@@ -1,0 +1,200 @@
+"""Views: a box cut out of every modality of a sample, each at its own resolution.
+
+Interpolated images go through Pillow (crop, then resize with antialiasing). ``nearest`` modalities
+take the pixel whose area holds the output pixel's centre, in exact integer arithmetic, so that
+values and class ids are only ever copied.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from multimae.images.pixels import Array, Pixels, size_of
+from multimae.nn.tokens import Size
+from multimae.specs.modalities import Modality
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class View(NamedTuple):
+    """A crop box in the pixels of an image of size ``of``, and whether to mirror it."""
+
+    of: Size
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+def centred_view(size: Size, shape: Size, share: float = 1.0) -> View:
+    """The largest centred view with the proportions of ``shape``.
+
+    Args:
+        size: ``(H, W)`` of the image.
+        shape: ``(h, w)``: only its proportions matter.
+        share: Of that view's sides that is kept, in (0, 1].
+    """
+    height, width = largest_box(size, shape)
+    height, width = (max(1, round(side * share)) for side in (height, width))
+    return View(size, (size[0] - height) // 2, (size[1] - width) // 2, height, width)
+
+
+def largest_box(size: Size, shape: Size) -> Size:
+    """The largest ``(height, width)`` inside ``size`` with the proportions of ``shape``."""
+    (h, w), (out_h, out_w) = size, shape
+    return min(h, max(1, round(w * out_h / out_w))), min(w, max(1, round(h * out_w / out_h)))
+
+
+def inside_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
+    """Size of a whole image inside ``box``, its longest side touching it, in whole ``unit``.
+
+    Args:
+        size: ``(H, W)`` of the image.
+        box: ``(h, w)``.
+        unit: Sides of the result are multiples of this.
+        scale: Factor on the result.
+    """
+    factor = scale * min(box[0] / size[0], box[1] / size[1])
+    return _in_units(size, factor, unit)
+
+
+def outside_size(size: Size, box: Size, unit: int) -> Size:
+    """Size of a whole image around ``box``, its shortest side touching it, in whole ``unit``."""
+    return _in_units(size, max(box[0] / size[0], box[1] / size[1]), unit)
+
+
+def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
+    """A view of one modality as a tensor of stored values.
+
+    Args:
+        pixels: The whole image.
+        modality: Its row.
+        view: Box to cut out, and whether to mirror it.
+        out: ``(h, w)`` of the result.
+
+    Returns:
+        Images ``(C, h, w)``, labels ``(h, w)``, in the storage dtype.
+    """
+    if modality.interpolation == "nearest":
+        array = nearest(np.asarray(pixels), view, out, flip=view.flip)
+    else:
+        array = interpolate(pixels, view, out, _RESAMPLE[modality.interpolation])
+        if view.flip:
+            array = array[:, ::-1]
+    if not modality.is_labels:
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()
+    if view.flip and modality.hflip_negate:
+        channels = list(modality.hflip_negate)
+        array[channels] = _mirrored(array[channels], modality)
+    return torch.from_numpy(array)
+
+
+def _mirrored(values: Array, modality: Modality) -> Array:
+    """Integers mirrored about the middle of their range, floats about 0."""
+    if modality.storage == "float":
+        mirrored: Array = -values
+    else:
+        top = int(modality.max_value)
+        mirrored = top - np.minimum(values, top)
+    no_data = modality.no_data
+    return mirrored if no_data is None else np.where(values == no_data, values, mirrored)
+
+
+def nearest(array: Array, view: View, out: Size, *, flip: bool = False) -> Array:
+    """Nearest-neighbour resize of a view.
+
+    Args:
+        array: ``(H, W)`` or ``(H, W, C)``, of any resolution.
+        view: Box to cut out.
+        out: Size ``(h, w)`` of the result.
+        flip: Mirror the result.
+
+    Returns:
+        ``(h, w)`` or ``(h, w, C)``: the stored pixels under the output pixels' centres.
+    """
+    rows = _nearest_indices(view.top, view.height, out[0], array.shape[0], view.of[0])
+    columns = _nearest_indices(view.left, view.width, out[1], array.shape[1], view.of[1])
+    if flip:
+        columns = columns[::-1]
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first < out[0]:  # rows are copied faster than columns are picked out of them
+        return array[first : last + 1].take(columns, axis=1).take(rows - first, axis=0)
+    return array.take(rows, axis=0).take(columns, axis=1)
+
+
+def _in_units(size: Size, factor: float, unit: int) -> Size:
+    h, w = (max(1, round(side * factor / unit)) * unit for side in size)
+    return h, w
+
+
+def _nearest_indices(
+    start: int, length: int, out: int, stored: int, of: int
+) -> npt.NDArray[np.int64]:
+    """floor((start + (i + 1/2) * length / out) * stored / of) for i in 0..out-1, exactly."""
+    if stored == of:
+        return start + _centres(length, out)
+    i = np.arange(out, dtype=np.int64)
+    return (2 * out * start + (2 * i + 1) * length) * stored // (2 * out * of)
+
+
+@lru_cache(maxsize=2048)
+def _centres(length: int, out: int) -> npt.NDArray[np.int64]:
+    """floor((i + 1/2) * length / out) for i in 0..out-1, exactly; not to be written to."""
+    i = np.arange(out, dtype=np.int64)
+    return (2 * i + 1) * length // (2 * out)
+
+
+def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resampling) -> Array:
+    """Antialiased resize of a view (flip aside), as Pillow crops and resizes.
+
+    Args:
+        pixels: Pillow image of mode L or RGB, or array ``(H, W)`` / ``(H, W, C)``.
+        view: Box to cut out; a box that falls between stored pixels keeps its exact position.
+        out: Size ``(h, w)`` of the result.
+        resample: Pillow filter.
+
+    Returns:
+        ``(h, w)`` or ``(h, w, C)`` in the dtype of ``pixels``; integers are rounded and clipped.
+    """
+    if isinstance(pixels, Image.Image) or _is_pillow_like(pixels):
+        return np.asarray(_crop_resize(pixels, view, out, resample))
+    # Pillow does not resample 16 bits, and weighs colours by alpha: floats, channel by channel.
+    bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
+    resized = [np.asarray(_crop_resize(b.astype(np.float32), view, out, resample)) for b in bands]
+    array: Array = resized[0] if pixels.ndim == 2 else np.stack(resized, axis=-1)
+    if np.issubdtype(pixels.dtype, np.floating):
+        return array
+    top = np.iinfo(pixels.dtype).max
+    return np.clip(np.rint(array), 0, top).astype(pixels.dtype)
+
+
+def _is_pillow_like(array: Array) -> bool:
+    """Whether Pillow resamples such values as they are: 8-bit grey or RGB."""
+    return array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2] == 3)
+
+
+def _crop_resize(image: Pixels, view: View, out: Size, resample: Image.Resampling) -> Image.Image:
+    """Resize the box as if the pixels beyond it (rounded outwards) did not exist."""
+    (h, w), (of_h, of_w) = size_of(image), view.of
+    left, right = view.left * w / of_w, (view.left + view.width) * w / of_w
+    top, bottom = view.top * h / of_h, (view.top + view.height) * h / of_h
+    x, y = int(left), int(top)
+    x_end, y_end = math.ceil(right), math.ceil(bottom)
+    crop = (
+        image.crop((x, y, x_end, y_end))
+        if isinstance(image, Image.Image)
+        else Image.fromarray(image[y:y_end, x:x_end])
+    )
+    return crop.resize((out[1], out[0]), resample, (left - x, top - y, right - x, bottom - y))

@@ -1,0 +1,154 @@
+"""What a fine-tuned model says about images, in the images' own units and size.
+
+Shapes: H and W of the image as it was given, K classes, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multimae.images.inputs import Inputs
+from multimae.nn.network import MultiModalTransformer
+from multimae.nn.tokens import Size
+from multimae.plotting import Picture, to_picture, with_void
+from multimae.specs.heads import HeadSpec, LinearOptions, reads_all_layers
+from multimae.specs.modalities import Modality
+from multimae.specs.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """Classes of an image.
+
+    Attributes:
+        names: The classes, the most probable first.
+        probabilities: Theirs, (K,).
+        ids: Their numbers, (K,).
+    """
+
+    names: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The most probable class."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """A class for every pixel.
+
+    Attributes:
+        ids: (H, W), numbers of the classes, from 0.
+        names: The classes by number; empty if the model does not know them.
+        logits: (K, h, w) at the model's resolution, without padding.
+        target: Row of the labels.
+    """
+
+    ids: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    logits: Tensor
+    target: Modality
+
+    def picture(self) -> Picture:
+        """(H, W, 3), in the palette of all pictures."""
+        return to_picture(torch.from_numpy(self.ids + 1), with_void(self.target))
+
+    def shares(self) -> dict[str, float]:
+        """Share of the pixels by class, the largest first."""
+        ids, counts = np.unique(self.ids, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {
+            self.names[i] if self.names else str(i): count / self.ids.size
+            for i, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class ValuePrediction:
+    """Values for every pixel, such as depth.
+
+    Attributes:
+        values: (H, W), or (H, W, C) for several channels, float32, in ``unit``.
+        unit: Of the values; empty: 0 to 1, as 8-bit files store them.
+        normalized: (C, h, w), the head's output at the model's resolution.
+        target: Row of the values.
+    """
+
+    values: npt.NDArray[np.float32]
+    unit: str
+    normalized: Tensor
+    target: Modality
+
+    def picture(self) -> Picture:
+        """(h, w, 3) at the model's resolution; scalar maps in colours from near to far."""
+        return to_picture(self.normalized, self.target)
+
+
+Prediction = ClassPrediction | LabelPrediction | ValuePrediction
+
+
+@torch.inference_mode()
+def predict(
+    model: MultiModalTransformer, spec: ModelSpec, inputs: Inputs
+) -> list[dict[str, Prediction]]:
+    """Predictions of every head, per sample; see :meth:`multimae.MultiMAE.predict`."""
+    if not spec.heads:
+        raise ValueError(
+            f"{spec.name} has no heads to predict with: fine-tune it first, or use reconstruct()"
+        )
+    if not inputs.views:
+        raise ValueError("predict() takes images as they are stored, not tensors: call the model")
+    predicted = model.apply_heads(inputs.x, reads_all_layers(model))
+    outputs = {name: output.float().cpu() for name, output in predicted.items()}
+    return [
+        {head.name: _prediction(head, outputs[head.name][i], inputs, i) for head in spec.heads}
+        for i in range(len(inputs))
+    ]
+
+
+def _prediction(head: HeadSpec, output: Tensor, inputs: Inputs, index: int) -> Prediction:
+    if isinstance(head.options, LinearOptions):
+        return _classes(head.target, output)
+    height, width = inputs.inside[index]
+    output = output[:, :height, :width]
+    view = inputs.views[index]
+    size = (view.height, view.width)
+    if head.target.is_labels:
+        logits = output[: head.target.num_classes]
+        ids = _resize(logits, size).argmax(dim=0).numpy()
+        return LabelPrediction(ids, head.target.class_names, logits, head.target)
+    return _values(head, output, size)
+
+
+def _classes(target: Modality, logits: Tensor) -> ClassPrediction:
+    probabilities, order = logits.softmax(dim=0).sort(descending=True)
+    names = tuple(
+        target.class_names[i] if i < len(target.class_names) else str(i) for i in order.tolist()
+    )
+    return ClassPrediction(names, probabilities.numpy(), order.numpy())
+
+
+def _values(head: HeadSpec, output: Tensor, size: Size) -> ValuePrediction:
+    row = head.target
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (row.mean, row.std))
+    values = _resize(output, size) * std + mean
+    if head.unit:
+        values = values * row.max_value
+    array: npt.NDArray[Any] = values.permute(1, 2, 0).numpy()
+    return ValuePrediction(array[..., 0] if array.shape[2] == 1 else array, head.unit, output, row)
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,218 @@
+"""What a pre-trained model makes of a few visible patches.
+
+Shapes: B batch, C channels, K classes, h and w at the modality's resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from multimae.images.inputs import Inputs
+from multimae.images.preprocess import from_model_output, statistics_of
+from multimae.nn.masking import TokenMasks, gather_tokens, masks_from_task_masks, sample_masks
+from multimae.nn.network import MultiModalTransformer
+from multimae.nn.tokens import TokenLayout
+from multimae.plotting import Picture, error_picture, reconstruction_grid, tiles, to_picture
+from multimae.plotting.pictures import unnormalize_patches
+from multimae.specs.modalities import Modality
+from multimae.specs.spec import ModelSpec
+
+Patches = Literal["all", "none"] | int | npt.NDArray[Any] | Tensor
+"""Visible patches of one modality: all, none, so many at random, or a bool map (rows, columns)."""
+Visible = int | Mapping[str, Patches] | None
+Column = Literal["input", "masked", "prediction", "truth", "error"]
+_DEFAULT_SHARE = 6  # one of so many tokens is visible, as in pre-training
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Predictions of every output for a batch, with what was seen.
+
+    Attributes:
+        spec: Description of the model.
+        predictions: Output -> (B, C, h, w) in model space, (B, K, h, w) logits for labels.
+            Per-patch standardised outputs are brought back with the truth's statistics, where the
+            truth is there.
+        truth: Output -> (B, C, h, w), or ids (B, h, w), of those whose images were given.
+        visible: Input -> bool (B, rows, columns), of those that were given.
+        raw: Modality -> stored values at the model's resolution; empty if tensors were given.
+    """
+
+    spec: ModelSpec
+    predictions: dict[str, Tensor]
+    truth: dict[str, Tensor]
+    visible: dict[str, npt.NDArray[np.bool_]]
+    raw: dict[str, Tensor]
+
+    def row(self, name: str) -> Modality:
+        """The row of an output.
+
+        Raises:
+            KeyError: The model has no such output.
+        """
+        return {m.name: m for m in self.spec.outputs}[name]
+
+    def values(self, name: str, index: int = 0) -> npt.NDArray[Any]:
+        """A prediction as files would store it.
+
+        Returns:
+            Labels: class ids (h, w). Images: float32 (h, w, C), on the scale of the stored values.
+            Maps that are standardised per sample come in the truth's unit, or, without a truth, in
+            standard deviations.
+        """
+        m, pred = self.row(name), self.predictions[name][index : index + 1]
+        if m.is_labels:
+            ids: npt.NDArray[Any] = pred[0].argmax(dim=0).numpy()
+            return ids
+        if m.normalization != "robust":
+            restored = from_model_output(pred, m) * m.max_value
+        elif m.data_name in self.raw:
+            statistics = statistics_of(self.raw[m.data_name][index : index + 1].cpu(), m)
+            restored = from_model_output(pred, m, statistics) * m.max_value
+        else:
+            restored = pred.float()
+        return restored[0].permute(1, 2, 0).numpy()
+
+    def picture(self, name: str, column: Column = "prediction", index: int = 0) -> Picture:
+        """One picture of an output.
+
+        Args:
+            name: The output.
+            column: ``input``: its visible patches. ``masked``: these, and the prediction elsewhere.
+                ``prediction`` everywhere. ``truth``. ``error``: how far off the prediction is.
+            index: The sample.
+
+        Returns:
+            (H, W, 3) at full resolution.
+
+        Raises:
+            KeyError: The model has no such output, or its truth, which all but ``prediction`` need,
+                was not given.
+        """
+        m, pred = self.row(name), self.predictions[name][index]
+        if column == "prediction":
+            truth = self.truth.get(name)
+            return to_picture(pred, m, None if truth is None else truth[index])
+        truth = self.truth[name][index]
+        if column == "truth":
+            return to_picture(truth, m)
+        if column == "error":
+            return error_picture(pred, truth, m)
+        seen, filled, _, _ = tiles(truth, pred, self._mask(m, index), m, self.spec.patch_size)
+        return seen if column == "input" else filled
+
+    def grid(self, max_rows: int = 6) -> Image.Image:
+        """The samples as a picture: what was visible, predictions, truth, legends."""
+        masks = {name: torch.from_numpy(~seen).flatten(1) for name, seen in self.visible.items()}
+        return reconstruction_grid(
+            {self.row(name).data_name: truth for name, truth in self.truth.items()},
+            self.predictions,
+            masks,
+            self.spec.outputs,
+            self.spec.patch_size,
+            max_rows,
+            restored=True,
+        )
+
+    def _mask(self, m: Modality, index: int) -> Tensor | None:
+        seen = self.visible.get(m.data_name)
+        return None if seen is None else torch.from_numpy(~seen[index]).flatten()
+
+
+@torch.inference_mode()
+def reconstruct(
+    model: MultiModalTransformer,
+    spec: ModelSpec,
+    inputs: Inputs,
+    visible: Visible = None,
+    *,
+    alphas: float | Mapping[str, float] = 1.0,
+    seed: int = 0,
+) -> Reconstruction:
+    """Predict every output from some of the patches; see :meth:`multimae.MultiMAE.reconstruct`."""
+    if not spec.outputs:
+        raise ValueError(f"{spec.name} has no pre-training decoders: it cannot reconstruct")
+    tokens, layout = model.embed(inputs.x)
+    generator = torch.Generator().manual_seed(seed)
+    masks = _masks(layout, len(tokens), visible, alphas, generator)
+    device = tokens.device
+    masks = TokenMasks(masks.ids_keep.to(device), masks.ids_restore.to(device), masks.task_masks)
+    encoded = model.encode_tokens(gather_tokens(tokens, masks.ids_keep))
+    folded = model.fold(model.decode(encoded, layout, masks), layout)
+    truth, predictions = {}, {}
+    for m in spec.outputs:
+        prediction = folded[m.name].float().cpu()
+        known = inputs.x.get(m.data_name)
+        if known is not None:
+            truth[m.name] = known.cpu()
+            if m.norm_pix:
+                patch = max(1, (m.patch_size or spec.patch_size) // m.stride)
+                pairs = zip(prediction, truth[m.name], strict=True)
+                prediction = torch.stack([unnormalize_patches(p, t, patch) for p, t in pairs])
+        predictions[m.name] = prediction
+    seen = {
+        name: (mask == 0).view(-1, *layout.slices[name].grid).cpu().numpy()
+        for name, mask in masks.task_masks.items()
+    }
+    return Reconstruction(spec, predictions, truth, seen, inputs.raw)
+
+
+def _masks(
+    layout: TokenLayout,
+    batch: int,
+    visible: Visible,
+    alphas: float | Mapping[str, float],
+    generator: torch.Generator,
+) -> TokenMasks:
+    """Masks as the caller wants them, on the CPU."""
+    if visible is None:
+        visible = max(1, layout.num_task_tokens // _DEFAULT_SHARE)
+    if isinstance(visible, int):
+        shares = alphas
+        if isinstance(alphas, Mapping):
+            shares = [float(alphas[name]) for name in layout.slices]  # type: ignore[assignment]
+        return sample_masks(layout, batch, visible, shares, generator=generator)  # type: ignore[arg-type]
+    unknown = [name for name in visible if name not in layout.slices]
+    if unknown:
+        raise ValueError(
+            f"visible names {', '.join(unknown)}, of which no images were given: there are "
+            f"{', '.join(layout.slices)}"
+        )
+    task_masks = {
+        name: _hidden(name, visible.get(name, "none"), part.grid, batch, generator)
+        for name, part in layout.slices.items()
+    }
+    if all(bool(mask.all()) for mask in task_masks.values()):
+        raise ValueError("nothing is visible: show at least one patch")
+    return masks_from_task_masks(task_masks, layout)
+
+
+def _hidden(
+    name: str, patches: Patches, grid: tuple[int, int], batch: int, generator: torch.Generator
+) -> Tensor:
+    """(batch, N_m) mask of one modality, 1 = masked."""
+    count = grid[0] * grid[1]
+    if isinstance(patches, str):
+        if patches not in ("all", "none"):
+            raise ValueError(f"visible[{name!r}] is 'all', 'none', a number or a map of patches")
+        patches = count if patches == "all" else 0
+    if isinstance(patches, int):
+        if not 0 <= patches <= count:
+            raise ValueError(f"visible[{name!r}] = {patches}: there are {count} patches")
+        ranks = torch.rand(batch, count, generator=generator).argsort(dim=1).argsort(dim=1)
+        return (ranks >= patches).long()
+    shown = torch.as_tensor(np.asarray(patches)).bool()
+    if tuple(shown.shape[-2:]) != grid or shown.ndim not in (2, 3):
+        raise ValueError(
+            f"visible[{name!r}] has shape {tuple(shown.shape)}; the patches are {grid}, (rows, "
+            "columns)"
+        )
+    return (~shown).long().flatten(-2).expand(batch, -1)

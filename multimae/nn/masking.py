@@ -1,0 +1,216 @@
+"""Which tokens the encoder sees: Dirichlet sampling over modalities (SPEC section 2).
+
+Shapes: b batch, N tokens of all modalities, n visible tokens (the budget).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multimae.nn.tokens import TokenLayout
+
+# Concentration of a modality that was not chosen: it gets (almost) no share.
+_UNCHOSEN = 1e-5
+
+
+@dataclass(frozen=True)
+class TokenMasks:
+    """One draw of visible tokens.
+
+    Attributes:
+        ids_keep: (b, n) positions of the visible tokens in the full sequence.
+        ids_restore: (b, N) place of every token in ``[visible, masked]``: values below n mean
+            visible.
+        task_masks: Modality -> (b, N_m), 1 = masked, 0 = visible.
+    """
+
+    ids_keep: Tensor
+    ids_restore: Tensor
+    task_masks: dict[str, Tensor]
+
+    def take(self, rows: Sequence[int]) -> TokenMasks:
+        """The masks of some of the samples."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.ids_keep.device)
+        return TokenMasks(
+            self.ids_keep[index],
+            self.ids_restore[index],
+            {name: mask[index] for name, mask in self.task_masks.items()},
+        )
+
+
+def sample_masks(
+    layout: TokenLayout,
+    batch_size: int,
+    num_visible: int,
+    alphas: float | Sequence[float] = 1.0,
+    sample_tasks_uniformly: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+    rows: tuple[int, int] | None = None,
+    present: Mapping[str, Tensor] | None = None,
+) -> TokenMasks:
+    """Draw exactly ``num_visible`` visible tokens per sample.
+
+    Shares of the budget are Dirichlet(alphas) over the modalities; each modality shows
+    ``round(share * budget)`` random patches, and rounding is mended by dropping or adding random
+    ones. No host synchronisation.
+
+    Args:
+        layout: The full sequence.
+        batch_size: b.
+        num_visible: Budget n; at most the number of tokens.
+        alphas: Concentration, one for all or one per modality.
+        sample_tasks_uniformly: First draw a non-empty subset of modalities uniformly; the others
+            get almost no share.
+        generator: Source of all randomness, on ``device``.
+        device: Where to draw.
+        rows: Keep only the samples ``start .. stop-1`` of the draw: processes that draw with the
+            same generator seed and keep their own rows agree with one process.
+        present: Modality -> (b,) bool of the kept samples; a sample's budget goes to the modalities
+            that it has. They must have as many tokens. Complete samples are drawn as without it.
+
+    Raises:
+        ValueError: The budget is not in 1..N, or alphas do not fit.
+    """
+    sizes = [s.num_tokens for s in layout.slices.values()]
+    total = sum(sizes)
+    if not 1 <= num_visible <= total:
+        raise ValueError(
+            f"num_encoded_tokens = {num_visible} is not in 1..{total}, "
+            f"the tokens of {', '.join(layout.slices)} at {layout.image_size}"
+        )
+    keep = slice(*rows) if rows is not None else slice(None)
+    shares = _dirichlet_shares(
+        batch_size, len(sizes), alphas, sample_tasks_uniformly, generator, device
+    )
+    absent = _absent(layout, present, len(shares[keep]), device)
+    counts = (_shared_among(shares[keep], absent) * num_visible).round()
+    noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
+    drawn = torch.cat(
+        [
+            _rank(noise[:, part.start : part.stop]) < counts[:, i : i + 1]
+            for i, part in enumerate(layout.slices.values())
+        ],
+        dim=1,
+    )
+    # Drawn tokens sort first; fresh noise breaks ties, which drops or fills to the budget.
+    ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
+    order = _absent_last(ties - drawn.float(), absent, sizes)
+    return _from_order(order.argsort(dim=1), num_visible, layout)
+
+
+def _absent(
+    layout: TokenLayout,
+    present: Mapping[str, Tensor] | None,
+    batch: int,
+    device: torch.device | str,
+) -> Tensor | None:
+    """(b, modalities): which modalities samples lack; ``None`` if nothing is known to be."""
+    if not present or not any(name in present for name in layout.slices):
+        return None
+    there = torch.ones(batch, dtype=torch.bool, device=device)
+    return ~torch.stack([present.get(name, there).to(device) for name in layout.slices], dim=1)
+
+
+def _shared_among(shares: Tensor, absent: Tensor | None) -> Tensor:
+    """Shares of the modalities that are there; rows that are complete stay as they are."""
+    if absent is None:
+        return shares
+    present = ~absent
+    kept = shares * present
+    total = kept.sum(dim=1, keepdim=True)
+    even = present / present.sum(dim=1, keepdim=True).clamp_min(1)
+    spread = torch.where(total > 1e-9, kept / total.clamp_min(1e-9), even)
+    return torch.where(present.all(dim=1, keepdim=True), shares, spread)
+
+
+def _absent_last(order: Tensor, absent: Tensor | None, sizes: Sequence[int]) -> Tensor:
+    """(b, N) sort keys in [-1, 1), those of tokens that are not there beyond all others."""
+    if absent is None:
+        return order
+    # No tensor of sizes: uploading it, or counting with it, would wait for the device.
+    missing = [absent[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)]
+    return order + 2.0 * torch.cat(missing, dim=1)
+
+
+def masks_from_task_masks(task_masks: Mapping[str, Tensor], layout: TokenLayout) -> TokenMasks:
+    """Masks given by the caller instead of drawn.
+
+    Args:
+        task_masks: Modality -> (b, N_m), 1 = masked, 0 = visible, for every modality of ``layout``.
+        layout: The full sequence.
+
+    Raises:
+        ValueError: A modality is missing, a shape is wrong, or samples of the batch have unequal
+            numbers of visible tokens (or none).
+    """
+    missing = [name for name in layout.slices if name not in task_masks]
+    if missing:
+        raise ValueError(f"task_masks lack {', '.join(missing)}: give one (B, N) mask per input")
+    for name, part in layout.slices.items():
+        shape = tuple(task_masks[name].shape)
+        if len(shape) != 2 or shape[1] != part.num_tokens:
+            raise ValueError(f"task_masks['{name}'] has shape {shape}, not (B, {part.num_tokens})")
+    masked = torch.cat([task_masks[name] for name in layout.slices], dim=1).bool()
+    visible = (~masked).sum(dim=1)
+    counts = sorted(set(visible.tolist()))
+    if len(counts) != 1 or counts[0] == 0:
+        raise ValueError(
+            f"task_masks: samples have {counts} visible tokens; every sample of a batch needs the "
+            "same number, at least one (split the batch, or mask further patches)"
+        )
+    order = masked.to(torch.uint8).argsort(dim=1, stable=True)
+    return _from_order(order, counts[0], layout)
+
+
+def no_masks(layout: TokenLayout, batch_size: int, device: torch.device | str) -> TokenMasks:
+    """Everything visible, in order."""
+    order = torch.arange(layout.num_task_tokens, device=device).expand(batch_size, -1)
+    return _from_order(order, layout.num_task_tokens, layout)
+
+
+def gather_tokens(x_bnd: Tensor, ids_bm: Tensor) -> Tensor:
+    """Rows ``ids`` of each sample: (b, n, d), (b, m) -> (b, m, d)."""
+    return x_bnd.gather(1, ids_bm.unsqueeze(-1).expand(-1, -1, x_bnd.shape[-1]))
+
+
+def _rank(noise: Tensor) -> Tensor:
+    """Rank of every entry along dim 1: a random permutation per row."""
+    return noise.argsort(dim=1).argsort(dim=1)
+
+
+def _from_order(order_bn: Tensor, num_visible: int, layout: TokenLayout) -> TokenMasks:
+    """Masks of the permutation that puts visible tokens first."""
+    ids_restore = order_bn.argsort(dim=1)
+    masked = (ids_restore >= num_visible).long()
+    task_masks = {name: masked[:, s.start : s.stop] for name, s in layout.slices.items()}
+    return TokenMasks(order_bn[:, :num_visible], ids_restore, task_masks)
+
+
+def _dirichlet_shares(
+    batch_size: int,
+    num_tasks: int,
+    alphas: float | Sequence[float],
+    uniform_subset: bool,
+    generator: torch.Generator | None,
+    device: torch.device | str,
+) -> Tensor:
+    """(b, num_tasks) rows summing to 1, float64."""
+    values = [float(alphas)] * num_tasks if isinstance(alphas, int | float) else list(alphas)
+    if len(values) != num_tasks or min(values) <= 0:
+        raise ValueError(f"alphas = {alphas}: need one positive number, or one per input")
+    # Filled on the device: a tensor copied there would stall it.
+    columns = [torch.full((batch_size,), v, dtype=torch.float64, device=device) for v in values]
+    alpha = torch.stack(columns, dim=1)
+    if uniform_subset:
+        subset = torch.randint(1, 2**num_tasks, (batch_size, 1), generator=generator, device=device)
+        chosen = (subset >> torch.arange(num_tasks, device=device)) & 1
+        alpha = alpha * chosen + _UNCHOSEN
+    # Gamma(a) = Gamma(a + 1) * U^(1/a), kept as a logarithm: for small a it would underflow to 0.
+    gamma = torch._standard_gamma(alpha + 1, generator=generator)
+    uniform = torch.rand(alpha.shape, dtype=alpha.dtype, generator=generator, device=device)
+    return (gamma.log() + uniform.clamp_min(1e-300).log() / alpha).softmax(dim=1)

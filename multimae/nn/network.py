@@ -1,0 +1,231 @@
+"""The network of MultiMAE and MultiViT: embed, encode, decode (Bachmann et al., ECCV 2022).
+
+Shapes: b batch, n visible tokens, N tokens of all modalities, g global tokens, d encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multimae.nn.layers import (
+    Block,
+    LayerNorm,
+    NormLayer,
+    drop_path_rates,
+    init_transformer_weights,
+    run_blocks,
+    trunc_normal_,
+)
+from multimae.nn.masking import TokenMasks, gather_tokens
+from multimae.nn.patches import unpatchify
+from multimae.nn.tokens import Size, TokenLayout
+from multimae.output_adapters.spatial import SpatialOutputAdapter
+
+DEFAULT_INPUT = "rgb"  # what a bare tensor is taken for
+
+
+class MultiModalTransformer(nn.Module):
+    """Input adapters, global tokens, transformer blocks and output adapters.
+
+    Attributes:
+        grad_checkpointing: Keep the inputs of blocks only, see
+        :func:`multimae.nn.layers.run_blocks`.
+    """
+
+    grad_checkpointing = False
+
+    def __init__(
+        self,
+        input_adapters: Mapping[str, nn.Module],
+        output_adapters: Mapping[str, nn.Module] | None,
+        num_global_tokens: int = 1,
+        dim_tokens: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: NormLayer = LayerNorm,
+    ) -> None:
+        """Build the encoder and let every adapter build its width-dependent parts.
+
+        Args:
+            input_adapters: Modality -> adapter; their order is the order of the sequence.
+            output_adapters: Output name -> decoder or head; ``None`` for the encoder alone.
+            num_global_tokens: Learned tokens behind the modalities' tokens.
+            dim_tokens: Width d.
+            depth: Transformer blocks.
+            num_heads: Attention heads.
+            mlp_ratio: Hidden width of the MLPs over d.
+            qkv_bias: Biases in the attention projections.
+            drop_rate: Dropout of projections and MLPs.
+            attn_drop_rate: Dropout of attention weights.
+            drop_path_rate: Stochastic depth, growing linearly to this over the blocks.
+            norm_layer: Normalisation constructor.
+        """
+        super().__init__()
+        self.dim_tokens = dim_tokens
+        self.num_global_tokens = num_global_tokens
+        for adapter in input_adapters.values():
+            adapter.init(dim_tokens=dim_tokens)  # type: ignore[operator]
+        self.input_adapters = nn.ModuleDict(input_adapters)
+        for adapter in (output_adapters or {}).values():
+            adapter.init(dim_tokens_enc=dim_tokens)  # type: ignore[operator]
+        self.output_adapters = nn.ModuleDict(output_adapters or {})
+        self.global_tokens = nn.Parameter(
+            trunc_normal_(torch.zeros(1, num_global_tokens, dim_tokens))
+        )
+        self.encoder = nn.Sequential(
+            *(
+                Block(
+                    dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
+                    norm_layer,
+                )
+                for rate in drop_path_rates(drop_path_rate, depth)
+            )
+        )  # fmt: skip
+        init_transformer_weights(self)
+        for adapter in self.output_adapters.values():
+            after_init = getattr(adapter, "after_init", None)
+            if after_init is not None:
+                after_init()
+
+    def embed(self, x: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, TokenLayout]:
+        """All tokens of all modalities (b, N, d), and their layout."""
+        inputs, layout = self._inputs(x), self.layout_of(x)
+        tokens = [self.input_adapters[name](image) for name, image in inputs.items()]
+        return torch.cat(tokens, dim=1), layout
+
+    def embed_visible(
+        self, x: Tensor | Mapping[str, Tensor], layout: TokenLayout, masks: TokenMasks
+    ) -> Tensor:
+        """The visible tokens (b, n, d), in ``ids_keep`` order, without projecting all patches.
+
+        How many patches a modality shows differs from sample to sample; at most n of them are
+        projected, the visible ones first, so that shapes do not depend on the draw.
+        """
+        num_visible = masks.ids_keep.shape[1]
+        tokens, places, start = [], [], 0
+        for name, image in self._inputs(x).items():
+            size = layout.slices[name].num_tokens
+            count = min(size, num_visible)
+            order = masks.task_masks[name].argsort(dim=1, stable=True)
+            tokens.append(self.input_adapters[name].forward_some(image, order[:, :count]))  # type: ignore[operator]
+            places.append(start + order.argsort(dim=1))
+            start += count
+        place = torch.cat(places, dim=1).gather(1, masks.ids_keep)
+        return gather_tokens(torch.cat(tokens, dim=1), place)
+
+    def checkpoint_gradients(self, *, on: bool = True) -> None:
+        """Trade time for memory in training: see ``grad_checkpointing``."""
+        self.grad_checkpointing = on
+        for adapter in self.output_adapters.values():
+            if isinstance(adapter, SpatialOutputAdapter):
+                adapter.grad_checkpointing = on
+
+    def layout_of(self, x: Tensor | Mapping[str, Tensor]) -> TokenLayout:
+        """Sequence layout of these inputs."""
+        return self.layout({name: _hw(image) for name, image in self._inputs(x).items()})
+
+    def layout(self, sizes: Mapping[str, Size]) -> TokenLayout:
+        """Sequence layout for inputs of these (height, width), each in its own resolution.
+
+        Raises:
+            ValueError: A size is not divisible by its patch, or full-resolution sizes disagree.
+        """
+        grids, full = {}, {}
+        for name, (height, width) in sizes.items():
+            adapter: Any = self.input_adapters[name]
+            grids[name] = adapter.grid(height, width, name)
+            full[name] = (height * adapter.stride_level, width * adapter.stride_level)
+        first = next(iter(full.values()))
+        if any(size != first for size in full.values()):
+            raise ValueError(
+                "modalities disagree about the full-resolution size (their size x stride): "
+                + ", ".join(f"{name} {h}x{w}" for name, (h, w) in full.items())
+            )
+        return TokenLayout.from_grids(first, grids, self.num_global_tokens)
+
+    def encode_layers(self, tokens_bnd: Tensor) -> list[Tensor]:
+        """As :meth:`encode_tokens`, after every block."""
+        x = self.with_global_tokens(tokens_bnd)
+        layers = []
+        for block in self.encoder:
+            x = run_blocks((block,), x, recompute=self.grad_checkpointing)
+            layers.append(x)
+        return layers
+
+    def encode_tokens(self, tokens_bnd: Tensor) -> Tensor:
+        """Append the global tokens and run the blocks: (b, n, d) -> (b, n+g, d)."""
+        x = self.with_global_tokens(tokens_bnd)
+        return run_blocks(self.encoder, x, recompute=self.grad_checkpointing)
+
+    def apply_heads(
+        self, x: Tensor | Mapping[str, Tensor], all_layers: bool = False
+    ) -> dict[str, Tensor]:
+        """Every head's output, with everything visible.
+
+        Args:
+            x: Modality -> batch, or one tensor, taken as rgb.
+            all_layers: Give heads the tokens after every block.
+        """
+        tokens, layout = self.embed(x)
+        layers = self.encode_layers(tokens)
+        encoded = layers if all_layers else layers[-1]
+        return {name: head(encoded, layout) for name, head in self.output_adapters.items()}
+
+    def _inputs(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {DEFAULT_INPUT: x} if isinstance(x, Tensor) else x
+        inputs = {name: given[name] for name in self.input_adapters if name in given}
+        if not inputs:
+            raise ValueError(
+                f"no input for this model: it takes {', '.join(self.input_adapters)}, "
+                f"got {', '.join(given) or 'nothing'}"
+            )
+        return inputs
+
+    def with_global_tokens(self, tokens_bnd: Tensor) -> Tensor:
+        """Append the global tokens: (b, n, d) -> (b, n+g, d)."""
+        global_tokens = self.global_tokens.to(tokens_bnd.dtype).expand(tokens_bnd.shape[0], -1, -1)
+        return torch.cat([tokens_bnd, global_tokens], dim=1)
+
+    def decode(
+        self,
+        encoded: Tensor,
+        layout: TokenLayout,
+        masks: TokenMasks,
+        fp32_output_adapters: Sequence[str] = (),
+    ) -> dict[str, Tensor]:
+        """Every output: patch vectors of spatial decoders, whatever heads return."""
+        out = {}
+        for name, adapter in self.output_adapters.items():
+            fp32 = name in fp32_output_adapters
+            tokens = encoded.float() if fp32 else encoded
+            device = encoded.device.type
+            enabled = torch.is_autocast_enabled(device) and not fp32
+            with torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=enabled):
+                if isinstance(adapter, SpatialOutputAdapter):
+                    out[name] = adapter.forward_patches(
+                        tokens, layout, masks.ids_keep, masks.ids_restore
+                    )
+                else:
+                    out[name] = adapter(tokens, layout)
+        return out
+
+    def fold(self, decoded: Mapping[str, Tensor], layout: TokenLayout) -> dict[str, Tensor]:
+        """Patch vectors of spatial decoders as images (b, C, H/s, W/s); the rest as it is."""
+        out = dict(decoded)
+        for name, adapter in self.output_adapters.items():
+            if isinstance(adapter, SpatialOutputAdapter):
+                out[name] = unpatchify(decoded[name], adapter.grid(layout), adapter.patch_size)
+        return out
+
+
+def _hw(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]

@@ -1,0 +1,128 @@
+"""From modality rows and options to models, by registered name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+
+from multimae.multimae import MultiMAE, MultiViT
+from multimae.nn.tokens import Size
+from multimae.specs.adapters import (
+    DecoderOptions,
+    input_adapter,
+    input_adapters,
+    spatial_output_adapter,
+    spatial_output_adapters,
+)
+from multimae.specs.modalities import Modality
+from multimae.specs.sizes import MULTIVIT, PRETRAIN, SIZES, encoder_shape, split_name
+
+__all__ = [
+    "SIZES",
+    "DecoderOptions",
+    "build_multivit",
+    "build_pretrain_model",
+    "encoder_shape",
+    "find_builder",
+    "input_adapter",
+    "spatial_output_adapter",
+]
+
+Builder = Callable[..., MultiMAE]
+
+_CLASSES: dict[str, type[MultiMAE]] = {PRETRAIN: MultiMAE, MULTIVIT: MultiViT}
+
+
+def find_builder(name: str) -> Builder:
+    """Model builder by registered name, called with the adapters.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest.
+    """
+    kind, size = split_name(name)
+    return partial(_CLASSES[kind], **cast(dict[str, Any], SIZES[size]))
+
+
+def build_pretrain_model(
+    name: str,
+    inputs: Sequence[Modality],
+    outputs: Sequence[Modality],
+    patch_size: int = 16,
+    image_size: int | Size = 224,
+    num_global_tokens: int = 1,
+    drop_path_rate: float = 0.0,
+    decoder: DecoderOptions | None = None,
+) -> MultiMAE:
+    """MultiMAE with one spatial decoder per output.
+
+    Args:
+        name: Registered builder, e.g. ``pretrain_multimae_base``.
+        inputs: Rows of the inputs, in sequence order.
+        outputs: Rows of the targets.
+        patch_size: Patch side where a row names none.
+        image_size: Full-resolution size for the position tables.
+        num_global_tokens: Learned global tokens.
+        drop_path_rate: Stochastic depth of the encoder.
+        decoder: Shape of the decoders.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    return find_builder(name)(
+        input_adapters=input_adapters(inputs, patch_size, image_size),
+        output_adapters=spatial_output_adapters(
+            outputs, inputs, patch_size, image_size, decoder or DecoderOptions()
+        ),
+        num_global_tokens=num_global_tokens,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def build_multivit(
+    name: str,
+    inputs: Sequence[Modality],
+    heads: Mapping[str, nn.Module],
+    patch_size: int = 16,
+    image_size: int | Size = 224,
+    num_global_tokens: int = 1,
+    *,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    learnable_pos_emb: bool = False,
+    padding_class: bool = False,
+) -> MultiViT:
+    """MultiViT with heads, for fine-tuning.
+
+    Args:
+        name: Registered builder, e.g. ``multivit_base``.
+        inputs: Rows of the inputs, in sequence order.
+        heads: Output name -> head.
+        patch_size: Patch side where a row names none.
+        image_size: Full-resolution size for the position tables.
+        num_global_tokens: Learned global tokens.
+        drop_rate: Dropout of projections and MLPs.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the encoder.
+        learnable_pos_emb: Train the position tables.
+        padding_class: Label inputs have one class more, ``num_classes``, where images are padded.
+
+    Raises:
+        ValueError: Unknown name, or a builder of models that mask.
+    """
+    model = find_builder(name)(
+        input_adapters=input_adapters(
+            inputs, patch_size, image_size, learnable_pos_emb, padding_class
+        ),
+        output_adapters=dict(heads),
+        num_global_tokens=num_global_tokens,
+        drop_rate=drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
+    if not isinstance(model, MultiViT):
+        raise ValueError(f"model {name} masks its inputs; fine-tuning needs a multivit_*")
+    return model

@@ -1,0 +1,160 @@
+"""Heads of fine-tuned models, fitted to any encoder size, and what they predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from multimae.output_adapters import (
+    ConvNeXtAdapter,
+    DPTOutputAdapter,
+    LinearOutputAdapter,
+    SegmenterMaskTransformerAdapter,
+)
+from multimae.output_adapters.dpt import dpt_defaults
+from multimae.specs.modalities import Modality
+from multimae.specs.sizes import encoder_shape
+
+HeadKind = Literal["segmenter", "convnext", "dpt"]
+_HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768
+_DPT_WIDTH = (
+    256  # of DPT's pyramid for the published encoder of width 768; thinner for thinner ones
+)
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Shape of a dense head.
+
+    Attributes:
+        kind: Architecture.
+        main_tasks: Modalities whose tokens are decoded.
+        dim: Width of Segmenter and ConvNeXt.
+        depth: Blocks of Segmenter and ConvNeXt.
+        preds_per_patch: Cells per token of ConvNeXt, a square number.
+        interpolate_mode: Last upsampling of ConvNeXt.
+        drop_path: Drop-path rate of Segmenter and ConvNeXt.
+    """
+
+    kind: HeadKind = "convnext"
+    main_tasks: tuple[str, ...] = ("rgb",)
+    dim: int = 6144
+    depth: int = 4
+    preds_per_patch: int = 16
+    interpolate_mode: Literal["bilinear", "nearest"] = "bilinear"
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """Shape of the head of a classifier of whole images.
+
+    Attributes:
+        use_mean_pooling: Mean over all tokens, else the last (global) one.
+        init_scale: Factor on the initial weights.
+    """
+
+    use_mean_pooling: bool = True
+    init_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head, and how to read what it predicts.
+
+    Attributes:
+        name: Its key in the model.
+        target: Labels: one logit per class, of every pixel or of the whole image. Images: the first
+            ``channels`` channels in the row's normalisation.
+        channels: Outputs of the head. A segmentation head may have one more than there are classes,
+            for void.
+        options: Shape; :class:`LinearOptions` make it a head for whole images.
+        unit: Of the stored values of an image target, such as ``mm``.
+    """
+
+    name: str
+    target: Modality
+    channels: int
+    options: HeadOptions | LinearOptions
+    unit: str = ""
+
+    def build(self, model: str, patch_size: int = 16) -> nn.Module:
+        """The head for an encoder of this registered name.
+
+        Raises:
+            ValueError: Unknown model, or widths that do not divide.
+        """
+        if isinstance(self.options, LinearOptions):
+            return LinearOutputAdapter(
+                self.channels,
+                use_mean_pooling=self.options.use_mean_pooling,
+                init_scale=self.options.init_scale,
+            )
+        labels = self.target.is_labels
+        return dense_head(
+            self.options, self.channels, model=model, patch_size=patch_size, labels=labels
+        )
+
+
+def dense_head(
+    options: HeadOptions,
+    num_outputs: int,
+    *,
+    model: str,
+    patch_size: int = 16,
+    labels: bool = False,
+) -> nn.Module:
+    """A head that predicts ``num_outputs`` channels at full resolution.
+
+    Args:
+        options: Its shape.
+        num_outputs: Channels, or classes.
+        model: Registered name of the encoder; DPT's hooks and widths follow it.
+        patch_size: Encoder's patch side.
+        labels: The channels are class logits (DPT has another last part for them).
+
+    Raises:
+        ValueError: Unknown model, or widths that do not divide.
+    """
+    if options.kind == "segmenter":
+        heads = max(1, options.dim // _HEAD_WIDTH)
+        if options.dim % heads:
+            raise ValueError(f"decoder_dim {options.dim} is not divisible by its {heads} heads")
+        return SegmenterMaskTransformerAdapter(
+            num_outputs,
+            depth=options.depth,
+            num_heads=heads,
+            embed_dim=options.dim,
+            drop_path_rate=options.drop_path,
+            main_tasks=options.main_tasks,
+            patch_size=patch_size,
+        )
+    if options.kind == "convnext":
+        return ConvNeXtAdapter(
+            num_outputs,
+            embed_dim=options.dim,
+            preds_per_patch=options.preds_per_patch,
+            main_tasks=options.main_tasks,
+            patch_size=patch_size,
+            depth=options.depth,
+            interpolate_mode=options.interpolate_mode,
+            drop_path_rate=options.drop_path,
+        )
+    depth, dim = encoder_shape(model)
+    hooks, layer_dims = dpt_defaults(depth, dim)
+    return DPTOutputAdapter(
+        num_outputs,
+        patch_size=patch_size,
+        main_tasks=options.main_tasks,
+        hooks=hooks,
+        layer_dims=layer_dims,
+        feature_dim=min(_DPT_WIDTH, dim // 3),
+        head_type="semseg" if labels else "regression",
+    )
+
+
+def reads_all_layers(model: nn.Module) -> bool:
+    """Whether a head of the model needs the tokens after every block."""
+    return any(isinstance(module, DPTOutputAdapter) for module in model.modules())

@@ -1,0 +1,166 @@
+"""State dicts between MultiMAE and ViT as timm and MAE name it (SPEC section 7).
+
+The class token comes first in a ViT and is MultiMAE's (last) global token; features agree once
+re-ordered, before timm's final norm.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from multimae.nn.tokens import Size
+
+# The only layers that both kinds of block have: anything else would change the features.
+_LAYER = re.compile(r"\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
+_PATCH_PROJ = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+_TOKENS = ("cls_token", "global_tokens", "pos_embed")
+_FEATURES = re.compile(r"blocks\.|patch_embed\.|norm_pre\.|(reg|dist|register)_tokens?$")
+
+
+class Converted(NamedTuple):
+    """A converted state dict, and the keys of the original that have no place in it."""
+
+    state: dict[str, Tensor]
+    unused: tuple[str, ...]
+
+
+def is_vit_state_dict(state: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a ViT in timm's naming."""
+    return "patch_embed.proj.weight" in state and "blocks.0.norm1.weight" in state
+
+
+def multimae_to_vit(
+    state: Mapping[str, Tensor], *, modality: str = "rgb", keep_global_tokens: bool = False
+) -> Converted:
+    """MultiMAE weights in a ViT's names; it reads ``modality`` and has no final norm, no head.
+
+    Args:
+        state: Weights of a MultiMAE or MultiViT.
+        modality: The image input to keep.
+        keep_global_tokens: Keep ``global_tokens`` under that name, and a ``pos_embed`` of the
+            patches only. Else the one global token is ``cls_token``, with a zero row for it in
+            ``pos_embed``.
+
+    Raises:
+        ValueError: Not a MultiMAE, no such image input, or several global tokens for one
+            ``cls_token``.
+    """
+    adapter = f"input_adapters.{modality}."
+    _check_multimae(state, adapter)
+    tokens = state["global_tokens"]
+    table = state[adapter + "pos_emb"].flatten(2).transpose(1, 2)  # (1, h*w, D)
+    out: dict[str, Tensor] = {}
+    if keep_global_tokens:
+        out["global_tokens"], out["pos_embed"] = tokens, table.contiguous()
+    elif tokens.shape[1] == 1:
+        out["cls_token"] = tokens
+        out["pos_embed"] = _with_zero_row(table)
+    else:
+        raise ValueError(
+            f"the model has {tokens.shape[1]} global tokens but a ViT has one cls_token: "
+            "convert with keep_global_tokens=True"
+        )
+    unused = []
+    for key, value in state.items():
+        if key.startswith("encoder."):
+            out["blocks." + key.removeprefix("encoder.")] = value
+        elif key.startswith(adapter + "proj."):
+            out["patch_embed." + key.removeprefix(adapter)] = value
+        elif key not in ("global_tokens", adapter + "pos_emb"):
+            unused.append(key)
+    return Converted(out, tuple(unused))
+
+
+def vit_to_multimae(
+    state: Mapping[str, Tensor], *, modality: str = "rgb", grid: Size | None = None
+) -> Converted:
+    """ViT weights (timm, MAE, or :func:`multimae_to_vit`'s) as a MultiMAE with one input.
+
+    The class token's row of ``pos_embed`` is added to the token. The final norm, the head and
+    MAE's decoder are unused.
+
+    Args:
+        state: Weights of a ViT.
+        modality: Name of the input adapter.
+        grid: (rows, columns) of ``pos_embed``; only needed if it is not square.
+
+    Raises:
+        ValueError: Not a ViT, parts that change its features and that MultiMAE does not have
+            (layer scale, register tokens ...), or a position table that is not square.
+    """
+    if not is_vit_state_dict(state) or "pos_embed" not in state:
+        raise ValueError(
+            "not the weights of a ViT with timm's names: patch_embed.proj.weight, pos_embed and "
+            f"blocks.* are needed; the keys begin with {', '.join(list(state)[:4])}"
+        )
+    table = state["pos_embed"]  # (1, [1 +] h*w, D)
+    token = state.get(
+        "global_tokens", state.get("cls_token", table.new_zeros(1, 0, table.shape[2]))
+    )
+    rows, (h, w) = _table_grid(table.shape[1], "cls_token" in state, grid)
+    out = {
+        "global_tokens": token + table[:, :1] if rows else token,
+        f"input_adapters.{modality}.pos_emb": (
+            table[:, rows:].transpose(1, 2).reshape(1, -1, h, w).contiguous()
+        ),
+    }
+    unused, foreign = [], []
+    for key, value in state.items():
+        layer = key.removeprefix("blocks.")
+        if key.startswith("blocks.") and _LAYER.fullmatch(layer):
+            out["encoder." + layer] = value
+        elif key in _PATCH_PROJ:
+            out[f"input_adapters.{modality}.{key.removeprefix('patch_embed.')}"] = value
+        elif _FEATURES.match(key):
+            foreign.append(key)
+        elif key not in _TOKENS:
+            unused.append(key)
+    if foreign:
+        raise ValueError(
+            f"this ViT has parts that MultiMAE's encoder lacks: {', '.join(foreign[:4])}"
+            f"{' ...' if len(foreign) > 4 else ''}; only plain ViTs convert"
+        )
+    return Converted(out, tuple(unused))
+
+
+def _check_multimae(state: Mapping[str, Tensor], adapter: str) -> None:
+    if "global_tokens" not in state or "encoder.0.norm1.weight" not in state:
+        raise ValueError(
+            "not the weights of a MultiMAE: global_tokens and encoder.* are needed; the keys "
+            f"begin with {', '.join(list(state)[:4])}"
+        )
+    images = [
+        key.split(".")[1]
+        for key in state
+        if key.startswith("input_adapters.")
+        and key.endswith(".proj.weight")
+        and key.replace("proj.weight", "class_emb.weight") not in state
+    ]
+    if adapter.split(".")[1] not in images:
+        raise ValueError(
+            f"no image input '{adapter.split('.')[1]}' in this MultiMAE; it has "
+            f"{', '.join(images) or 'none'}"
+        )
+
+
+def _with_zero_row(table: Tensor) -> Tensor:
+    out = table.new_zeros(1, table.shape[1] + 1, table.shape[2])
+    out[:, 1:] = table
+    return out
+
+
+def _table_grid(length: int, has_cls: bool, grid: Size | None) -> tuple[int, Size]:
+    """Rows of ``pos_embed`` that belong to the class token (0 or 1), and the patches' grid."""
+    for rows in (1, 0) if has_cls else (0,):
+        patches = length - rows
+        side = math.isqrt(patches)
+        h, w = grid or (side, side)
+        if h * w == patches:
+            return rows, (h, w)
+    given = f"grid {grid[0]}x{grid[1]} does not match" if grid else "not a square grid for"
+    raise ValueError(f"pos_embed: {given} {length} rows; give its rows and columns as `grid`")

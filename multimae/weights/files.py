@@ -1,0 +1,149 @@
+"""Weights in and out of files.
+
+A file is either safetensors or a ``torch.save`` dict with the weights under ``"model"`` (the
+published layout). Reading runs no code from it: unpickling is restricted to tensors, plain
+containers and ``argparse.Namespace``, which published checkpoints carry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from multimae.weights.atomic import atomic_file
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a safetensors file or a ``torch.save`` dict on the CPU, running no code from it.
+
+    Raises:
+        CheckpointError: Not a file, not a checkpoint, or one that holds other Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file: check the path")
+    try:
+        checkpoint = load_file(path) if is_safetensors(path) else _unpickle(path)
+    except Exception as err:  # torch.load has none of its own: it depends on the first bad byte
+        raise CheckpointError(_unreadable(path, err)) from err
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: "
+            "save it as torch.save({'model': model.state_dict()}, path)"
+        )
+    return dict(checkpoint)
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as safetensors files do: 8 bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def extract_state_dict(
+    checkpoint: Mapping[str, Any], keys: Sequence[str] = ("model", "module")
+) -> StateDict:
+    """The weights in a checkpoint: under the first of ``keys`` it has, else the dict itself.
+
+    The ``module.`` in front of every name that DDP leaves is removed.
+
+    Raises:
+        CheckpointError: There are no tensors where the weights should be.
+    """
+    found = next(
+        (checkpoint[k] for k in keys if isinstance(checkpoint.get(k), Mapping)), checkpoint
+    )
+    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    if not state or (found is checkpoint and len(state) < len(found)):
+        first = ", ".join(map(str, list(checkpoint)[:4]))
+        raise CheckpointError(
+            f"no weights in the checkpoint (its keys: {first or 'none'}): expected them under "
+            f"{' or '.join(keys)}, or a plain state dict"
+        )
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: Not a readable safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({err})") from err
+
+
+def save_state_dict(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights atomically: a crash leaves the old file or the new one, never half of one.
+
+    Args:
+        state: Weights by name. Names that share memory are each written in full.
+        path: ``*.safetensors``, or any other suffix for ``torch.save({"model": state})``.
+        metadata: Texts for the header of a safetensors file.
+
+    Raises:
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    with atomic_file(path) as stream:
+        if path.suffix == ".safetensors":
+            stream.write(serialize(_unshared(tensors), dict(metadata or {}) or None))
+        else:
+            torch.save({"model": tensors}, stream)
+
+
+def _unpickle(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unreadable(path: Path, err: Exception) -> str:
+    refused = re.search(r"GLOBAL (\S+)", str(err))
+    if refused:
+        return (
+            f"checkpoint {path} holds Python objects that could run code ({refused[1]}), so it was "
+            "not loaded. If you trust its author, re-save the weights alone: "
+            "torch.save({'model': state_dict}, path) or safetensors"
+        )
+    reason = (str(err).splitlines() or [""])[0][:100]
+    return (
+        f"{path} is not a readable checkpoint ({type(err).__name__}: {reason}): expected "
+        "safetensors or a torch.save file; it may be truncated, download or copy it again"
+    )
+
+
+def _unshared(tensors: StateDict) -> StateDict:
+    """Copies of tensors whose memory an earlier name uses: safetensors refuses those."""
+    seen: set[int] = set()
+    out = {}
+    for key, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        out[key] = value.clone() if pointer in seen else value
+        seen.add(pointer)
+    return out

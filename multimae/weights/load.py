@@ -1,0 +1,212 @@
+"""Weights into models, with a report for every key; reading and writing files is re-exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from multimae.nn.pos_embed import resize_pos_emb
+from multimae.weights.convert import is_vit_state_dict
+from multimae.weights.files import (
+    CheckpointError,
+    StateDict,
+    extract_state_dict,
+    read_checkpoint,
+    save_state_dict,
+)
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "Mismatch",
+    "StateDict",
+    "describe_architecture",
+    "extract_state_dict",
+    "load_weights",
+    "read_checkpoint",
+    "save_state_dict",
+]
+
+_MAX_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A key whose shape in the file cannot be brought to the model's."""
+
+    key: str
+    file_shape: tuple[int, ...]
+    model_shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """``key (file 2x3, model 4x3)``."""
+        return f"{self.key} (file {_shape(self.file_shape)}, model {_shape(self.model_shape)})"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of the file and of the model.
+
+    Attributes:
+        source: Name of the file, for messages.
+        loaded: Copied as they are.
+        resized: Copied after fitting: position tables, class embeddings with a padding row.
+        new: In the model only; keep their initial values.
+        unused: In the file only.
+        mismatched: In both with irreconcilable shapes; the model keeps its initial values.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    mismatched: tuple[Mismatch, ...]
+
+    def summary(self) -> str:
+        """Counts, and the first keys of all that was not simply loaded."""
+        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        for label, keys in (
+            ("resized", self.resized),
+            ("new (not in the file)", self.new),
+            ("unused (not in the model)", self.unused),
+            ("of another shape, not loaded", self.mismatched),
+        ):
+            if keys:
+                lines.append(f"  {len(keys)} {label}: {_first(keys)}")
+        return "\n".join(lines)
+
+    def details(self) -> str:
+        """One line per key: what became of it."""
+        fates: tuple[tuple[str, tuple[object, ...]], ...] = (
+            ("loaded", self.loaded),
+            ("resized", self.resized),
+            ("new", self.new),
+            ("unused", self.unused),
+            ("mismatched", self.mismatched),
+        )
+        return "\n".join(f"{fate:<10} {key}" for fate, keys in fates for key in keys)
+
+
+def load_weights(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, strict: bool = False
+) -> LoadReport:
+    """Copy into ``model`` what fits.
+
+    Position tables (``*.pos_emb``) of another grid are resized bicubically; a class embedding
+    with one row fewer than the model's gets a zero row (the padding class).
+
+    Args:
+        model: Changed in place, unless an error is raised.
+        state_dict: Weights by name. Leave out what must not be loaded, such as old heads.
+        source: Name of the file, for messages.
+        strict: Demand the same names and shapes on both sides.
+
+    Returns:
+        The fate of every key.
+
+    Raises:
+        CheckpointError: Nothing (of the encoder, if there is one) fits, or ``strict`` and
+            something differs.
+    """
+    own: StateDict = model.state_dict()
+    fitted: StateDict = {}
+    loaded, resized, mismatched = [], [], []
+    for key, target in own.items():
+        value = state_dict.get(key)
+        if value is None:
+            continue
+        if value.shape == target.shape:
+            fitted[key] = value
+            loaded.append(key)
+        elif (fit := _fit(key, value, target)) is not None:
+            fitted[key] = fit
+            resized.append(key)
+        else:
+            mismatched.append(Mismatch(key, tuple(value.shape), tuple(target.shape)))
+    report = LoadReport(
+        source,
+        tuple(loaded),
+        tuple(resized),
+        new=tuple(k for k in own if k not in state_dict),
+        unused=tuple(k for k in state_dict if k not in own),
+        mismatched=tuple(mismatched),
+    )
+    body = [k for k in own if k.startswith("encoder.")] or list(own)
+    differs = report.resized or report.new or report.unused or report.mismatched
+    if (strict and differs) or not any(k in fitted for k in body):
+        raise CheckpointError(_does_not_fit(report, state_dict, own))
+    model.load_state_dict(fitted, strict=False)
+    return report
+
+
+def describe_architecture(state: Mapping[str, Tensor]) -> str:
+    """One line about the network these weights belong to, as far as names and shapes tell."""
+    if is_vit_state_dict(state):
+        width, depth = len(state["patch_embed.proj.weight"]), len(_children(state, "blocks."))
+        return (
+            f"a ViT of width {width}, depth {depth}; "
+            "tools/vit2multimae_converter.py makes it a MultiMAE"
+        )
+    if "global_tokens" not in state:
+        return f"not a MultiMAE: {len(state)} tensors, {_first(list(state)) or 'none'}"
+    inputs = []
+    for name in _children(state, "input_adapters."):
+        classes = state.get(f"input_adapters.{name}.class_emb.weight")
+        proj = state.get(f"input_adapters.{name}.proj.weight")
+        if classes is not None:
+            name += f" ({classes.shape[0]} classes)"
+        elif proj is not None:
+            name += f" ({_shape(proj.shape[1:])} patches)"
+        inputs.append(name)
+    return (
+        f"width {state['global_tokens'].shape[-1]}, depth {len(_children(state, 'encoder.'))}, "
+        f"inputs {', '.join(inputs) or 'none'}, "
+        f"outputs {', '.join(_children(state, 'output_adapters.')) or 'none'}"
+    )
+
+
+def _fit(key: str, value: Tensor, target: Tensor) -> Tensor | None:
+    """``value`` brought to the target's shape, or ``None`` if that makes no sense."""
+    if key.endswith(".pos_emb") and value.ndim == 4 and value.shape[:2] == target.shape[:2]:
+        return resize_pos_emb(value.float(), (target.shape[2], target.shape[3]), "bicubic")
+    if key.endswith(".class_emb.weight") and target.shape == (value.shape[0] + 1, value.shape[1]):
+        return torch.cat([value, value.new_zeros(1, value.shape[1])])
+    return None
+
+
+def _does_not_fit(report: LoadReport, file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    lines = [
+        f"checkpoint {report.source} does not fit this model.",
+        f"  file:  {describe_architecture(file)}",
+        f"  model: {describe_architecture(own)}",
+    ]
+    for label, keys in (
+        ("of another shape", report.mismatched),
+        ("of another size", report.resized),
+        ("missing in the file", report.new),
+        ("unknown to the model", report.unused),
+    ):
+        if keys:
+            lines.append(f"  {len(keys)} {label}: {_first(keys)}")
+    lines.append("Choose the model, input size and modalities that the checkpoint was made with.")
+    return "\n".join(lines)
+
+
+def _children(state: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """Distinct names right behind ``prefix``, in order."""
+    return list(
+        dict.fromkeys(k[len(prefix) :].split(".")[0] for k in state if k.startswith(prefix))
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _first(keys: Sequence[object]) -> str:
+    more = f", ... ({len(keys) - _MAX_SHOWN} more)" if len(keys) > _MAX_SHOWN else ""
+    return ", ".join(map(str, keys[:_MAX_SHOWN])) + more

@@ -1,0 +1,230 @@
+"""``from_pretrained``, ``save_pretrained``, ``push_to_hub``: models that describe themselves.
+
+A model folder holds ``model.safetensors``, ``config.json`` (a
+:class:`multimae.specs.spec.ModelSpec`) and
+a ``README.md``. The header of the safetensors file repeats the description, so that the file alone
+is enough.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from multimae.specs.spec import ModelSpec
+from multimae.weights.files import (
+    CheckpointError,
+    StateDict,
+    extract_state_dict,
+    is_safetensors,
+    read_checkpoint,
+    read_metadata,
+    save_state_dict,
+)
+from multimae.weights.guess import guess_spec
+from multimae.weights.load import load_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+KEY = "multimae"
+"""The entry of a safetensors file's metadata that holds the description."""
+
+_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
+_HEADS = "output_adapters."
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ model_name | default("MultiMAE", true) }}
+
+A masked autoencoder over several aligned modalities ([paper](https://arxiv.org/abs/2204.01678)),
+saved by the `multimae` library. `config.json` says what goes in and comes out.
+
+```python
+from multimae import MultiMAE
+
+model = MultiMAE.from_pretrained("this repository's id, or its folder")
+features = model.encode({"rgb": "photo.jpg"}, pool="mean")
+```
+"""
+
+
+class Pretrained(
+    ModelHubMixin,
+    library_name="multimae",
+    tags=["multimae", "masked-autoencoder"],
+    paper_url="https://arxiv.org/abs/2204.01678",
+    model_card_template=_CARD,
+):
+    """Loading and saving with the description; a base of the model classes."""
+
+    kind: ClassVar[str]
+    _spec: ModelSpec | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is, and how images become its inputs.
+
+        Raises:
+            ValueError: It was built from adapters, which do not say.
+        """
+        if self._spec is None:
+            raise ValueError(
+                "this model was built from adapters and knows no modalities: build it by from_spec "
+                "or from_pretrained, or tell it a multimae.ModelSpec, model.describe(spec)"
+            )
+        return self._spec
+
+    def describe(self, spec: ModelSpec) -> Self:
+        """Say what a model built from adapters is; returns it."""
+        self._spec = spec
+        return self
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, **options: Any) -> Self:
+        """A model with initial weights.
+
+        Args:
+            spec: What to build. A fine-tuned model is a ``MultiViT``, whichever class is asked;
+                ``MultiViT`` takes the encoder alone of a pre-trained one.
+            **options: Further arguments of the constructor, such as ``drop_path_rate``.
+
+        Raises:
+            ValueError: Unknown name, or shapes that contradict each other.
+        """
+        classes = {c.kind: c for c in (*reversed(cls.__subclasses__()), cls)}
+        if spec.kind not in classes:
+            spec = spec.encoder()
+        model = cast(Any, classes[spec.kind])(**spec.keywords(), **options)
+        return cast("Self", model.describe(spec))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, location: str | os.PathLike[str], *, spec: ModelSpec | None = None, **hub: Any
+    ) -> Self:
+        """The model of a weight file, float32, on the CPU, in evaluation mode.
+
+        Args:
+            location: A weight file, a model folder, or the id of a repository on the Hugging Face
+                hub. A file without a description (the published checkpoints) is taken for a
+                pre-trained model of the default table's modalities.
+            spec: The description, where the file has none and another one fits.
+            **hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
+
+        Raises:
+            CheckpointError: Not found, unreadable, or weights that do not fit the description.
+        """
+        path = Path(location)
+        if path.is_dir():
+            config: Path | None = path / CONFIG
+            path /= WEIGHTS
+        elif path.is_file() or path.suffix in _SUFFIXES:
+            config = None
+        else:
+            path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
+        state = extract_state_dict(read_checkpoint(path))
+        if spec is None:
+            described = config.read_text("utf-8") if config and config.is_file() else None
+            spec = _parse(described, config) if described else description(path, state)
+        model = cls.from_spec(spec)
+        if not cast(nn.Module, model).output_adapters:
+            state = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
+        load_weights(cast(nn.Module, model), state, source=str(location), strict=True)
+        return cast("Self", cast(nn.Module, model).eval())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Weights and description; the hub's mixin adds the card."""
+        state = cast(nn.Module, self).state_dict()
+        save_model(state, self.spec, save_directory / WEIGHTS)
+        (save_directory / CONFIG).write_text(self.spec.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def save_model(
+    state: Mapping[str, Tensor],
+    spec: ModelSpec,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+) -> None:
+    """Write weights with their description.
+
+    Args:
+        state: The model's state dict.
+        spec: What it was built from.
+        path: ``*.safetensors``.
+        half: Store float16 instead of float32: half the size, three digits.
+    """
+    tensors = {
+        key: value.half() if half and value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    save_state_dict(tensors, path, metadata={KEY: spec.to_json()})
+
+
+def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
+    """The description in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: Not a safetensors file, or one without a readable description.
+    """
+    text = read_metadata(path).get(KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} does not say which model it belongs to: give its description, "
+            "from_pretrained(path, spec=ModelSpec(...))"
+        )
+    return _parse(text, path)
+
+
+def described(path: Path) -> ModelSpec | None:
+    """The description in a weight file, if it has one.
+
+    Raises:
+        CheckpointError: The file or its description cannot be read.
+    """
+    text = read_metadata(path).get(KEY) if is_safetensors(path) else None
+    return None if text is None else _parse(text, path)
+
+
+def description(path: Path, state: StateDict) -> ModelSpec:
+    """The description in a weight file, or what the shapes of its weights say.
+
+    Raises:
+        CheckpointError: Neither.
+    """
+    spec = described(path)
+    if spec is not None:
+        return spec
+    try:
+        return guess_spec(state)
+    except ValueError as err:
+        raise CheckpointError(
+            f"{path} does not say which model it belongs to, and its weights do not tell: {err}. "
+            "Give the description, from_pretrained(path, spec=ModelSpec(...))"
+        ) from err
+
+
+def _parse(text: str, source: object) -> ModelSpec:
+    try:
+        return ModelSpec.from_json(text)
+    except ValueError as err:
+        raise CheckpointError(f"{source}: {err}") from err
+
+
+def _download(repository: str, name: str, options: Mapping[str, Any]) -> Path:
+    try:
+        return Path(hf_hub_download(repository, name, **options))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as err:
+        reason = (str(err).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"'{repository}' is no file, no folder, and {name} cannot be had from a hub repository "
+            f"of that name ({type(err).__name__}: {reason})"
+        ) from err

@@ -1,0 +1,252 @@
+"""torch.export and ONNX: torch's numbers at any batch and size."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from multimae import ModelSpec, MultiMAE, MultiViT, make_table
+from multimae.inference.export import export_onnx, export_program, onnx_differences
+from multimae.inference.programs import make_plan
+from multimae.nn.pos_embed import sincos_2d
+from multimae.specs.adapters import DecoderOptions
+from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
+from multimae.specs.modalities import select
+from tests.support.golden import assert_close
+from tools import export_onnx as command
+
+SHIPPED = Path(__file__).parents[3] / "weights" / "multimae-tiny_rooms.safetensors"
+NAMES = ("a", "b", "c", "d", "e")
+TABLE = make_table({"semseg": {"num_classes": 5, "class_names": NAMES}})
+ROWS = tuple(select(TABLE, ["rgb", "depth", "semseg"]))
+RGB, DEPTH, LABELS = ROWS
+HEADS = (
+    HeadSpec("kind", LABELS, 5, LinearOptions()),
+    HeadSpec("semseg", LABELS, 5, HeadOptions("segmenter", ("rgb", "depth"), 64, 1)),
+    HeadSpec("rgb", RGB, 3, HeadOptions("convnext", ("rgb",), 128, 1)),
+    HeadSpec("depth", DEPTH, 1, HeadOptions("dpt", ("rgb", "depth"))),
+)
+# Other sizes than the example's, one patch alone, and the position tables' own size.
+CASES = ((1, 3, 3), (3, 5, 2), (1, 1, 1), (2, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> MultiMAE:
+    outputs = select(TABLE, ["semseg", "norm_rgb"])
+    spec = ModelSpec(
+        "pretrain_multimae_nano", ROWS, tuple(outputs), image_size=64, num_global_tokens=2,
+        decoder=DecoderOptions(32, 1, 4),
+    )  # fmt: skip
+    return randomized(MultiMAE.from_spec(spec))
+
+
+@pytest.fixture(scope="module")
+def finetuned() -> MultiMAE:
+    return randomized(
+        MultiViT.from_spec(ModelSpec("multivit_nano", (RGB, DEPTH), image_size=64, heads=HEADS))
+    )
+
+
+def randomized(model: MultiMAE) -> MultiMAE:
+    """Biases, norms and positions too, so that none of them can be lost."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model.eval()
+
+
+def images(batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    return {
+        "rgb": torch.randn(batch, 3, height, width),
+        "depth": torch.randn(batch, 1, height, width),
+        "semseg": torch.randint(5, (batch, height // 4, width // 4)),
+    }
+
+
+def assert_equal_to_torch(
+    model: MultiMAE, path: Path, outputs: set[str], cases: Any = CASES
+) -> None:
+    differences = onnx_differences(model, path, cases)
+    assert len(differences) == len(cases)
+    for size, found in differences.items():
+        assert set(found) == outputs
+        assert all(difference <= 1e-4 for difference in found.values()), (size, found)
+
+
+def shapes(path: Path) -> dict[str, list[int | str]]:
+    graph = onnx.load(path).graph
+    return {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+# --- ONNX
+
+
+def test_every_kind_of_head(finetuned: MultiMAE, tmp_path: Path) -> None:
+    export_onnx(finetuned, path := tmp_path / "heads.onnx")
+    heads = {f"predicted_{head.name}" for head in HEADS}
+    assert_equal_to_torch(finetuned, path, heads)
+    size = ["batch", 3, "16*rows", "16*columns"]
+    assert shapes(path)["rgb"] == shapes(path)["predicted_rgb"] == size
+    assert [p.name for p in tmp_path.iterdir()] == ["heads.onnx"]
+
+
+def test_reconstruction_and_metadata(pretrained: MultiMAE, tmp_path: Path) -> None:
+    export_onnx(pretrained, path := tmp_path / "reconstruct.onnx", "reconstruct")
+    outputs = {f"predicted_{m.name}" for m in pretrained.spec.outputs}
+    assert_equal_to_torch(pretrained, path, outputs)
+    assert shapes(path)["ids_keep"] == ["batch", "visible"]
+    assert shapes(path)["semseg"] == ["batch", "4*rows", "4*columns"]
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    spec = ModelSpec.from_json(metadata["multimae"])
+    assert spec == pretrained.spec and spec.inputs[2].class_names == NAMES
+    assert json.loads(metadata["multimae_export"]) == {
+        "what": "reconstruct",
+        "inputs": ["rgb", "depth", "semseg"],
+        "pool": None,
+        "height_multiple": 16,
+        "width_multiple": 16,
+    }
+
+
+def test_the_shipped_encoder_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "encoder.onnx"
+    assert command.main([str(SHIPPED), str(path), "--inputs", "rgb"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 x 80 x 32: tokens " in printed and "pretrain_multimae_tiny, 2" in printed
+    model = MultiMAE.from_pretrained(SHIPPED)
+    assert_equal_to_torch(model, path, {"tokens"}, ((1, 8, 8), (4, 2, 10)))
+    assert set(shapes(path)) == {"rgb", "tokens"}
+
+
+# --- torch.export
+
+
+def test_an_encoder_of_some_inputs_pooled(pretrained: MultiMAE) -> None:
+    program = export_program(pretrained, inputs=["rgb"], pool="mean_global")
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    run = torch.export.load(file).module()
+    for batch, height, width in ((1, 64, 64), (4, 32, 112)):
+        x = {"rgb": images(batch, height, width)["rgb"]}
+        with torch.no_grad():
+            expected = pretrained.encode(x, pool="mean_global")
+            assert_close(run(x)["features"], expected)
+
+
+def test_reconstruction_is_the_models_forward(pretrained: MultiMAE) -> None:
+    run = make_plan(pretrained, "reconstruct").module  # what is exported
+    for batch, height, width, share in ((1, 64, 64, 0.2), (3, 32, 80, 0.5)):
+        x = images(batch, height, width)
+        with torch.no_grad():
+            patches = height * width // 256
+            visible = torch.rand(batch, 3 * patches).argsort(dim=1) < share * 3 * patches
+            masks = dict(zip(x, (~visible).long().split(patches, dim=1), strict=True))
+            expected, _ = pretrained(x, task_masks=masks)
+            ids_keep = visible.nonzero()[:, 1].view(batch, -1).flip(1)  # in any order
+            actual = run(x, ids_keep)
+        assert set(actual) == {f"predicted_{name}" for name in expected}
+        for name in expected:
+            assert_close(actual[f"predicted_{name}"], expected[name])
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(14, 14), (7, 5), (1, 3)])
+def test_a_table_interpolated_to_its_own_size_is_itself(mode: str, size: tuple[int, int]) -> None:
+    """Why an export may always interpolate."""
+    table = sincos_2d(*size, 64)
+    assert torch.equal(F.interpolate(table, size, mode=mode, align_corners=False), table)
+
+
+# --- what cannot be exported
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"what": "predict"}, "no heads to predict with"),
+        ({"what": "decode"}, "what is one of encoder, predict, reconstruct; got 'decode'"),
+        ({"what": "reconstruct", "pool": "mean"}, "pool is for the encoder"),
+        ({"pool": "max"}, "pool is for the encoder, one of mean, global, mean_global"),
+        ({"inputs": ["rgb", "sound"]}, "inputs are some of rgb, depth, semseg; got rgb, sound"),
+        ({"inputs": []}, "got none"),
+    ],
+)
+def test_bad_options(pretrained: MultiMAE, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        export_program(pretrained, **options)
+
+
+def test_bad_models(finetuned: MultiMAE, pretrained: MultiMAE, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pre-training decoders"):
+        export_program(finetuned, "reconstruct")
+    with pytest.raises(ValueError, match="main_tasks depth are not in the input"):
+        export_program(finetuned, inputs=["rgb"])
+    training = MultiViT.from_spec(pretrained.spec)
+    with pytest.raises(ValueError, match=r"training mode: call model\.eval\(\)"):
+        export_program(training)
+    adapters: dict[str, nn.Module] = dict(pretrained.input_adapters.items())
+    nameless = MultiViT(adapters, None, dim_tokens=64, depth=1, num_heads=4).eval()
+    with pytest.raises(ValueError, match="knows no modalities"):
+        export_onnx(nameless, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([str(SHIPPED), "a.onnx", "--inputs", "rgb-sound"], "got rgb, sound"),
+        ([str(SHIPPED), "a.onnx", "--what", "predict"], "no heads to predict with"),
+        (["none.safetensors", "a.onnx"], "not a file"),
+    ],
+)
+def test_command_on_bad_input(
+    flags: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert command.main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and expected in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "multimae.inference.export.find_spec",
+        lambda name: None if name == "onnxruntime" else find_spec(name),
+    )
+    assert command.main([str(SHIPPED), "a.onnx"]) == 2
+    assert "onnxruntime cannot be imported: pip install 'multimae[export]'" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit, match="2"):
+        command.main([str(SHIPPED), "a.pt"])
+
+
+def test_command_fails_on_other_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "export_onnx", lambda model, path, *_, **__: path.touch())
+    monkeypatch.setattr(
+        command, "onnx_differences", lambda *_: {"1 x 16 x 16": {"x": float("nan")}}
+    )
+    assert command.main([str(SHIPPED), str(tmp_path / "a.onnx")]) == 1
+    assert "differ by more than 1e-03" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Weight files that describe their model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import run_pretraining_multimae
+from multimae import ModelSpec, MultiMAE
+from multimae.specs.build import DecoderOptions
+from multimae.specs.modalities import make_table, select
+from multimae.weights.load import CheckpointError, read_checkpoint
+from multimae.weights.pretrained import KEY, read_spec, save_model
+from tests.support.scenes import tiny_run, write_scenes
+from tools.export_weights import main as export
+
+TABLE = make_table(
+    {
+        "semseg": {"num_classes": 5, "class_names": ["void", "a", "b", "c", "d"]},
+        "thermal": {"num_channels": 2, "mean": [0.1, 0.2], "std": [1.0, 2.0], "patch_size": 8},
+    }
+)
+SPEC = ModelSpec(
+    "pretrain_multimae_nano",
+    tuple(select(TABLE, ["rgb", "thermal", "semseg"])),
+    tuple(select(TABLE, ["thermal", "norm_rgb", "rgb"])),
+    patch_size=16,
+    image_size=64,
+    num_global_tokens=2,
+    decoder=DecoderOptions(32, 1, 4),
+)
+
+
+def test_the_description_survives() -> None:
+    assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+
+
+def test_one_line_loads_what_was_saved(tmp_path: Path) -> None:
+    model = MultiMAE.from_spec(SPEC).eval()
+    save_model(model.state_dict(), SPEC, tmp_path / "full.safetensors")
+    save_model(model.state_dict(), SPEC, tmp_path / "half.safetensors", half=True)
+    full = MultiMAE.from_pretrained(tmp_path / "full.safetensors")
+    for key, value in model.state_dict().items():
+        assert torch.equal(full.state_dict()[key], value)
+    half = MultiMAE.from_pretrained(tmp_path / "half.safetensors")
+    assert {p.dtype for p in half.parameters()} == {torch.float32} and not half.training
+    x = {"rgb": torch.randn(2, 3, 64, 64), "thermal": torch.randn(2, 2, 64, 64)}
+    (a, _), (b, _) = model(x, mask_inputs=False), half(x, mask_inputs=False)
+    for name in ("thermal", "norm_rgb", "rgb"):
+        assert torch.allclose(a[name], b[name], atol=2e-2)
+    sizes = [(tmp_path / f"{kind}.safetensors").stat().st_size for kind in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_files_that_describe_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="does not say which model"):
+        MultiMAE.from_pretrained(path)
+    for text in ("{", "[]", '{"name": "x"}'):
+        save_file({"a": torch.zeros(1)}, path, {KEY: text})
+        with pytest.raises(CheckpointError, match=r"w\.safetensors"):
+            MultiMAE.from_pretrained(path)
+    save_file({"a": torch.zeros(1)}, path, {KEY: SPEC.to_json()})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        MultiMAE.from_pretrained(path)
+    path.write_bytes(b"no header")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        MultiMAE.from_pretrained(path)
+
+
+def test_a_run_leaves_weights_that_load_and_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = write_scenes(tmp_path / "train", 4)
+    run_pretraining_multimae.main(tiny_run(scenes, tmp_path / "run", "--epochs", "1"))
+    source, target = tmp_path / "run/model.safetensors", tmp_path / "out/half.safetensors"
+    assert [m.name for m in read_spec(source).outputs] == ["rgb", "depth", "semseg", "norm_rgb"]
+    assert export([str(source), str(target)]) == 0
+    assert read_spec(target) == read_spec(source)
+    assert {v.dtype for v in read_checkpoint(target).values()} == {torch.float16}
+    MultiMAE.from_pretrained(target)
+    assert export([str(tmp_path / "none.safetensors"), str(target)]) == 2
+    assert "error: " in capsys.readouterr().err

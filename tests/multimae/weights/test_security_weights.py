@@ -1,0 +1,270 @@
+"""No file of weights runs code, whichever way it comes in."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hubconf
+import run_finetuning_cls
+import run_finetuning_depth
+import run_finetuning_semseg
+import run_finetuning_taskonomy
+import run_pretraining_multimae
+from multimae import MultiMAE, read_spec
+from multimae.multimae import MultiViT
+from multimae.weights.atomic import checksum
+from multimae.weights.load import CheckpointError, read_checkpoint
+from multimae.weights.timm_models import from_multimae
+from tests.support.malicious import MALICIOUS, NAMES, state
+from tests.support.scenes import ON_CPU, tiny_run, write_scenes
+from tests.utils.tasks.test_bad_finetuning import OWN
+from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
+from tools import (
+    demo_app,
+    export_onnx,
+    export_weights,
+    multimae2vit_converter,
+    probe,
+    vit2multimae_converter,
+)
+from tools.app.model.demo_model import Engine
+from tools.torture.fingerprint import fingerprint
+from utils.checkpoint.files import latest_checkpoint, restore
+from utils.checkpoint.manifest import Entry, read_manifest, write_manifest
+from utils.checkpoint.start_weights import read_pretrained
+from utils.config.finetune_options import StartOptions
+from utils.logs.errors import UserError, exit_on_user_error
+from utils.tasks.scored_weights import load_scored
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
+    pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive"),
+]
+Door = Callable[[Path], object]
+MODEL = torch.nn.Linear(1, 1)
+
+FUNCTIONS: dict[str, Door] = {
+    "read_checkpoint": read_checkpoint,
+    "from_pretrained": MultiMAE.from_pretrained,
+    "MultiViT": MultiViT.from_pretrained,
+    "torch.hub": lambda path: hubconf.multimae(str(path)),
+    "timm": from_multimae,
+    "resume": lambda path: restore(None, path, None),  # type: ignore[arg-type]
+    "finetune": lambda path: read_pretrained(StartOptions(finetune=str(path))),
+    "score": lambda path: load_scored(MODEL, path),
+    "app": Engine,
+}
+TOOLS: dict[str, Callable[[str, str], int]] = {
+    "export_onnx": lambda path, out: export_onnx.main([path, f"{out}.onnx"]),
+    "export_weights": lambda path, out: export_weights.main([path, f"{out}.safetensors"]),
+    "vit2multimae": lambda path, out: vit2multimae_converter.main(
+        ["--vit_ckpt_path", path, "--multimae_ckpt_path", out]
+    ),
+    "multimae2vit": lambda path, out: multimae2vit_converter.main(
+        ["--multimae_ckpt_path", path, "--vit_ckpt_path", out]
+    ),
+    "demo_app": lambda path, out: demo_app.main(["--weights", path]),
+}
+SCRIPTS = {
+    "cls": run_finetuning_cls.main,
+    "semseg": run_finetuning_semseg.main,
+    "depth": run_finetuning_depth.main,
+    "taskonomy": run_finetuning_taskonomy.main,
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The malicious files; what they run makes ``ran``."""
+    folder = tmp_path_factory.mktemp("malicious")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        for name, make in MALICIOUS.items():
+            make(folder / f"{name}.pth", folder / "ran")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(files: Path) -> Iterator[None]:
+    assert not (files / "ran").exists()
+    yield
+    assert not (files / "ran").exists()
+
+
+def test_the_files_are_dangerous(files: Path, tmp_path: Path) -> None:
+    """Read by torch without care, they do run code: the tests would see it."""
+    dangerous = 0
+    for name in ("reduce", "system", "open", "legacy", "among the weights", "another class",
+                 "in a Namespace", "subclass of Namespace", "os.system", "posix.system",
+                 "builtins.eval", "builtins.exec", "subprocess.getoutput", "os.mkdir"):  # fmt: skip
+        marker = tmp_path / name.replace(" ", "-")
+        MALICIOUS[name](tmp_path / "evil.pth", marker)
+        torch.load(tmp_path / "evil.pth", weights_only=False)
+        dangerous += marker.exists()
+    assert dangerous == 14
+    pickle.loads((files / "pickle 4.pth").read_bytes())
+    (files / "ran").rmdir()
+
+
+@pytest.mark.parametrize("door", FUNCTIONS)
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_functions(name: str, door: str, files: Path) -> None:
+    path = files / f"{name}.pth"
+    with pytest.raises((UserError, CheckpointError)) as caught:
+        FUNCTIONS[door](path)
+    message, _, remedy = str(caught.value).partition("\n")
+    assert str(path) in message and len(message) < 450
+    assert not remedy or (door == "resume" and remedy.startswith("Start afresh"))
+    if tuple(name.rsplit(".", 1)) in {n[:2] for n in NAMES}:
+        assert name.removeprefix("__builtin__.") in message
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_tools(
+    name: str, tool: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = files / f"{name}.pth"
+    assert TOOLS[tool](str(path), str(tmp_path / "out")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(path) in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_model_folders(name: str, files: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((files / f"{name}.pth").read_bytes())
+    (tmp_path / "config.json").write_text("{}")
+    for door in (MultiMAE.from_pretrained, read_spec):
+        with pytest.raises(CheckpointError) as caught:
+            door(tmp_path if door != read_spec else path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_scenes(root / "val", 4, first_seed=100)
+    write_scenes(root / "train", 8)
+    write_taskonomy(root / "views", buildings=5, views=2)
+    return root
+
+
+def script_error(
+    run: Callable[[list[str]], Any], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        run(arguments)
+    captured = capsys.readouterr()
+    assert caught.value.code == 2 and captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err and "step 1/" not in captured.out
+    return captured.out + captured.err
+
+
+def arguments_of(script: str, data: Path, output_dir: Path) -> list[str]:
+    if script == "pretraining":
+        return tiny_run(data / "train", output_dir)
+    where = ["--data_path", str(data / "views")]
+    if script != "taskonomy":
+        where = ["--data_path", str(data / "train"), "--eval_data_path", str(data / "val")]
+    return [
+        *where, *OWN[script], *("--output_dir", str(output_dir), "--model", "multivit_nano"),
+        *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--num_workers", "0"),
+        *("--warmup_epochs", "0", *ON_CPU),
+    ]  # fmt: skip
+
+
+PLANTED = {
+    "--auto_resume": "checkpoint-1.pth",
+    "in the manifest": "checkpoint-1.pth",
+    "best": "checkpoint-best.pth",
+}
+ARRIVALS = [("pretraining", door) for door in ("--resume", "--auto_resume", "in the manifest")]
+ARRIVALS += [(s, d) for s in SCRIPTS for d in ("--resume", "--finetune", "--eval", *PLANTED)]
+
+
+@pytest.mark.parametrize("name", ["reduce", "legacy", "builtins.eval", "polyglot"])
+@pytest.mark.parametrize(("script", "door"), ARRIVALS)
+def test_scripts(
+    script: str,
+    door: str,
+    name: str,
+    files: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = files / f"{name}.pth"
+    if door in PLANTED:
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        path = folder / PLANTED[door]
+        path.write_bytes((files / f"{name}.pth").read_bytes())
+        more = ["--eval"] if door == "best" else []
+        if door == "in the manifest":
+            written = checksum(path)
+            entry = Entry(path.name, 2, 1, written.size, written.digest, at_epoch_end=True)
+            write_manifest(folder, [entry])
+    else:
+        more = ["--eval", "--resume"] if door == "--eval" else [door]
+        more.append(str(path))
+    run = run_pretraining_multimae.main if script == "pretraining" else SCRIPTS[script]
+    message = script_error(run, [*arguments_of(script, data, tmp_path), *more], capsys)
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_the_probe(name: str, files: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = files / f"{name}.pth"
+    where = ["--data_path", str(data / "train"), "--eval_data_path", str(data / "val")]
+    more = ["--weights", str(path), "--in_domains", "rgb", *ON_CPU]
+    assert "--weights: " in (message := script_error(probe.main, [*where, *more], capsys))
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_what_looks_for_checkpoints(name: str, files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    path = folder / "checkpoint-1.pth"
+    path.write_bytes((files / f"{name}.pth").read_bytes())
+    said: list[str] = []
+    assert latest_checkpoint(tmp_path, said.append) is None
+    assert str(path) in said[0] and "checksum" not in said[0]
+    with pytest.raises(CheckpointError, match="checkpoint-1.pth"):
+        fingerprint(tmp_path)
+
+
+def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path) -> None:
+    names = ["checkpoint-1.pth", "../mine.pth", "/etc/passwd", "a/b.pth", "..", ""]
+    write_manifest(tmp_path, [Entry(name, 1, 1, 0, "", at_epoch_end=True) for name in names])
+    assert [entry.file for entry in read_manifest(tmp_path)] == ["checkpoint-1.pth"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_published_checkpoints(zipped: bool, tmp_path: Path) -> None:
+    """They hold an argparse.Namespace: it and no other class is allowed, and only while reading."""
+    path = tmp_path / "published.pth"
+    args = argparse.Namespace(lr=1e-4, in_domains=["rgb", "depth"], betas=(0.9, 0.95), model=None)
+    weights = state()
+    contents = {"model": weights, "optimizer": {"state": {}}, "epoch": 1599, "args": args}
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):
+        torch.load(path, weights_only=True)
+    read = read_checkpoint(path)
+    assert type(read["args"]) is argparse.Namespace and read["args"] == args
+    state_dict, unused = read_pretrained(StartOptions(finetune=str(path)))
+    assert unused == () and all(torch.equal(state_dict[k], v) for k, v in weights.items())
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):
+        torch.load(path, weights_only=True)

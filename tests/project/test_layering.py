@@ -1,0 +1,98 @@
+"""The house rules: one direction of imports, no branch on a modality, small files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import multimae.plotting
+from multimae.specs.modalities import default_table
+
+REPO = Path(__file__).parents[2]
+LIBRARY = sorted((REPO / "multimae").rglob("*.py"))
+BENCH = sorted((REPO / "utils").rglob("*.py"))
+TOOLS = sorted((REPO / "tools").glob("*.py"))
+SOURCES = [*LIBRARY, *BENCH, *TOOLS, *REPO.glob("run_*.py"), REPO / "hubconf.py"]
+LIBRARY_MAY_IMPORT = {
+    *("multimae", "torch", "einops", "numpy", "safetensors", "PIL", "huggingface_hub"),
+    *("matplotlib", "typing_extensions"),  # inside functions, or for types
+}
+BRIDGES = {
+    "timm_models.py": {"timm"},
+    "export.py": {"onnxruntime"},
+}  # not imported by the rest of the library
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPO))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert all(alias.name != "*" for alias in node.names)
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_the_library_stands_alone(path: Path) -> None:
+    top = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()))}
+    allowed = LIBRARY_MAY_IMPORT | BRIDGES.get(path.name, set())
+    assert top - set(sys.stdlib_module_names) <= allowed
+    bridges = {f"multimae.{name.removesuffix('.py')}" for name in BRIDGES}
+    assert not imports(ast.parse(path.read_text())) & bridges
+
+
+@pytest.mark.parametrize("path", BENCH, ids=name_of)
+def test_the_bench_imports_neither_tools_nor_scripts(path: Path) -> None:
+    top = {name.partition(".")[0] for name in imports(ast.parse(path.read_text()))}
+    assert not any(name == "tools" or name.startswith("run_") for name in top)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if "rooms" not in p.parts], ids=name_of)
+def test_no_condition_names_a_modality(path: Path) -> None:
+    """What differs between modalities is a field of the table, not a branch."""
+    names = set(default_table()) | {"normals"}
+    if path.name == "dpt.py":
+        names.remove("semseg")  # there the published name of a kind of head
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            values = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+            assert not values & names, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{node.name}: {length} lines"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+
+
+def test_what_reads_files_starts_without_pytorch() -> None:
+    """Importing PyTorch takes seconds, in a command and in every process it starts."""
+    code = "import sys, tools.check_dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("package", [multimae, multimae.plotting], ids=lambda p: p.__name__)
+def test_names_that_are_loaded_on_use_are_all_there(package: ModuleType) -> None:
+    assert all(hasattr(package, name) for name in package.__all__)
+    modules = {path.stem for folder in package.__path__ for path in Path(folder).iterdir()}
+    assert not modules & set(package.__all__), "importing such a module would hide the name"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018

@@ -1,0 +1,83 @@
+"""Work over processes: what is counted, what is collected, what ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tools.common.atomic_files import clean, replacing, write_file
+from tools.common.jobs import Tally, run_jobs, summary
+from tools.prepare.prepare_command import finish
+from tools.prepare.target_folder import Target
+from utils.logs.errors import RunError, UserError
+
+
+def count_or_refuse(job: int) -> Tally:
+    if job % 10 == 3:
+        raise UserError(f"job {job} is bad")
+    return Counter({("train", "written"): job})
+
+
+def be_killed(job: int) -> Tally:
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)
+    return Counter()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_problems_are_reported_after_all_other_work(workers: int) -> None:
+    good = [1, 2, 4, 5]
+    assert run_jobs(count_or_refuse, good, workers, "job") == {("train", "written"): 12}
+    with pytest.raises(UserError, match="2 problems(.|\n)*job 3 is bad(.|\n)*job 13 is bad"):
+        run_jobs(count_or_refuse, [*good, 3, 13], workers, "job")
+
+
+def test_nothing_to_do() -> None:
+    assert run_jobs(count_or_refuse, [], 8, "job") == {}
+
+
+def test_a_killed_worker_ends_the_run() -> None:
+    with pytest.raises(RunError, match="fewer --workers"):
+        run_jobs(be_killed, list(range(4)), 2, "job")
+
+
+def test_the_summary_is_in_the_order_of_the_splits() -> None:
+    tally = Counter({("test", "written"): 1, ("train", "written"): 20, ("train", "there"): 3})
+    assert summary("set", tally, "out") == "set: train 3 there, 20 written; test 1 written -> out"
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code in (
+        (UserError("bad file"), 2),
+        (RunError("killed"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (KeyboardInterrupt(), 130),
+    ):
+
+        def prepare(error: BaseException = error) -> str:
+            raise error
+
+        assert finish(Target(tmp_path), prepare) == code
+        assert capsys.readouterr().err
+    assert finish(Target(tmp_path), lambda: "done") == 0
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rgb/all/1.png"
+    write_file(tmp_path, path, b"old")
+    stamp = path.stat().st_mtime_ns
+    time.sleep(0.01)
+    with pytest.raises(RuntimeError), replacing(tmp_path, path) as temp:
+        temp.write_bytes(b"ha")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and path.stat().st_mtime_ns == stamp
+    assert list((tmp_path / ".tmp").iterdir()) == []
+    (tmp_path / ".tmp/left").write_bytes(b"by a killed run")
+    clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["rgb"]

@@ -1,0 +1,51 @@
+"""tools/bench_step.py runs to its last line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tests.conftest  # noqa: F401  the model's size
+from tools import bench_step
+from tools.bench.counting import LiveBytes, Product, Products, flops_of, saved_bytes
+
+TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
+        "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",
+        "--num_threads", "1")  # fmt: skip
+
+
+def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_step.main([*TINY])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("fast", "plain", "ViTMAE"):
+        assert result[name]["tflop"] > 0 and result[name]["step_s"] > 0
+    assert result["fast"]["host_syncs"] == 0 < result["plain"]["host_syncs"]
+    assert result["fast"]["tflop"] < result["plain"]["tflop"]
+    assert sum(result["shares"].values()) == pytest.approx(1)
+    assert set(result["shares"]) == {"embedding", "encoder", "decoders", "loss", "optimiser"}
+
+
+def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_step.main([*TINY, "--table", "--largest_batch", "2", "--largest_size", "32"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    work = {kind: [r["tflop"] for r in rows if r["varied"] == kind] for kind in
+            ("tokens", "modalities", "batch")}  # fmt: skip
+    assert [len(v) for v in work.values()] == [1, 6, 2]
+    assert work["batch"][1] == pytest.approx(2 * work["batch"][0])
+
+
+def test_counters_count() -> None:
+    a, b = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
+    with Products() as products, saved_bytes([]) as saved:
+        c = (a @ b).exp()
+    assert products.found == {Product(1, 4, 8, 16, torch.float32): 1}
+    assert saved.peak == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+    assert flops_of(lambda: a @ b) == 2 * 4 * 8 * 16
+    del c
+    with LiveBytes() as live:
+        for _ in range(3):
+            x = torch.zeros(1000) + 1
+            del x
+    assert live.bytes.now == 0 and 8000 <= live.bytes.peak < 12000

@@ -1,0 +1,151 @@
+"""Plans of repeated fine-tuning: their runs, their statistics, their report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.image_folders import message_of
+from tools.compare.comparison import Gain, Metric, Run, mean_and_std, read_plan
+from tools.results import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import json, pathlib, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if flags.get("--lr") == "0":
+    sys.exit("lr must not be 0")
+out = pathlib.Path(flags["--output_dir"])
+with (out / "log.jsonl").open("w") as file:
+    for epoch in (1, 2):
+        score = epoch * 10 + float(flags.get("--bonus", 0)) + int(flags["--seed"])
+        row = {"kind": "eval", "step": epoch, "epoch": float(epoch), "eval/acc1": score}
+        file.write(json.dumps(row) + "\\n")
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "RESULTS.md").write_text(
+        "# Results\n<!-- results -->\nold\n<!-- results -->\nend\n"
+    )
+    contents = {
+        "size": "tiny",
+        "output_dir": str(tmp_path / "runs-{size}"),
+        "report": str(tmp_path / "RESULTS.md"),
+        "picture": str(tmp_path / "images/results.png"),
+        "seeds": [0, 1, 2],
+        "common": {"epochs": 2},
+        "starts": {"scratch": {"bonus": 0}, "pre-trained": {"bonus": 5}},
+        "experiments": {
+            "cls": {
+                "title": "classes",
+                "script": str(tmp_path / "script.py"),
+                "config": "none.yaml",
+                "metrics": [{"key": "eval/acc1", "title": "accuracy"}],
+            }
+        },
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(contents, sort_keys=False))
+    return path
+
+
+def test_runs_are_made_once_and_reported(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", str(plan), "--jobs", "2"])
+    assert "6 runs, 0 of them done" in capsys.readouterr().out
+    main(["run", str(plan)])
+    assert "6 runs, 6 of them done" in capsys.readouterr().out
+    main(["report", str(plan)])
+    report = (tmp_path / "RESULTS.md").read_text()
+    assert "old" not in report and report.startswith("# Results") and report.endswith("end\n")
+    row = next(line for line in report.splitlines() if line.startswith("| classes"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["classes", "accuracy ↑", "21.0 ± 1.0", "26.0 ± 1.0", "+5", "+5.0"]
+    assert (tmp_path / "images/results.png").stat().st_size > 10_000
+
+
+def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
+    main(["run", str(plan), "--seeds", "1"])
+    run = next(r for r in read_plan(plan).runs(seeds=[1]) if r.start == "scratch")
+    assert run.done() and run.scores() == {"eval/acc1": 21.0}
+    log = run.folder / "log.jsonl"
+    for left in (log.read_text().splitlines()[0] + "\n", ""):
+        log.write_text(left)
+        assert not run.done()
+
+
+def test_size_and_further_options(plan: Path, tmp_path: Path) -> None:
+    main(["run", str(plan), "--size", "small", "--seeds", "0", "--set", "bonus=30"])
+    runs = read_plan(plan, "small").runs(seeds=[0])
+    assert [run.scores()["eval/acc1"] for run in runs] == [50.0, 50.0]
+    assert (tmp_path / "runs-small").is_dir() and not (tmp_path / "runs-tiny").exists()
+
+
+def test_failures_show_what_the_script_said(plan: Path) -> None:
+    contents = yaml.safe_load(plan.read_text())
+    contents["common"]["lr"] = 0
+    plan.write_text(yaml.safe_dump(contents))
+    message = message_of(main, ["run", str(plan)])
+    assert "cls/" in message and "lr must not be 0" in message and "console.txt" in message
+    assert "expected OPTION=VALUE" in message_of(main, ["run", str(plan), "--set", "lr"])
+    assert "no experiment depth; there are cls" in message_of(
+        main, ["run", str(plan), "--only", "depth"]
+    )
+
+
+def test_bad_plans(plan: Path) -> None:
+    assert "no finished runs" in message_of(main, ["report", str(plan)])
+    contents = yaml.safe_load(plan.read_text())
+    Path(contents["report"]).write_text("# no marks\n")
+    assert "needs two lines" in message_of(main, ["report", str(plan)])
+    del contents["seeds"]
+    contents["sedes"] = [1]
+    plan.write_text(yaml.safe_dump(contents))
+    message = message_of(main, ["report", str(plan)])
+    assert "missing keys: seeds; unknown: sedes" in message
+
+
+def test_gain_is_measured_in_pooled_deviations() -> None:
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(10, 1, 5).tolist(), rng.normal(14, 2, 5).tolist()
+    gain = Gain.of(low, high, Metric("m", "m"))
+    pooled = np.sqrt((np.var(low, ddof=1) + np.var(high, ddof=1)) / 2)
+    assert gain.gain == pytest.approx(np.mean(high) - np.mean(low))
+    assert gain.deviations == pytest.approx(gain.gain / pooled)
+    worse = Gain.of(low, high, Metric("m", "m", higher_is_better=False))
+    assert worse.gain == pytest.approx(-gain.gain)
+    assert mean_and_std([3.0])[0] == 3.0 and np.isnan(mean_and_std([3.0])[1])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "cfgs/results").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_plan_gives_commands_that_parse(path: Path, tmp_path: Path) -> None:
+    from utils.config.cls_options import ClsConfig
+    from utils.config.depth_options import DepthConfig
+    from utils.config.parse import parse_config
+    from utils.config.semseg_options import SemsegConfig
+    from utils.config.taskonomy_options import TaskonomyConfig
+
+    configs = {
+        "run_finetuning_cls.py": ClsConfig,
+        "run_finetuning_semseg.py": SemsegConfig,
+        "run_finetuning_depth.py": DepthConfig,
+        "run_finetuning_taskonomy.py": TaskonomyConfig,
+    }
+    comparison = read_plan(path)
+    for run in comparison.runs():
+        assert isinstance(run, Run)
+        script, *flags = run.arguments()
+        assert (ROOT / script).is_file()
+        cfg = parse_config(configs[script], flags)  # type: ignore[type-var]
+        assert cfg.runtime.seed == run.seed  # type: ignore[attr-defined]
+    assert len(comparison.seeds) >= 3 and len(comparison.starts) >= 2

@@ -1,0 +1,53 @@
+"""The pictures of the README are made by their command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools import make_pictures
+
+REPO = Path(__file__).parents[2]
+
+
+def test_stills_and_animation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_pictures, "HERO_ROOMS", ("kitchen",))
+    monkeypatch.setattr(make_pictures, "HERO_VISIBLE", (8, 96))
+    assert make_pictures.main(["--out", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(make_pictures.PICTURES)
+    with Image.open(tmp_path / "hero.webp") as hero:
+        assert hero.n_frames == 2  # type: ignore[attr-defined]
+    for name in ("subsets", "edit", "attention", "predict"):
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png"))
+        assert picture.shape[1] > 600 and picture.std() > 20
+    # In `edit` the predictions of the two rows differ, and nothing else of the photo does.
+    edit = np.asarray(Image.open(tmp_path / "edit.png")).astype(int)
+    cell = make_pictures.CELL + make_pictures.GUTTER
+    top, right = 60, edit.shape[1] - 20 - cell
+    predicted, photo = right - cell, right
+
+    def difference(left: int) -> float:
+        rows = [edit[y : y + 216, left : left + 216] for y in (top, top + cell)]
+        return float(np.abs(rows[0] - rows[1]).mean())
+
+    assert difference(predicted) > 1 and difference(photo) == 0
+
+
+def test_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_pictures, "EXAMPLES", tmp_path)
+    assert make_pictures.main(["--out", str(tmp_path), "--only", "subsets"]) == 2
+    assert f"no example rooms in {tmp_path}" in capsys.readouterr().err
+
+
+def test_every_picture_of_the_readme_is_there_and_made_by_a_command() -> None:
+    pages = [(REPO / page).read_text() for page in ("README.md", "weights/README.md")]
+    names = {m for page in pages for m in re.findall(r"docs/images/([\w.-]+)", page)}
+    assert names and all((REPO / "docs/images" / name).is_file() for name in names)

@@ -1,0 +1,232 @@
+"""Saving: when, how many, what a failed save leaves behind, and logs that fit the weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import utils.checkpoint.saving
+from run_pretraining_multimae import main
+from tests.support.scenes import tiny_run, write_scenes
+from tools.torture.fingerprint import fingerprint
+from utils.checkpoint.files import latest_checkpoint, write_checkpoint
+from utils.checkpoint.manifest import read_manifest
+from utils.checkpoint.saving import snapshot
+from utils.data.batches import Batch
+from utils.logs.errors import RunError
+from utils.training.state import TrainState
+from utils.training.stepper import Stepper, Update
+
+
+class Struck(Exception):
+    """Ends a run where a kill would."""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("train"), 8)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+def rows(folder: Path) -> list[tuple[str, int]]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(row["kind"], row["step"]) for row in map(json.loads, lines)]
+
+
+def strike_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """End the run in step ``number`` (from 1) without tidying up."""
+    step = Stepper.step
+
+    def struck(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
+        if state.step + 1 == number:
+            raise Struck
+        return step(self, state, batches)
+
+    monkeypatch.setattr(Stepper, "step", struck)
+
+
+def test_by_epoch_by_step_and_how_many_are_kept(scenes: Path, tmp_path: Path) -> None:
+    more = ("--epochs", "6", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3", "--keep_ckpts", "2")
+    main(tiny_run(scenes, tmp_path, *more, "--batch_size", "2"))
+    between = {"checkpoint-step18.pth", "checkpoint-step21.pth"}
+    epochs = {"checkpoint-5.pth", "checkpoint-6.pth"}
+    assert names(tmp_path) == {*between, *epochs, "manifest.json"}
+    entries = read_manifest(tmp_path / "checkpoints")
+    assert [entry.step for entry in entries] == [18, 20, 21, 24]
+    assert all(entry.verifies(tmp_path / "checkpoints") for entry in entries)
+
+
+def test_by_minutes(scenes: Path, tmp_path: Path) -> None:
+    more = ("--epochs", "1", "--batch_size", "2", "--save_ckpt_minutes", "1e-6")
+    main(tiny_run(scenes, tmp_path, *more))
+    assert {"checkpoint-step2.pth", "checkpoint-step3.pth", "checkpoint-1.pth"} <= names(tmp_path)
+    main(tiny_run(scenes, tmp_path / "rarely", *more[:-1], "60"))
+    assert names(tmp_path / "rarely") == {"checkpoint-1.pth", "manifest.json"}
+
+
+def test_saving_in_the_background_saves_what_was_there(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has the state of its step, though it is written while later steps are made."""
+    more = ("--epochs", "3", "--save_ckpt_steps", "2", "--max_steps", "3")
+    released = threading.Event()
+
+    def slow(contents: Mapping[str, Any], *args: Any, **options: Any) -> Path:
+        if contents["step"] == 2:
+            released.wait(20)
+        return write_checkpoint(contents, *args, **options)
+
+    step = Stepper.step
+
+    def releasing(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
+        update = step(self, state, batches)
+        if state.step + 1 == 3:
+            released.set()
+        return update
+
+    main(tiny_run(scenes, tmp_path / "at once", *more, "--no_async_save"))
+    with monkeypatch.context() as patched:
+        patched.setattr(utils.checkpoint.saving, "write_checkpoint", slow)
+        patched.setattr(Stepper, "step", releasing)
+        main(tiny_run(scenes, tmp_path / "meanwhile", *more))
+    assert released.is_set()
+    saved = [
+        torch.load(tmp_path / run / "checkpoints/checkpoint-step3.pth", weights_only=True)
+        for run in ("at once", "meanwhile")
+    ]
+    assert all(torch.equal(v, saved[1]["model"][k]) for k, v in saved[0]["model"].items())
+    early, late = (
+        torch.load(tmp_path / run / "checkpoints/checkpoint-1.pth", weights_only=True)
+        for run in ("at once", "meanwhile")
+    )
+    assert all(torch.equal(v, late["model"][k]) for k, v in early["model"].items())
+
+
+def test_a_snapshot_is_not_touched_by_training() -> None:
+    state = {"a": torch.arange(4.0), "b": [torch.ones(2), {"c": torch.zeros(())}], "n": 3}
+    copy = snapshot(state)
+    memory = copy["a"].data_ptr()
+    state["a"] += 1
+    state["b"][0] += 1  # type: ignore[index]
+    assert copy["a"].tolist() == [0, 1, 2, 3]
+    assert copy["b"][0].tolist() == [1, 1]
+    again = snapshot(state, copy)
+    assert again["a"].data_ptr() == memory
+    assert again["a"].tolist() == [1, 2, 3, 4]
+    assert again["n"] == 3
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_save_that_fails_ends_the_run_and_leaves_the_older_ones(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    save = torch.save
+
+    def full(contents: Mapping[str, Any], file: Any) -> None:
+        save(contents, file)
+        if contents["step"] == 4:
+            raise OSError(28, "No space left on device")
+
+    more = ("--epochs", "9", "--save_ckpt_freq", "1", *([] if background else ["--no_async_save"]))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(RunError, match="could not be written to .* [(]No space left on device"):
+            main(tiny_run(scenes, tmp_path, *more))
+    assert names(tmp_path) == {"checkpoint-1.pth", "manifest.json"}
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints/checkpoint-1.pth"
+    main(tiny_run(scenes, tmp_path, *more))
+    main(tiny_run(scenes, tmp_path / "alone", *more))
+    assert fingerprint(tmp_path) == fingerprint(tmp_path / "alone")
+
+
+def test_logs_have_every_row_once(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in step 6 after a save at 4: rows of step 5 and a torn one are there already."""
+    more = ("--epochs", "4", "--save_ckpt_steps", "4", "--eval_data_path", str(scenes))
+    with monkeypatch.context() as patched:
+        strike_at(patched, 6)
+        with pytest.raises(Struck):
+            main(tiny_run(scenes, tmp_path, *more))
+    assert ("train", 5) in rows(tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    main(tiny_run(scenes, tmp_path, *more))
+    train = [("train", step) for step in range(1, 9)]
+    scored = [("eval", step) for step in (2, 4, 6, 8)]
+    assert sorted(rows(tmp_path)) == sorted([*train, *scored])
+    assert [step for _, step in rows(tmp_path)] == sorted(step for _, step in rows(tmp_path))
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> SimpleNamespace:
+        begun.append(options)
+        return SimpleNamespace(log=lambda *a, **k: None, finish=lambda **k: None)
+
+    fake = SimpleNamespace(init=init, Image=lambda image: image)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for steps, folder in (("1", "a"), ("2", "a"), ("1", "b")):
+        main(tiny_run(scenes, tmp_path / folder, "--log_wandb", "--max_steps", steps))
+    first, again, other = (options["id"] for options in begun)
+    assert first == again != other
+    assert {options["resume"] for options in begun} == {"allow"}
+
+
+def test_tensorboard_shows_every_step_once(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    more = ("--epochs", "4", "--save_ckpt_steps", "4", "--log_tensorboard")
+    with monkeypatch.context() as patched:
+        strike_at(patched, 6)
+        with pytest.raises(Struck):
+            main(tiny_run(scenes, tmp_path, *more))
+    main(tiny_run(scenes, tmp_path, *more))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))
+
+
+def test_deterministic_runs_are_the_same_to_the_bit(
+    scenes: Path, tmp_path: Path, restore_algorithms: Callable[[], None]
+) -> None:
+    for name in ("a", "b"):
+        main(tiny_run(scenes, tmp_path / name, "--deterministic", "--drop_path", "0.1"))
+        assert torch.are_deterministic_algorithms_enabled()
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+
+
+@pytest.fixture
+def restore_algorithms() -> Any:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_is_gone_is_not_a_full_disk(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The socket that hands batches over may break before the worker is missed."""
+
+    def gone(*_: Any) -> Update:
+        raise error
+
+    monkeypatch.setattr(Stepper, "step", gone)
+    with pytest.raises(RunError, match="a loader process was killed"):
+        main(tiny_run(scenes, tmp_path))

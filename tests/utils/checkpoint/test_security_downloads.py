@@ -1,0 +1,108 @@
+"""Weights from a URL: over https alone, and with the hash that their name says."""
+
+from __future__ import annotations
+
+import io
+import urllib.request
+from email.message import Message
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.response import addinfourl
+
+import pytest
+import torch
+
+from tests.project.test_security import SCRIPTS, error_of
+from tests.support.image_folders import message_of
+from utils.checkpoint.start_weights import fetch
+from utils.logs.errors import UserError
+
+Answer = tuple[int, bytes, dict[str, str]]
+"""Status, contents, headers."""
+CONTENT = b"weights"
+HASH = sha256(CONTENT).hexdigest()
+
+
+class Web:
+    """Answers in the place of servers; ``asked`` has the addresses."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def open(self, handler: object, request: urllib.request.Request) -> addinfourl:
+        self.asked.append(request.full_url)
+        code, body, headers = self.answers[request.full_url]
+        message = Message()
+        for key, value in headers.items():
+            message[key] = value
+        answer = addinfourl(io.BytesIO(body), message, request.full_url, code)
+        answer.msg = "told"  # type: ignore[attr-defined]
+        return answer
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Web:
+    found = Web({})
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for kind, method in (("HTTPSHandler", "https_open"), ("HTTPHandler", "http_open"),
+                         ("FTPHandler", "ftp_open"), ("FileHandler", "file_open")):  # fmt: skip
+        monkeypatch.setattr(getattr(urllib.request, kind), method, lambda h, r: found.open(h, r))
+    return found
+
+
+@pytest.mark.parametrize(
+    "scheme", ["http", "ftp", "file", "HTTP", "data", "s3", "javascript", "git+https"]
+)
+def test_only_https(scheme: str, web: Web, tmp_path: Path, capsys: Any) -> None:
+    url = f"{scheme}://x.org/w-{HASH[:8]}.pth"
+    message = message_of(fetch, url)
+    assert url in message and "only https://" in message
+    for script, flag in [(s, "--finetune") for s in ("cls", "semseg", "depth", "taskonomy")] + [
+        ("probe", "--weights")
+    ]:
+        told = error_of(lambda: SCRIPTS[script]([flag, url]), capsys)  # noqa: B023
+        assert flag in told and "only https://" in told
+    assert web.asked == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
+def test_redirections(scheme: str, code: int, web: Web, tmp_path: Path) -> None:
+    first, good = f"https://x.org/w-{HASH[:8]}.pth", "https://y.org/w"
+    web.answers = {first: (code, b"", {"Location": f"{scheme}://localhost/etc/passwd"})}
+    message = message_of(fetch, first)
+    assert first in message and web.asked == [first]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    web.answers = {first: (code, b"", {"Location": good}), good: (200, CONTENT, {})}
+    assert fetch(first).read_bytes() == CONTENT
+
+
+def test_hashes(web: Web, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    right, wrong = f"https://x.org/w-{HASH[:8]}.pth", "https://x.org/w-0123abcd.pth"
+    web.answers = {right: (200, CONTENT, {"Content-Length": "7"}), wrong: (200, CONTENT, {})}
+    assert fetch(right).read_bytes() == CONTENT and fetch(right).is_file() and len(web.asked) == 1
+    message = message_of(fetch, wrong)
+    assert wrong in message and HASH in message and "0123abcd" in message
+    assert [p.name for p in folder.iterdir()] == [f"w-{HASH[:8]}.pth"]
+    (folder / f"w-{HASH[:8]}.pth").write_bytes(b"changed")  # later, on the disk
+    assert fetch(right).read_bytes() == CONTENT and len(web.asked) == 3
+    (folder / f"w-{HASH[:8]}.pth").write_bytes(b"changed")
+    web.answers[right] = (200, b"changed, too", {})
+    assert "changed or damaged" in message_of(fetch, right)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, CONTENT[:3], {"Content-Length": "7"}), (404, b"", {}), (500, b"no", {})]
+)
+def test_half_an_answer(
+    answer: tuple[int, bytes, dict[str, str]], web: Web, tmp_path: Path
+) -> None:
+    url = "https://x.org/model.safetensors"
+    web.answers = {url: answer}
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        fetch(url)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -1,0 +1,105 @@
+"""The checks of the pre-training options and the modality table that they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multimae.specs.modalities import IMAGENET_MEAN
+from utils.config.parse import ConfigError, parse_config
+from utils.config.pretrain_options import PretrainConfig, PretrainModelOptions
+
+
+def problems_of(argv: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as info:
+        parse_config(PretrainConfig, argv)
+    return str(info.value).split("\n  - ")[1:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--seed", "-1"], "--seed: -1 is not in [0, inf)"),
+        (["--blr", "nan"], "--blr: nan is not in (0, inf)"),
+        (["--blr", "inf"], "--blr: inf is not in (0, inf)"),
+        (["--opt_betas", "0.9", "1"], "--opt_betas: (0.9, 1.0) is not in [0, 1)"),
+        (["--crop_scale", "1", "0.5"], "--crop_scale: the smallest value 1.0 exceeds"),
+        (["--task_balancer", "x"], "--task_balancer: expected one of none, uncertainty"),
+        (["--model", "pretrain_multimae_bse"], "did you mean pretrain_multimae_base?"),
+        (["--model", "multivit_base"], "--model: multivit_base does not mask"),
+        (["--decoder_dim", "250"], "--decoder_dim: 250 is not divisible by decoder_num_heads 8"),
+        (["--device", "gpu"], "--device: 'gpu' is not a device"),
+        (["--start_epoch", "2000"], "--start_epoch: 2000 lies beyond epochs 1600"),
+        (["--epochs", "9"], "warmup_epochs: 40 must be less than epochs 9"),
+        (
+            ["--in_domains", "rgb-dpth"],
+            "--in_domains: unknown modality 'dpth'; did you mean depth?",
+        ),
+        (["--in_domains", "rgb-rgb"], "--in_domains: 'rgb' is named twice"),
+        (["--in_domains", ""], "--in_domains: name at least one modality"),
+        (["--in_domains", "norm_rgb"], "--in_domains: 'norm_rgb' is a target computed from 'rgb'"),
+        (["--out_domains", "x"], "--out_domains: unknown modality 'x'"),
+        (["--fp32_output_adapters", "x"], "--fp32_output_adapters: unknown modality 'x'"),
+        (["--modalities", "{a: {b: 1}}"], "--modalities: modality 'a': unknown field 'b'"),
+        (["--modalities", "{1: {}}"], "--modalities: modality '1': the name must be letters"),
+        (["--modalities", "{a: b: c}"], "--modalities: not YAML: line 1"),
+        (["--modalities", "{a: {}, a: {}}"], "--modalities: line 1: key 'a' is already on line 1"),
+        (["--modalities", "{depth: {stride: 20}}"], "input_size: 224 is not divisible by 20"),
+    ],
+)
+def test_mistake(argv: list[str], problem: str) -> None:
+    assert any(problem in line for line in problems_of(argv)), problems_of(argv)
+
+
+def test_broken_table_hides_no_misspelt_names() -> None:
+    argv = ["--modalities", "{depth: {x: 1}, new: {}}", "--in_domains", "new-dept"]
+    first, second = problems_of(argv)
+    assert "unknown field 'x'" in first and "'dept'; did you mean depth?" in second
+
+
+def test_failed_option_is_not_checked_by_its_default() -> None:
+    assert problems_of(["--input_size", "big", "--patch_size", "48"]) == [
+        "--input_size: expected whole number, got 'big'"
+    ]
+
+
+def test_flags_change_rows() -> None:
+    argv = ["--standardize_depth", "--no_imagenet_default_mean_and_std"]
+    table = parse_config(PretrainConfig, [*argv, "--train_interpolation", "bilinear"]).table()
+    assert table["depth"].normalization == "robust"
+    assert table["rgb"].interpolation == table["norm_rgb"].interpolation == "bilinear"
+    assert table["rgb"].mean == table["norm_rgb"].mean == table["rgb"].std == (0.5,)
+    plain = PretrainConfig().table()
+    assert plain["depth"].normalization == "mean_std"
+    assert plain["rgb"].mean == plain["norm_rgb"].mean == IMAGENET_MEAN
+
+
+def test_declared_fields_win_over_flags() -> None:
+    rows = "{depth: {normalization: mean_std}, rgb: {mean: [0.1]}, norm_rgb: {max_value: 9}}"
+    argv = ["--standardize_depth", "--no_imagenet_default_mean_and_std", "--modalities", rows]
+    table = parse_config(PretrainConfig, argv).table()
+    assert table["depth"].normalization == "mean_std"
+    assert table["rgb"].mean == table["norm_rgb"].mean == (0.1,)
+    assert table["rgb"].std == (0.5,)
+    assert (table["rgb"].max_value, table["norm_rgb"].max_value) == (255.0, 9.0)
+
+
+def test_output_names() -> None:
+    assert PretrainConfig().out_names == ("rgb", "depth", "semseg", "norm_rgb")
+    plain = PretrainModelOptions(extra_norm_pix_loss=False)
+    assert PretrainConfig(model=plain).out_names == ("rgb", "depth", "semseg")
+    assert parse_config(PretrainConfig, ["--out_domains", "depth"]).out_names == ("depth",)
+    both = parse_config(PretrainConfig, ["--out_domains", "norm_rgb-rgb"])
+    assert both.out_names == ("norm_rgb", "rgb")
+
+
+def test_new_modality_needs_yaml_only(tmp_path: Path) -> None:
+    path = tmp_path / "normals.yaml"
+    path.write_text(
+        "in_domains: rgb-normals\nout_domains: normals\nmodalities:\n"
+        "  normals: {loss: l1, mean: [0.5], std: [0.5], hflip_negate: [0]}\n",
+    )
+    cfg = parse_config(PretrainConfig, ["--config", str(path)])
+    assert cfg.in_names == ("rgb", "normals") and cfg.out_names == ("normals",)
+    assert cfg.table()["normals"].hflip_negate == (0,)

@@ -1,0 +1,158 @@
+"""Classification from class folders to accuracies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run_finetuning_cls
+from multimae.specs.modalities import default_table
+from tests.support.image_folders import message_of
+from tests.support.scenes import ON_CPU, write_scenes
+from utils.data.sets.class_folders import ClassIndex, ClassTrainTransform, mix
+
+ROWS = [default_table()[name] for name in ("rgb", "depth", "semseg")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root / "train", 12)
+    write_scenes(root / "val", 7, first_seed=100)
+    return root
+
+
+def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
+    return [
+        *("--data_path", str(data / "train/rgb"), "--eval_data_path", str(data / "val")),
+        *("--output_dir", str(output_dir), "--model", "multivit_nano", "--nb_classes", "2"),
+        *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--epochs", "2"),
+        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", *ON_CPU),
+        *("--num_pictures", "2", "--log_every", "1"),
+        *more,
+    ]
+
+
+def evaluations(output_dir: Path) -> list[dict[str, float]]:
+    lines = (output_dir / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "eval"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--in_domains", "rgb"],
+        ["--in_domains", "rgb-depth", "--standardize_depth", "--reprob", "0.5"],
+        ["--in_domains", "depth", "--mixup_mode", "elem", "--no_mean_pooling"],
+        ["--mixup", "0", "--cutmix", "0", "--aa", "none", "--model_ema"],
+        ["--disable_eval_during_finetuning", "--mixup_mode", "pair"],
+    ],
+    ids=" ".join,
+)
+def test_inputs_and_augmentations(data: Path, tmp_path: Path, more: list[str]) -> None:
+    run_finetuning_cls.main(arguments(data, tmp_path, *more))
+    scores = evaluations(tmp_path)
+    assert len(scores) == (1 if "--disable_eval_during_finetuning" in more else 2)
+    assert 0 <= scores[-1]["eval/acc1"] <= 100 and scores[-1]["eval/acc5"] == 100
+    assert list((tmp_path / "pictures").glob("predictions_eval-*.png"))
+    run_finetuning_cls.main(arguments(data, tmp_path, *more, "--eval"))
+    best = max(row["eval/acc1"] for row in scores)
+    assert evaluations(tmp_path)[-1]["eval/acc1"] == pytest.approx(best)
+
+
+def test_the_same_seed_gives_the_same_run(data: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run_finetuning_cls.main(arguments(data, tmp_path / name, "--drop", "0.1"))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row.get("loss") for row in one] == [row.get("loss") for row in two]
+
+
+def test_scoring_needs_no_training_images(data: Path, tmp_path: Path) -> None:
+    run_finetuning_cls.main(arguments(data, tmp_path / "run", "--epochs", "1"))
+    weights = tmp_path / "run/model.safetensors"
+    elsewhere = ("--data_path", str(tmp_path / "gone"), "--nb_classes", "1000")
+    scoring = arguments(data, tmp_path / "score", "--eval", *elsewhere)
+    run_finetuning_cls.main([*scoring, "--finetune", str(weights)])
+    trained, scored = (evaluations(tmp_path / name)[-1] for name in ("run", "score"))
+    assert scored["eval/acc1"] == trained["eval/acc1"]
+    assert scored["eval/loss"] == pytest.approx(trained["eval/loss"])
+    # The weights name their classes: folders that they do not know are no classes of theirs.
+    other = write_scenes(tmp_path / "val", 4)
+    for folder in ("rgb", "depth", "semseg", "normals"):
+        (other / folder / "a").rename(other / folder / "c")
+    unknown = [*scoring, "--finetune", str(weights), "--eval_data_path", str(other)]
+    assert "- c" in message_of(run_finetuning_cls.main, unknown)
+    missing = [*scoring, "--finetune", str(tmp_path / "no.safetensors")]
+    assert "no.safetensors" in message_of(run_finetuning_cls.main, missing)
+    # A checkpoint of a run does not: then the training images say.
+    unnamed = arguments(data, tmp_path / "run", "--eval", *elsewhere)
+    assert "gone" in message_of(run_finetuning_cls.main, unnamed)
+
+
+def test_wrong_classes(data: Path, tmp_path: Path) -> None:
+    message = message_of(run_finetuning_cls.main, arguments(data, "", "--nb_classes", "5"))
+    assert "2 classes (a, b)" in message and "--nb_classes 2" in message
+    other = write_scenes(tmp_path / "val", 4)
+    for folder in ("rgb", "depth", "semseg", "normals"):
+        (other / folder / "b").rename(other / folder / "c")
+    message = message_of(
+        run_finetuning_cls.main, arguments(data, "", "--eval_data_path", str(other))
+    )
+    assert "classes that the training set does not have" in message and "- c" in message
+
+
+def test_class_ids() -> None:
+    assert ClassIndex(["bath", "kitchen"]).ids(["kitchen/7", "bath/1"]).tolist() == [1, 0]
+
+
+def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    torch.manual_seed(0)
+    x = {
+        "rgb": torch.randn(4, 3, 16, 16),
+        "depth": torch.randn(4, 1, 16, 16),
+        "semseg": torch.randint(0, 133, (4, 4, 4)),
+    }
+    return x, torch.tensor([0, 1, 2, 3])
+
+
+def mixup(**options: float) -> object:
+    from timm.data.mixup import Mixup
+
+    np.random.seed(3)  # noqa: NPY002
+    return Mixup(num_classes=5, label_smoothing=0.1, **options)
+
+
+def test_mixing_equals_timm_for_each_modality() -> None:
+    for options in ({"mixup_alpha": 0.8}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}):
+        x, target = batch()
+        mixed, soft = mix(mixup(**options), x, target, ROWS)
+        for name in ("rgb", "depth"):
+            expected, labels = mixup(**options)(x[name].clone(), target)  # type: ignore[operator]
+            assert torch.allclose(mixed[name], expected) and torch.allclose(soft, labels)
+
+
+def test_label_maps_are_pasted_never_blended() -> None:
+    x, target = batch()
+    x["depth"] = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 16, 16).contiguous()
+    mixed, _ = mix(mixup(mixup_alpha=0.0, cutmix_alpha=1.0), x, target, ROWS)
+    foreign = mixed["depth"][:, 0, ::4, ::4] != x["depth"][:, 0, ::4, ::4]
+    assert 0 < foreign.float().mean() < 1
+    assert torch.equal(mixed["semseg"], torch.where(foreign, x["semseg"].flip(0), x["semseg"]))
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-mstd0.5-inc1-n4", "original", "augmix-m10-w3"])
+def test_the_strongest_augmentation_leaves_an_image(policy: str) -> None:
+    row = default_table()["rgb"]
+    transform = ClassTrainTransform([row], 32, policy)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for seed in range(150):  # timm's strongest Posterize keeps no bit, which Pillow refuses
+        torch.manual_seed(seed)
+        assert transform({"rgb": Image.fromarray(pixels)})["rgb"].shape == (3, 32, 32)

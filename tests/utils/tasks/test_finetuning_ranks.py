@@ -1,0 +1,89 @@
+"""Scores do not depend on how many processes share a set out, to the last digit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import run_finetuning_cls
+import run_finetuning_depth
+import run_finetuning_semseg
+import run_finetuning_taskonomy
+from tests.support.scenes import ON_CPU, write_scenes
+from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
+from utils.config.cls_options import ClsConfig
+from utils.config.depth_options import DepthConfig
+from utils.config.parse import parse_config
+from utils.config.semseg_options import SemsegConfig
+from utils.config.taskonomy_options import TaskonomyConfig
+from utils.distributed.world import World
+from utils.tasks.classification import Classification
+from utils.tasks.depth_estimation import DepthFinetuning
+from utils.tasks.segmentation_setup import Segmentation
+from utils.tasks.taskonomy import Taskonomy
+
+REPO = Path(__file__).parents[3]
+Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]
+
+# 7 images by 3 are 3 + 3 + 1 for one process, 3 + 1 and 3 for two.
+TASKS: dict[str, Task] = {
+    "cls": (
+        run_finetuning_cls.main, ClsConfig, Classification,
+        ["--in_domains", "rgb-depth", "--nb_classes", "2"],
+    ),
+    "semseg": (
+        run_finetuning_semseg.main, SemsegConfig, Segmentation,
+        ["--in_domains", "rgb-depth", "--num_classes", "4", "--seg_reduce_zero_label",
+         "--decoder_dim", "64", "--decoder_depth", "1"],
+    ),
+    "depth": (run_finetuning_depth.main, DepthConfig, DepthFinetuning, []),
+    "taskonomy": (
+        run_finetuning_taskonomy.main, TaskonomyConfig, Taskonomy,
+        ["--out_domains", "normal-reshading-depth_euclidean"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"), [("cls", 16), ("semseg", 3), ("depth", 3), ("taskonomy", 1)]
+)
+def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, batch: int) -> None:
+    main, config, kind, options = TASKS[name]
+    if name == "taskonomy":
+        data = ["--data_path", str(write_taskonomy(tmp_path / "views", buildings=5, views=7))]
+    else:
+        write_scenes(tmp_path / "val", 7)
+        data = [f"--{key}={tmp_path / 'val'}" for key in ("data_path", "eval_data_path")]
+    weights = tmp_path / "weights.pth"
+    arguments = [
+        *data, *options, "--eval_batch_size", str(batch),
+        *("--model", "multivit_tiny", "--input_size", "32", "--patch_size", "8"),
+        *("--num_workers", "0", *ON_CPU, "--num_threads", "1", "--num_pictures", "0"),
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    model = kind(parse_config(config, arguments), World(0, 1, torch.device("cpu"))).build_task()
+    state = {k: v + 0.02 * torch.randn_like(v) for k, v in model.model.state_dict().items()}
+    torch.save({"model": state, "epoch": 5, "step": 15}, weights)
+
+    arguments += ["--eval", "--finetune", str(weights)]
+    main([*arguments, "--output_dir", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"run_finetuning_{name}.py"]
+    run = subprocess.run(
+        [*command, *arguments, "--output_dir", str(tmp_path / "two")],
+        cwd=REPO, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    one, two = (
+        json.loads((tmp_path / out / "log.jsonl").read_text().splitlines()[-1])
+        for out in ("one", "two")
+    )
+    assert one == two
+    assert (one["epoch"], one["step"]) == (5.0, 15)

@@ -1,0 +1,121 @@
+"""Taskonomy from files of its layout to scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import run_finetuning_taskonomy
+from tests.support.image_folders import message_of, save
+from tests.support.scenes import ON_CPU
+from utils.data.sets.taskonomy_views import TASKS, TaskonomyFolder, buildings_of, valid_pixels
+from utils.tasks.regression import Target
+
+WIDE = ("depth_zbuffer", "depth_euclidean", "edge_texture", "edge_occlusion", "keypoints2d")
+COLOURED = ("rgb", "normal", "principal_curvature", "reshading")
+
+
+def write_taskonomy(root: Path, buildings: int = 5, views: int = 4) -> Path:
+    rng = np.random.default_rng(0)
+    for b in range(buildings):
+        for v in range(views):
+            name = f"building{b}/point_{v}_view_0_domain_"
+            for task in WIDE:
+                save(root / task / f"{name}{task}.png", rng.integers(0, 9000, (40, 48), np.uint16))
+            for task in COLOURED:
+                pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                save(root / task / f"{name}{task}.png", pixels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_taskonomy(tmp_path_factory.mktemp("taskonomy"))
+
+
+def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
+    return [
+        *("--data_path", str(data), "--output_dir", str(output_dir), "--model", "multivit_nano"),
+        *("--input_size", "32", "--patch_size", "8", "--batch_size", "4", "--epochs", "1"),
+        *("--warmup_epochs", "0", "--num_workers", "0", "--lr", "1e-3", *ON_CPU),
+        *("--num_pictures", "2", "--log_every", "1", *more),
+    ]
+
+
+def test_every_task_is_trained_and_scored(data: Path, tmp_path: Path) -> None:
+    tasks = ("normal", "reshading", "principal_curvature", "edge_texture", "depth_euclidean")
+    run_finetuning_taskonomy.main(
+        arguments(data, tmp_path, "--out_domains", "-".join(tasks), "--freeze_transformer")
+    )
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    scores = log[-1]
+    errors = [scores[f"eval/l1/{task}"] for task in tasks]
+    assert np.isfinite(errors).all() and scores["eval/l1"] == pytest.approx(np.mean(errors))
+    assert {f"loss/{task}" for task in tasks} <= log[0].keys()
+    assert list((tmp_path / "pictures").glob("predictions_eval-*.png"))
+    run_finetuning_taskonomy.main(
+        arguments(data, tmp_path, "--out_domains", "-".join(tasks), "--eval")
+    )
+    scored = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert scored["eval/l1"] == pytest.approx(scores["eval/l1"], rel=1e-6)
+
+
+def test_targets_follow_the_specification() -> None:
+    raw = torch.tensor([[[[0, 4000, 8000, 9000, 65535]]]], dtype=torch.int32)
+    depth = Target("d", *TASKS["depth_zbuffer"]).prepare(raw)
+    assert torch.allclose(depth, torch.tensor([[[[0, 0.5, 1, 1, 1]]]]))
+    edges = Target("e", *TASKS["edge_texture"]).prepare(raw)
+    assert torch.allclose(edges, (raw / (0.25 * 65535)).clamp(max=1).float())
+    assert torch.allclose(Target("k", *TASKS["keypoints2d"]).prepare(raw), raw / 65535)
+    colours = torch.randint(0, 256, (1, 3, 2, 2), dtype=torch.uint8)
+    curvature = Target("c", *TASKS["principal_curvature"]).prepare(colours)
+    assert torch.allclose(curvature, colours[:, :2] / 255)
+    assert Target("r", *TASKS["reshading"]).prepare(colours).shape == (1, 1, 2, 2)
+
+
+def test_invalid_pixels_grow_by_four() -> None:
+    depth = torch.full((1, 1, 20, 20), 1000)
+    depth[0, 0, 10, 10] = 65535
+    valid = valid_pixels(depth)
+    expected = torch.ones(20, 20, dtype=torch.bool)
+    expected[6:15, 6:15] = False
+    assert torch.equal(valid[0, 0], expected)
+
+
+def test_splits(data: Path, tmp_path: Path) -> None:
+    subsets = [buildings_of(data, subset) for subset in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert sorted(name for s in subsets for name in s) == [f"building{i}" for i in range(5)]
+    assert all(subsets)
+    table = tmp_path / "split.csv"
+    table.write_text("id,train,val,test\nbuilding0,1,0,0\nbuilding3,0,0,1\n")
+    assert buildings_of(data, "test", str(table)) == {"building3"}
+    (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
+    assert "columns id" in message_of(buildings_of, data, "val", str(tmp_path / "wrong.csv"))
+    root = tmp_path / "listed"
+    root.mkdir()
+    (root / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
+    assert buildings_of(root, "val") == {"b"}
+
+
+def test_views_are_paired_by_name_and_spread(data: Path, tmp_path: Path) -> None:
+    rows = [TASKS["rgb"][0], TASKS["normal"][0]]
+    buildings = frozenset(f"building{i}" for i in range(5))
+    few = TaskonomyFolder(data, rows, buildings, limit=5)
+    assert len(few) == 5 and len({few.name(i).split("/")[0] for i in range(5)}) == 5
+    assert few.path(0, rows[1]).name == "point_0_view_0_domain_normal.png"
+    root = write_taskonomy(tmp_path / "copy", buildings=3, views=2)
+    (root / "normal/building1/point_1_view_0_domain_normal.png").unlink()
+    message = message_of(TaskonomyFolder, root, rows, buildings)
+    assert "'normal'" in message and "building1/point_1_view_0" in message
+    assert "no view" in message_of(TaskonomyFolder, data, rows, frozenset({"elsewhere"}))
+
+
+def test_unknown_task(data: Path) -> None:
+    message = message_of(
+        run_finetuning_taskonomy.main, arguments(data, "", "--out_domains", "normals")
+    )
+    assert "unknown task 'normals'; did you mean normal?" in message

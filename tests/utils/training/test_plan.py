@@ -1,0 +1,71 @@
+"""Numbers derived from the configuration, and the table a run ends with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools.show_run import main as show_run
+from utils.config.options import OptimOptions, RuntimeOptions
+from utils.logs.errors import UserError
+from utils.training.plan import make_plan
+
+OPTIM = OptimOptions(warmup_epochs=2, warmup_lr=0.0)
+RUNTIME = RuntimeOptions(epochs=10, batch_size=32)
+
+
+def test_learning_rate_follows_the_global_batch() -> None:
+    plan = make_plan(40, 4, replace(OPTIM, update_freq=2), RUNTIME, blr=1e-3)
+    assert plan.global_batch == 32 * 2 * 4
+    assert plan.lr == 1e-3 * 256 / 256
+    assert (plan.steps_per_epoch, plan.total_steps) == (20, 200)
+    assert len(plan.schedule) == 200
+    assert (
+        plan.schedule.lr[39] == plan.schedule.lr[40] == plan.lr
+    )  # the line ends, the cosine begins
+    assert make_plan(40, 1, OPTIM, RUNTIME, blr=None, lr=0.5).lr == 0.5
+
+
+def test_steps_of_warmup_replace_epochs() -> None:
+    plan = make_plan(10, 1, replace(OPTIM, warmup_steps=5), RUNTIME, blr=1.0)
+    assert plan.schedule.lr[4] == plan.lr
+
+
+def test_max_steps_cuts_the_run_but_not_the_schedule() -> None:
+    plan = make_plan(10, 1, OPTIM, replace(RUNTIME, max_steps=7), blr=1.0)
+    assert plan.total_steps == 7 and len(plan.schedule) == 100
+
+
+def test_plans_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="--update_freq 8: an epoch has only 4 batches"):
+        make_plan(4, 1, replace(OPTIM, update_freq=8), RUNTIME, blr=1.0)
+    with pytest.raises(UserError, match="warm-up of 500 steps"):
+        make_plan(10, 1, replace(OPTIM, warmup_steps=500), RUNTIME, blr=1.0)
+
+
+def test_show_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_run([str(tmp_path)]) == 2
+    assert "log.jsonl does not exist" in capsys.readouterr().err
+    rows = [
+        {"kind": "eval", "step": 5, "epoch": 1.0, "eval/x": 9.0, "trivial/x": 9.0, "gain/x": 0.0},
+        {"kind": "eval", "step": 9, "epoch": 2.0, "eval/x": 0.5, "trivial/x": 2.0, "gain/x": 0.75},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/reconstructions-000005.png").write_bytes(b"old")
+    (tmp_path / "pictures/reconstructions-000009.png").write_bytes(b"new")
+    assert show_run([str(tmp_path)]) == 0
+    assert (tmp_path / "reconstructions.png").read_bytes() == b"new"
+    out = capsys.readouterr().out
+    assert "x                 0.5000    2.0000         75.0 %" in out
+
+
+def test_a_schedule_may_end_at_the_last_step() -> None:
+    optim = OptimOptions(warmup_epochs=0)
+    runtime = RuntimeOptions(epochs=3, max_steps=5, batch_size=2)
+    fitted = replace(runtime, schedule_to_max_steps=True)
+    whole, short = (make_plan(10, 1, optim, r, blr=1.0) for r in (runtime, fitted))
+    assert len(whole.schedule) == 30 and len(short.schedule) == whole.total_steps == 5

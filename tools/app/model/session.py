@@ -1,0 +1,187 @@
+"""What the page does when something is clicked, without the page: plain values in and out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from multimae.plotting import reconstruction_grid, to_picture
+from multimae.specs.modalities import Modality
+from tools.app.model.demo_model import Engine, Prediction
+from tools.app.model.edits import Edits, apply_edits, parse_edits
+from tools.app.model.masks import Mask, concentrations, from_bits, to_bits
+from tools.app.model.scene import Scene
+from tools.app.page.output_rows import Pair, row_html
+from tools.common.data_uri import encode
+from utils.logs.errors import UserError
+
+Strokes = Mapping[str, Any]
+"""What the painters hold, by input: ``{"visible": bits, "edits": {patch: value}}``."""
+
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sliders.
+
+    Attributes:
+        budget: Number of visible patches.
+        concentration: Of the Dirichlet distribution, see
+        :func:`tools.app.model.masks.concentrations`.
+        shares: Expected part by input.
+        seed: Of the draw.
+    """
+
+    budget: int
+    concentration: float
+    shares: Mapping[str, float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the page shows.
+
+    Attributes:
+        strokes: New values of the painters.
+        pictures: What the painters show, by input, edits included; none where nothing is given.
+        rows: HTML by output.
+        status: One line.
+    """
+
+    strokes: dict[str, dict[str, Any]]
+    pictures: dict[str, str]
+    rows: dict[str, str]
+    status: str
+
+
+class Session:
+    """Turns scenes, settings and strokes into views; holds nothing of a visitor."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Serve one model."""
+        self.engine = engine
+
+    def draw(self, scene: Scene, settings: Settings) -> dict[str, Mask]:
+        """Visible patches at random.
+
+        Raises:
+            UserError: Settings out of range.
+        """
+        given = {
+            m.name: settings.shares[m.name] for m in self.engine.inputs if m.name in scene.pixels
+        }
+        if not 0 <= settings.seed <= MAX_SEED:
+            raise UserError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
+        alphas = concentrations(settings.concentration, given)
+        return self.engine.draw(scene.pixels, int(settings.budget), alphas, int(settings.seed))
+
+    def only(self, scene: Scene, name: str) -> dict[str, Mask]:
+        """All patches of one input and none of the others.
+
+        Raises:
+            UserError: The scene has no such image.
+        """
+        if name not in scene.pixels:
+            raise UserError(f"This image comes without {name}: add a file under “Your own images”.")
+        return {other: self._full(other, other == name) for other in scene.pixels}
+
+    def read(self, scene: Scene, strokes: Strokes) -> tuple[dict[str, Mask], dict[str, Edits]]:
+        """Masks and edits from the painters.
+
+        Raises:
+            UserError: They are not what a painter writes.
+        """
+        masks, edits = {}, {}
+        for m in self.engine.inputs:
+            if m.name not in scene.pixels:
+                continue
+            stroke = strokes.get(m.name) or {}
+            if not isinstance(stroke, Mapping):
+                raise UserError(f"The painter of {m.name} must hold visible patches and edits.")
+            grid = self.engine.grids[m.name]
+            bits = stroke.get("visible")
+            masks[m.name] = from_bits(bits, grid, m.name) if bits else self._full(m.name, False)
+            edits[m.name] = parse_edits(stroke.get("edits") or {}, m, grid)
+        return masks, edits
+
+    def predict(
+        self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
+    ) -> Pair:
+        """With the edits, and without them if there are any."""
+        now = self.engine.predict(self._edited(scene, edits), visible)
+        before = self.engine.predict(scene.pixels, visible) if any(edits.values()) else None
+        return Pair(now, before)
+
+    def view(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> View:
+        """What the page shows for some visible patches.
+
+        Raises:
+            UserError: Nothing is visible.
+        """
+        pair = self.predict(scene, visible, edits)
+        patch = self.engine.spec.patch_size
+        strokes = {
+            m.name: {
+                "visible": to_bits(visible[m.name]) if m.name in visible else "",
+                "edits": {str(i): value for i, value in edits.get(m.name, {}).items()},
+            }
+            for m in self.engine.inputs
+        }
+        shown = {
+            m.name: self._picture(pair.now, m) for m in self.engine.inputs if m.name in visible
+        }
+        rows = {m.name: row_html(pair, m, patch) for m in self.engine.outputs}
+        return View(strokes, shown, rows, self._status(scene, pair))
+
+    def png(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> bytes:
+        """The picture grid as a file.
+
+        Raises:
+            UserError: Nothing is visible.
+        """
+        now = self.predict(scene, visible, edits).now
+        rows = [m for m in self.engine.outputs if m.data_name in now.truth]
+        masks = {
+            name: torch.from_numpy(~mask.ravel())[None].long() for name, mask in visible.items()
+        }
+        grid = reconstruction_grid(
+            {name: x[None] for name, x in now.truth.items()},
+            {name: x[None] for name, x in now.outputs.items()},
+            masks,
+            rows,
+            self.engine.spec.patch_size,
+        )
+        buffer = io.BytesIO()
+        grid.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+    def _edited(self, scene: Scene, edits: Mapping[str, Edits]) -> dict[str, Any]:
+        return {
+            m.name: apply_edits(
+                scene.pixels[m.name], edits.get(m.name, {}), m, self.engine.grids[m.name]
+            )
+            for m in self.engine.inputs
+            if m.name in scene.pixels
+        }
+
+    def _picture(self, now: Prediction, m: Modality) -> str:
+        truth = now.truth[m.name]
+        return encode(to_picture(truth, m, truth))
+
+    def _full(self, name: str, value: bool) -> Mask:
+        return np.full(self.engine.grids[name], value)
+
+    def _status(self, scene: Scene, pair: Pair) -> str:
+        seen = sum(int(mask.sum()) for mask in pair.now.visible.values())
+        total = sum(mask.size for mask in pair.now.visible.values())
+        return (
+            f"{scene.title}: {seen} of {total} patches visible, everything else predicted in "
+            f"{1000 * pair.now.seconds:.0f} ms"
+        )

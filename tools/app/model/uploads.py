@@ -1,0 +1,126 @@
+"""A visitor's own files: read exactly, or refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from multimae.images.files import read
+from multimae.images.pixels import ImageError, Pixels, check_same_view
+from multimae.specs.modalities import Modality
+from utils.logs.errors import UserError
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_ID_MODES = frozenset({"1", "L", "P"}) | _WIDE
+
+
+def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
+    """Pixels of one uploaded file.
+
+    Args:
+        path: The file; only its name appears in messages.
+        modality: What it should hold.
+        patch_size: The model's patch side in pixels.
+
+    Returns:
+        What :func:`multimae.images.files.read` gives: 16-bit values and class ids as stored.
+
+    Raises:
+        UserError: The file is empty, huge, damaged, or no such image; one sentence or two.
+    """
+    _check_bytes(path)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_header(image, path.name, modality, patch_size)
+    except UnidentifiedImageError as err:
+        raise UserError(
+            f"{path.name} is not an image this page can read. Use {', '.join(FORMATS)}."
+        ) from err
+    except Image.DecompressionBombError as err:
+        raise UserError(_too_many_pixels(path.name)) from err
+    except (OSError, SyntaxError, ValueError) as err:
+        raise UserError(_damaged(path.name)) from err
+    try:
+        return read(path, modality)
+    except ImageError as err:
+        if "class id" in str(err):
+            raise UserError(
+                f"{path.name} holds class ids that this model does not know: ids are "
+                f"0..{modality.num_classes - 1} ({modality.name}). Remap them, or save the map "
+                "with its ids instead of colours."
+            ) from err
+        raise UserError(_damaged(path.name)) from err
+
+
+def check_one_view(pixels: Mapping[str, Pixels], names: Mapping[str, str]) -> None:
+    """Refuse files that cannot show the same view; they may differ in resolution, not in shape.
+
+    Args:
+        pixels: By modality.
+        names: Of the files, by modality.
+
+    Raises:
+        UserError: Their aspect ratios differ.
+    """
+    try:
+        check_same_view(pixels, names)
+    except ImageError as err:
+        raise UserError(str(err)) from err
+
+
+def _check_bytes(path: Path) -> None:
+    size = os.stat(path).st_size
+    if size == 0:
+        raise UserError(f"{path.name} is an empty file. Choose another one.")
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read. "
+            "Save it smaller."
+        )
+
+
+def _check_header(image: Image.Image, name: str, modality: Modality, patch_size: int) -> None:
+    """Size and mode, before any pixel is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(_too_many_pixels(name))
+    side = modality.patch_size or patch_size
+    if min(image.size) < side // modality.stride:
+        raise UserError(
+            f"{name} is {image.width} x {image.height} pixels, smaller than one patch of "
+            f"{modality.name} ({side // modality.stride} x {side // modality.stride}). "
+            "Choose a larger image."
+        )
+    grey = image.mode in _ID_MODES - {"P"}
+    if modality.is_labels and image.mode not in _ID_MODES:
+        raise UserError(
+            f"{name} is a colour image (mode {image.mode}), but {modality.name} holds class ids: "
+            "save it with one channel, or as a palette image."
+        )
+    if not modality.is_labels and modality.num_channels == 1 and not grey:
+        raise UserError(
+            f"{name} has mode {image.mode}, but {modality.name} has one channel of integers: save "
+            "it as an 8- or 16-bit greyscale PNG."
+        )
+    if not modality.is_labels and modality.num_channels == 3 and image.mode in _WIDE | {"F"}:
+        raise UserError(
+            f"{name} is a 16-bit or float greyscale image (mode {image.mode}), but "
+            f"{modality.name} has 8-bit colours. Is it meant for another modality?"
+        )
+
+
+def _too_many_pixels(name: str) -> str:
+    return (
+        f"{name} has too many pixels: at most {MAX_PIXELS / 1e6:.0f} million are read. "
+        "Scale it down."
+    )
+
+
+def _damaged(name: str) -> str:
+    return f"{name} is damaged or cut off: its pixels cannot be read. Save it again."

@@ -1,0 +1,167 @@
+"""The benchmark of the training step: contenders, numbers, one report."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multimae.images.preprocess import prepare
+from tools.bench.contenders import Contender, fast, plain, pretraining, synthetic_batch, vit_mae
+from tools.bench.counting import HostSyncs, LiveBytes, Product, Products, flops_of, saved_bytes
+from tools.bench.step_options import StepBenchConfig
+from tools.bench.timing import Ceiling, ProductTimes, Times, interleaved, seconds, shares, speed_up
+from utils.config.options import RuntimeOptions
+from utils.config.pretrain_options import PretrainConfig
+from utils.distributed.world import World, init_world
+from utils.tasks.base import StepPosition
+from utils.tasks.pretraining import PretrainTask
+from utils.tasks.pretraining_setup import optimizer_for
+from utils.training.seeding import seed_everything
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a step does, whatever the time it takes."""
+
+    flops: int
+    products: dict[Product, int]
+    saved: int
+    peak: int
+    syncs: dict[str, int]
+
+
+def count(contender: Contender) -> Counted:
+    """The first step, under all counters at once."""
+    products, syncs, live = Products(), HostSyncs(), LiveBytes()
+    with saved_bytes(contender.parameters) as saved, live, products, syncs:
+        flops = flops_of(lambda: contender.update(0))
+    return Counted(flops, dict(products.found), saved.peak, live.bytes.peak, dict(syncs.found))
+
+
+def bench_step(cfg: StepBenchConfig) -> Row:
+    """Time the fast step and its bases; everything in one process, on one device."""
+    b = cfg.bench
+    world = init_world(RuntimeOptions(device=b.device, num_threads=b.num_threads))
+    seed_everything(0)
+    options, task = pretraining(cfg)
+    contenders = [fast(cfg, task, world)]
+    if b.bases:
+        contenders += [plain(cfg, task, world), vit_mae(cfg, world)]
+    counted = {c.name: count(c) for c in contenders}
+    if b.compile:
+        task.compile_step()
+    products = ProductTimes((p for c in counted.values() for p in c.products), world.device)
+    updates = {c.name: c.update for c in contenders}
+    times = interleaved(updates, b.steps, b.warmup, world.device, products.measure)
+    ceilings = {name: products.ceiling(c.products) for name, c in counted.items()}
+    rows = {
+        c.name: _row(times[c.name], counted[c.name], ceilings[c.name], b.batch) for c in contenders
+    }
+    optimiser = _optimiser_seconds(options, task, contenders[0], world)
+    result: Row = {
+        "model": b.model, "batch": b.batch, "input_size": b.input_size,
+        "num_encoded_tokens": b.num_encoded_tokens, "in_domains": b.in_domains,
+        "precision": str(contenders[0].precision), "compile": b.compile,
+        "grad_checkpointing": b.grad_checkpointing, **_machine(world), "steps": b.steps, **rows,
+        "optimiser_s": optimiser, "optimiser_of_step": optimiser / times["fast"].best,
+        "shares": _shares(cfg, task, contenders[0], world, optimiser),
+    }  # fmt: skip
+    if b.bases:
+        result["speed_up"] = speed_up(times["fast"].wall, times["plain"].wall)
+        result["speed_up_cpu_time"] = speed_up(times["fast"].cpu, times["plain"].cpu)
+    return result
+
+
+def _row(times: Times, counted: Counted, ceiling: Ceiling, batch: int) -> Row:
+    rate = counted.flops / times.best
+    return {
+        "step_s": times.best,
+        "median_s": times.median,
+        "cpu_s": min(times.cpu),
+        "images_per_s": batch / times.best,
+        "tflop": counted.flops / 1e12,
+        "tflop_per_s": rate / 1e12,
+        "matmul_tflop_per_s": ceiling.wall / 1e12,
+        "mfu": rate / ceiling.wall,
+        "mfu_cpu_time": counted.flops / min(times.cpu) / ceiling.cpu,
+        "saved_mb": counted.saved / 1e6,
+        "peak_mb": counted.peak / 1e6,
+        "host_syncs": sum(counted.syncs.values()),
+    }
+
+
+def _optimiser_seconds(
+    options: PretrainConfig, task: PretrainTask, contender: Contender, world: World
+) -> float:
+    """An update of all weights, by a rate of 0."""
+    optimizer = optimizer_for(options, task)
+    for p in contender.parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.param_groups[0]["lr"] = 0.0
+    return seconds(optimizer.step, world.device, repeats=2).wall
+
+
+def _shares(
+    cfg: StepBenchConfig,
+    task: PretrainTask,
+    contender: Contender,
+    world: World,
+    optimiser_seconds: float,
+) -> dict[str, float]:
+    b = cfg.bench
+    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.rows)
+    x = {name: value.to(world.device) for name, value in x.items()}
+    layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
+    masks = task.masks.draw(layout, StepPosition(0, 0, b.batch), b.batch, world.device)
+    return shares(task, x, masks, contender.precision, optimiser_seconds)
+
+
+def _machine(world: World) -> Row:
+    device = world.device
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    row: Row = {
+        "device": str(device),
+        "hardware": name,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        row["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    else:
+        row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return row
+
+
+def report(result: Row) -> str:
+    """The result as a table for people."""
+    names = [n for n in ("fast", "plain", "ViTMAE") if n in result]
+    columns = ("step_s", "cpu_s", "images_per_s", "tflop", "tflop_per_s", "matmul_tflop_per_s",
+               "mfu", "mfu_cpu_time", "saved_mb", "peak_mb", "host_syncs")  # fmt: skip
+    lines = [f"{'':<20}" + "".join(f"{name:>12}" for name in names)]
+    lines += [
+        f"{key:<20}" + "".join(f"{result[name][key]:12.4g}" for name in names) for key in columns
+    ]
+    parts = ", ".join(f"{name} {value:.1%}" for name, value in result["shares"].items())
+    lines += [
+        f"fast step, part by part, not compiled: {parts}",
+        f"its optimiser: {result['optimiser_s']:.3g} s, {result['optimiser_of_step']:.1%} of it",
+    ]
+    if "speed_up" in result:
+        lines += [
+            f"fast over plain by {clock}: {ratio['best']:.2f}x (shortest steps), "
+            f"{ratio['median']:.2f}x (median of rounds)"
+            for clock, ratio in (
+                ("the wall", result["speed_up"]),
+                ("this process's clock", result["speed_up_cpu_time"]),
+            )
+        ]
+    return "\n".join(lines)

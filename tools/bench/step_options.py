@@ -1,0 +1,73 @@
+"""The configuration of ``tools/bench_step.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.specs.coercion import did_you_mean
+from multimae.specs.sizes import SIZES
+from utils.config.fields import option
+from utils.config.parse import parse_config
+from utils.config.pretrain_options import PretrainConfig
+from utils.distributed.devices import default_device, device_problems
+
+EXTRA = ("extra1", "extra2", "extra3")
+"""Further image modalities that a bench may name in ``--in_domains``."""
+
+
+@dataclass(frozen=True)
+class StepBenchOptions:
+    """What is timed, and how."""
+
+    model: str = option("base", f"Encoder: {', '.join(SIZES)}")
+    batch: int = option(48, "Images per step", within="[1, inf)")
+    in_domains: str = option("rgb-depth-semseg", "Input and output modalities, joined by '-'")
+    input_size: int = option(224, "Image side in pixels", within="[16, inf)")
+    num_encoded_tokens: int = option(98, "Visible patches", within="[1, inf)")
+    device: str = option(default_device, "cuda, cuda:N or cpu")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "Autocast type")
+    plain_precision: Literal["", "bf16", "fp16", "fp32"] = option(
+        "", "Autocast type of the plain step; empty: that of the fast one"
+    )
+    compile: bool = option(False, "Compile the fast step")
+    grad_checkpointing: bool = option(False, "Recompute activations in the fast step")
+    bases: bool = option(True, "Also time the plain step and transformers' ViTMAE")
+    steps: int = option(3, "Timed steps of each", within="[1, inf)")
+    warmup: int = option(1, "Steps before, of each", within="[0, inf)")
+    num_threads: int | None = option(None, "CPU threads; none: PyTorch's own", within="[1, inf)")
+    table: bool = option(False, "Instead: step times over budgets, modalities, sizes and batches")
+    largest_size: int = option(512, "Largest image side of the table", within="[16, inf)")
+    largest_batch: int = option(512, "Largest batch of the table", within="[1, inf)")
+    output_json: str = option("", "File for the results; they are printed in any case")
+
+    def problems(self) -> Iterator[str]:
+        """Unknown sizes and devices, images that patches do not tile."""
+        if self.model not in SIZES:
+            yield f"model: unknown '{self.model}'{did_you_mean(self.model, list(SIZES))}"
+        yield from device_problems(self.device)
+        if self.input_size % 16:
+            yield f"input_size: {self.input_size} is not divisible by 16"
+
+
+@dataclass(frozen=True)
+class StepBenchConfig:
+    """Time full pre-training steps on synthetic images."""
+
+    bench: StepBenchOptions = field(default_factory=StepBenchOptions)
+
+    def pretrain_config(self) -> PretrainConfig:
+        """What ``run_pretraining_multimae.py`` would be started with."""
+        b = self.bench
+        return parse_config(
+            PretrainConfig,
+            [
+                *("--in_domains", b.in_domains, "--out_domains", b.in_domains),
+                *("--model", f"pretrain_multimae_{b.model}", "--batch_size", str(b.batch)),
+                *("--input_size", str(b.input_size), "--device", b.device),
+                *("--num_encoded_tokens", str(b.num_encoded_tokens)),
+                *("--precision", b.precision, "--warmup_epochs", "0", "--epochs", "1"),
+                *("--modalities", str({name: {"num_channels": 3} for name in EXTRA})),
+            ],
+        )

@@ -1,0 +1,53 @@
+"""How often every stored value occurs: all statistics follow from these counts, exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from multimae.images.pixels import Pixels
+
+Counts = npt.NDArray[np.int64]
+"""``[values]``: pixels by stored value, from 0."""
+
+
+def counts_of(pixels: Pixels) -> list[Counts]:
+    """Counts of every channel of one image."""
+    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2:
+        pixels = Image.fromarray(pixels)  # whose histogram is faster
+    if isinstance(pixels, Image.Image):
+        table = np.array(pixels.histogram(), dtype=np.int64)
+        return list(table.reshape(-1, 256))
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return [np.bincount(channels[..., c].ravel()) for c in range(channels.shape[2])]
+
+
+def add(total: Counts, counts: Counts) -> Counts:
+    """Sum of two counts of any lengths."""
+    long, short = (total, counts) if len(total) >= len(counts) else (counts, total)
+    out: Counts = long.copy()
+    out[: len(short)] += short
+    return out
+
+
+def quantile(counts: Counts, q: float) -> float:
+    """Smallest value that at least a share ``q`` of the pixels does not exceed; nan if empty."""
+    sums = np.cumsum(counts)
+    if not len(sums) or sums[-1] == 0:
+        return float("nan")
+    return float(np.searchsorted(sums, q * sums[-1]))
+
+
+def moments(counts: Counts) -> tuple[float, float]:
+    """Mean and standard deviation (of the population) of the stored values.
+
+    The sums are exact integers, so that neither the order of files nor their number matters.
+    """
+    pairs = [(int(v), int(counts[v])) for v in np.flatnonzero(counts)]
+    n = sum(c for _, c in pairs)
+    if n == 0:
+        return float("nan"), float("nan")
+    first = sum(v * c for v, c in pairs)
+    second = sum(v * v * c for v, c in pairs)
+    return first / n, ((second * n - first * first) / (n * n)) ** 0.5

@@ -1,0 +1,160 @@
+"""Which files there are, and which of them make a sample; nothing here stops at a problem."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from multimae.images.readers import SUFFIXES
+from multimae.specs.modalities import Modality
+from tools.doctor.findings import Finding, Severity
+from utils.data.names import SETTINGS_FILE
+from utils.logs.errors import UserError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and its size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass
+class Listing:
+    """The files of a data set.
+
+    Attributes:
+        root: Data root.
+        rows: Rows whose folders exist.
+        files: By modality and ``sub-folder/name``.
+        findings: What is wrong with names and folders.
+    """
+
+    root: Path
+    rows: tuple[Modality, ...]
+    files: dict[str, dict[str, File]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def keys(self) -> list[str]:
+        """Names that any modality has, sorted."""
+        return sorted(set[str]().union(*self.files.values()))
+
+    def sample(self, key: str) -> dict[str, File]:
+        """Files of a sample by modality; missing ones are left out."""
+        return {name: by_key[key] for name, by_key in self.files.items() if key in by_key}
+
+
+def find_rows(root: Path, table: Iterable[Modality]) -> tuple[Modality, ...]:
+    """Rows of the table that have a folder under ``root``.
+
+    Raises:
+        UserError: No such folder, or no row has one.
+    """
+    _check_root(root)
+    rows = tuple(m for m in table if m.source is None and (root / m.data_folder).is_dir())
+    if not rows:
+        present = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
+        raise UserError(
+            f"{root} has no folder of a known modality (folders: {present}). Give the folder that "
+            "holds one sub-folder per modality, or declare the modalities in --config."
+        )
+    return rows
+
+
+def list_files(root: Path, rows: Sequence[Modality]) -> Listing:
+    """List all files of the rows under ``root`` and pair them by name.
+
+    Raises:
+        UserError: ``root`` is not a folder.
+    """
+    _check_root(root)
+    listing = Listing(root, tuple(m for m in rows if (root / m.data_folder).is_dir()))
+    for row in rows:
+        if row not in listing.rows:
+            text = "no folder of this modality. Create it, or set `folder:` in the config."
+            where = str(root / row.data_folder)
+            listing.findings.append(Finding("error", "missing-folder", text, where, row.name))
+    for row in listing.rows:
+        listing.files[row.name] = _list(listing, row)
+    listing.findings += _missing(listing)
+    return listing
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder. Give the folder that holds the modalities.")
+
+
+def _list(listing: Listing, row: Modality) -> dict[str, File]:
+    """Files of one modality by name; notes empty folders, clashes and files that are not read."""
+    top = listing.root / row.data_folder
+    found: dict[str, File] = {}
+    other: list[str] = []
+
+    def note(severity: Severity, code: str, text: str, path: str) -> None:
+        listing.findings.append(Finding(severity, code, text, path, row.name))
+
+    pending = [("", str(top))]
+    for prefix, folder in pending:
+        images = 0
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as err:
+            note("error", "unreadable", f"cannot be listed ({err.strerror}).", folder)
+            continue
+        for entry in (e for e in entries if not e.name.startswith(".")):
+            stem, dot, suffix = entry.name.rpartition(".")
+            if stem and (dot + suffix).lower() in SUFFIXES:
+                images += 1
+                key = prefix + stem
+                if key in found:
+                    text = f"and {found[key].path} have the same name: keep one."
+                    note("error", "two-files", text, entry.path)
+                found[key] = _file(entry)
+            elif entry.is_dir():
+                if prefix:
+                    text = "lies too deep: its files are not read."
+                    note("warning", "nested-folder", text, entry.path)
+                else:
+                    pending.append((f"{entry.name}/", entry.path))
+            elif entry.name != SETTINGS_FILE:
+                other.append(entry.path)
+        if prefix and not images:
+            note("warning", "empty-folder", "has no images. Remove it, or add images.", folder)
+    if not found:
+        note("error", "no-images", "has no images in it or in its sub-folders.", str(top))
+    if other:
+        text = f"{len(other)} files are not images and are not read, for example {other[0]}"
+        listing.findings.append(Finding("info", "other-files", text, "", row.name))
+    return found
+
+
+def _file(entry: os.DirEntry[str]) -> File:
+    try:
+        return File(entry.path, entry.stat().st_size)
+    except OSError:  # a dangling link: reading it will be reported
+        return File(entry.path, 0)
+
+
+def _missing(listing: Listing) -> Iterator[Finding]:
+    """Names that another modality has."""
+    union = listing.keys()
+    for row in listing.rows:
+        files = listing.files[row.name]
+        lacking = [key for key in union if key not in files] if files else []
+        suffixes = Counter(Path(f.path).suffix for f in files.values()) if lacking else Counter()
+        for key in lacking:
+            path = listing.root / row.data_folder / (key + suffixes.most_common(1)[0][0])
+            have = next(f.path for f in listing.sample(key).values())
+            yield Finding(
+                "error",
+                "missing-file",
+                f"does not exist, but {have} does. Add it, or remove the sample.",
+                str(path),
+                row.name,
+                key,
+            )

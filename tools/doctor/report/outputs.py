@@ -1,0 +1,83 @@
+"""What the doctor writes: findings, statistics and manifest as JSON, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from multimae.weights.atomic import atomic_file
+from tools.doctor.examine import Diagnosis, SetReport
+from tools.doctor.findings import count
+from tools.doctor.report.html import page
+from utils.logs.errors import UserError
+
+FILES = ("report.html", "findings.json", "statistics.json", "manifest.json")
+
+
+def write_report(diagnosis: Diagnosis, out: Path) -> list[Path]:
+    """Write all files of the report into a folder.
+
+    Returns:
+        Their paths; the page is the first.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    texts = {
+        "report.html": page(diagnosis),
+        "findings.json": _json(
+            {"counts": count(diagnosis.findings), "findings": list(map(asdict, diagnosis.findings))}
+        ),
+        "statistics.json": _json({str(s.listing.root): _statistics(s) for s in diagnosis.sets}),
+        # Indenting takes Python's own encoder, ten times slower, and files may be millions.
+        "manifest.json": _json({str(s.listing.root): _manifest(s) for s in diagnosis.sets}, None),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            with atomic_file(out / name) as stream:
+                stream.write(texts[name].encode())
+    except OSError as err:
+        raise UserError(f"{out}: cannot be written ({err.strerror or err}).") from err
+    return [out / name for name in FILES]
+
+
+def _json(content: Any, indent: int | None = 1) -> str:
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+
+
+def _statistics(report: SetReport) -> dict[str, Any]:
+    agreement = {
+        "-".join(pair): {**asdict(s), "deviations": s.deviations(s.median)}
+        for pair, s in report.pairs.items()
+    }
+    return {
+        "samples": len(report.listing.keys()),
+        "checked": len(report.checked),
+        "modalities": report.statistics,
+        "agreement": agreement,
+    }
+
+
+def _manifest(report: SetReport) -> dict[str, Any]:
+    """Counts, and of every file its size and, if it was read, its hash."""
+    listing = report.listing
+    hashes = {record.path: record.digest for record in report.result.records}
+    files: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for name, by_key in listing.files.items():
+        for file in by_key.values():
+            relative = Path(file.path).relative_to(listing.root)
+            folder = relative.parts[-2] if len(relative.parts) > 2 else ""
+            counts[name][folder] += 1
+            digest = hashes.get(file.path, "")
+            files[str(relative)] = {"size": file.size, **({"blake2b": digest} if digest else {})}
+    return {
+        "samples": len(listing.keys()),
+        "hashed": sum(bool(h) for h in hashes.values()),
+        "counts": {name: {"files": sum(by.values()), "folders": by} for name, by in counts.items()},
+        "files": files,
+    }

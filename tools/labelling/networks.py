@@ -1,0 +1,283 @@
+"""Models of the transformers library that predict the images of a modality."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+
+from multimae.images.pixels import storage_dtype
+from multimae.specs.modalities import Modality
+from tools.labelling.input_shapes import input_shapes
+from tools.labelling.label_options import DepthKind, LabelModelOptions
+from utils.logs.errors import UserError
+from utils.training.precision import Precision
+
+Array = npt.NDArray[Any]
+Size = tuple[int, int]
+"""``(H, W)``."""
+
+# Models that predict depth, not its inverse, and whose configs do not say so.
+_DEPTH_TYPES = frozenset({"zoedepth", "depth_pro", "glpn"})
+# Classes scored at full size at a time: bounds the memory that a large image takes.
+_CLASSES_AT_ONCE = 16
+_STRIDE = 32
+_ROUNDING = 1e-5
+
+
+class Labeller(ABC):
+    """A model that makes one modality.
+
+    Attributes:
+        row: The modality.
+        about: What its images are made with, for the record.
+        shapes: Sizes of its inputs.
+    """
+
+    def __init__(
+        self,
+        row: Modality,
+        name: str,
+        short: int | None,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        """Load the model ``name``; ``short`` is the shorter side of its input."""
+        self.row, self.name = row, name
+        folder = _folder_of(name)
+        processor, model = self.load(folder)
+        self.model = model.to(device).eval()
+        self.config = model.config
+        multiple = getattr(processor, "ensure_multiple_of", None) or 1
+        self.shapes = input_shapes(processor, multiple if multiple > 1 else _STRIDE, short)
+        self.device, self.precision = device, precision
+        self.mean, self.std = (
+            torch.tensor(getattr(processor, key), device=device).view(3, 1, 1)
+            for key in ("image_mean", "image_std")
+        )
+        self.about: dict[str, object] = {
+            "model": name,
+            "revision": None if folder == Path(name) else folder.name,
+            "short_side": self.shapes.short,
+            "square": self.shapes.square,
+        }
+
+    @abstractmethod
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """Image processor and model."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(B, C, h, w)`` in float32 for normalised images ``(B, 3, h, w)``."""
+
+    @abstractmethod
+    def image(self, scores: Tensor, size: Size) -> Array:
+        """The image to store, of ``size``, from the scores ``(C, h, w)`` of one sample.
+
+        Raises:
+            ValueError: The scores are not finite.
+        """
+
+    @torch.inference_mode()
+    def label(self, inputs: Tensor, sizes: Sequence[Size]) -> list[Array | str]:
+        """Images to store.
+
+        Args:
+            inputs: Resized images, uint8 ``(B, 3, h, w)``, B no less than the number of ``sizes``.
+            sizes: Of the stored images.
+
+        Returns:
+            For every size the image, or what was wrong.
+        """
+        x = inputs.to(self.device, non_blocking=True).float() / 255
+        with self.precision.autocast():
+            scores = self.forward((x - self.mean) / self.std)
+        images: list[Array | str] = []
+        for one, size in zip(scores, sizes, strict=False):
+            try:
+                images.append(self.image(one, size))
+            except ValueError as err:
+                images.append(str(err))
+        return images
+
+
+class DepthLabeller(Labeller):
+    """Depth, near = small, scaled per image to the range that the modality stores.
+
+    Depth models know scene scale and shift poorly or not at all, and pre-training standardises
+    depth per image, which undoes any positive affine map. Inverse depth ``d`` is stored as
+    ``max d - d``: in the order of depth, and bounded where it ends (sky, d = 0).
+    """
+
+    def __init__(
+        self,
+        row: Modality,
+        name: str,
+        short: int | None,
+        device: torch.device,
+        precision: Precision,
+        output: DepthKind = "auto",
+    ) -> None:
+        """See :class:`Labeller`; ``output`` is what the model predicts."""
+        super().__init__(row, name, short, device, precision)
+        self.inverse = output == "inverse" or (
+            output == "auto" and not _predicts_depth(self.config)
+        )
+        self.about["predicts"] = "inverse depth" if self.inverse else "depth"
+
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """Image processor and model."""
+        from transformers import AutoModelForDepthEstimation
+
+        return _processor(folder), AutoModelForDepthEstimation.from_pretrained(folder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Prediction as it is."""
+        predicted: Tensor = self.model(pixel_values=x).predicted_depth
+        return predicted.float().unsqueeze(1)
+
+    def image(self, scores: Tensor, size: Size) -> Array:
+        """Depth from 0 (nearest) to the modality's ``max_value`` (farthest)."""
+        depth = (
+            F.interpolate(scores[None], size, mode="bicubic", antialias=True)[0, 0].cpu().double()
+        )
+        if not depth.isfinite().all():
+            raise ValueError("the depth model predicts values that are not finite")
+        if self.inverse:
+            depth = -depth
+        low, high = depth.aminmax()
+        span = high - low
+        if span <= _ROUNDING * depth.abs().max():  # a constant, apart from resizing it
+            span = span.new_tensor(torch.inf)
+        share = (depth - low) / span
+        stored = (share * self.row.max_value).round().numpy()
+        return stored.astype(storage_dtype(self.row))
+
+
+class ClassLabeller(Labeller):
+    """Class ids, every pixel one, from a model that predicts masks with classes.
+
+    As in the paper's pseudo labels things and stuff are classes alike: the score of a class is the
+    sum over the masks of (probability of the class) x (probability of the pixel), without the
+    class "nothing". No pixel is left void.
+    """
+
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """Image processor and model.
+
+        Raises:
+            UserError: It has another number of classes than the modality.
+        """
+        from transformers import AutoModelForUniversalSegmentation
+
+        model = AutoModelForUniversalSegmentation.from_pretrained(folder)
+        classes, row = int(model.config.num_labels), self.row
+        if classes != row.num_classes:
+            raise UserError(
+                f"{self.name} predicts {classes} classes, but modality '{row.name}' has "
+                f"num_classes {row.num_classes}. Choose a --semseg_model with {row.num_classes} "
+                f"(133: COCO panoptic), or set --modalities '{{{row.name}: {{num_classes: "
+                f"{classes}}}}}' here and in the pre-training config."
+            )
+        return _processor(folder), model
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names by id, if the model has some."""
+        by_id = {int(i): str(name) for i, name in (self.config.id2label or {}).items()}
+        names = [by_id.get(i, "") for i in range(self.row.num_classes)]
+        named = all(names) and not all(n == f"LABEL_{i}" for i, n in enumerate(names))
+        return names if named else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score of every class at the input's resolution."""
+        out = self.model(pixel_values=x)
+        classes = out.class_queries_logits.float().softmax(-1)[..., :-1]
+        masks = out.masks_queries_logits.float()
+        masks = F.interpolate(masks, x.shape[-2:], mode="bilinear").sigmoid()
+        return torch.einsum("bqc,bqhw->bchw", classes, masks)
+
+    def image(self, scores: Tensor, size: Size) -> Array:
+        """Class of the highest score."""
+        if not scores.isfinite().all():
+            raise ValueError("the label model predicts values that are not finite")
+        best = scores.new_full(size, -1.0)
+        ids = torch.zeros(size, dtype=torch.int32, device=scores.device)
+        for first in range(0, len(scores), _CLASSES_AT_ONCE):
+            part = scores[None, first : first + _CLASSES_AT_ONCE]
+            top, index = F.interpolate(part, size, mode="bilinear")[0].max(0)
+            better = top > best
+            ids = torch.where(better, index.int() + first, ids)
+            best = torch.maximum(best, top)
+        return ids.cpu().numpy().astype(storage_dtype(self.row))
+
+
+def build_labeller(
+    row: Modality, options: LabelModelOptions, device: torch.device, precision: Precision
+) -> Labeller:
+    """The model of a modality.
+
+    Raises:
+        UserError: transformers is missing; no such model, no network, another kind of model, or a
+            wrong number of classes.
+    """
+    name = options.semseg_model if row.is_labels else options.depth_model
+    flag = "--semseg_model" if row.is_labels else "--depth_model"
+    try:
+        _be_quiet()
+        if row.is_labels:
+            return ClassLabeller(row, name, options.semseg_size, device, precision)
+        return DepthLabeller(row, name, options.depth_size, device, precision, options.depth_output)
+    except ImportError as err:
+        raise UserError(
+            f'pseudo labels need the transformers library ({err}): pip install ".[label]"'
+        ) from err
+    except (OSError, ValueError, HfHubHTTPError) as err:
+        why = str(err).strip().split("\n")[0].rstrip(".")
+        raise UserError(
+            f"{flag} {name}: cannot be loaded ({why}). Give a folder with config.json, "
+            "preprocessor_config.json and safetensors weights, or a name on huggingface.co. Where "
+            "there is no network, take a folder that `hf download NAME --local-dir FOLDER` made."
+        ) from err
+
+
+def _be_quiet() -> None:
+    """No bars and notes of the library between our own lines."""
+    import transformers
+
+    logging: Any = transformers.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _folder_of(name: str) -> Path:
+    """The folder of that name, or of the files on the Hub, downloaded once for all processes."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def _processor(folder: Path) -> Any:
+    import transformers
+
+    loader: Any = transformers.AutoImageProcessor
+    return loader.from_pretrained(folder)
+
+
+def _predicts_depth(config: Any) -> bool:
+    kind = getattr(config, "depth_estimation_type", None)
+    return kind == "metric" or config.model_type in _DEPTH_TYPES
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A Pillow RGB image as uint8 ``(3, H, W)``."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

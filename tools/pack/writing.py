@@ -1,0 +1,257 @@
+"""Packing: image folders -> shards and an index (see :mod:`utils.data.pack.layout`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
+from tools.common.jobs import PRESENT, Tally, run_jobs
+from tools.pack.records_of_images import kind_of, pixels_of, smaller
+from utils.data.pack import layout
+from utils.data.pack.layout import DTYPES, RECORD, Contents, Records, Shard
+from utils.data.pack.reading import pack_planes
+from utils.logs.errors import UserError
+
+PACKED = "packed"
+_TABLE = "table.npz"
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How images are packed.
+
+    Attributes:
+        max_size: Longest side of what is packed; larger images are made smaller. ``None``: all as
+            they are.
+        jpeg: ``keep`` JPEG files, or store their pixels ``raw``.
+        codec: Of pixels: ``none``, or ``zlib`` for far fewer bytes and more work to read.
+        images_per_shard: Files in a shard.
+        keep_files: Keep the files of images stored as pixels, so that all can be unpacked.
+    """
+
+    max_size: int | None = None
+    jpeg: Literal["keep", "raw"] = "keep"
+    codec: Literal["none", "zlib"] = "none"
+    images_per_shard: int = 1000
+    keep_files: bool = True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard of a modality."""
+
+    source: Path
+    target: Path
+    shard: int
+    names: tuple[bytes, ...]
+    options: PackOptions
+
+    def fingerprint(self) -> str:
+        """Changes with the options and with the files."""
+        hashed = blake2b(json.dumps(asdict(self.options)).encode(), digest_size=DIGEST_BYTES)
+        for name in self.names:
+            stat = (self.source / os.fsdecode(name)).stat()
+            hashed.update(name + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return hashed.hexdigest()
+
+    @property
+    def table(self) -> Path:
+        """Where the shard's records are until all are done."""
+        return self.target / layout.file_name(self.shard, _TABLE)
+
+    def path(self, part: str) -> Path:
+        """The shard, or its file of originals."""
+        return self.target / layout.file_name(self.shard, part)
+
+
+def write_packs(
+    listing: dict[str, list[bytes]], source: Path, out: Path, options: PackOptions, workers: int
+) -> Tally:
+    """Pack modality folders; what an interrupted run has done is kept.
+
+    Args:
+        listing: Sorted ``sub-folder/name.extension`` by modality folder.
+        source: Data root.
+        out: Folder of the packs.
+        options: How.
+        workers: Processes.
+
+    Returns:
+        Number of images by modality folder and outcome.
+
+    Raises:
+        UserError: A file cannot be read.
+        OSError: A shard cannot be written.
+    """
+    tally: Tally = Counter()
+    todo: list[list[_Job]] = []
+    step = options.images_per_shard
+    for folder, names in listing.items():
+        jobs = [
+            _Job(source / folder, out / folder, i // step, tuple(names[i : i + step]), options)
+            for i in range(0, len(names), step)
+        ]
+        if _is_packed(jobs):
+            tally[folder, PRESENT] += len(names)
+            continue
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder / layout.PACK_FILE).unlink(missing_ok=True)
+        remove_leftovers(out / folder)
+        todo.append(jobs)
+    tally += run_jobs(_pack_shard, [job for jobs in todo for job in jobs], workers, "shard")
+    for jobs in todo:
+        _finish(jobs, [name for job in jobs for name in job.names], options)
+    return tally
+
+
+def copy_loose_files(source: Path, out: Path) -> None:
+    """Files beside the modality folders: class names, splits."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            with path.open("rb") as stream, atomic_file(out / path.name) as copy:
+                shutil.copyfileobj(stream, copy)
+
+
+def _pack_shard(job: _Job) -> Tally:
+    fingerprint = _fingerprint(job)
+    if _is_done(job, fingerprint):
+        return Counter({(job.target.name, PRESENT): len(job.names)})
+    records = np.zeros(len(job.names), RECORD)
+    records["shard"] = job.shard
+    parts = _write(job, records)
+    with atomic_file(job.table) as stream:
+        about = json.dumps({"fingerprint": fingerprint, "parts": [asdict(p) for p in parts]})
+        np.savez(stream, records=records, about=np.frombuffer(about.encode(), np.uint8))
+    return Counter({(job.target.name, PACKED): len(job.names)})
+
+
+def _write(job: _Job, records: Records) -> list[Shard]:
+    """Write the files of a shard."""
+    parts: list[Shard] = []
+
+    def write_shard(files: BinaryIO | None) -> None:
+        path = job.path(layout.SHARD)
+        written = write_hashed(path, lambda shard: _fill(shard, job, records, files))
+        parts.append(Shard(path.name, *written))
+
+    if job.options.keep_files:
+        path = job.path(layout.FILES)
+        parts.append(Shard(path.name, *write_hashed(path, write_shard)))
+    else:
+        write_shard(None)
+    return parts
+
+
+def _fingerprint(job: _Job) -> str:
+    try:
+        return job.fingerprint()
+    except OSError as err:
+        raise UserError(f"{job.source}: cannot be read ({err}).") from err
+
+
+def _fill(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None) -> None:
+    """Write all records of a shard, and the files of those that are pixels."""
+    offset = file_offset = 0
+    for record, name in zip(records, job.names, strict=True):
+        path = job.source / os.fsdecode(name)
+        try:
+            data = path.read_bytes()
+        except OSError as err:
+            raise UserError(f"{path}: cannot be read ({err}).") from err
+        data = smaller(data, job.source.name, job.options.max_size)
+        values = pixels_of(data, job.options.jpeg == "keep")
+        payload = data
+        if values is not None:
+            record["kind"] = kind_of(values)
+            record["packed"] = job.options.codec != "none"
+            record["height"], record["width"] = values.shape[:2]
+            stored = np.ascontiguousarray(values, DTYPES[kind_of(values)])
+            payload = pack_planes(stored) if record["packed"] else stored.tobytes()
+            if files is not None:
+                record["file_offset"], record["file_size"] = file_offset, len(data)
+                file_offset += files.write(data)
+        record["offset"], record["size"] = offset, len(payload)
+        record["crc"] = zlib.crc32(payload)
+        record["digest"] = np.void(blake2b(data, digest_size=DIGEST_BYTES).digest())
+        shard.write(payload)
+        offset += len(payload)
+
+
+def _is_done(job: _Job, fingerprint: str) -> bool:
+    table = _read_table(job)
+    return (
+        table is not None
+        and table.fingerprint == fingerprint
+        and all(_has_size(job.target, part) for part in table.parts)
+    )
+
+
+def _has_size(folder: Path, part: Shard) -> bool:
+    path = folder / part.name
+    return path.exists() and path.stat().st_size == part.size
+
+
+class _Table(NamedTuple):
+    """What is known of a shard."""
+
+    records: Records
+    fingerprint: str
+    parts: tuple[Shard, ...]
+
+
+def _read_table(job: _Job) -> _Table | None:
+    try:
+        with np.load(job.table, allow_pickle=False) as table:
+            about = json.loads(table["about"].tobytes())
+            parts = tuple(Shard(**part) for part in about["parts"])
+            return _Table(table["records"], about["fingerprint"], parts)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, BadZipFile):
+        return None
+
+
+def _finish(jobs: Sequence[_Job], names: list[bytes], options: PackOptions) -> None:
+    """Write index, names and contents of a modality; then the tables of its shards go."""
+    target = jobs[0].target
+    tables = [table for job in jobs if (table := _read_table(job)) is not None]
+    records = np.concatenate([table.records for table in tables])
+    index = write_hashed(target / layout.INDEX_FILE, lambda s: np.save(s, records))
+    listed = write_hashed(target / layout.NAMES_FILE, lambda s: np.save(s, np.array(names)))
+    parts = [
+        *(part for table in tables for part in table.parts),
+        Shard(layout.INDEX_FILE, *index),
+        Shard(layout.NAMES_FILE, *listed),
+    ]
+    made_of = tuple(table.fingerprint for table in tables)
+    contents = Contents(asdict(options), len(records), made_of, tuple(parts))
+    write_hashed(target / layout.PACK_FILE, lambda s: s.write(contents.to_json()))
+    for path in _stale(target, {part.name for part in parts}):
+        path.unlink()
+
+
+def _is_packed(jobs: Sequence[_Job]) -> bool:
+    """Whether a finished pack is of these very files and options."""
+    target = jobs[0].target
+    try:
+        contents = layout.read_contents(target)
+    except UserError:
+        return False
+    whole = all(_has_size(target, part) for part in contents.files)
+    return whole and contents.made_of == tuple(map(_fingerprint, jobs))
+
+
+def _stale(target: Path, known: set[str]) -> list[Path]:
+    """Tables, and shards of an earlier run with more of them."""
+    endings = (f".{_TABLE}", f".{layout.SHARD}", f".{layout.FILES}")
+    return [p for p in target.iterdir() if p.name.endswith(endings) and p.name not in known]

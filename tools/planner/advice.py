@@ -1,0 +1,207 @@
+"""From measurements to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tools.planner.disk import Disk, disk_of
+from tools.planner.machine import cores
+from tools.planner.probes import (
+    StepProbe,
+    Steps,
+    Together,
+    loader_rate,
+    step_rate,
+    step_rates,
+    together,
+    worker_counts,
+)
+from tools.planner.trial_run import Run
+from utils.logs.errors import UserError
+from utils.training.plan import RunPlan
+
+# Shares of the time that the measurements may take.
+_LOADER, _STEPS, _THREADS, _TOGETHER = 0.3, 0.35, 0.15, 0.2
+_MOST_SIZES = 8
+# Nearly as fast with less memory, or with fewer workers, is better.
+_NEARLY = 0.97
+# A loader must be faster than the steps by this, so that its unevenness does not show.
+_MARGIN = 1.2
+_WAITING = 0.15
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All measurements.
+
+    Attributes:
+        loader: Images per second by loader processes, of this machine.
+        steps: By batch size.
+        threads: Images per second by CPU threads, at the chosen batch size.
+        together: Training as it would be, in one process.
+    """
+
+    loader: dict[int, float]
+    steps: Steps
+    threads: dict[int, float]
+    together: Together
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to run with, and what to expect.
+
+    Attributes:
+        measured: The measurements.
+        processes: On this machine.
+        best: The chosen batch.
+        num_threads: CPU threads; ``None`` where they do not matter.
+        plan: Steps and learning rate.
+        bottleneck: What limits the speed, in words.
+        images_per_s: Expected, of all processes.
+        disk: What the run leaves.
+    """
+
+    measured: Measured
+    processes: int
+    best: StepProbe
+    num_threads: int | None
+    plan: RunPlan
+    bottleneck: str
+    images_per_s: float
+    disk: Disk
+
+    @property
+    def eta(self) -> float:
+        """Seconds that training will take, without evaluations."""
+        return self.plan.total_steps * self.plan.global_batch / self.images_per_s
+
+
+def advise(run: Run) -> Advice:
+    """Measure and decide.
+
+    Raises:
+        UserError: The global batch cannot be shared out, or not even the smallest batch fits.
+    """
+    options, device = run.cfg.plan, run.world.device
+    processes = options.processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
+    share = share_of_global_batch(run, processes)
+    sizes = [size for size in batch_sizes(share) if _allowed(run, size)]
+    if not sizes:
+        raise UserError(f"no batch size divides {share} images per process and step as it must")
+    run.plan(share, 1, processes)  # what is wrong with it is wrong with every batch size
+    seconds = options.seconds
+    counts = worker_counts(cores())
+    loader = {n: loader_rate(run, n, _LOADER * seconds / len(counts)) for n in counts}
+    steps = step_rates(run, sizes, _STEPS * seconds)
+    if not steps.probes:
+        raise UserError(
+            f"a batch of {sizes[0]} does not fit into memory: choose a smaller model or input_size"
+        )
+    best = best_batch(steps.probes)
+    threads = _try_threads(run, best.batch_size, _THREADS * seconds)
+    num_threads = max(threads, key=lambda n: threads[n]) if threads else None
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    needed = processes * max([best.images_per_s, *threads.values()])
+    workers = -(-enough_workers(loader, needed) // processes)
+    # On a CPU the workers take their cores from the steps: none at all may be faster.
+    trials = sorted({workers, 0} if device.type == "cpu" else {workers})
+    tried = [together(run, best.batch_size, n, _TOGETHER * seconds / len(trials)) for n in trials]
+    chosen = max(tried, key=lambda t: t.images_per_s)
+    measured = Measured(loader, steps, threads, chosen)
+    plan = run.plan(best.batch_size, share // best.batch_size, processes)
+    rate = processes * chosen.images_per_s
+    if processes > 1:
+        rate = min(rate, max(loader.values()))
+    bottleneck = bottleneck_of(measured, needed, processes)
+    disk = disk_of(run, plan)
+    return Advice(measured, processes, best, num_threads, plan, bottleneck, rate, disk)
+
+
+def share_of_global_batch(run: Run, processes: int) -> int:
+    """Images per step and process.
+
+    Raises:
+        UserError: The processes cannot have equal shares, or the data has too few images.
+    """
+    cfg = run.cfg
+    own = cfg.runtime.batch_size * cfg.optim.update_freq * cfg.runtime.world_size
+    total = cfg.plan.global_batch or own
+    if total % processes:
+        raise UserError(
+            f"a global batch of {total} cannot be shared out to {processes} processes: set "
+            "--global_batch or --processes"
+        )
+    if total > len(run.train_set):
+        raise UserError(
+            f"the training set has {len(run.train_set)} images, fewer than one global batch of "
+            f"{total}: set --global_batch, or lower --batch_size"
+        )
+    return total // processes
+
+
+def batch_sizes(share: int) -> list[int]:
+    """Batch sizes to try: divisors of a process's share, far enough apart, rising."""
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
+    kept = [share]
+    for n in reversed(divisors):
+        if n * 1.5 <= kept[-1]:
+            kept.append(n)
+    return sorted(kept[:_MOST_SIZES])
+
+
+def best_batch(probes: Sequence[StepProbe]) -> StepProbe:
+    """The smallest batch that is nearly as fast as the fastest."""
+    top = max(probe.images_per_s for probe in probes)
+    return next(probe for probe in probes if probe.images_per_s >= _NEARLY * top)
+
+
+def enough_workers(loader: Mapping[int, float], needed: float) -> int:
+    """The fewest loader processes that outrun the steps; else the fewest nearly as fast as any."""
+    target = min(_MARGIN * needed, _NEARLY * max(loader.values()))
+    return min(count for count, rate in loader.items() if rate >= target)
+
+
+def bottleneck_of(measured: Measured, needed: float, processes: int) -> str:
+    """What limits the speed.
+
+    Args:
+        measured: The measurements.
+        needed: Images per second that the steps of all processes could take.
+        processes: Of the run.
+    """
+    fastest = max(measured.loader.values())
+    if measured.together.data_wait > _WAITING or fastest < needed:
+        wait = f"{measured.together.data_wait:.0%} of the time is spent waiting for it"
+        return f"data: {fastest:.4g} img/s at most for {needed:.4g} that steps can take; {wait}"
+    if measured.steps.stopped == "memory" and _still_rising(measured.steps.probes):
+        return "memory: larger batches would be faster, but do not fit"
+    ratio = fastest / needed
+    return f"computing: the loader alone is {ratio:.2g} times as fast as the steps"
+
+
+def _still_rising(probes: Sequence[StepProbe]) -> bool:
+    return len(probes) > 1 and probes[-1].images_per_s > 1.1 * probes[-2].images_per_s
+
+
+def _allowed(run: Run, batch_size: int) -> bool:
+    """Whether the configuration takes that batch size (Mixup pairs images)."""
+    mixes = getattr(run.cfg.data, "mixes", False)
+    return not (mixes and batch_size % 2)
+
+
+def _try_threads(run: Run, batch_size: int, seconds: float) -> dict[int, float]:
+    """Speed by CPU threads; none where the user or a GPU has decided."""
+    if run.world.device.type != "cpu" or run.cfg.runtime.num_threads:
+        return {}
+    counts = sorted({1, math.ceil(cores() / 2), cores()})
+    rates = {}
+    for count in counts:
+        torch.set_num_threads(count)
+        rates[count] = step_rate(run, batch_size, seconds / len(counts))
+    return rates

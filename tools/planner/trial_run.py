@@ -1,0 +1,130 @@
+"""The run of a configuration, as its script builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from tools.planner.plan_options import (
+    ClsPlan,
+    DepthPlan,
+    PlanConfig,
+    PretrainPlan,
+    SemsegPlan,
+    TaskonomyPlan,
+)
+from utils.config.finetune_options import FinetuneConfig
+from utils.config.parse import to_flat_dict
+from utils.data.dataset import MultiModalDataset
+from utils.distributed.world import World
+from utils.tasks import finetuning as finetune
+from utils.tasks import pretraining_setup as pretrain_setup
+from utils.tasks.base import Task
+from utils.tasks.classification import Classification
+from utils.tasks.depth_estimation import DepthFinetuning
+from utils.tasks.finetuning import Finetuning
+from utils.tasks.segmentation_setup import Segmentation
+from utils.tasks.taskonomy import Taskonomy
+from utils.training.ema import average
+from utils.training.plan import RunPlan, make_plan
+from utils.training.precision import Precision, choose_precision
+from utils.training.seeding import seed_everything
+from utils.training.state import TrainState
+from utils.training.stepper import Stepper
+
+_JOBS: dict[type[Any], Callable[[Any, World], Finetuning]] = {
+    ClsPlan: Classification,
+    SemsegPlan: Segmentation,
+    DepthPlan: DepthFinetuning,
+    TaskonomyPlan: Taskonomy,
+}
+
+
+@dataclass
+class Run:
+    """What a script would train, and on what.
+
+    Attributes:
+        cfg: The configuration.
+        world: This process.
+        state: Model, losses and optimiser, with initial weights.
+        train_set: Augmented training samples.
+        precision: Number format.
+        rates: Arguments ``blr`` and ``lr`` of :func:`utils.training.plan.make_plan`.
+    """
+
+    cfg: PlanConfig
+    world: World
+    state: TrainState
+    train_set: MultiModalDataset
+    precision: Precision
+    rates: dict[str, float | None]
+
+    def plan(self, batch_size: int, update_freq: int, processes: int) -> RunPlan:
+        """Steps and learning rate with other batches than the configuration's.
+
+        Raises:
+            UserError: An epoch has no step, or warm-up leaves none.
+        """
+        batches = len(self.train_set) // (batch_size * processes)
+        optim = replace(self.cfg.optim, update_freq=update_freq)
+        runtime = replace(self.cfg.runtime, batch_size=batch_size)
+        return make_plan(batches, processes, optim, runtime, **self.rates)
+
+    def stepper(self, batch_size: int) -> Stepper:
+        """One update after every batch of this size, on this process alone."""
+        plan = replace(self._any_plan, batch_size=batch_size)
+        cfg = self.cfg
+        skip_grad = cfg.optim.skip_grad if isinstance(cfg, PretrainPlan) else None
+        return Stepper(
+            self.state, self.world, plan, self.precision, cfg.optim, cfg.runtime, skip_grad
+        )
+
+    @property
+    def _any_plan(self) -> RunPlan:
+        """A plan that every data set has: single images, no warm-up."""
+        optim = replace(self.cfg.optim, update_freq=1, warmup_steps=-1, warmup_epochs=0)
+        runtime = replace(self.cfg.runtime, batch_size=1)
+        return make_plan(len(self.train_set), 1, optim, runtime, **self.rates)
+
+
+def set_up(cfg: PlanConfig, world: World) -> Run:
+    """Build model, data and optimiser.
+
+    Raises:
+        UserError: What the script would refuse, too.
+    """
+    seed_everything(cfg.runtime.seed)
+    if isinstance(cfg, PretrainPlan):
+        inputs, outputs = pretrain_setup.modality_rows(cfg)
+        pretraining = pretrain_setup.build_task(cfg, inputs, outputs).to(world.device)
+        train_set = pretrain_setup.build_train_set(cfg, pretraining.rows)
+        optimizer = pretrain_setup.optimizer_for(cfg, pretraining)
+        rates: dict[str, float | None] = {"blr": cfg.optim.blr}
+        return _run(cfg, world, pretraining, optimizer, train_set, cfg.runtime.precision, rates)
+    job = _JOBS[type(cfg)](cfg, world)
+    task = job.build_task().to(world.device)
+    optimizer = finetune.optimizer_for(cfg, task)
+    return _run(cfg, world, task, optimizer, job.train_set(), cfg.precision, cfg.optim.rates)
+
+
+def _run(
+    cfg: PlanConfig,
+    world: World,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    train_set: MultiModalDataset,
+    number_format: str,
+    rates: dict[str, float | None],
+) -> Run:
+    precision = choose_precision(number_format, world.device)
+    ema: AveragedModel | None = None
+    if isinstance(cfg, FinetuneConfig) and cfg.start.model_ema:
+        ema = average(task.model, cfg.start)
+    state = TrainState(task, optimizer, precision.scaler(), ema=ema, config=to_flat_dict(cfg))
+    task.train()
+    return Run(cfg, world, state, train_set, precision, rates)

@@ -1,0 +1,72 @@
+"""What the preparation commands share: flags, exit codes, messages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.common.atomic_files import clean
+from tools.prepare.target_folder import LINKS, Target
+from utils.logs.errors import UserError
+
+
+def make_parser(doc: str | None, source: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every command.
+
+    Args:
+        doc: The tool's docstring.
+        source: What ``--source`` is, for the help.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", type=Path, required=True, help=source)
+    parser.add_argument("--out", type=Path, required=True, help="data set folder to make")
+    parser.add_argument("--workers", type=_positive, default=1, help="processes (1)")
+    parser.add_argument("--overwrite", action="store_true", help="write files that are there anew")
+    return parser
+
+
+def add_link(parser: argparse.ArgumentParser) -> None:
+    """Add ``--link``, for files that are taken over as they are."""
+    parser.add_argument(
+        "--link",
+        choices=LINKS,
+        default=LINKS[0],
+        help="take files over unchanged as hard links (default), symbolic links or copies",
+    )
+
+
+def finish(target: Target, prepare: Callable[[], str]) -> int:
+    """Prepare, and print the summary or the error.
+
+    Returns:
+        0 on success, 2 for bad input, 1 when a file cannot be written or a process dies, 130 when
+        interrupted.
+    """
+    try:
+        clean(target.root)
+        try:
+            line = prepare()
+        finally:
+            clean(target.root)
+    except UserError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return err.exit_code
+    except OSError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(line)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

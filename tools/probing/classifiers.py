@@ -1,0 +1,239 @@
+"""Classifiers on frozen features: weighted nearest neighbours and a linear probe.
+
+Shapes: n images, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tools.probing.features import Labelled
+from utils.logs.errors import UserError
+from utils.training.metrics import AccuracyMeter
+from utils.training.seeding import generator
+
+CHUNK = 4096  # images per block of similarities or logits
+TOLERANCE = 1e-6  # largest absolute entry of the gradient where L-BFGS stops
+TOP = 5  # of no more classes, or from fewer neighbours, the five best tell nothing
+
+
+@dataclass(frozen=True)
+class LogisticModel:
+    """Multinomial logistic regression.
+
+    Attributes:
+        weight: ``(D, K)``.
+        bias: ``(K,)``.
+        gradient: Largest absolute entry of the objective's gradient, 0 at its minimum.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    gradient: float
+
+    def logits(self, x: Tensor) -> Tensor:
+        """``(n, D)`` to ``(n, K)``."""
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """What a linear probe reached.
+
+    Attributes:
+        scores: Accuracies on the images to score on.
+        train: Accuracies on the images that it learned from.
+        l2: Strength that was best on the held-out part of those.
+        held_out: Strength -> accuracies on that part, of a fit to the rest.
+        gradient: See :class:`LogisticModel`.
+    """
+
+    scores: dict[str, float]
+    train: dict[str, float]
+    l2: float
+    held_out: dict[float, dict[str, float]]
+    gradient: float
+
+
+def majority_accuracy(train: Tensor, test: Tensor, num_classes: int) -> float:
+    """Accuracy in percent of always saying the most frequent class of ``train``."""
+    most = torch.bincount(train, minlength=num_classes).argmax()
+    return 100 * float((test == most).double().mean())
+
+
+def standardize(train: Labelled, *others: Labelled) -> list[Labelled]:
+    """All sets with the mean and deviation that each feature has in ``train`` taken off."""
+    deviation, mean = torch.std_mean(train.x, dim=0, correction=0)
+    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
+    return [Labelled((part.x - mean) / scale, part.y) for part in (train, *others)]
+
+
+def knn_accuracy(
+    train: Labelled, test: Labelled, num_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, dict[str, float]]:
+    """Accuracies by number of neighbours; those beyond the training set mean all of it."""
+    ks = sorted({min(k, len(train)) for k in ks})
+    bank = Labelled(F.normalize(train.x, dim=1), train.y)
+    meters = {k: _meter(num_classes if k >= TOP else k, test.x.device) for k in ks}
+    for part in _chunks(test):
+        votes = knn_votes(bank, F.normalize(part.x, dim=1), num_classes, ks, temperature)
+        for k, meter in meters.items():
+            meter.update(votes[k], part.y)
+    return {k: meter.compute() for k, meter in meters.items()}
+
+
+def knn_votes(
+    bank: Labelled, x: Tensor, num_classes: int, ks: Sequence[int], temperature: float
+) -> dict[int, Tensor]:
+    """Votes ``(n, K)`` of the ``k`` nearest, weighted by the softmax of similarity / temperature.
+
+    Wu et al. (2018), "Unsupervised feature learning via non-parametric instance discrimination".
+
+    Args:
+        bank: Unit vectors with classes, at least as many as the largest ``k``.
+        x: Unit vectors (n, D).
+        num_classes: K.
+        ks: Numbers of neighbours.
+        temperature: Of the softmax.
+    """
+    similarity, nearest = (x @ bank.x.T).topk(max(ks), dim=1)
+    classes = bank.y[nearest]
+    votes = {}
+    for k in ks:
+        weights = (similarity[:, :k] / temperature).softmax(dim=1)
+        votes[k] = x.new_zeros(len(x), num_classes).scatter_add_(1, classes[:, :k], weights)
+    return votes
+
+
+def linear_probe(
+    train: Labelled,
+    test: Labelled,
+    num_classes: int,
+    strengths: Sequence[float],
+    *,
+    held_out: float,
+    max_iterations: int,
+    seed: int,
+) -> LinearResult:
+    """Fit on ``train`` with the L2 strength that is best on a held-out part of it.
+
+    Args:
+        train: Images to learn from.
+        test: Images to score on; they have no part in any choice.
+        num_classes: K.
+        strengths: Strengths of L2 to choose from.
+        held_out: Share of every class that is held out for that choice.
+        max_iterations: Largest number of L-BFGS steps of a fit.
+        seed: Of the held-out part.
+
+    Raises:
+        UserError: No class has two images.
+    """
+    train, test = standardize(train, test)
+    rest, chosen = (train[rows] for rows in stratified_split(train.y, held_out, seed))
+    found: dict[float, dict[str, float]] = {}
+    ranks: dict[float, tuple[float, float]] = {}
+    model = None
+    for l2 in sorted(set(strengths), reverse=True):
+        model = fit_logistic(rest, num_classes, l2, max_iterations, start=model)
+        logits = model.logits(chosen.x)
+        found[l2] = _accuracy(model, chosen, num_classes)
+        # Equal accuracies are told apart by the loss.
+        ranks[l2] = found[l2]["acc1"], -float(F.cross_entropy(logits, chosen.y))
+    best = max(ranks, key=lambda l2: ranks[l2])
+    model = fit_logistic(train, num_classes, best, max_iterations)
+    return LinearResult(
+        _accuracy(model, test, num_classes),
+        _accuracy(model, train, num_classes),
+        best,
+        found,
+        model.gradient,
+    )
+
+
+def stratified_split(y: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the rest and of a share of every class, at least one image of each if it has two.
+
+    Raises:
+        UserError: No class has two images.
+    """
+    rest, chosen = [], []
+    for label in torch.bincount(y).nonzero()[:, 0].tolist():
+        rows = (y == label).nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=generator("cpu", seed, label))
+        rows = rows[order.to(rows.device)]
+        count = min(max(1, round(held_out * len(rows))), len(rows) - 1)
+        chosen.append(rows[:count])
+        rest.append(rows[count:])
+    if not any(map(len, chosen)):
+        raise UserError("the linear probe needs at least two training images of some class")
+    return torch.cat(rest).sort().values, torch.cat(chosen).sort().values
+
+
+def fit_logistic(
+    data: Labelled,
+    num_classes: int,
+    l2: float,
+    max_iterations: int,
+    start: LogisticModel | None = None,
+) -> LogisticModel:
+    """Minimise ``mean cross-entropy + l2 / 2 * |weight|^2`` by full-batch L-BFGS.
+
+    Args:
+        data: Features, in the number format to compute in, and class ids.
+        num_classes: K.
+        l2: Strength of the penalty; the bias is free.
+        max_iterations: Largest number of steps.
+        start: Where to begin; zero by default.
+    """
+    weight = data.x.new_zeros(data.x.shape[1], num_classes)
+    bias = data.x.new_zeros(num_classes)
+    if start is not None:
+        weight, bias = start.weight.clone(), start.bias.clone()
+
+    def evaluate() -> float:
+        """Value of the objective; its gradient into ``.grad``. Chunks bound the memory."""
+        value = 0.5 * l2 * float(weight.square().sum())
+        weight.grad, bias.grad = l2 * weight, torch.zeros_like(bias)
+        for part in _chunks(data):
+            log_p = torch.addmm(bias, part.x, weight).log_softmax(dim=1)
+            value += float(F.nll_loss(log_p, part.y, reduction="sum")) / len(data)
+            error = (log_p.exp() - F.one_hot(part.y, num_classes)) / len(data)
+            weight.grad += part.x.T @ error
+            bias.grad += error.sum(dim=0)
+        return value
+
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iterations,
+        history_size=20,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+    evaluate()
+    gradients = (g for g in (weight.grad, bias.grad) if g is not None)
+    return LogisticModel(weight, bias, max(float(g.abs().max()) for g in gradients))
+
+
+def _chunks(data: Labelled) -> Iterator[Labelled]:
+    for first in range(0, len(data), CHUNK):
+        rows = slice(first, first + CHUNK)
+        yield Labelled(data.x[rows], data.y[rows])
+
+
+def _meter(num_classes: int, device: torch.device) -> AccuracyMeter:
+    return AccuracyMeter((1, TOP) if num_classes > TOP else (1,), device)
+
+
+def _accuracy(model: LogisticModel, data: Labelled, num_classes: int) -> dict[str, float]:
+    meter = _meter(num_classes, data.x.device)
+    for part in _chunks(data):
+        meter.update(model.logits(part.x), part.y)
+    return meter.compute()

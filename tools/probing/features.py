@@ -1,0 +1,212 @@
+"""Frozen features: a pre-trained encoder, all of whose weights come from a file, and its outputs.
+
+Shapes: B batch, N tokens of all modalities, g global tokens, d encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from multimae.images.preprocess import prepare
+from multimae.multimae import MultiViT
+from multimae.specs.build import build_multivit
+from multimae.specs.modalities import Modality
+from multimae.specs.sizes import MULTIVIT, find_size
+from multimae.weights.load import (
+    CheckpointError,
+    LoadReport,
+    StateDict,
+    describe_architecture,
+    load_weights,
+)
+from tools.probing.probe_options import (
+    DEFAULT_MODEL,
+    FeatureOptions,
+    ProbeDataOptions,
+    ProbeModelOptions,
+)
+from utils.checkpoint.start_weights import read_pretrained
+from utils.data.dataset import MultiModalDataset, build_eval_loader, check_samples
+from utils.data.folders import MultiModalFolder
+from utils.data.samplers import EvalBatchSampler
+from utils.data.sets.class_folders import ClassEvalTransform, ClassIndex, data_root
+from utils.logs.errors import UserError, bullet_list
+from utils.training.precision import Precision
+
+CHECKED_SAMPLES = 256
+_INPUTS = "input_adapters."
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features ``x`` (n, D) of a set and their class ids ``y`` (n,)."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.y)
+
+    def __getitem__(self, rows: Tensor) -> Labelled:
+        """The images of these indices."""
+        return Labelled(self.x[rows], self.y[rows])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Labelled:
+        """Moved, with features in ``dtype``."""
+        return Labelled(self.x.to(device, dtype), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An encoder for features.
+
+    Attributes:
+        name: Registered name of its size.
+        model: In evaluation mode, without heads, without gradients.
+        report: What became of the weights; ``None`` for initial ones.
+    """
+
+    name: str
+    model: MultiViT
+    report: LoadReport | None
+
+
+def load_frozen(options: ProbeModelOptions, inputs: Sequence[Modality]) -> Frozen:
+    """Build the encoder that the weights belong to, and load them.
+
+    Every weight of the encoder and of the wanted input adapters has to be in the file: an initial
+    one among frozen ones would only add noise. Decoders, heads and other inputs are left out.
+
+    Raises:
+        UserError: Weights unreadable, of no known size, or not complete for ``inputs``.
+    """
+    state: StateDict = {}
+    if not options.random:
+        state, _ = read_pretrained(options.start, heads=True, flag="--weights")
+        _check_inputs(state, inputs, options.weights)
+    name = options.model or (DEFAULT_MODEL if options.random else _size_of(state))
+    tokens = options.num_global_tokens
+    if tokens is None:
+        tokens = state["global_tokens"].shape[1] if state else 1
+    try:
+        model = build_multivit(name, inputs, {}, options.patch_size, options.input_size, tokens)
+        report = None
+        if state:
+            report = load_weights(model, state, source=options.weights)
+            _check_complete(report)
+    except (CheckpointError, ValueError) as err:
+        raise UserError(f"--weights: {err}" if state else str(err)) from err
+    model.eval().requires_grad_(False)
+    return Frozen(name, model, report)
+
+
+def labelled_folder(path: str, inputs: Sequence[Modality]) -> MultiModalFolder:
+    """The class folders under ``path``, which may also be one of its modality folders."""
+    return MultiModalFolder(data_root(path, inputs), inputs)
+
+
+def feature_loader(
+    folder: MultiModalFolder,
+    model: ProbeModelOptions,
+    data: ProbeDataOptions,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+) -> DataLoader[Any]:
+    """Every image once, in order: resized and cut, not augmented.
+
+    Args:
+        folder: Images of the classes.
+        model: Input size.
+        data: Crop, and how files are read.
+        batch_size: Images per batch; the last may have fewer.
+        limit: Only so many images, spread evenly over the folder.
+
+    Raises:
+        UserError: Some of the files are bad.
+    """
+    transform = ClassEvalTransform(folder.modalities, model.input_size, data.crop_pct)
+    dataset = MultiModalDataset(folder, transform, patch_size=model.patch_size, limit=limit)
+    check_samples(dataset, CHECKED_SAMPLES)
+    sampler = EvalBatchSampler(len(dataset), batch_size)
+    return build_eval_loader(
+        dataset, sampler, num_workers=data.num_workers, pin_memory=data.pin_mem
+    )
+
+
+@torch.no_grad()
+def extract(
+    model: MultiViT,
+    loader: DataLoader[Any],
+    inputs: Sequence[Modality],
+    classes: ClassIndex,
+    options: FeatureOptions,
+    precision: Precision,
+    *,
+    title: str = "features",
+) -> Labelled:
+    """Features of every image of a loader, in float32 on the CPU.
+
+    Raises:
+        UserError: ``layers`` or ``pool`` ask for what the model does not have.
+    """
+    depth = len(model.encoder)
+    if options.layers > depth:
+        raise UserError(f"--layers {options.layers}: the encoder has {depth} blocks")
+    if options.pool != "mean" and not model.num_global_tokens:
+        raise UserError(f"--pool {options.pool}: these weights have no global token; use mean")
+    device = model.global_tokens.device
+    x: list[Tensor] = []
+    names: list[str] = []
+    for batch in tqdm(loader, desc=title, unit="batch", disable=None, leave=False):
+        images = prepare(batch.to(device).images, inputs)
+        with precision.autocast():
+            encoding = model.encode(images, layers=options.layers)
+        x.append(encoding.pooled(options.pool, token_norm=options.token_norm).cpu())
+        names += batch.names
+    return Labelled(torch.cat(x), classes.ids(names))
+
+
+def _check_inputs(state: Mapping[str, Tensor], inputs: Sequence[Modality], source: str) -> None:
+    """Every input needs an adapter in the file."""
+    have = {key.split(".")[1] for key in state if key.startswith(_INPUTS)}
+    missing = [m.name for m in inputs if m.name not in have]
+    if missing:
+        raise UserError(
+            f"--in_domains: {source} has no weights for {', '.join(missing)}, and a frozen random "
+            f"input tells nothing.\nThe file: {describe_architecture(state)}.\n"
+            "Choose --in_domains among its inputs."
+        )
+
+
+def _size_of(state: Mapping[str, Tensor]) -> str:
+    """Registered model of the width and depth of these weights."""
+    width = state["global_tokens"].shape[-1] if "global_tokens" in state else None
+    depth = len({key.split(".")[1] for key in state if key.startswith("encoder.")})
+    size = find_size(depth, width)
+    if size:
+        return f"{MULTIVIT}_{size}"
+    raise UserError(
+        f"--weights: no registered model has this size ({describe_architecture(state)}); "
+        "give --model"
+    )
+
+
+def _check_complete(report: LoadReport) -> None:
+    """Nothing of the model may keep its initial value."""
+    problems = [f"{key}: not in the file" for key in report.new]
+    problems += [f"{mismatch}: of another shape" for mismatch in report.mismatched]
+    if problems:
+        raise CheckpointError(
+            f"{report.source} does not have all of this encoder:\n{bullet_list(problems)}\n"
+            "Set --model, --patch_size, --num_global_tokens and --modalities (num_classes, "
+            "num_channels, stride) as the weights were made with."
+        )

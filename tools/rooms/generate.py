@@ -1,0 +1,134 @@
+"""Making a data set: the same files whatever the number of workers or interruptions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tools.common.atomic_files import clean
+from tools.rooms.furniture.sh3f import ModelLibrary, load_library
+from tools.rooms.output.write import Settings, claim, complete, digest, write_index, write_sample
+from tools.rooms.rendering.tracer import require_tracer
+from tools.rooms.sample import SPLITS, render_room
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A data set to make.
+
+    Attributes:
+        out: Folder.
+        train: Number of training samples.
+        val: Number of validation samples.
+        size: Width and height in pixels.
+        seed: Seed of the data set.
+        workers: Number of processes; 1 renders in this one.
+        furniture: Sweet Home 3D archives.
+        layout: "multimae" or "taskonomy".
+    """
+
+    out: Path
+    train: int
+    val: int
+    size: int = 256
+    seed: int = 0
+    workers: int = 1
+    furniture: tuple[Path, ...] = ()
+    layout: str = "multimae"
+
+
+class _Worker:
+    """Renders and writes samples; holds the library of its process."""
+
+    library: ModelLibrary | None = None
+    job: Job | None = None
+
+    @classmethod
+    def start(cls, job: Job) -> None:
+        """Prepare this process."""
+        cls.job = job
+        cls.library = load_library(list(job.furniture)) if job.furniture else None
+
+    @classmethod
+    def make(cls, task: tuple[str, int]) -> tuple[str, int]:
+        """Render and write one sample.
+
+        Raises:
+            RuntimeError: The process has not been prepared.
+        """
+        if cls.job is None:
+            raise RuntimeError("the worker has not been started")
+        split, index = task
+        sample = render_room(cls.job.seed, split, index, cls.job.size, cls.library)
+        write_sample(cls.job.out, cls.job.layout, split, index, sample)
+        return task
+
+
+def make_rooms(job: Job, progress: bool = True) -> int:
+    """Make a data set, or what is missing of it.
+
+    Args:
+        job: What to make.
+        progress: Show a bar with images per second, on a terminal.
+
+    Returns:
+        Number of samples rendered by this call.
+
+    Raises:
+        SettingsError: The folder holds samples of other settings.
+        Sh3fError: An archive cannot be read.
+        TracerMissingError: embreex is not installed.
+        RenderError: A sample has no acceptable view.
+        OSError: A file cannot be read or written.
+    """
+    require_tracer()
+    if job.furniture:
+        # Read once here so that a bad archive is reported before anything is written.
+        load_library(list(job.furniture))
+    settings = Settings(job.size, job.seed, job.layout, tuple(digest(p) for p in job.furniture))
+    claim(job.out, settings)
+    clean(job.out)
+    counts = {"train": job.train, "val": job.val}
+    write_index(job.out, settings, counts)
+    todo = [
+        (split, i)
+        for split in SPLITS
+        for i in range(counts[split])
+        if not complete(job.out, job.layout, split, i)
+    ]
+    hide = None if progress else True
+    with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
+        for _ in _run(job, todo):
+            bar.update()
+    clean(job.out)
+    return len(todo)
+
+
+def _run(job: Job, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Make samples, in this process or in several."""
+    workers = min(job.workers, len(todo))
+    if workers <= 1:
+        _Worker.start(job)
+        for task in todo:
+            yield _Worker.make(task)
+        return
+    # Children read these on import; one thread each, since there is one process per core.
+    saved = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(workers, _Worker.start, (job,)) as pool:
+            yield from pool.imap_unordered(_Worker.make, todo, chunksize=2)
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,173 @@
+"""When to save, and saving while the training goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.checkpoint.files import FOLDER, prepare_folder, save_best, write_checkpoint
+from utils.config.options import CheckpointOptions
+from utils.distributed.world import World
+from utils.logs.errors import RunError
+from utils.training.state import TrainState
+
+
+class Saver:
+    """Writes the checkpoints of a run; rank 0 writes, all processes call.
+
+    The state is copied to memory of its own while the training waits, and written by a thread while
+    it goes on. A save waits for the one before it.
+
+    Attributes:
+        waited: Seconds that the training has spent waiting for saves.
+    """
+
+    def __init__(self, options: CheckpointOptions, world: World) -> None:
+        """Clear the folder of what killed runs have left."""
+        self.options, self.world = options, world
+        self.active = bool(options.output_dir) and options.save_ckpt
+        self.folder = Path(options.output_dir) / FOLDER
+        self.waited = 0.0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._copies: dict[str, Any] = {}
+        self._begun = self._last = time.monotonic()
+        if self.active and world.is_main:
+            prepare_folder(options.output_dir)
+
+    def minutes_have_passed(self) -> bool:
+        """Whether this process's clock says that a save is due."""
+        every = self.options.save_ckpt_minutes
+        return bool(self.active and every and time.monotonic() - self._last >= 60 * every)
+
+    def due_at(self, step: int) -> bool:
+        """Whether a save is due after this step."""
+        every = self.options.save_ckpt_steps
+        return bool(self.active and every and step % every == 0)
+
+    def contents(self, state: TrainState) -> dict[str, Any]:
+        """The state as it is, not copied; all processes call it."""
+        return state.state_dict(self.world) if self.active else {}
+
+    def write_now(self, contents: Mapping[str, Any]) -> None:
+        """Write earlier :meth:`contents` of the same weights and wait; no process need join.
+
+        Raises:
+            RunError: It failed.
+        """
+        if self.active and self.world.is_main:
+            self.finish()
+            self._write(contents, at_epoch_end=False)
+            self.finish()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save has failed, on this process."""
+        return self._error is not None
+
+    def save(self, state: TrainState, *, at_epoch_end: bool, wait: bool = False) -> None:
+        """Save the run as it is.
+
+        Args:
+            state: The run.
+            at_epoch_end: It has just completed an epoch.
+            wait: Until the file is there.
+
+        Raises:
+            RunError: This save, or the one before, failed.
+        """
+        if not self.active:
+            return
+        start = time.monotonic()
+        contents = state.state_dict(self.world)
+        if self.world.is_main:
+            self.finish()
+            self._copies = snapshot(contents, self._copies)
+            arguments = (self._copies, at_epoch_end)
+            self._thread = threading.Thread(target=self._write, args=arguments, name="saver")
+            self._thread.start()
+            if wait or not self.options.async_save:
+                self.finish()
+        self._last = time.monotonic()
+        self.waited += self._last - start
+
+    def save_best(self, state: TrainState) -> None:
+        """Write the scored weights as the best; all processes call it.
+
+        Raises:
+            RunError: It failed.
+        """
+        weights = state.scored_weights(self.world) if self.active else {}
+        if self.active and self.world.is_main:
+            try:
+                save_best(state, weights, self.options.output_dir)
+            except OSError as err:
+                raise RunError(_failed(self.folder, err)) from err
+
+    def cost(self) -> str:
+        """What saving has cost, for the log."""
+        lasted = time.monotonic() - self._begun
+        return (
+            f"training waited {self.waited:.1f} s for checkpoints, {self.waited / lasted:.2%} of "
+            f"{lasted:.0f} s"
+        )
+
+    def finish(self) -> None:
+        """Wait for a save in progress.
+
+        Raises:
+            RunError: It failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a save that has ended failed with."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise RunError(_failed(self.folder, error)) from error
+
+    def _write(self, contents: Mapping[str, Any], at_epoch_end: bool) -> None:
+        try:
+            write_checkpoint(
+                contents, self.folder, at_epoch_end=at_epoch_end, keep=self.options.keep_ckpts
+            )
+        except BaseException as err:  # the thread that trains raises it
+            self._error = err
+
+
+def snapshot(value: Any, into: Any = None) -> Any:
+    """A copy of a state in memory of the CPU that training does not touch.
+
+    Args:
+        value: Tensors and plain values in dicts and lists.
+        into: An earlier copy, whose memory is used again where shapes and types agree.
+    """
+    if isinstance(value, Tensor):
+        if isinstance(into, Tensor) and (into.shape, into.dtype) == (value.shape, value.dtype):
+            return into.copy_(value.detach())
+        return torch.empty_like(value, device="cpu").copy_(value.detach())
+    if isinstance(value, Mapping):
+        old = into if isinstance(into, Mapping) else {}
+        return {key: snapshot(item, old.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        earlier = into if isinstance(into, list | tuple) and len(into) == len(value) else value
+        same = earlier is not value
+        return [snapshot(v, e if same else None) for v, e in zip(value, earlier, strict=True)]
+    return value
+
+
+def _failed(folder: Path, error: BaseException) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return (
+        f"a checkpoint could not be written to {folder} ({reason}). The checkpoints before it are "
+        "untouched: make room there and run the same command to go on."
+    )

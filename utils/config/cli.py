@@ -1,0 +1,158 @@
+"""The command line of every script: flags to values, and ``--help``.
+
+A hand parser instead of argparse, because argparse stops at the first mistake, accepts
+abbreviations, and cannot say which values the user gave.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from multimae.specs.coercion import did_you_mean, type_name
+from utils.config.fields import RESERVED, Option, sections_of
+
+# Letters after the dashes: `-1` and `-1e-5` are values.
+_FLAG = re.compile(r"--?[A-Za-z]")
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+_HELP_INDENT, _HELP_WIDTH = 34, 100
+
+
+class Setting(NamedTuple):
+    """A value as the user gave it, and where."""
+
+    option: Option
+    value: Any
+    place: str
+
+
+@dataclass
+class CommandLine:
+    """What the arguments say."""
+
+    settings: list[Setting] = field(default_factory=list)
+    config_files: list[Path] = field(default_factory=list)
+    help: bool = False
+    print_config: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def read_command_line(argv: Sequence[str], options: Mapping[str, Option]) -> CommandLine:
+    """Match arguments to options; values stay strings (a list for several).
+
+    Args:
+        argv: Arguments without the program's name.
+        options: Known options by name.
+
+    Returns:
+        Settings in order, with every mistake in ``problems``.
+    """
+    line = CommandLine()
+    by_flag = {flag: option for option in options.values() for flag in option.flags}
+    for flag, words in _groups(argv):
+        option = by_flag.get(flag)
+        if option is not None:
+            _read_option(line, option, flag, words)
+        elif flag in ("--help", "-h"):
+            line.help = True
+        elif flag == "--print_config":
+            line.print_config = True
+            line.problems += [f"{flag}: takes no value, got '{words[0]}'"] if words else []
+        elif flag == "--config":
+            line.config_files += [Path(word) for word in words]
+            line.problems += [] if words else ["--config: needs the path of a YAML file"]
+        elif flag:
+            near = did_you_mean(flag, [*by_flag, *RESERVED])
+            line.problems.append(f"{flag}: unknown flag{near}")
+        elif words:
+            line.problems.append(f"'{words[0]}': expected a flag (--NAME) first")
+    return line
+
+
+def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """``--a 1 2 --b=3`` as ``("--a", ["1", "2"]), ("--b", ["3"])``; leading strays under ``""``."""
+    flag, words = "", list[str]()
+    for arg in argv:
+        if not _FLAG.match(arg):
+            words.append(arg)
+            continue
+        yield flag, words
+        flag, equals, inline = arg.partition("=")
+        words = [inline] if equals else []
+    yield flag, words
+
+
+def _read_option(line: CommandLine, option: Option, flag: str, words: list[str]) -> None:
+    if flag in option.off_flags:
+        if words:
+            line.problems.append(f"{flag}: takes no value, got '{words[0]}'")
+        line.settings.append(Setting(option, False, flag))
+    elif not words and option.is_bool:
+        line.settings.append(Setting(option, True, flag))
+    elif not words:
+        line.problems.append(f"{flag}: needs a value ({type_name(option.base_hint)})")
+    elif len(words) == 1:
+        line.settings.append(Setting(option, words[0], flag))
+    elif option.is_tuple:
+        line.settings.append(Setting(option, words, flag))
+    else:
+        line.problems.append(f"{flag}: takes one value, got {len(words)}: {' '.join(words)}")
+
+
+def _metavar(hint: Any) -> str:
+    """Placeholder of the value: ``N``, ``X X``, ``{a,b}``."""
+    if get_origin(hint) is Literal:
+        return "{" + ",".join(get_args(hint)) + "}"
+    if get_origin(hint) is tuple:
+        return " ".join("..." if arg is Ellipsis else _metavar(arg) for arg in get_args(hint))
+    return _METAVARS.get(hint, "YAML")
+
+
+def format_help(cfg: Any, options: Mapping[str, Option], program: str) -> str:
+    """The text of ``--help``: flags by section, headed by the first line of its docstring."""
+    lines = [f"usage: {program} [--config FILE.yaml ...] [--FLAG VALUE ...]", "", _title(cfg), ""]
+    lines += [
+        _entry("--config FILE.yaml", "Read options from YAML; the command line wins over it"),
+        _entry("--print_config", "Print the resolved config as YAML and exit"),
+    ]
+    for section, group in sections_of(cfg):
+        entries = [
+            _entry(_usage(option), f"{option.help} (default: {_show(option.default)})")
+            for option in options.values()
+            if option.section == section
+        ]
+        if entries:
+            lines += ["", _title(group) if section else "Other", *entries]
+    return "\n".join(lines)
+
+
+def _title(group: Any) -> str:
+    return (type(group).__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def _usage(option: Option) -> str:
+    if option.is_bool:
+        return f"--[no_]{option.name}"
+    return f"--{option.name} {_metavar(option.base_hint)}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(_show, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value) or "empty"
+
+
+def _entry(usage: str, text: str) -> str:
+    margin = " " * _HELP_INDENT
+    first = f"  {usage}".ljust(_HELP_INDENT)
+    if not first.endswith(" "):
+        first = f"{first}\n{margin}"
+    return first + textwrap.fill(text, _HELP_WIDTH - _HELP_INDENT).replace("\n", f"\n{margin}")

@@ -1,0 +1,149 @@
+"""Options as dataclass fields: how one is declared, and the flat list of all of a config's.
+
+A config is a frozen dataclass whose fields are *sections* (frozen dataclasses of options) or
+options themselves. Outside the code the sections do not exist: every option has one flat name,
+the same as a flag and as a YAML key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from multimae.specs.coercion import coerce
+
+RESERVED = {"--help": "the parser", "--config": "the parser", "--print_config": "the parser"}
+
+
+def option(default: Any, help: str, *, within: str | None = None, off: str | None = None) -> Any:
+    """Declare an option of a section.
+
+    For example ``lr: float = option(1e-4, "Learning rate", within="(0, inf)")``.
+
+    Args:
+        default: Value, or a function that makes it (for mappings and for what depends on the
+            machine).
+        help: One line for ``--help``.
+        within: Interval that every number of the value must lie in, e.g. ``"[0, 1)"``.
+        off: Further flag, without dashes, that sets a boolean to false, beside ``--no_NAME``.
+    """
+    metadata = {"help": help, "within": within, "off": off}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a config.
+
+    Attributes:
+        name: Flag without dashes, YAML key and field name.
+        section: Name of the config's field that holds it; empty for the config itself.
+        hint: Annotated type.
+        default: Value in the config's default instance.
+        help: One line for ``--help``.
+        within: See :func:`option`.
+        off: See :func:`option`.
+    """
+
+    name: str
+    section: str
+    hint: Any
+    default: Any
+    help: str = ""
+    within: str | None = None
+    off: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where the code finds it, e.g. ``optim.lr``."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def base_hint(self) -> Any:
+        """Annotated type without ``| None``."""
+        members = [arg for arg in get_args(self.hint) if arg is not type(None)]
+        return members[0] if type(None) in get_args(self.hint) else self.hint
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is a switch."""
+        return self.base_hint is bool
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether a flag takes several values."""
+        return get_origin(self.base_hint) is tuple
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it is a YAML mapping."""
+        return get_origin(self.base_hint) is Mapping
+
+    @property
+    def off_flags(self) -> tuple[str, ...]:
+        """Flags that set a switch to false."""
+        if not self.is_bool:
+            return ()
+        return (f"--no_{self.name}", *([f"--{self.off}"] if self.off else []))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All flags."""
+        return (f"--{self.name}", *self.off_flags)
+
+    def coerce(self, value: Any) -> Any:
+        """``value`` in the option's type.
+
+        Raises:
+            ValueError: It does not fit the type or lies outside ``within``.
+        """
+        value = coerce(value, self.hint)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if self.within and not all(n is None or _inside(n, self.within) for n in numbers):
+            raise ValueError(f"{value} is not in {self.within}")
+        return value
+
+
+def sections_of(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """``(name, section)`` of a config; the config itself, last and named ``""``."""
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            yield field.name, value
+    yield "", cfg
+
+
+def options_of(cfg: Any) -> dict[str, Option]:
+    """Every option of a config instance by name, with its values there as defaults.
+
+    Raises:
+        TypeError: Two options share a flag.
+    """
+    options: dict[str, Option] = {}
+    owners = dict(RESERVED)
+    for section, group in sections_of(cfg):
+        hints = get_type_hints(type(group))
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if dataclasses.is_dataclass(value):
+                continue
+            option = Option(field.name, section, hints[field.name], value, **field.metadata)
+            for flag in option.flags:
+                if flag in owners:
+                    raise TypeError(
+                        f"{type(cfg).__name__}: {flag} belongs to both {owners[flag]} and "
+                        f"{option.path}; option names must be unique, rename one"
+                    )
+                owners[flag] = option.path
+            options[option.name] = option
+    return options
+
+
+def _inside(number: float, interval: str) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)

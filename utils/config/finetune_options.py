@@ -1,0 +1,225 @@
+"""Options that the fine-tuning scripts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.specs.heads import HeadOptions
+from multimae.specs.modalities import ModalityTable
+from utils.config.fields import option
+from utils.config.options import (
+    CheckpointOptions,
+    DataOptions,
+    LogOptions,
+    ModelOptions,
+    OptimOptions,
+    RuntimeOptions,
+    split_names,
+)
+
+Split = Literal["eval", "test"]
+
+
+@dataclass(frozen=True)
+class FinetuneDataOptions(DataOptions):
+    """Data: what is read, and how."""
+
+    eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
+    test_data_path: str | None = option(None, "Test images, for --test")
+    num_workers: int = option(16, "Loader processes per GPU", within="[0, inf)")
+    max_val_images: int | None = option(
+        None, "Evaluate on N images, spread over the set", within="[1, inf)"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Statistics that the checkpoint knows and this script does not."""
+        yield from super().problems()
+        for name, row in self.modalities.items():
+            if isinstance(row, Mapping) and row.get("normalization") == "computed":
+                yield (
+                    f"modalities: {name}: normalization: computed is for pre-training; give the "
+                    "mean and std that its log names"
+                )
+
+
+@dataclass(frozen=True)
+class FinetuneModelOptions(ModelOptions):
+    """Model."""
+
+    model: str = option("multivit_base", "Registered builder of the model")
+
+    def problems(self) -> Iterator[str]:
+        """Models that mask, beside what every script checks."""
+        yield from super().problems()
+        if self.model.startswith("pretrain_"):
+            yield f"model: {self.model} masks its inputs; fine-tuning needs a multivit_*"
+
+    @property
+    def encoder_drop_path(self) -> float:
+        """Drop-path rate of the encoder, whatever the script calls it."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class DenseModelOptions(FinetuneModelOptions):
+    """Model and head for dense prediction."""
+
+    drop_path_encoder: float = option(0.1, "Drop-path rate of the encoder", within="[0, 1)")
+    learnable_pos_emb: bool = option(False, "Train the position tables")
+    output_adapter: Literal["segmenter", "convnext", "dpt"] = option("convnext", "Head")
+    decoder_dim: int = option(6144, "Width of Segmenter and ConvNeXt heads", within="[1, inf)")
+    decoder_depth: int = option(4, "Blocks of Segmenter and ConvNeXt heads", within="[0, inf)")
+    drop_path_decoder: float = option(
+        0.0, "Drop-path rate of Segmenter and ConvNeXt heads", within="[0, 1)"
+    )
+    decoder_preds_per_patch: int = option(
+        16, "Predictions per patch of the ConvNeXt head, a square number", within="[1, inf)"
+    )
+    decoder_interpolate_mode: Literal["bilinear", "nearest"] = option(
+        "bilinear", "Last upsampling of the ConvNeXt head"
+    )
+    decoder_main_tasks: str = option("rgb", "Modalities whose tokens the head reads, joined by '-'")
+
+    @property
+    def encoder_drop_path(self) -> float:
+        """Drop-path rate of the encoder."""
+        return self.drop_path_encoder
+
+    @property
+    def head(self) -> HeadOptions:
+        """Shape of the head."""
+        return HeadOptions(
+            self.output_adapter,
+            split_names(self.decoder_main_tasks),
+            self.decoder_dim,
+            self.decoder_depth,
+            self.decoder_preds_per_patch,
+            self.decoder_interpolate_mode,
+            self.drop_path_decoder,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneOptimOptions(OptimOptions):
+    """Optimiser and schedule."""
+
+    opt_betas: tuple[float, ...] | None = option(
+        (0.9, 0.999), "Betas of Adam; none: the optimiser's own", within="[0, 1)"
+    )
+    lr: float = option(1e-4, "Learning rate, whatever the batch", within="(0, inf)")
+    layer_decay: float = option(0.75, "Learning-rate factor per layer", within="(0, 1]")
+    scale_input_lr: bool = option(True, "Decay the learning rate of the input adapters, too")
+    freeze_transformer: bool = option(False, "Do not train the encoder blocks")
+    no_lr_scale_list: str = option("", "Parts of names without layer decay, joined by '-'")
+    warmup_epochs: int = option(1, "Epochs of warm-up", within="[0, inf)")
+
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """Arguments ``blr`` and ``lr`` of :func:`utils.training.plan.make_plan`."""
+        return {"blr": None, "lr": self.lr}
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Weights to start from, and runs that only score."""
+
+    finetune: str = option("", "Pre-trained weights: a path or an https URL")
+    model_key: str = option("model|module", "Where a checkpoint has its weights, by preference")
+    model_prefix: str = option("", "Prefix of the weights' names to take off")
+    model_ema: bool = option(False, "Keep an average of the weights; score and save that")
+    model_ema_decay: float = option(0.9999, "Decay of the average", within="[0, 1)")
+    model_ema_force_cpu: bool = option(False, "Keep the average on the CPU")
+    eval: bool = option(False, "Score on --eval_data_path, do not train")
+    test: bool = option(False, "Score the best checkpoint on the test set, do not train")
+    dist_eval: bool = option(
+        False, "Accepted for old commands: evaluation always shares the set out, exactly"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """URLs that are not safe."""
+        if "://" in self.finetune and not self.finetune.startswith("https://"):
+            yield "finetune: only https:// URLs are loaded; download other files first"
+
+
+@dataclass(frozen=True)
+class FinetuneLogOptions(LogOptions):
+    """Logs and evaluation."""
+
+    log_images_wandb: bool = option(
+        False, "Accepted for old commands: pictures go to every log that is on"
+    )
+    log_images_freq: int = option(
+        5, "Epochs between pictures, drawn when the model is evaluated", within="[1, inf)"
+    )
+
+    @property
+    def picture_freq(self) -> int:
+        """Epochs between pictures."""
+        return self.log_images_freq
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Base of the fine-tuning configurations; each script subclasses sections."""
+
+    data: FinetuneDataOptions = field(default_factory=FinetuneDataOptions)
+    model: FinetuneModelOptions = field(default_factory=FinetuneModelOptions)
+    optim: FinetuneOptimOptions = field(default_factory=FinetuneOptimOptions)
+    start: StartOptions = field(default_factory=StartOptions)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    log: FinetuneLogOptions = field(default_factory=FinetuneLogOptions)
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run."""
+        return self.data.table()
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input modalities."""
+        return self.data.in_names
+
+    def problems(self) -> Iterator[str]:
+        """Durations and modalities that do not fit each other, tests without a set."""
+        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
+        if self.optim.warmup_steps <= 0 and warmup >= epochs and not self.scores_only:
+            yield (
+                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
+                "lower it or set warmup_steps"
+            )
+        if self.start.model_ema_force_cpu and self.runtime.parallel == "fsdp":
+            yield (
+                "model_ema_force_cpu: parallel fsdp shares the average out over the processes; "
+                "leave it away, or use parallel ddp"
+            )
+        if self.start.test and not self.has_test_set:
+            yield "test: needs test_data_path, the images to score on"
+        if isinstance(self.model, DenseModelOptions):
+            for name in self.model.head.main_tasks:
+                if name not in self.in_names:
+                    yield (
+                        f"decoder_main_tasks: '{name}' is not among in_domains "
+                        f"{'-'.join(self.in_names)}"
+                    )
+
+    @property
+    def eval_freq(self) -> int:
+        """Epochs between evaluations."""
+        return self.log.eval_freq
+
+    @property
+    def precision(self) -> str:
+        """Number format that the options ask for."""
+        return self.runtime.precision
+
+    @property
+    def scores_only(self) -> bool:
+        """Whether nothing is trained."""
+        return self.start.eval or self.start.test
+
+    @property
+    def has_test_set(self) -> bool:
+        """Whether ``--test`` has images to score on."""
+        return bool(self.data.test_data_path)

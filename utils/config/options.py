@@ -1,0 +1,298 @@
+"""The options of the scripts: sections that all share, and those of pre-training.
+
+Inside the code options are grouped (``cfg.optim.blr``), as flags and YAML keys they are flat. A
+script with other defaults passes its own instance of a section, or subclasses it to add options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from multimae.specs.build import find_builder
+from multimae.specs.coercion import did_you_mean
+from multimae.specs.modalities import Interpolation, ModalityTable, default_table, make_table
+from utils.config.fields import option
+from utils.distributed.devices import default_device, device_problems
+
+# A target computed from another modality's data is stored and normalised like that modality.
+_FOLLOWS_SOURCE = (
+    "num_channels",
+    "stride",
+    "patch_size",
+    "max_value",
+    "storage",
+    "no_data",
+    "mean",
+    "std",
+    "normalization",
+    "interpolation",
+)
+
+# Known to exist without loading timm, which takes seconds.
+_COMMON_OPTIMISERS = ("adamw", "adam", "sgd")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """``"rgb-depth"`` as ``("rgb", "depth")``."""
+    return tuple(text.split("-")) if text else ()
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data: what is read, and how."""
+
+    data_path: str = option(
+        "ADD_DATA_PATH_HERE", "Training images: one sub-folder per modality, same file names"
+    )
+    eval_data_path: str | None = option(None, "Validation images, laid out as --data_path")
+    in_domains: str = option("rgb", "Input modalities, joined by '-'")
+    modalities: Mapping[str, Any] = option(
+        dict, "Rows that change or extend the table of modalities: {name: {field: value}}"
+    )
+    standardize_depth: bool = option(
+        False, "Standardise depth per image, by the mean and variance of its middle 80 %"
+    )
+    imagenet_default_mean_and_std: bool = option(
+        True, "Normalise rgb by ImageNet's mean and std; off: by 0.5 and 0.5"
+    )
+    train_interpolation: Interpolation = option("bicubic", "Interpolation that resizes rgb")
+    num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")
+    fast_decode: bool = option(
+        False, "Decode training photos faster, with values that differ a little"
+    )
+    pin_mem: bool = option(True, "Load batches into page-locked memory")
+    eval_batch_size: int | None = option(
+        None, "Images per GPU in evaluation; none: --batch_size", within="[1, inf)"
+    )
+    max_val_images: int | None = option(
+        None, "Evaluate on N images, spread over the set", within="[1, inf)"
+    )
+    on_bad_sample: Literal["error", "skip"] = option(
+        "error", "What a training sample with a bad or missing file does; evaluation always stops"
+    )
+    max_bad_samples: int = option(
+        100, "With --on_bad_sample skip: stop after more bad samples than this", within="[0, inf)"
+    )
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether training leaves bad samples out."""
+        return self.on_bad_sample == "skip"
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input modalities."""
+        return split_names(self.in_domains)
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run.
+
+        The historical flags change rows where ``modalities`` does not set the same field.
+
+        Raises:
+            ValueError: Every problem in ``modalities``, one per line.
+        """
+        rows: dict[str, Any] = {name: dict(row) for name, row in self._rows_by_flags().items()}
+        for key, row in self.modalities.items():
+            name = str(key)  # YAML reads names like `1` and `no` as other types
+            rows[name] = {**rows.get(name, {}), **row} if isinstance(row, Mapping) else row
+        table = make_table(rows)
+        for name, modality in table.items():
+            if modality.source is not None:
+                source, own = table[modality.source], self.modalities.get(name, {})
+                followed = {k: getattr(source, k) for k in _FOLLOWS_SOURCE if k not in own}
+                table[name] = dataclasses.replace(modality, **followed)
+        return table
+
+    def _rows_by_flags(self) -> dict[str, dict[str, Any]]:
+        half = {"mean": (0.5,), "std": (0.5,)}
+        return {
+            "rgb": {
+                "interpolation": self.train_interpolation,
+                **({} if self.imagenet_default_mean_and_std else half),
+            },
+            "depth": {"normalization": "robust" if self.standardize_depth else "mean_std"},
+        }
+
+    def problems(self) -> Iterator[str]:
+        """Modalities that are declared wrongly, unknown or targets only."""
+        table: ModalityTable = {}
+        try:
+            table = self.table()
+        except ValueError as err:
+            yield from (f"modalities: {line}" for line in str(err).splitlines())
+        yield from self.name_problems("in_domains", self.in_names)
+        for name in self.in_names:
+            if name in table and table[name].source:
+                yield f"in_domains: '{name}' is a target computed from '{table[name].source}'"
+
+    def name_problems(self, key: str, names: tuple[str, ...]) -> Iterator[str]:
+        """What is wrong with the modalities that the option ``key`` names."""
+        known = list(dict.fromkeys([*default_table(), *map(str, self.modalities)]))
+        if not names:
+            yield f"{key}: name at least one modality of {', '.join(known)}"
+        for name in dict.fromkeys(names):
+            if name not in known:
+                yield (
+                    f"{key}: unknown modality '{name}'{did_you_mean(name, known)} "
+                    f"(known: {', '.join(known)}; declare new ones under modalities)"
+                )
+            if names.count(name) > 1:
+                yield f"{key}: '{name}' is named twice"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model."""
+
+    model: str = option("pretrain_multimae_base", "Registered builder of the model")
+    patch_size: int = option(16, "Patch side in full-resolution pixels", within="[1, inf)")
+    input_size: int = option(224, "Image side in pixels", within="[1, inf)")
+    num_global_tokens: int = option(1, "Learned tokens beside the patches", within="[0, inf)")
+
+    def problems(self) -> Iterator[str]:
+        """Unknown models, image sizes that patches do not tile."""
+        try:
+            find_builder(self.model)
+        except ValueError as err:
+            yield f"model: {err}"
+        size, patch = self.input_size, self.patch_size
+        if size % patch:
+            near = [s for s in (size // patch * patch, (size // patch + 1) * patch) if s]
+            yield (
+                f"input_size: {size} is not divisible by patch_size {patch}; "
+                f"nearest: {' or '.join(map(str, near))}"
+            )
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """Optimiser and schedule."""
+
+    opt: str = option("adamw", "Optimiser, by its name in timm")
+    opt_eps: float = option(1e-8, "Epsilon of Adam", within="(0, inf)")
+    opt_betas: tuple[float, ...] | None = option(
+        (0.9, 0.95), "Betas of Adam; none: the optimiser's own", within="[0, 1)"
+    )
+    momentum: float = option(0.9, "Momentum of SGD", within="[0, 1)")
+    clip_grad: float | None = option(None, "Clip the gradient norm here", within="(0, inf)")
+    weight_decay: float = option(0.05, "Weight decay", within="[0, inf)")
+    weight_decay_end: float | None = option(
+        None, "Weight decay at the end of its cosine schedule; none: constant", within="[0, inf)"
+    )
+    decoder_decay: float | None = option(
+        None, "Weight decay of the output adapters; none: --weight_decay", within="[0, inf)"
+    )
+    warmup_lr: float = option(1e-6, "Learning rate at the start of warm-up", within="[0, inf)")
+    min_lr: float = option(0.0, "Learning rate the cosine falls to", within="[0, inf)")
+    warmup_epochs: int = option(40, "Epochs of warm-up", within="[0, inf)")
+    warmup_steps: int = option(-1, "Steps of warm-up; if > 0, replaces epochs", within="[-1, inf)")
+    update_freq: int = option(1, "Batches accumulated per step", within="[1, inf)")
+
+    def problems(self) -> Iterator[str]:
+        """Optimisers that do not exist."""
+        if self.opt in _COMMON_OPTIMISERS:
+            return
+        from timm.optim import list_optimizers  # type: ignore[attr-defined]
+
+        known = [str(name) for name in list_optimizers()]
+        name = self.opt.lower().removeprefix("lookahead_")
+        if name not in known:
+            yield f"opt: unknown optimiser '{self.opt}'{did_you_mean(name, known)}"
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Run: duration, device, processes."""
+
+    epochs: int = option(1600, "Passes over the training set", within="[1, inf)")
+    max_steps: int | None = option(
+        None, "Stop after this many steps, with the schedule of the full run", within="[1, inf)"
+    )
+    schedule_to_max_steps: bool = option(
+        False, "The schedule of rates ends at --max_steps, not with the last epoch"
+    )
+    batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)")
+    start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
+    device: str = option(default_device, "cuda, cuda:N, cpu or mps")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto", "Autocast type; auto: the best the device has"
+    )
+    seed: int = option(0, "Seed of every random generator", within="[0, inf)")
+    deterministic: bool = option(
+        False, "Only algorithms whose results are the same every time; slower on a GPU"
+    )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = option(
+        "stop",
+        "A loss is not finite: stop; skip: leave the update out, which waits for the device in "
+        "every step; rollback: go back to the last checkpoint and leave the batch out",
+    )
+    grad_checkpointing: bool = option(
+        False, "Compute activations again in the backward pass: less memory, a third more time"
+    )
+    num_threads: int | None = option(
+        None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
+    )
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "Several processes: ddp, a copy of the model on each; fsdp: model, gradients and "
+        "optimiser shared out over them",
+    )
+    find_unused_params: bool = option(
+        True, "DDP: let parts of the model have no gradient; looked for once, in the first step"
+    )
+    show_user_warnings: bool = option(False, "Show Python's UserWarnings")
+    world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)")
+    local_rank: int = option(-1, "Rank on this machine; torchrun sets it", within="[-1, inf)")
+    dist_on_itp: bool = option(False, "Take the ranks from Open MPI's environment")
+    dist_url: str = option("env://", "Address where the processes meet")
+
+    def problems(self) -> Iterator[str]:
+        """Devices that do not exist in PyTorch, runs that are over before they start."""
+        yield from device_problems(self.device)
+        if self.start_epoch > self.epochs:
+            yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Checkpoints."""
+
+    output_dir: str = option(
+        "", "Folder of checkpoints, logs and pictures; empty: nothing is saved"
+    )
+    resume: str = option("", "Checkpoint to go on from")
+    auto_resume: bool = option(True, "Go on from the newest checkpoint of --output_dir")
+    save_ckpt: bool = option(True, "Write checkpoints")
+    save_ckpt_freq: int = option(20, "Epochs between checkpoints", within="[1, inf)")
+    save_ckpt_steps: int | None = option(None, "Steps between checkpoints", within="[1, inf)")
+    save_ckpt_minutes: float | None = option(
+        None, "Minutes between checkpoints, by the clock of rank 0", within="(0, inf)"
+    )
+    keep_ckpts: int = option(
+        0, "Newest checkpoints after epochs that are kept; 0: all", within="[0, inf)"
+    )
+    async_save: bool = option(True, "Write checkpoints while the training goes on")
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """Logs and evaluation."""
+
+    log_every: int = option(50, "Steps between log lines", within="[1, inf)")
+    eval_freq: int = option(1, "Epochs between evaluations", within="[1, inf)")
+    num_pictures: int = option(8, "Images in the picture grid; 0: none", within="[0, inf)")
+    log_tensorboard: bool = option(False, "Log to TensorBoard, in --output_dir")
+    log_wandb: bool = option(False, "Log to Weights & Biases")
+    wandb_project: str | None = option(None, "W&B project")
+    wandb_entity: str | None = option(None, "W&B user or team")
+    wandb_run_name: str | None = option(None, "W&B run name")
+    wandb_group: str = option("", "W&B group")
+
+    @property
+    def picture_freq(self) -> int:
+        """Epochs between pictures."""
+        return self.eval_freq

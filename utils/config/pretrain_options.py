@@ -1,0 +1,194 @@
+"""The configuration of ``run_pretraining_multimae.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.specs.modalities import ModalityTable
+from utils.config.fields import option
+from utils.config.finetune_options import StartOptions
+from utils.config.options import (
+    CheckpointOptions,
+    DataOptions,
+    LogOptions,
+    ModelOptions,
+    OptimOptions,
+    RuntimeOptions,
+    split_names,
+)
+
+
+@dataclass(frozen=True)
+class PretrainDataOptions(DataOptions):
+    """Data: what is read, and how."""
+
+    in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
+    out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
+    missing: Literal["error", "allow"] = option(
+        "error",
+        "What a sample without a file of some modality does; allow: its budget goes to the others, "
+        "and the missing one has no loss",
+    )
+    hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
+    crop_scale: tuple[float, float] = option(
+        (0.2, 1.0), "Smallest and largest share of the image's area in a crop", within="(0, 1]"
+    )
+    crop_ratio: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "Smallest and largest width / height of a crop", within="(0, inf)"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Wrong modalities, empty ranges."""
+        yield from super().problems()
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                yield f"{key}: the smallest value {low} exceeds the largest {high}"
+
+
+@dataclass(frozen=True)
+class PretrainModelOptions(ModelOptions):
+    """Model, masking and losses."""
+
+    num_encoded_tokens: int = option(98, "Visible patches, all modalities", within="[1, inf)")
+    alphas: float = option(
+        1.0, "Dirichlet concentration of the modalities' shares in them", within="(0, inf)"
+    )
+    sample_tasks_uniformly: bool = option(
+        False, "Draw a subset of the modalities first, every one equally likely"
+    )
+    drop_path: float = option(0.0, "Drop-path rate of the last encoder block", within="[0, 1)")
+    decoder_dim: int = option(256, "Width of the decoders", within="[1, inf)")
+    decoder_depth: int = option(2, "Transformer blocks per decoder", within="[0, inf)")
+    decoder_num_heads: int = option(8, "Attention heads of the decoders", within="[1, inf)")
+    decoder_use_task_queries: bool = option(True, "Queries from a modality's own visible tokens")
+    decoder_use_xattn: bool = option(True, "Cross-attention to the tokens of all modalities")
+    extra_norm_pix_loss: bool = option(
+        True, "Also predict rgb normalised per patch, with a decoder of its own"
+    )
+    loss_on_unmasked: bool = option(False, "Count visible patches in the loss, too")
+    fp32_output_adapters: str = option("", "Modalities decoded in float32, joined by '-'")
+
+    def problems(self) -> Iterator[str]:
+        """Models that do not mask, sizes that do not fit each other."""
+        yield from super().problems()
+        if self.model.startswith("multivit_"):
+            yield f"model: {self.model} does not mask; pre-training needs a pretrain_multimae_*"
+        dim, heads = self.decoder_dim, self.decoder_num_heads
+        if dim % heads:
+            yield f"decoder_dim: {dim} is not divisible by decoder_num_heads {heads}"
+        if dim % 4:
+            yield f"decoder_dim: {dim} is not divisible by 4, as sin-cos positions need"
+
+
+@dataclass(frozen=True)
+class PretrainOptimOptions(OptimOptions):
+    """Optimiser and schedule."""
+
+    blr: float = option(1e-4, "Learning rate per 256 images of global batch", within="(0, inf)")
+    skip_grad: float | None = option(
+        None, "Skip steps whose gradient norm exceeds this", within="(0, inf)"
+    )
+    decay_norm_bias: bool = option(True, "Decay biases and norms, too (as published)")
+    task_balancer: Literal["none", "uncertainty"] = option("none", "Weights of the losses")
+    balancer_lr_scale: float = option(
+        1.0, "Learning rate of the balancer, relative to the model's", within="(0, inf)"
+    )
+
+
+@dataclass(frozen=True)
+class PretrainStartOptions:
+    """Weights to start from."""
+
+    init_weights: str = option(
+        "", "Weights of a MultiMAE or a ViT (MAE, timm, DINO) to start from: a path or an https URL"
+    )
+    init_key: str = option("model|module|state_dict|teacher", "Where that file has its weights")
+    init_prefix: str = option("", "Prefix of the weights' names to take off")
+    train_only: str = option(
+        "", "Modalities whose own parts alone are trained, joined by '-'; empty: everything is"
+    )
+
+    @property
+    def weights(self) -> StartOptions:
+        """The same for :func:`utils.checkpoint.start_weights.load_pretrained`."""
+        return StartOptions(
+            finetune=self.init_weights, model_key=self.init_key, model_prefix=self.init_prefix
+        )
+
+    def problems(self) -> Iterator[str]:
+        """URLs that are not safe."""
+        for problem in self.weights.problems():
+            yield problem.replace("finetune", "init_weights", 1)
+
+
+@dataclass(frozen=True)
+class PretrainRuntimeOptions(RuntimeOptions):
+    """Run: duration, device, processes, how the step is computed."""
+
+    compile: bool = option(False, "Compile model and losses: minutes at the start, faster steps")
+
+    def problems(self) -> Iterator[str]:
+        """What does not go together."""
+        yield from super().problems()
+        if self.compile and self.parallel == "fsdp":
+            yield "compile: does not go with parallel fsdp, which gathers block by block"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a MultiMAE on aligned images of several modalities."""
+
+    data: PretrainDataOptions = field(default_factory=PretrainDataOptions)
+    model: PretrainModelOptions = field(default_factory=PretrainModelOptions)
+    optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
+    start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
+    runtime: PretrainRuntimeOptions = field(default_factory=PretrainRuntimeOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run."""
+        return self.data.table()
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input modalities."""
+        return self.data.in_names
+
+    @property
+    def out_names(self) -> tuple[str, ...]:
+        """Names of the targets: the output modalities, then their per-patch normalised copies."""
+        names = split_names(self.data.out_domains)
+        if not self.model.extra_norm_pix_loss:
+            return names
+        copies = (row.name for row in self.table().values() if row.norm_pix and row.source in names)
+        return tuple(dict.fromkeys((*names, *copies)))
+
+    def problems(self) -> Iterator[str]:
+        """Modalities, sizes and durations that do not fit each other."""
+        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
+        if self.optim.warmup_steps <= 0 and warmup >= epochs:
+            yield (
+                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
+                "lower it or set warmup_steps"
+            )
+        outputs = split_names(self.data.out_domains)
+        yield from self.data.name_problems("out_domains", outputs)
+        if self.start.train_only:
+            yield from self.data.name_problems("train_only", split_names(self.start.train_only))
+        in_float32 = split_names(self.model.fp32_output_adapters)
+        if in_float32:
+            yield from self.data.name_problems("fp32_output_adapters", in_float32)
+        try:
+            table = self.table()
+        except ValueError:  # the data section reports it
+            return
+        size, patch = self.model.input_size, self.model.patch_size
+        for name in dict.fromkeys(n for n in (*self.in_names, *outputs) if n in table):
+            row = table[name]
+            side = max(1, (row.patch_size or patch) // row.stride) * row.stride
+            if size % side and side != patch:
+                yield f"input_size: {size} is not divisible by {side}, the patch side of '{name}'"

@@ -1,0 +1,115 @@
+"""The configuration of ``run_finetuning_semseg.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.specs.modalities import Modality, ModalityTable
+from utils.config.fields import option
+from utils.config.finetune_options import DenseModelOptions, FinetuneConfig, FinetuneDataOptions
+from utils.config.options import RuntimeOptions, split_names
+
+# A pseudo-labelled input is stored under the adapter of what it imitates (SPEC section 6).
+PSEUDO_INPUTS = {"pseudo_semseg": "semseg"}
+TARGET = "segmentation"
+MASK_VALID = "mask_valid"
+
+
+@dataclass(frozen=True)
+class SemsegDataOptions(FinetuneDataOptions):
+    """Data: what is read, and how."""
+
+    in_domains: str = option("rgb", "Inputs, joined by '-'; also pseudo_semseg")
+    standardize_depth: bool = option(
+        True, "Standardise depth per image, by the mean and variance of its middle 80 %"
+    )
+    use_mask_valid: bool = option(
+        False, "Read mask_valid (255 = depth is valid); other depth becomes 0", off="no_mask_valid"
+    )
+    load_pseudo_depth: bool = option(False, "Read depth from the folder pseudo_depth")
+    num_classes: int = option(150, "Classes of the label maps, void aside", within="[2, 254]")
+    dataset_name: str = option("ade20k", "Name of the data set, for logs")
+    seg_reduce_zero_label: bool = option(False, "Label 0 is void; the others count from 1")
+    seg_use_void_label: bool = option(False, "Learn void as a class of its own (never scored)")
+    aug_name: Literal["simple"] = option("simple", "Augmentation")
+    label_folder: str = option("semseg", "Folder of the label maps")
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input adapters."""
+        return tuple(PSEUDO_INPUTS.get(name, name) for name in split_names(self.in_domains))
+
+    def table(self) -> ModalityTable:
+        """The table, with pseudo labels and pseudo depth read from their folders."""
+        table = super().table()
+        for folder, name in PSEUDO_INPUTS.items():
+            if folder in split_names(self.in_domains):
+                table[name] = dataclasses.replace(table[name], folder=folder)
+        if self.load_pseudo_depth:
+            for name, row in table.items():
+                if row.plot == "scalar":
+                    table[name] = dataclasses.replace(row, folder=f"pseudo_{row.data_folder}")
+        return table
+
+    def target(self, class_names: tuple[str, ...] = ()) -> Modality:
+        """Row of the label maps as the model predicts them: ids ``0 .. num_classes - 1``."""
+        return Modality(
+            TARGET,
+            kind="labels",
+            num_classes=self.num_classes,
+            folder=self.label_folder,
+            interpolation="nearest",
+            loss="cross_entropy",
+            plot="labels",
+            class_names=class_names,
+        )
+
+    def problems(self) -> Iterator[str]:
+        """Inputs that would be the answer, beside what every script checks."""
+        yield from super().problems()
+        table = self.table() if not list(super().problems()) else {}
+        for name in self.in_names:
+            if name in table and table[name].data_folder == self.label_folder:
+                yield (
+                    f"in_domains: '{name}' reads the folder '{self.label_folder}' of the truth; "
+                    "give it another folder, or use pseudo_semseg"
+                )
+
+
+@dataclass(frozen=True)
+class SemsegModelOptions(DenseModelOptions):
+    """Model and head."""
+
+    input_size: int = option(512, "Image side in pixels", within="[1, inf)")
+
+
+@dataclass(frozen=True)
+class SemsegRuntimeOptions(RuntimeOptions):
+    """Run: duration, device, processes."""
+
+    epochs: int = option(64, "Passes over the training set", within="[1, inf)")
+    batch_size: int = option(4, "Images per GPU and batch", within="[1, inf)")
+    fp16: bool = option(True, "Mixed precision, as --precision says; off: float32")
+
+
+@dataclass(frozen=True)
+class SemsegConfig(FinetuneConfig):
+    """Fine-tune for semantic segmentation from any of rgb, depth, pseudo labels."""
+
+    data: SemsegDataOptions = field(default_factory=SemsegDataOptions)
+    model: SemsegModelOptions = field(default_factory=SemsegModelOptions)
+    runtime: SemsegRuntimeOptions = field(default_factory=SemsegRuntimeOptions)
+
+    @property
+    def precision(self) -> str:
+        """Number format that the options ask for."""
+        return self.runtime.precision if self.runtime.fp16 else "fp32"
+
+    def problems(self) -> Iterator[str]:
+        """A precision that contradicts --no_fp16."""
+        yield from super().problems()
+        if not self.runtime.fp16 and self.runtime.precision not in ("auto", "fp32"):
+            yield f"no_fp16: contradicts precision {self.runtime.precision}"

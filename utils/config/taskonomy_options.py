@@ -1,0 +1,98 @@
+"""The configuration of ``run_finetuning_taskonomy.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from multimae.specs.coercion import did_you_mean
+from multimae.specs.modalities import ModalityTable
+from utils.config.fields import option
+from utils.config.finetune_options import (
+    DenseModelOptions,
+    FinetuneConfig,
+    FinetuneDataOptions,
+    FinetuneOptimOptions,
+)
+from utils.config.options import RuntimeOptions, split_names
+from utils.data.sets.taskonomy_views import TASKS, taskonomy_rows
+
+
+@dataclass(frozen=True)
+class TaskonomyDataOptions(FinetuneDataOptions):
+    """Data: what is read, and how."""
+
+    out_domains: str = option("normal", "Predicted tasks, joined by '-'")
+    standardize_depth: bool = option(
+        True, "Standardise depth inputs per image, by the mean and variance of their middle 80 %"
+    )
+    eval_data_path: str | None = option(None, "Root of the validation views; none: --data_path")
+    taskonomy_splits: str = option(
+        "", "Official CSV of the buildings' split; empty: splits.json, or by name"
+    )
+    max_train_images: int | None = option(1000, "Train on N views, spread out", within="[1, inf)")
+    max_val_images: int | None = option(100, "Evaluate on N views", within="[1, inf)")
+    max_test_images: int | None = option(54514, "Test on N views", within="[1, inf)")
+
+    @property
+    def out_names(self) -> tuple[str, ...]:
+        """Names of the predicted tasks."""
+        return split_names(self.out_domains)
+
+    def table(self) -> ModalityTable:
+        """The usual table; Taskonomy's tasks where it has no row of that name."""
+        return {**taskonomy_rows(), **super().table()}
+
+    def problems(self) -> Iterator[str]:
+        """Tasks that do not exist."""
+        for problem in super().problems():
+            if not any(f"unknown modality '{name}'" in problem for name in TASKS):
+                yield problem
+        for name in self.out_names:
+            if name not in TASKS:
+                yield f"out_domains: unknown task '{name}'{did_you_mean(name, TASKS)}"
+        if not self.out_names:
+            yield f"out_domains: name at least one of {', '.join(TASKS)}"
+        if set(self.out_names) & set(self.in_names):
+            yield "out_domains: an input cannot be predicted, too"
+
+
+@dataclass(frozen=True)
+class TaskonomyModelOptions(DenseModelOptions):
+    """Model and heads."""
+
+    input_size: int = option(384, "Image side in pixels", within="[1, inf)")
+    output_adapter: Literal["dpt"] = option("dpt", "Head")
+    decoder_dim: int = option(768, "Accepted for old commands: DPT has its own", within="[1, inf)")
+    decoder_depth: int = option(2, "Accepted for old commands: DPT has its own", within="[0, inf)")
+
+
+@dataclass(frozen=True)
+class TaskonomyOptimOptions(FinetuneOptimOptions):
+    """Optimiser and schedule."""
+
+    lr: float = option(3e-4, "Learning rate, whatever the batch", within="(0, inf)")
+
+
+@dataclass(frozen=True)
+class TaskonomyRuntimeOptions(RuntimeOptions):
+    """Run: duration, device, processes."""
+
+    epochs: int = option(100, "Passes over the training set", within="[1, inf)")
+    batch_size: int = option(32, "Images per GPU and batch", within="[1, inf)")
+
+
+@dataclass(frozen=True)
+class TaskonomyConfig(FinetuneConfig):
+    """Fine-tune for one or several of Taskonomy's dense tasks."""
+
+    data: TaskonomyDataOptions = field(default_factory=TaskonomyDataOptions)
+    model: TaskonomyModelOptions = field(default_factory=TaskonomyModelOptions)
+    optim: TaskonomyOptimOptions = field(default_factory=TaskonomyOptimOptions)
+    runtime: TaskonomyRuntimeOptions = field(default_factory=TaskonomyRuntimeOptions)
+
+    @property
+    def has_test_set(self) -> bool:
+        """Whether the test views are scored; ``--test`` finds them under --data_path, too."""
+        return bool(self.data.test_data_path) or self.start.test

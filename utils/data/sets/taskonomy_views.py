@@ -1,0 +1,186 @@
+"""Taskonomy: its files, its tasks, its splits (Zamir et al. 2018; SPEC section 6).
+
+Files: ``{root}/{task}/{building}/point_{p}_view_{v}_domain_{task}.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from multimae.images.pixels import Pixels
+from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
+from utils.data.dataset import MultiModalDataset
+from utils.data.folders import MultiModalFolder
+from utils.data.listing import sub_folders
+from utils.logs.errors import UserError
+
+Subset = Literal["train", "val", "test"]
+SPLITS_FILE = "splits.json"
+VALID = "depth_zbuffer"
+"""The task whose saturated pixels are invalid for all of them."""
+
+SATURATED = 65535
+FARTHEST = 8000.0  # 1/512 m; depth beyond counts as this
+STRONGEST_EDGE = 0.25 * 65535
+MASK_GROWTH = 4  # pixels
+
+
+def _scalar(name: str, max_value: float = 65535.0) -> Modality:
+    return Modality(
+        name,
+        num_channels=1,
+        max_value=max_value,
+        interpolation="nearest",
+        loss="l1",
+        plot="scalar",
+    )
+
+
+# Row of a task, and how many of its channels are predicted.
+TASKS: dict[str, tuple[Modality, int]] = {
+    "depth_zbuffer": (_scalar("depth_zbuffer", FARTHEST), 1),
+    "depth_euclidean": (_scalar("depth_euclidean", FARTHEST), 1),
+    "edge_texture": (_scalar("edge_texture", STRONGEST_EDGE), 1),
+    "edge_occlusion": (_scalar("edge_occlusion"), 1),
+    "keypoints2d": (_scalar("keypoints2d"), 1),
+    "keypoints3d": (_scalar("keypoints3d"), 1),
+    "normal": (
+        Modality("normal", interpolation="nearest", loss="l1", hflip_negate=(0,), plot="normals"),
+        3,
+    ),
+    "principal_curvature": (
+        Modality("principal_curvature", interpolation="nearest", loss="l1", plot="scalar"),
+        2,
+    ),
+    "reshading": (Modality("reshading", interpolation="nearest", loss="l1", plot="scalar"), 1),
+    "rgb": (Modality("rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD), 3),
+}
+
+
+def taskonomy_rows() -> ModalityTable:
+    """Rows of all tasks by name."""
+    return {name: row for name, (row, _) in TASKS.items()}
+
+
+class TaskonomyFolder(MultiModalFolder):
+    """Views of the buildings of one subset; at most ``limit``, spread evenly over them."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        modalities: Sequence[Modality],
+        buildings: frozenset[str],
+        limit: int | None = None,
+        *,
+        skip_incomplete: bool = False,
+    ) -> None:
+        """Scan the folders.
+
+        Args:
+            root: Folder of the tasks' folders.
+            modalities: Rows to pair.
+            buildings: Those of the subset.
+            limit: Largest number of views.
+            skip_incomplete: Leave out views that lack a file.
+
+        Raises:
+            UserError: As the base class; also if no view is left.
+        """
+        self.buildings, self.limit = buildings, limit
+        super().__init__(root, modalities, skip_incomplete=skip_incomplete)
+        if not len(self):
+            raise UserError(
+                f"no view of {len(buildings)} buildings in {root}: check the split file and the "
+                "buildings' folders."
+            )
+
+    def suffix(self, modality: Modality) -> str:
+        """``_domain_{task}``."""
+        return f"_domain_{modality.data_folder}"
+
+    def select(self, names: list[str]) -> list[str]:
+        """The views of the subset's buildings, thinned out."""
+        keys = [key for key in names if key.partition("/")[0] in self.buildings]
+        count = min(len(keys), self.limit or len(keys))
+        return [keys[i * len(keys) // count] for i in range(count)]
+
+
+class TaskonomyDataset(MultiModalDataset):
+    """Views, of which each must have a valid pixel."""
+
+    def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
+        pixels, problems = super()._read(index, thorough)
+        if not problems and (np.asarray(pixels[VALID]) >= SATURATED).all():
+            path = self.folder.path(index, TASKS[VALID][0])
+            problems = [f"{path}: no pixel has a valid depth (all are {SATURATED}). Remove it."]
+        return pixels, problems
+
+
+def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> frozenset[str]:
+    """Buildings of a subset.
+
+    They come from ``split_file`` (the official CSV with columns id, train, val, test of 0 and 1),
+    else from ``root/splits.json``, else the folders of a task are shared out 8 : 1 : 1 by name.
+
+    Raises:
+        UserError: Unreadable file, or nothing to share out.
+    """
+    if split_file:
+        return _from_csv(Path(split_file), subset)
+    listed = Path(root) / SPLITS_FILE
+    if listed.is_file():
+        try:
+            return frozenset(json.loads(listed.read_text(encoding="utf-8")).get(subset, ()))
+        except (OSError, ValueError, AttributeError) as err:
+            raise UserError(f"{listed}: not a split list ({err}). Mend or remove it.") from err
+    try:
+        tasks = [p for p in sorted(Path(root).iterdir()) if p.is_dir() and p.name in TASKS]
+    except OSError as err:
+        raise UserError(f"data path {root}: {err.strerror or err}") from err
+    names = sub_folders(tasks[0]) if tasks else []
+    if len(names) < 3:
+        raise UserError(
+            f"{root}: {len(names)} buildings are too few to share out. Expected "
+            "TASK/BUILDING/point_P_view_V_domain_TASK.png; or give the split as a CSV."
+        )
+    step = min(10, len(names))
+    chosen = {
+        "val": [n for i, n in enumerate(names) if i % step == step - 1],
+        "test": [n for i, n in enumerate(names) if i % step == step // 2],
+    }
+    held_out = {n for group in chosen.values() for n in group}
+    chosen["train"] = [n for n in names if n not in held_out]
+    return frozenset(chosen[subset])
+
+
+def valid_pixels(depth_zbuffer: Tensor) -> Tensor:
+    """Where a view is valid: not saturated, nor within 4 pixels of what is.
+
+    Args:
+        depth_zbuffer: Stored values (B, 1, H, W).
+
+    Returns:
+        Bool (B, 1, H, W).
+    """
+    invalid = (depth_zbuffer.float() >= SATURATED).float()
+    side = 2 * MASK_GROWTH + 1
+    return F.max_pool2d(invalid, side, stride=1, padding=MASK_GROWTH) == 0
+
+
+def _from_csv(path: Path, subset: Subset) -> frozenset[str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise UserError(f"split file {path}: cannot be read ({err}).") from err
+    if not rows or not {"id", subset} <= rows[0].keys():
+        raise UserError(f"split file {path}: expected the columns id, train, val, test.")
+    return frozenset(row["id"] for row in rows if row[subset].strip() == "1")

@@ -1,0 +1,125 @@
+"""Signals that ask a run to stop: SIGTERM, SIGINT, SIGUSR1."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from utils.logs.errors import UserError
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+EXIT_CODE = 143  # of a process that SIGTERM ends: job schedulers know it
+PATIENCE = 15.0
+"""Seconds that one of several processes has to see a signal, before it is ended."""
+
+_understood = threading.Event()
+
+
+class Stopped(UserError):
+    """The run was asked to stop; the message says what was saved."""
+
+    exit_code = EXIT_CODE
+    label = "stopped"
+    everywhere = True
+
+
+class StopRequest:
+    """Remembers that a signal asked for an end; the loop looks between two steps.
+
+    Attributes:
+        name: Of the signal; ``None`` as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self.name: str | None = None
+        self._interruptible = False
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Catch the signals inside the context; a second SIGINT ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # only the main thread gets signals
+            return
+        before = {number: signal.signal(number, self._note) for number in STOPPING}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises :class:`Stopped` at once: for what can simply be done again."""
+        self._interruptible = True
+        try:
+            if self.name is not None:
+                raise Stopped(f"{self.name} received")
+            yield
+        finally:
+            self._interruptible = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.name is not None and number == signal.SIGINT
+        self.name = signal.Signals(number).name
+        if again:
+            os._exit(EXIT_CODE)
+        if self._interruptible:
+            acknowledge()
+            raise Stopped(f"{self.name} received")
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """A signal inside the context raises :class:`Stopped`: before and after the training.
+
+    Python's handlers run between two of its instructions. A process that waits elsewhere, in a
+    collective whose peers are gone, would not hear them: a thread ends it after ``PATIENCE``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        ears, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        threading.Thread(target=_guard, args=(ears,), daemon=True, name="signals").start()
+    request = StopRequest()
+    with request.listening(), request.interrupting():
+        yield
+
+
+def acknowledge() -> None:
+    """The request to stop has been understood: what follows may take its time."""
+    _understood.set()
+
+
+def _guard(ears: int) -> None:
+    """End the process if nobody understands a signal."""
+    stopping = {int(number) for number in STOPPING}
+    while data := os.read(ears, 64):
+        if stopping & set(data) and not _understood.wait(PATIENCE):
+            os._exit(EXIT_CODE)
+
+
+def leave_to_parent(*_: Any) -> None:
+    """In a loader's worker: the process that trains decides about signals, and ends its workers."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """End the loader's workers, for a process that is about to end itself.
+
+    They do not hear SIGTERM, by which Python would end them and then wait for them for ever.
+    """
+    workers = [p for p in multiprocessing.active_children() if p.daemon]
+    if workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=1)  # of one that waits for a disk, not for ever

@@ -1,0 +1,184 @@
+"""Processes: who am I, how do we add up."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from utils.config.options import RuntimeOptions
+from utils.distributed.host_memory import keep_freed_memory
+from utils.logs.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run.
+
+    Attributes:
+        rank: 0 .. size-1; rank 0 logs and saves.
+        size: Number of processes.
+        device: What this process computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        """Short name for logs."""
+        return f"{self.size} x {self.device.type}"
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of every process's tensor, on all of them."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Element-wise largest of every process's tensor, on all of them."""
+        if self.size == 1:
+            return tensor
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total, op=dist.ReduceOp.MAX)
+        return total.to(tensor.device)
+
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns on rank 0, on all processes.
+
+        Raises:
+            UserError: What it raises there, on all of them.
+        """
+        if self.size == 1:
+            return find()
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = find()
+            except UserError as err:
+                found[1] = str(err)
+        dist.broadcast_object_list(found, device=self.device)
+        value, problem = found
+        if problem is not None:
+            error = UserError(problem)
+            error.everywhere = True
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def init_world(options: RuntimeOptions) -> World:
+    """Set up the process, and join the group if a launcher started several.
+
+    torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; ``--dist_on_itp`` reads Open
+    MPI's. Backend: nccl on CUDA, gloo elsewhere.
+
+    Raises:
+        UserError: The wanted device is not there.
+    """
+    prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not options.show_user_warnings:
+        warnings.filterwarnings("ignore", category=UserWarning)
+    rank, size, local = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
+    device = _device(options.device, local, size)
+    if options.deterministic:
+        # cuBLAS reads it when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if size > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        address = rendezvous(options.dist_url, rank, size, timeout=TIMEOUT)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=fresh_store(next(iter(address))[0], rank, size),
+            rank=rank,
+            world_size=size,
+            timeout=TIMEOUT,
+        )
+    return World(rank, size, device)
+
+
+def fresh_store(store: Store, rank: int, size: int) -> Store:
+    """A store of this start alone, in one that earlier starts of the run may have used.
+
+    torchrun keeps its store over ``--max_restarts``: processes that are started again would find
+    the addresses of those that are gone. Rank 0 chooses a name and tells it to every process that
+    says hello, until each has said that it knows: a process that is gone cannot.
+
+    Raises:
+        RuntimeError: Not all processes have come in time.
+    """
+    own = uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", own)
+        session = store.get(f"session/{own}").decode()
+        store.set(f"known/{session}/{rank}", "")
+        return PrefixStore(session, store)
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {sorted(missing)} timed out: they have not come")
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                store.set(f"session/{store.get(f'hello/{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"known/{own}/{other}"])}
+        time.sleep(0.01 if missing else 0)
+    return PrefixStore(own, store)
+
+
+def shutdown() -> None:
+    """Leave the process group, after everything that trained with it is gone.
+
+    A DDP module that outlives the group destroys it while holding the interpreter's lock, which
+    gloo's threads may be waiting for: that hangs at exit, now and then.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int, size: int) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "--device cuda: this PyTorch sees no GPU. Check the driver with nvidia-smi, "
+                "or train on the CPU with --device cpu."
+            )
+        if size > 1:
+            return torch.device("cuda", local_rank)
+    return device

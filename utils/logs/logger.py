@@ -1,0 +1,239 @@
+"""What a run says: console, progress bar, JSONL, TensorBoard, Weights & Biases. Rank 0 only.
+
+``output_dir/log.jsonl`` has one JSON object a line::
+
+    {"kind": "train", "step": 50, "epoch": 0.4, "loss": 1.9, "loss/rgb": 0.7, "lr": 1e-4, ...}
+    {"kind": "eval", "step": 120, "epoch": 1.0, "eval/rgb": 0.6, "trivial/rgb": 0.9, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from multimae.weights.atomic import atomic_file
+from utils.config.options import LogOptions
+from utils.logs.errors import UserError
+
+JSONL = "log.jsonl"
+WANDB_ID = "wandb-id.txt"
+
+
+class RunLogger:
+    """Sends rows and pictures to every sink the options ask for; silent on other ranks."""
+
+    def __init__(
+        self,
+        options: LogOptions,
+        output_dir: str,
+        config: Mapping[str, object],
+        *,
+        is_main: bool = True,
+    ) -> None:
+        """Open the sinks.
+
+        Args:
+            options: Which sinks.
+            output_dir: Folder of files; empty writes none.
+            config: Flat resolved configuration, shown in wandb.
+            is_main: Whether this process logs at all.
+
+        Raises:
+            UserError: A sink's package is missing, or TensorBoard has no folder to write to.
+        """
+        self.is_main = is_main
+        self.output_dir = Path(output_dir) if output_dir else None
+        self._options = options
+        self._bar: tqdm[Any] | None = None
+        self._jsonl = self._wandb = self._tensorboard = None
+        if not is_main:
+            return
+        if self.output_dir is not None:
+            self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
+        if options.log_tensorboard:
+            self._tensorboard = _open_tensorboard(self.output_dir, 0)
+        if options.log_wandb:
+            self._wandb = _open_wandb(options, output_dir, config)
+
+    def __enter__(self) -> RunLogger:
+        """Use as a context, so that files and bars are closed."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close every sink."""
+        for sink in (self._bar, self._jsonl, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def start_progress(self, total_steps: int, done: int) -> None:
+        """Show a bar with ETA on a terminal; elsewhere the log lines carry the ETA."""
+        self._total, self._first, self._begin = total_steps, done, time.perf_counter()
+        if self.is_main and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05
+            )
+
+    def rewind(self, step: int, *, scored: bool) -> None:
+        """Forget what was logged after ``step``, from where the run goes on.
+
+        Args:
+            step: Updates done. At 0 a log that is there belongs to an earlier run and is renamed.
+            scored: Whether the evaluation at ``step``, if there was one, need not be done again.
+        """
+        if not self.is_main:
+            return
+        if self._bar is not None:
+            self._bar.n = step
+        if self._jsonl is not None and self.output_dir is not None:
+            self._jsonl.close()
+            cut_log(self.output_dir / JSONL, step, scored=scored)
+            self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
+        if self._tensorboard is not None and step:
+            self._tensorboard.close()
+            self._tensorboard = _open_tensorboard(self.output_dir, step + 1)
+
+    def advance(self) -> None:
+        """One step more on the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def train(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log a training row."""
+        self._row("train", step, epoch, values)
+        short = (
+            f"loss {values['loss']:.4f}, {values['images_per_s']:.0f} img/s, "
+            f"data wait {values['data_wait']:.0%}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(short, refresh=False)
+        else:
+            self.say(
+                f"step {step}/{self._total} (epoch {epoch:.2f}) {short}, ETA {self._eta(step)}"
+            )
+
+    def eval(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log an evaluation row."""
+        self._row("eval", step, epoch, values)
+        short = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+        self.say(f"evaluation after step {step} (epoch {epoch:.2f}): {short}")
+
+    def picture(self, name: str, step: int, image: Image.Image) -> None:
+        """Save a picture as ``pictures/{name}-{step}.png`` and send it to the other sinks."""
+        if not self.is_main:
+            return
+        if self.output_dir is not None:
+            folder = self.output_dir / "pictures"
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"{name}-{step:06d}.png")
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image)}, step=step)
+
+    def _row(self, kind: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        if self._jsonl is not None:
+            # JSON has no nan: null.
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
+            self._jsonl.write(json.dumps(row) + "\n")
+            self._jsonl.flush()
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                self._tensorboard.add_scalar(f"{kind}/{key}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{k}": v for k, v in values.items()}, step=step)
+
+    def _eta(self, step: int) -> str:
+        done = max(1, step - self._first)
+        seconds = (time.perf_counter() - self._begin) / done * (self._total - step)
+        return tqdm.format_interval(seconds)
+
+
+def cut_log(path: Path, step: int, *, scored: bool) -> None:
+    """Drop rows after ``step`` and a torn last line; see :meth:`RunLogger.rewind`."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if step == 0:
+        if lines:
+            old = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(1))
+            path.rename(next(p for p in old if not p.exists()))
+        return
+    kept = [line for line in lines if _stays(line, step, scored=scored)]
+    if kept != lines:
+        with atomic_file(path) as file:
+            file.writelines(kept)
+
+
+def _stays(line: bytes, step: int, *, scored: bool) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    if not line.endswith(b"\n"):
+        return False
+    return bool(row["step"] < step or (row["step"] == step and (scored or row["kind"] == "train")))
+
+
+def _wandb_id(output_dir: str) -> str | None:
+    """The id of the run in this folder: chosen once, kept beside the log."""
+    if not output_dir:
+        return None
+    path = Path(output_dir) / WANDB_ID
+    if not path.is_file():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _open_tensorboard(output_dir: Path | None, first_step: int) -> Any:
+    if output_dir is None:
+        raise UserError("--log_tensorboard writes into --output_dir: give one.")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as err:
+        raise UserError("--log_tensorboard needs `pip install tensorboard`.") from err
+    # Viewers pass over what an earlier process has logged from this step on.
+    purge = first_step or None
+    return SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge)
+
+
+def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, object]) -> Any:
+    try:
+        import wandb
+    except ImportError as err:
+        raise UserError("--log_wandb needs `pip install wandb`.") from err
+    return wandb.init(
+        project=options.wandb_project,
+        entity=options.wandb_entity,
+        name=options.wandb_run_name,
+        group=options.wandb_group or None,
+        dir=output_dir or None,
+        id=_wandb_id(output_dir),
+        resume="allow",
+        config=dict(config),
+    )

@@ -1,0 +1,76 @@
+"""Logged values between two log lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.distributed.world import World
+
+
+class LogWindow:
+    """Means of logged values since the last log line, kept on the device.
+
+    Losses that are not finite are remembered with their step, so that nothing waits for the device
+    between log lines and yet the first bad step is named.
+    """
+
+    def __init__(self) -> None:
+        """Empty window."""
+        self.names: tuple[str, ...] = ()
+        self.sums = self.first_bad = torch.zeros(0)
+        self.count = 0
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Add the scalars of one step (the same names every time)."""
+        row = torch.stack([v.float() for v in values.values()])
+        if not self.names:
+            self.names = tuple(values)
+        if len(self.first_bad) != len(row):
+            self.first_bad = torch.full_like(row, -1.0)
+        self.sums = row if self.count == 0 else self.sums.to(row.device) + row
+        new = ~row.isfinite() & (self.first_bad < 0)
+        self.first_bad = torch.where(new, float(step + 1), self.first_bad)
+        self.count += 1
+
+    def bad_losses(self, world: World) -> dict[int, list[str]]:
+        """Losses of any process that were not finite, by the step (from 1) where each began.
+
+        A gradient norm alone may overflow: the fp16 loss scaler handles that.
+        """
+        if not len(self.first_bad):
+            return {}
+        first = world.max(self.first_bad).tolist()
+        found: dict[int, list[str]] = {}
+        for name, step in zip(self.names, first, strict=True):
+            if step >= 0 and name != "grad_norm":
+                found.setdefault(int(step), []).append(name)
+        return dict(sorted(found.items()))
+
+    def read(self, world: World) -> dict[str, float]:
+        """Means over the window and all processes; begins a new window."""
+        if not self.count:  # every step of it was left out
+            return {}
+        mean = world.sum(self.sums / self.count) / world.size
+        self.count = 0
+        return dict(zip(self.names, mean.tolist(), strict=True))
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """For checkpoints; all processes call it, as it holds the sums of each, (ranks, names)."""
+        sums = torch.zeros(0)
+        if self.count:
+            sums = self.sums.new_zeros(world.size, len(self.sums))
+            sums[world.rank] = self.sums
+            sums = world.sum(sums)
+        return {"names": list(self.names), "sums": sums.cpu(), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
+        """Inverse of :meth:`state_dict`; of another number of processes, each takes the mean."""
+        self.names, self.count = tuple(state["names"]), int(state["count"])
+        rows = state["sums"]
+        if self.count:
+            rows = rows[world.rank] if len(rows) == world.size else rows.mean(0)
+        self.sums, self.first_bad = rows, torch.zeros(0)

@@ -1,0 +1,261 @@
+"""The training loop: the only one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+from torch import nn
+
+from utils.checkpoint.files import latest_checkpoint, restore
+from utils.checkpoint.saving import Saver
+from utils.config.options import LogOptions
+from utils.data.bad_samples import BadSamples
+from utils.data.batches import Batch
+from utils.data.stream import BatchStream
+from utils.distributed.control import Control, ControlGroup
+from utils.distributed.script import worker_killed
+from utils.distributed.signals import Stopped, StopRequest, acknowledge
+from utils.logs.errors import RunError
+from utils.logs.logger import RunLogger
+from utils.logs.step_clock import StepClock
+from utils.tasks.base import Evaluator, Pictures
+from utils.training.nonfinite import NonFinite
+from utils.training.plan import RunPlan
+from utils.training.state import Goal, TrainState
+from utils.training.stepper import Stepper
+
+
+@dataclass
+class Run:
+    """What :func:`fit` works with; see :func:`utils.training.run.make_run`."""
+
+    state: TrainState
+    stream: BatchStream
+    plan: RunPlan
+    stepper: Stepper
+    logger: RunLogger
+    evaluators: Sequence[Evaluator]
+    log: LogOptions
+    saver: Saver
+    control: ControlGroup
+    nonfinite: NonFinite
+    bad_samples: BadSamples
+    rolls_back: bool = False
+    goal: Goal | None = None
+    clock: StepClock = field(default_factory=StepClock)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+def fit(run: Run) -> None:
+    """Train to the end of the plan; keep the checkpoint that is best at the goal.
+
+    Raises:
+        RunError: The loss is not finite, files cannot be read or written, a loader process died.
+        Stopped: A signal asked for an end; the run is saved where it is.
+    """
+    state, plan = run.state, run.plan
+    with run.stop.listening(), _named_causes():
+        _begin(run)
+        while state.step < plan.total_steps:
+            if _train_epoch(run):
+                _finish_epoch(run)
+        run.saver.finish()
+        if run.saver.active:
+            run.logger.say(run.saver.cost())
+        run.stepper.world.barrier()
+
+
+def _begin(run: Run) -> None:
+    state, per_epoch = run.state, run.plan.steps_per_epoch
+    run.logger.start_progress(run.plan.total_steps, state.step)
+    run.logger.rewind(state.step, scored=state.step == state.epoch * per_epoch)
+    if run.rolls_back and state.step == 0:
+        run.saver.save(state, at_epoch_end=False)
+
+
+def _train_epoch(run: Run) -> bool:
+    """Train to the end of the epoch or of the run; ``False`` if the run went back instead."""
+    state, plan, log = run.state, run.plan, run.log
+    end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
+    run.clock.reset()
+    batches = run.clock.watch(run.stream.at(state.step * plan.accum_steps))
+    while state.step < end:
+        lr = plan.schedule.apply(state.optimizer, state.step)
+        micro = list(islice(batches, plan.accum_steps))
+        usable = _agree(run, micro)
+        if usable and state.step not in state.skipped:
+            run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
+            update = run.stepper.step(state, micro)
+            if update.bad:
+                run.nonfinite.write({state.step + 1: update.bad})
+                run.nonfinite.left_out(state.step)
+            else:
+                state.window.add(state.step, update.logs)
+        state.step += 1
+        run.clock.count(plan.global_batch)
+        run.logger.advance()
+        due = state.step % log.log_every == 0 or state.step == plan.total_steps
+        checked = due or state.step == end or run.saver.due_at(state.step)
+        if (checked or run.stepper.world.device.type == "cpu") and _is_bad(run):
+            return False
+        if due and (values := state.window.read(run.stepper.world)):
+            values = {**values, "lr": lr, **run.clock.read()}
+            run.logger.train(state.step, state.step / plan.steps_per_epoch, values)
+            run.clock.reset()
+        if run.saver.due_at(state.step) and state.step < end:
+            run.saver.save(state, at_epoch_end=False)
+    return True
+
+
+def _agree(run: Run, micro: Sequence[Batch]) -> bool:
+    """What the processes do before a step: stop, save, count bad samples.
+
+    Returns:
+        Whether every process has something to train on.
+    """
+    bad = [sample for batch in micro for sample in batch.bad]
+    agreed = run.control.exchange(
+        Control(
+            stop=run.stop.name is not None,
+            save=run.stepper.world.is_main and run.saver.minutes_have_passed(),
+            failed=run.saver.failed,
+            empty=not all(map(len, micro)),
+            bad_samples=len(bad),
+        )
+    )
+    if agreed.failed:
+        run.saver.finish()  # raises on rank 0
+        raise RunError("rank 0 could not save", everywhere=True)
+    if agreed.bad_samples:
+        run.bad_samples.add(run.control.gather(bad))
+        run.bad_samples.check()
+    if (agreed.stop or agreed.save) and _is_bad(run):
+        raise RunError("the loss is not finite", everywhere=True)
+    if agreed.stop:
+        acknowledge()
+        run.saver.save(run.state, at_epoch_end=False, wait=True)
+        raise Stopped(_stopped(run))
+    if agreed.save:
+        run.saver.save(run.state, at_epoch_end=False)
+    return not agreed.empty
+
+
+def _is_bad(run: Run) -> bool:
+    """Whether a loss since the last check was not finite, and the run went back for it.
+
+    Raises:
+        RunError: It was, and the run is to stop.
+    """
+    bad = run.state.window.bad_losses(run.stepper.world)
+    if not bad:
+        run.nonfinite.checked()
+        return False
+    run.nonfinite.write(bad)
+    if not run.rolls_back:
+        raise run.nonfinite.stop(bad)
+    run.nonfinite.rolled_back(bad)
+    _roll_back(run, min(bad))
+    return True
+
+
+def _roll_back(run: Run, bad_step: int) -> None:
+    state, world = run.state, run.stepper.world
+    run.saver.finish()
+    folder = run.saver.options.output_dir
+    path = world.from_main(lambda: latest_checkpoint(folder, run.logger.say))
+    if path is None:
+        raise RunError(
+            f"the loss is not finite at step {bad_step}, and there is no checkpoint to go back to: "
+            "--on_nonfinite rollback needs --output_dir and --save_ckpt.",
+            everywhere=True,
+        )
+    skipped = state.skipped | {bad_step - 1}
+    restore(state, path, world)
+    state.skipped |= skipped
+    run.logger.say(
+        f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "
+        f"of step {bad_step} will be left out"
+    )
+    run.logger.rewind(state.step, scored=state.step == state.epoch * run.plan.steps_per_epoch)
+
+
+def _finish_epoch(run: Run) -> None:
+    """Evaluate and save what is due after an epoch."""
+    state, plan, log, saver = run.state, run.plan, run.log, run.saver
+    epoch = state.step // plan.steps_per_epoch
+    finished = state.step == plan.total_steps
+    if run.evaluators and (finished or epoch % log.eval_freq == 0):
+        chosen = due_evaluators(run.evaluators, log, epoch, finished)
+        before = saver.contents(state)  # of the epoch that is not scored yet
+        state.epoch = epoch
+        try:
+            with run.stop.interrupting():
+                values = evaluate(state, chosen, run.logger, state.step / plan.steps_per_epoch)
+        except Stopped as err:
+            saver.write_now(before)
+            raise Stopped(_stopped(run)) from err
+        if run.goal is not None and state.improve(run.goal, values):
+            saver.save_best(state)
+    state.epoch = epoch
+    if finished or epoch % saver.options.save_ckpt_freq == 0 or saver.due_at(state.step):
+        saver.save(state, at_epoch_end=state.step == epoch * plan.steps_per_epoch)
+    run.clock.reset()
+
+
+def _stopped(run: Run) -> str:
+    saved = f"saved in {run.saver.folder}: run the same command to go on"
+    return (
+        f"{run.stop.name or 'a signal'} after step {run.state.step}; "
+        f"{saved if run.saver.active else 'nothing was saved'}"
+    )
+
+
+@contextmanager
+def _named_causes() -> Iterator[None]:
+    """Turn what the machine does to a run into errors that say what to do."""
+    try:
+        yield
+    except (ConnectionError, EOFError) as err:
+        raise worker_killed(err) or err from err
+    except OSError as err:
+        raise RunError(
+            f"cannot write {err.filename or 'the output'}: {err.strerror or err}. Make room, and "
+            "run the same command to go on from the last checkpoint."
+        ) from err
+    except RuntimeError as err:
+        raise worker_killed(err) or err from err
+
+
+def due_evaluators(
+    evaluators: Sequence[Evaluator], log: LogOptions, epoch: int, finished: bool
+) -> Sequence[Evaluator]:
+    """All of them; without pictures where ``picture_freq`` epochs have not passed."""
+    every = log.picture_freq
+    if finished or epoch // every > (epoch - log.eval_freq) // every:
+        return evaluators
+    return [e for e in evaluators if not isinstance(e, Pictures)]
+
+
+def evaluate(
+    state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
+) -> dict[str, float]:
+    """Run every evaluator on the model in evaluation mode and log one row."""
+    model = on_device_of(state.model, state.whole_scored_model())
+    state.task.eval()
+    model.eval()
+    values: dict[str, float] = {}
+    for evaluator in evaluators:
+        values.update(evaluator.run(model, state.step))
+    state.task.train()
+    logger.eval(state.step, epoch, values)
+    return values
+
+
+def on_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
+    """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
+    here, there = (next(m.parameters()).device for m in (reference, model))
+    return model if here == there else copy.deepcopy(model).to(here)

@@ -1,0 +1,158 @@
+"""What a run is at a moment: everything a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel
+
+from utils.distributed.sharding import Blueprint, optimizer_shares, whole
+from utils.distributed.world import World
+from utils.logs.window import LogWindow
+from utils.tasks.base import Task
+from utils.training.seeding import load_rng_state, rng_state
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The metric that says which checkpoint is best.
+
+    Attributes:
+        metric: Its name in the evaluators' results.
+        higher_is_better: Its direction.
+    """
+
+    metric: str
+    higher_is_better: bool = True
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether ``value`` beats the best so far; nan never does."""
+        if math.isnan(value):
+            return False
+        return best is None or (value > best if self.higher_is_better else value < best)
+
+
+@dataclass
+class TrainState:
+    """Mutable state of a run.
+
+    What is random is seeded from (seed, step), see :mod:`utils.training.seeding`; the generators
+    are kept all the same, for code that draws without seeding.
+
+    Attributes:
+        task: Model, losses and balancer.
+        optimizer: Over the task's parameters.
+        scaler: Loss scaler of fp16; disabled otherwise.
+        epoch: Epochs completed.
+        step: Updates done.
+        ema: Running average of the model's weights, if it is kept.
+        best: Best value of the goal's metric so far.
+        skipped: Steps whose batches are left out: they made a loss that was not finite.
+        left_out: Names of the bad samples met, see :class:`utils.data.bad_samples.BadSamples`.
+        window: Logged values since the last log line.
+        global_batch: Samples per update over all processes.
+        config: Flat resolved configuration, for the record.
+        blueprint: Makes whole models of sharded ones; ``None`` if nothing is sharded.
+    """
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    epoch: int = 0
+    step: int = 0
+    ema: AveragedModel | None = None
+    best: float | None = None
+    skipped: set[int] = field(default_factory=set)
+    left_out: set[str] = field(default_factory=set)
+    window: LogWindow = field(default_factory=LogWindow)
+    global_batch: int = 0
+    config: Mapping[str, object] = field(default_factory=dict)
+    blueprint: Blueprint | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model inside the task."""
+        return self.task.model
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The model that is evaluated and kept as the best: the average, if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def whole_scored_model(self) -> nn.Module:
+        """The scored model, or a copy that no longer is sharded; all processes call it."""
+        scored = self.scored_model
+        return scored if self.blueprint is None else self.blueprint.fill(scored)
+
+    def scored_weights(self, world: World) -> dict[str, Any]:
+        """Weights of the scored model, for rank 0 to write; all processes call it."""
+        return self._whole(self.scored_model.state_dict(), world)
+
+    def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
+        """Note the goal's value in ``values``; whether it is the best so far."""
+        value = values.get(goal.metric, math.nan)
+        if not goal.better(value, self.best):
+            return False
+        self.best = value
+        return True
+
+    def start_at(self, epoch: int, steps_per_epoch: int) -> None:
+        """Begin a fresh run at a later epoch of its schedule (``--start_epoch``)."""
+        self.epoch, self.step = epoch, epoch * steps_per_epoch
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """Checkpoint contents: tensors and plain values only (loadable with ``weights_only``).
+
+        The weights are under ``model``, as in published checkpoints. All processes call it; what
+        is sharded is whole on rank 0 alone.
+        """
+        contents = {
+            "model": self.model.state_dict(),
+            "task": self.task.extra_state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "skipped": sorted(self.skipped),
+            "left_out": sorted(self.left_out),
+            "rng": rng_state(),
+            "window": self.window.state_dict(world),
+            "global_batch": self.global_batch,
+            **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
+            "config": dict(self.config),
+        }
+        return self._whole(contents, world)
+
+    def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
+        """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
+        self.task.load_extra_state_dict(state["task"])
+        optimizer = state["optimizer"]
+        if self.blueprint is not None:
+            optimizer = optimizer_shares(optimizer, self.optimizer)
+        self.optimizer.load_state_dict(optimizer)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch = int(state["epoch"])
+        self.step = int(state["step"])
+        self.best = state.get("best")
+        self.skipped = set(state.get("skipped", ()))
+        self.left_out.update(state.get("left_out", ()))  # going back, a run forgets none
+        if "window" in state:
+            self.window.load_state_dict(state["window"], world)
+        if "rng" in state:
+            load_rng_state(state["rng"])
+        if self.ema is not None and "model_ema" in state:
+            self.ema.load_state_dict(state["model_ema"])
+
+    def _whole(self, contents: dict[str, Any], world: World) -> dict[str, Any]:
+        if self.blueprint is None:
+            return contents
+        gathered: dict[str, Any] = whole(contents, world)
+        return gathered
