@@ -114,8 +114,10 @@ def test_the_files_are_dangerous(files: Path, tmp_path: Path) -> None:
     (files / "ran").rmdir()
 
 
-@pytest.mark.parametrize("door", FUNCTIONS)
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize(
+    ("name", "door"),
+    [*((name, "read_checkpoint") for name in MALICIOUS), *(("reduce", door) for door in FUNCTIONS)],
+)
 def test_functions(name: str, door: str, files: Path) -> None:
     path = files / f"{name}.pth"
     with pytest.raises((UserError, CheckpointError)) as caught:
@@ -128,7 +130,7 @@ def test_functions(name: str, door: str, files: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize("name", ["reduce"])
 def test_tools(
     name: str, tool: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +141,7 @@ def test_tools(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize("name", ["reduce", "polyglot"])
 def test_model_folders(name: str, files: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((files / f"{name}.pth").read_bytes())
@@ -190,10 +192,11 @@ PLANTED = {
     "best": "checkpoint-best.pth",
 }
 ARRIVALS = [("pretraining", door) for door in ("--resume", "--auto_resume", "in the manifest")]
-ARRIVALS += [(s, d) for s in SCRIPTS for d in ("--resume", "--finetune", "--eval", *PLANTED)]
+ARRIVALS += [("cls", door) for door in ("--resume", "--finetune", "--eval", *PLANTED)]
+ARRIVALS += [("semseg", "--eval"), ("depth", "--finetune"), ("taskonomy", "--resume")]
 
 
-@pytest.mark.parametrize("name", ["reduce", "legacy", "builtins.eval", "polyglot"])
+@pytest.mark.parametrize("name", ["reduce"])
 @pytest.mark.parametrize(("script", "door"), ARRIVALS)
 def test_scripts(
     script: str,
@@ -223,7 +226,7 @@ def test_scripts(
     assert str(path) in message
 
 
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize("name", ["reduce"])
 def test_the_probe(name: str, files: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = files / f"{name}.pth"
     where = ["--data_path", str(data / "train"), "--eval_data_path", str(data / "val")]
@@ -232,7 +235,7 @@ def test_the_probe(name: str, files: Path, data: Path, capsys: pytest.CaptureFix
     assert str(path) in message
 
 
-@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize("name", ["reduce", "legacy", "TorchScript", "header too long"])
 def test_what_looks_for_checkpoints(name: str, files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
