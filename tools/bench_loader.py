@@ -38,8 +38,7 @@ from tools.bench.loader_speed import Variant, interleave
 from tools.pack.writing import PackOptions, write_packs
 from tools.rooms.generate import Job, make_rooms
 from utils.data.dataset import MultiModalDataset, build_train_loader
-from utils.data.folders import MultiModalFolder
-from utils.data.listing import list_images
+from utils.data.folders import MultiModalFolder, list_images
 from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import TrainTransform
 

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> str:
     from tools.pack.restoring import unpack, verify
     from tools.pack.writing import PackOptions, copy_loose_files, write_packs
-    from utils.data.listing import list_images
+    from utils.data.folders import list_images
 
     if args.verify:
         return f"{verify(args.data_path)} files are as they were packed: {args.data_path}"

@@ -1,8 +1,10 @@
-"""Which files hold images, and who reads which: by extension, then by what the row declares.
+"""From a file (path or bytes), Pillow image or array to stored pixels.
 
-Pictures (PNG, JPEG, WebP, BMP, TIFF) go to :mod:`multimae.images.files`; TIFF files with one page
-per channel and ``.npy`` arrays are read here, for rows that no picture holds: many channels, 16-bit
-colours, floats.
+:func:`read` picks a reader by the file's extension; :data:`SUFFIXES` lists them all. Every reader
+returns pixels that :mod:`multimae.images.pixels` has checked against the modality.
+:func:`read_fast` tries libjpeg-turbo (through simplejpeg) and libpng (through torchvision) first.
+Each of them is compared with Pillow once per process and used only if it gives the same values.
+For every file they cannot decode Pillow does, and Pillow's error is authoritative.
 """
 
 from __future__ import annotations
@@ -10,82 +12,226 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from multimae.images import files as images
-from multimae.images.pixels import Array, ImageError, ImageLike, Pixels, array_pixels, size_of
+from multimae.images.pixels import (
+    Array,
+    ImageError,
+    ImageLike,
+    Pixels,
+    array_pixels,
+    check_readable,
+    checked,
+    class_ids,
+    size_of,
+    storage_dtype,
+)
 from multimae.specs.modalities import Modality
 
-ARRAYS = frozenset({".npy"})
-_PAGED = frozenset({".tif", ".tiff"})
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"}) | _PAGED
-SUFFIXES = PICTURES | ARRAYS
-"""Extensions that have a reader, in lower case."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Pillow's names of the picture formats that are read."""
+_PILLOW_BLOCKS = 8
 
 
 def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None = None) -> Pixels:
-    """Read the pixels of one file, of every extension that has a reader.
+    """Read the pixels of one file, upright.
 
-    ``data`` is what the file holds, if it has been read.
+    An EXIF orientation is applied to every modality, so a photograph and maps computed from its
+    upright form agree; maps computed from the raw sensor order do not fit such photographs.
+
+    Args:
+        path: Image file.
+        modality: What the file should hold.
+        patch_size: Patch side in full-resolution pixels; smaller images are refused.
+        data: Bytes of the file, if they have been read already.
+
+    Returns:
+        8-bit images to be interpolated: Pillow mode L or RGB (palettes resolved, alpha dropped).
+        Otherwise an array of :func:`storage_dtype`, ``(H, W)`` or ``(H, W, C)``: values as stored,
+        class ids as stored (of palette images, the index).
 
     Raises:
-        ImageError: No reader, an unreadable file, or one that does not hold what the row declares.
+        ImageError: No reader, unreadable file, wrong channels or bit depth, class id out of range,
+            or an image smaller than a patch; with path, modality and remedy.
     """
-    suffix = path.suffix.lower()
-    if suffix in ARRAYS:
-        return _large_enough(
-            array_pixels(_array(path, modality, data), path, modality), path, modality, patch_size
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ImageError(
+            f"{path}: modality '{modality.name}': no reader for '{path.suffix}' files. Convert it "
+            f"to one of {', '.join(sorted(SUFFIXES))} (.npy holds any number of channels, 8 or 16 "
+            "bits, or floats)."
         )
-    if suffix in _PAGED and not modality.is_labels and modality.num_channels > 1:
-        pages = _pages(path, modality, data)
-        if pages is not None:
-            pixels = array_pixels(pages, path, modality)
-            return _large_enough(pixels, path, modality, patch_size)
-    if suffix not in SUFFIXES:
-        raise ImageError(no_reader(path, modality))
-    return images.read(path, modality, patch_size, data)
+    return _check_size(reader(path, modality, data), path, modality, patch_size)
+
+
+def read_fast(path: str, modality: Modality, patch_size: int, data: bytes) -> Pixels:
+    """Read the same values as :func:`read`, faster; 8-bit images may be arrays, too."""
+    array = decode_fast(data)
+    if array is None:
+        return read(Path(path), modality, patch_size, data)
+    return check_pixels(array, path, modality, patch_size)
+
+
+def read_bytes(path: str, modality: Modality) -> bytes:
+    """Read a file; raise an ImageError that names path and modality if that fails."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as err:
+        raise _unreadable(path, modality, err) from err
 
 
 def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
-    """Pixels of one image, wherever it comes from; as :func:`multimae.images.files.to_pixels`."""
+    """Convert an image from any source to stored pixels.
+
+    Args:
+        image: Path, Pillow image, or array of stored values. A path without a known extension is
+            read as a picture.
+        modality: What the image should hold.
+
+    Raises:
+        ImageError: It does not fit the modality, or the file cannot be read.
+    """
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         known = path.suffix.lower() in SUFFIXES
-        return read(path, modality) if known else images.read(path, modality)
-    return images.to_pixels(image, modality)
+        return read(path, modality) if known else _read_picture(path, modality, None)
+    check_readable(modality)
+    if isinstance(image, Image.Image):
+        return checked(ImageOps.exif_transpose(image), "image", modality)
+    return array_pixels(np.asarray(image), "array", modality)
 
 
-def no_reader(path: Path, modality: Modality) -> str:
-    """What to say about a file that nothing reads."""
-    return (
-        f"{path}: modality '{modality.name}': no reader for '{path.suffix}' files. Convert it to "
-        f"one of {', '.join(sorted(SUFFIXES))} (.npy holds any number of channels, 8 or 16 bits, "
-        "or floats)."
+def check_pixels(array: Array, source: object, modality: Modality, patch_size: int = 1) -> Pixels:
+    """Check decoded values as :func:`read` checks a file.
+
+    Args:
+        array: Values of a Pillow image of mode L (uint8 ``(H, W)``), I;16 (uint16 ``(H, W)``) or
+            RGB (uint8 ``(H, W, 3)``), upright.
+        source: The file, for messages.
+        modality: What the file should hold.
+        patch_size: Patch side in full-resolution pixels; smaller images are refused.
+
+    Raises:
+        ImageError: As for :func:`read`.
+    """
+    _check_size(array, source, modality, patch_size)
+    if modality.is_labels and array.ndim == 2:
+        return class_ids(array, source, modality)
+    dtype = storage_dtype(modality)
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    fits = not modality.is_labels and channels == modality.num_channels
+    if fits and np.can_cast(array.dtype, dtype):
+        return array.astype(dtype, copy=False)
+    return checked(Image.fromarray(array), source, modality)
+
+
+def reuse_pillow_memory() -> None:
+    """Let Pillow reuse the memory of images instead of requesting it for each of them."""
+    core: Any = Image.core  # type: ignore[attr-defined]
+    core.set_blocks_max(_PILLOW_BLOCKS)
+
+
+def _check_size(pixels: Pixels, source: object, modality: Modality, patch_size: int) -> Pixels:
+    (height, width), side = size_of(pixels), max(1, patch_size // modality.stride)
+    if min(height, width) < side:
+        raise ImageError(
+            f"{source}: modality '{modality.name}' is {height} x {width} pixels, smaller than one "
+            f"patch ({side} x {side}). Remove the sample or store it larger."
+        )
+    return pixels
+
+
+def _unreadable(path: object, modality: Modality, reason: object) -> ImageError:
+    return ImageError(
+        f"{path}: modality '{modality.name}' cannot be read ({reason}). Replace the file, or "
+        "remove the sample."
     )
 
 
-def _array(path: Path, modality: Modality, data: bytes | None = None) -> Array:
-    """An ``.npy`` file; never one that holds Python objects, which would run code."""
+# One reader per format. Arguments: path (for messages, and to read unless `data` is given),
+# modality, bytes of the file.
+
+
+def _read_picture(path: Path, modality: Modality, data: bytes | None) -> Pixels:
+    """Decode one picture with Pillow and turn it upright."""
+    where = f"{path}: modality '{modality.name}'"
+    limit = math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
     try:
-        if data is not None:
-            return _mapped(data)
-        # Mapped first: a file shorter than its header says is refused before memory is taken.
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(mapped, np.ndarray):
-            raise ValueError("an archive, not an array")
-        return np.array(mapped)
+        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > limit:  # Pillow only warns until twice as many
+                raise Image.DecompressionBombError
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ImageError(
+            f"{where} has more pixels than Pillow's limit against decompression bombs "
+            f"({limit:.0f}). Store a smaller image."
+        ) from err
+    except UnidentifiedImageError as err:
+        empty = not (path.stat().st_size if data is None else data)
+        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(FORMATS)}"
+        raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
+    except Exception as err:  # Pillow raises many types, depending on the first damaged byte
+        raise _unreadable(path, modality, err) from err
+    return checked(image, path, modality)
+
+
+def _read_tiff(path: Path, modality: Modality, data: bytes | None) -> Pixels:
+    """Read a TIFF file: a picture, or one page per channel."""
+    if modality.is_labels or modality.num_channels == 1:
+        return _read_picture(path, modality, data)
+    bands = []
+    try:
+        with Image.open(path if data is None else io.BytesIO(data), formats=("TIFF",)) as image:
+            num_pages = getattr(image, "n_frames", 1)
+            if num_pages == modality.num_channels:
+                for page in range(num_pages):
+                    image.seek(page)
+                    bands.append(np.asarray(image))
+    except Exception as err:  # as in _read_picture
+        raise _unreadable(path, modality, err) from err
+    if num_pages == 1:
+        return _read_picture(path, modality, data)
+    where = f"{path}: modality '{modality.name}'"
+    if num_pages != modality.num_channels:
+        raise ImageError(
+            f"{where} is declared with num_channels: {modality.num_channels}, but the file has "
+            f"{num_pages} pages. Set num_channels, or store one page per channel."
+        )
+    if len({band.shape for band in bands}) > 1 or bands[0].ndim != 2:
+        raise ImageError(
+            f"{where}: the pages must be grey and of one size, one per channel; they are "
+            f"{', '.join(str(band.shape) for band in bands)}."
+        )
+    return array_pixels(np.stack(bands, axis=-1), path, modality)
+
+
+def _read_npy(path: Path, modality: Modality, data: bytes | None) -> Pixels:
+    """Read an ``.npy`` file; one with Python objects is refused, as loading it would run code."""
+    try:
+        values = _parse_npy(path.read_bytes() if data is None else data)
     except (OSError, ValueError, EOFError) as err:
         raise ImageError(
             f"{path}: modality '{modality.name}' cannot be read ({err}). It must be an array of "
             "numbers, (H, W) or (H, W, C), as numpy.save writes it."
         ) from err
+    return array_pixels(values, path, modality)
 
 
-def _mapped(data: bytes) -> Array:
-    """The array that the bytes of an ``.npy`` file hold, in their memory."""
+def _parse_npy(data: bytes) -> Array:
+    """Array in the bytes of an ``.npy`` file.
+
+    ``np.load`` would allocate what the header asks for; a view of ``data`` fails if it is shorter.
+    """
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     headers = {
@@ -94,52 +240,139 @@ def _mapped(data: bytes) -> Array:
     }
     if version not in headers:
         raise ValueError(f"format version {version}")
-    shape, by_columns, dtype = headers[version](stream)
+    shape, fortran_order, dtype = headers[version](stream)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
     values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
-    array: Array = values.reshape(shape, order="F" if by_columns else "C").copy()
+    array: Array = values.reshape(shape, order="F" if fortran_order else "C").copy()
     return array
 
 
-def _pages(path: Path, modality: Modality, data: bytes | None = None) -> Array | None:
-    """Pages of a TIFF file as channels ``(H, W, C)``; ``None`` of a file with one page."""
-    try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=("TIFF",)) as image:
-            count = getattr(image, "n_frames", 1)
-            if count == 1:
+_READERS: dict[str, Callable[[Path, Modality, bytes | None], Pixels]] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp"), _read_picture),
+    **dict.fromkeys((".tif", ".tiff"), _read_tiff),
+    ".npy": _read_npy,
+}
+SUFFIXES = frozenset(_READERS)
+"""Extensions that have a reader, in lower case."""
+
+
+# Fast decoders: simplejpeg for RGB JPEGs, torchvision for grey PNGs.
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_EXIF_ORIENTATION = 0x0112
+# JPEG markers: sizes (SOF), where those end (SOS, EOI), Adobe's colour transform, metadata.
+_SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SOS, _EOI, _ADOBE, _APP1 = 0xDA, 0xD9, 0xEE, 0xE1
+# PNG chunks and keywords after which pixels may be turned, transparent or one of several frames.
+_PNG_MARKS = (b"eXIf", b"tRNS", b"XML:com.adobe.xmp", b"Raw profile type", b"acTL")
+
+
+def decode_fast(data: bytes) -> Array | None:
+    """Decode an upright RGB JPEG or grey PNG to the values that Pillow gives.
+
+    Returns:
+        ``(H, W, 3)`` or ``(H, W)``; ``None`` for all other files, damaged ones included.
+    """
+    if data.startswith(_PNG):
+        return _decode_png(data) if _is_grey_png(data) and _png_matches_pillow() else None
+    return decode_jpeg(data)
+
+
+def decode_jpeg(data: bytes) -> Array | None:
+    """Values ``(H, W, 3)`` of an upright RGB JPEG as Pillow gives them; else ``None``."""
+    return _decode_jpeg(data) if jpeg_size(data) and _jpeg_matches_pillow() else None
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """``(H, W)`` of an upright JPEG with RGB colours that simplejpeg can decode, else ``None``."""
+    size, pos, has_metadata = None, 2, False
+    if not data.startswith(_JPEG) or not _has_simplejpeg():
+        return None
+    while pos + 9 < len(data) and data[pos] == 0xFF and data[pos + 1] not in (_SOS, _EOI):
+        marker = data[pos + 1]
+        if marker in _SOF:
+            bits, channels = data[pos + 4], data[pos + 9]
+            if size or bits != 8 or channels != 3:
                 return None
-            if count != modality.num_channels:
-                raise ImageError(
-                    f"{path}: modality '{modality.name}' is declared with num_channels: "
-                    f"{modality.num_channels}, but the file has {count} pages. Set num_channels, "
-                    "or store one page per channel."
-                )
-            bands = []
-            for page in range(count):
-                image.seek(page)
-                bands.append(np.asarray(image))
-    except ImageError:
-        raise
-    except Exception as err:  # Pillow has none of its own: it depends on the first bad byte
-        raise ImageError(
-            f"{path}: modality '{modality.name}' cannot be read ({err}). Replace it, or remove the "
-            "sample."
-        ) from err
-    if len({band.shape for band in bands}) > 1 or bands[0].ndim != 2:
-        raise ImageError(
-            f"{path}: modality '{modality.name}': the pages must be grey and of one size, one per "
-            f"channel; they are {', '.join(str(band.shape) for band in bands)}."
-        )
-    return np.stack(bands, axis=-1)
+            size = struct.unpack_from(">HH", data, pos + 5)
+        if marker == _ADOBE:  # colours may be stored otherwise
+            return None
+        has_metadata |= marker == _APP1
+        pos += 2 + int.from_bytes(data[pos + 2 : pos + 4], "big")
+    if size is None or not min(size) or (has_metadata and not _is_upright(data)):
+        return None
+    small = size[0] * size[1] <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    return (size[0], size[1]) if small else None
 
 
-def _large_enough(pixels: Pixels, path: Path, modality: Modality, patch_size: int) -> Pixels:
-    height, width = size_of(pixels)
-    side = max(1, patch_size // modality.stride)
-    if min(height, width) < side:
-        raise ImageError(
-            f"{path}: modality '{modality.name}' is {height} x {width} pixels, smaller than one "
-            f"patch ({side} x {side}). Remove the sample or store it larger."
-        )
-    return pixels
+@lru_cache
+def _has_simplejpeg() -> bool:
+    return find_spec("simplejpeg") is not None
+
+
+def _is_upright(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return bool(image.getexif().get(_EXIF_ORIENTATION, 1) == 1)
+    except Exception:  # Pillow reports the damage when it decodes the file
+        return False
+
+
+def _decode_jpeg(data: bytes) -> Array | None:
+    import simplejpeg
+
+    try:
+        # Strict: what libjpeg only warns about goes to Pillow.
+        return cast(Array, simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
+    except ValueError:
+        return None
+
+
+def _is_grey_png(data: bytes) -> bool:
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    small = width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    depth, colours, interlaced = (*data[24:26], data[28]) if len(data) > 57 else (0, 0, 0)
+    plain = depth in (8, 16) and colours == 0 and not interlaced
+    return small and plain and not any(mark in data for mark in _PNG_MARKS)
+
+
+def _decode_png(data: bytes) -> Array | None:
+    import torch  # here, as processes that only read files need not load it
+    from torchvision.io import decode_png
+
+    try:
+        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except RuntimeError:
+        return None
+    return cast(Array, image[0].numpy()) if len(image) == 1 else None
+
+
+@lru_cache
+def _jpeg_matches_pillow() -> bool:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (43, 37, 3), np.uint8))
+    image = image.resize((86, 74))
+    return all(
+        _matches_pillow(_decode_jpeg, image, "JPEG", subsampling=s, progressive=p)
+        for s in (0, 1, 2)
+        for p in (False, True)
+    )
+
+
+@lru_cache
+def _png_matches_pillow() -> bool:
+    if find_spec("torchvision") is None:
+        return False
+    values = np.random.default_rng(0).integers(0, 65536, (43, 37), np.uint16)
+    images = [Image.fromarray(v) for v in (values, values.astype(np.uint8))]
+    return all(_matches_pillow(_decode_png, image, "PNG") for image in images)
+
+
+def _matches_pillow(
+    decode: Callable[[bytes], Array | None], image: Image.Image, kind: str, **options: Any
+) -> bool:
+    """Whether ``decode`` and Pillow give the same values of an encoded image."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    array, expected = decode(file.getvalue()), np.asarray(Image.open(file))
+    return array is not None and array.dtype == expected.dtype and np.array_equal(array, expected)

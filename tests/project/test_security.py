@@ -19,8 +19,8 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
 import run_pretraining_multimae
-from multimae.images.files import to_pixels
 from multimae.images.pixels import ImageError
+from multimae.images.readers import to_pixels
 from multimae.specs.modalities import default_table
 from tests.project.test_layering import SOURCES, name_of
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, write_folder

@@ -30,8 +30,7 @@ from tools.pseudo_label import main
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import collate
-from utils.data.folders import MultiModalFolder
-from utils.data.names import read_class_names
+from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import SampleKey
 from utils.logs.errors import UserError
 from utils.tasks.pretraining_setup import build_train_set, modality_rows

@@ -26,7 +26,7 @@ from tools.doctor.files.summary import Totals, describe
 from tools.doctor.files.survey import Listing, find_rows, list_files
 from tools.doctor.findings import Finding, in_order
 from tools.doctor.scan import Chunk, ChunkResult, read_features, scan
-from utils.data.names import CLASSES_FILE, read_class_names
+from utils.data.folders import CLASSES_FILE, read_class_names
 from utils.logs.errors import RunError, UserError
 
 CHUNK = 32

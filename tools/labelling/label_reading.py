@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from multimae.images.files import read
 from multimae.images.pixels import ImageError
+from multimae.images.readers import read
 from tools.labelling.input_shapes import InputShapes
 from tools.labelling.networks import Size, as_tensor
 from utils.data.folders import MultiModalFolder

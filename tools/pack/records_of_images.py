@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from multimae.images.pixels import Array
+from multimae.images.readers import decode_fast
 from multimae.specs.modalities import default_table
-from utils.data.decode import decode
 from utils.data.pack.layout import Kind
 
 _MODES = frozenset({"L", "I;16", "RGB"})
@@ -21,7 +21,7 @@ def pixels_of(data: bytes, keep_jpeg: bool) -> Array | None:
     """What is stored instead of a file: grey or RGB pixels; nothing for what stays a file."""
     if data.startswith(b"\xff\xd8") and keep_jpeg:
         return None
-    values = decode(data)
+    values = decode_fast(data)
     if values is not None:
         return values
     try:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tools.common.atomic_files import replacing, write_file
 from tools.rooms.output.png import encode_png
-from utils.data.names import CLASSES_FILE, SETTINGS_FILE
+from utils.data.folders import CLASSES_FILE, SETTINGS_FILE
 from utils.logs.errors import UserError
 
 Link = Literal["hard", "symlink", "copy"]

@@ -27,8 +27,7 @@ from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
-from utils.data.folders import MultiModalFolder
-from utils.data.names import read_class_names
+from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import IGNORE, stored_target
 from utils.logs.errors import UserError
 from utils.training.metrics import MeanMeter, Meter, SegmentationMeter

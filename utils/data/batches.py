@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
+from utils.data.samplers import GlobalBatchSampler
 from utils.data.shared_memory import Block, Placed, fill
+from utils.logs.errors import RunError, bullet_list
+
+_LAST_PROBLEMS = 3
 
 
 class Sample(NamedTuple):
@@ -125,3 +129,98 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     shared = storage._new_shared(size, device="cpu")
     out = torch.empty(0, dtype=first.dtype).set_(shared).view(shape)
     return torch.stack(list(tensors), out=out)
+
+
+class BatchStream:
+    """An iterator that the end of an epoch does not end.
+
+    While an epoch ends, is scored and saved, loader processes go on with the next one: a new
+    iteration in every epoch would wait for its first batch each time, for as long as one process
+    takes to decode all of it.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], sampler: GlobalBatchSampler, per_epoch: int, total: int
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            loader: The loader.
+            sampler: Of the loader.
+            per_epoch: Batches taken from every epoch.
+            total: Batches of the run: none is prepared beyond them.
+        """
+        self.loader, self.sampler = loader, sampler
+        self.per_epoch, self.total = per_epoch, total
+        self._batches: Iterator[Batch] = iter(())
+        self._next = -1  # nowhere
+
+    def at(self, batch: int) -> BatchStream:
+        """The stream, whose next batch is number ``batch`` of the run.
+
+        Anywhere but where the stream is already (after a resume, or going back to a checkpoint),
+        what was prepared is thrown away.
+        """
+        if batch != self._next:
+            self.sampler.set_range(batch, self.total, self.per_epoch)
+            self._batches, self._next = iter(self.loader), batch
+        return self
+
+    def __iter__(self) -> BatchStream:
+        """Itself: an iteration goes on where the one before was left."""
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; none before :meth:`at` was called."""
+        batch = next(self._batches)
+        self._next += 1
+        return batch
+
+
+class BadSamples:
+    """The bad samples that a run has met, on any of its processes.
+
+    Attributes:
+        names: Of the different samples met; the caller's set, which checkpoints hold.
+    """
+
+    def __init__(self, limit: int, say: Callable[[str], None], names: set[str]) -> None:
+        """Go on from what was met before.
+
+        Args:
+            limit: Different bad samples allowed.
+            say: Takes lines for the log.
+            names: Samples met before; changed in place.
+        """
+        self.limit, self.say, self.names = limit, say, names
+        self._last: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """Different samples met."""
+        return len(self.names)
+
+    def add(self, bad: Sequence[BadSample]) -> int:
+        """Say those that have not been met before; returns their number."""
+        before = self.count
+        for name, problem in bad:
+            if name in self.names:
+                continue
+            self.names.add(name)
+            self._last = [*self._last, problem][-_LAST_PROBLEMS:]
+            self.say(f"left out bad sample {self.count}, {name}: {problem}")
+        return self.count - before
+
+    def check(self) -> None:
+        """Stop the run if there are too many.
+
+        Raises:
+            RunError: There are; names the last ones met.
+        """
+        if self.count <= self.limit:
+            return
+        last = f"The last ones:\n{bullet_list(self._last)}\n" if self._last else ""
+        raise RunError(
+            f"{self.count} training samples are bad, more than max_bad_samples {self.limit}. {last}"
+            "Mend the files, see the log for all of them, or raise --max_bad_samples."
+        )

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimae.images.pixels import ImageError, Pixels, check_readable, check_same_view
+from multimae.images.readers import reuse_pillow_memory
 from multimae.specs.modalities import Modality
 from utils.data.batches import BadSample, Sample, Samples, collate
-from utils.data.decode import tune
 from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.shared_memory import Blocks, Keys, WithBlocks
@@ -50,7 +50,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             limit: Only so many samples, spread evenly over the folder; all if ``None``.
             skip_bad: Give samples whose files are bad as :class:`BadSample`; for training only, as
                 a score over fewer samples is another score.
-            fast_decode: Photographs at nearly the same values (:mod:`utils.data.photos`).
+            fast_decode: Photographs at nearly the same values (:mod:`utils.data.fast_decode`).
 
         Raises:
             UserError: A modality is declared in a way that image files cannot hold.
@@ -219,7 +219,7 @@ def _build(
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     batches: Sampler[list[SampleKey]] = sampler
-    tune()
+    reuse_pillow_memory()
     if num_workers:
         # What processes work on or have ready, what the training has, and what it takes next.
         count = num_workers * prefetch_factor + 2 * held

@@ -8,7 +8,9 @@ is an error, or leaves the sample out if that is asked for, and never shifts the
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path
@@ -17,18 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.files import check_pixels
 from multimae.images.pixels import Array, Pixels
+from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
-from utils.data.decode import read_file, read_pixels
-from utils.data.listing import scan
-from utils.data.names import LAYOUT
+from utils.data.fast_decode import as_photo
 from utils.data.pack.layout import is_packed
 from utils.data.pack.reading import PackedFolder
-from utils.data.photos import as_photo
 from utils.logs.errors import UserError, bullet_list
 
+CLASSES_FILE = "classes.json"
+"""Names of the classes of label images, by id; beside the modality folders."""
+SETTINGS_FILE = "prepared.json"
+"""What the files of a modality were made with; beside them."""
+LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 _ABSENT = 255  # code of an extension
 
 
@@ -81,7 +85,7 @@ class MultiModalFolder:
         folders = _modality_folders(root, self.modalities)
         self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
         found = {
-            m.name: scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
+            m.name: _scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
             for m in self.modalities
         }
         # Chosen among the names that any modality has: which samples those are does not depend on
@@ -155,14 +159,14 @@ class MultiModalFolder:
         verify: bool = False,
         fast: bool = False,
     ) -> Pixels:
-        """Pixels of one modality of a sample; see :func:`multimae.images.files.read`.
+        """Pixels of one modality of a sample; see :func:`multimae.images.readers.read`.
 
         Args:
             index: The sample.
             modality: The modality.
             patch_size: Smaller images are refused.
             verify: Compare packed images with their checksums.
-            fast: Photographs are decoded when they are cut (:mod:`utils.data.photos`).
+            fast: Photographs are decoded when they are cut (:mod:`utils.data.fast_decode`).
 
         Raises:
             ImageError: The file is bad, or not what the modality declares.
@@ -170,7 +174,7 @@ class MultiModalFolder:
         path, pack = self._file(index, modality), self._packs.get(modality.name)
         stored: bytes | Array
         if pack is None:
-            stored = read_file(path, modality)
+            stored = read_bytes(path, modality)
         else:
             stored = pack.read(int(self._rows[modality.name][index]), verify)
         if fast:
@@ -179,7 +183,7 @@ class MultiModalFolder:
                 return photo
         if isinstance(stored, np.ndarray):
             return check_pixels(stored, path, modality, patch_size)
-        return read_pixels(path, modality, patch_size, stored)
+        return read_fast(path, modality, patch_size, stored)
 
     def _rows_in(self, m: Modality) -> npt.NDArray[np.int64]:
         """Where a packed modality has its images, by sample."""
@@ -265,3 +269,118 @@ def _refuse_incomplete(
         "same sub-folder and name in every modality folder (extensions may differ): add the "
         "missing files, or remove those names from the other folders."
     )
+
+
+def read_class_names(root: str | Path) -> tuple[str, ...] | None:
+    """Class names by id from ``root/classes.json`` (``{"classes": ["void", "wall", ...]}``).
+
+    Returns:
+        The names, or ``None`` if there is no such file.
+
+    Raises:
+        UserError: The file exists but does not hold that.
+    """
+    path = Path(root) / CLASSES_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise UserError(f"{path}: not readable as JSON ({err}). Mend or remove the file.") from err
+    names = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f'{path}: expected {{"classes": ["name of id 0", "name of id 1", ...]}}.')
+    return tuple(names)
+
+
+def list_images(root: Path) -> dict[str, list[bytes]]:
+    """Sorted ``sub-folder/name.extension`` of all images, by modality folder.
+
+    Raises:
+        UserError: There are none, or a folder cannot be listed.
+    """
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    found = {f: sorted(map(os.fsencode, _images(root / f, f))) for f in folders if f[0] != "."}
+    if not any(found.values()):
+        raise UserError(f"data path {root} holds no images. The layout is {LAYOUT}.")
+    return {folder: names for folder, names in found.items() if names}
+
+
+def sub_folders(folder: Path) -> list[str]:
+    """Sorted names of the sub-folders of a modality folder, plain or packed."""
+    if is_packed(folder):
+        names = PackedFolder(folder).names
+        return sorted({os.fsdecode(name).partition("/")[0] for name in names if b"/" in name})
+    return sorted(p.name for p in folder.iterdir() if p.is_dir())
+
+
+def _scan(
+    folder: Path, modality: str, ending: str = "", pack: PackedFolder | None = None
+) -> dict[str, str]:
+    """``{sub-folder/name: extension}`` of every image.
+
+    Args:
+        folder: Of the modality.
+        modality: For messages.
+        ending: Names must end with it, and it is taken off; others are passed over.
+        pack: The folder's pack, if it is one.
+
+    Raises:
+        UserError: No images, or the same name twice.
+    """
+    found: dict[str, str] = {}
+    clashes: list[str] = []
+    packed = range(0 if pack is None else len(pack))
+    unread: Counter[str] = Counter()
+    names = _images(folder, modality, unread) if pack is None else map(pack.name, packed)
+    for name in names:
+        stem, dot, suffix = name.rpartition(".")
+        if not stem.endswith(ending):
+            continue
+        key = stem.removesuffix(ending)
+        if key in found:
+            clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
+        found[key] = dot + suffix
+    if clashes:
+        raise UserError(
+            f"modality '{modality}': the same name with two extensions is ambiguous:\n"
+            f"{bullet_list(sorted(clashes))}\nKeep one file of each."
+        )
+    if not found:
+        raise UserError(
+            f"modality '{modality}': no images in {folder} or its sub-folders"
+            f"{_without_reader(unread)}.\nThe layout is "
+            f"{LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(SUFFIXES))}."
+        )
+    return found
+
+
+def _without_reader(unread: Counter[str]) -> str:
+    """The files of a folder that nothing reads, by extension."""
+    if not unread:
+        return ""
+    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unread.most_common(3))
+    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
+
+
+def _images(folder: Path, modality: str, unread: Counter[str] | None = None) -> Iterator[str]:
+    """``sub-folder/name.extension`` of every image, without a stat per file.
+
+    Other files are counted in ``unread``, by extension.
+    """
+    pending = [("", str(folder))]
+    for prefix, path in pending:
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    if entry.name.startswith("."):
+                        continue
+                    if stem and (dot + suffix).lower() in SUFFIXES:
+                        yield prefix + entry.name
+                    elif not prefix and entry.is_dir():
+                        pending.append((f"{entry.name}/", entry.path))
+                    elif stem and dot and unread is not None:
+                        unread[dot + suffix] += 1
+        except OSError as err:
+            raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err

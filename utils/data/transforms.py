@@ -18,8 +18,8 @@ from multimae.images.pixels import Pixels, size_of, storage_dtype
 from multimae.images.views import View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.modalities import Modality
+from utils.data.fast_decode import Photo, cut_photo
 from utils.data.folders import readable
-from utils.data.photos import Photo, cut_photo
 from utils.logs.errors import UserError
 
 _TRIES = 10  # of a random box

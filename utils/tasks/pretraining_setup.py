@@ -18,8 +18,7 @@ from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import collate
 from utils.data.dataset import MultiModalDataset, build_eval_loader, check_samples
-from utils.data.folders import MultiModalFolder
-from utils.data.names import read_class_names
+from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import EvalBatchSampler
 from utils.data.statistics import fill_in, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform

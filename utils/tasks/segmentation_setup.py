@@ -9,8 +9,7 @@ from utils.config.semseg_options import MASK_VALID, SemsegConfig
 from utils.data.batches import collate
 from utils.data.dataset import check_samples
 from utils.data.dense_transforms import SegEvalTransform, SegTrainTransform
-from utils.data.folders import MultiModalFolder
-from utils.data.names import read_class_names
+from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import SegmentationDataset, reduced_class_names, stored_target
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World

@@ -13,9 +13,7 @@ from torch import nn
 from utils.checkpoint.files import latest_checkpoint, restore
 from utils.checkpoint.saving import Saver
 from utils.config.options import LogOptions
-from utils.data.bad_samples import BadSamples
-from utils.data.batches import Batch
-from utils.data.stream import BatchStream
+from utils.data.batches import BadSamples, Batch, BatchStream
 from utils.distributed.control import Control, ControlGroup
 from utils.distributed.script import worker_killed
 from utils.distributed.signals import Stopped, StopRequest, acknowledge

@@ -9,10 +9,9 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint.saving import Saver
 from utils.config.options import CheckpointOptions, DataOptions, LogOptions, RuntimeOptions
-from utils.data.bad_samples import BadSamples
+from utils.data.batches import BadSamples, BatchStream
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import GlobalBatchSampler
-from utils.data.stream import BatchStream
 from utils.distributed.control import ControlGroup
 from utils.logs.logger import RunLogger
 from utils.tasks.base import Evaluator
@@ -57,7 +56,7 @@ def make_run(
     """What :func:`utils.training.loop.fit` works with; all processes call it at the same time."""
     world = stepper.world
     control = ControlGroup(world)
-    bad_samples = BadSamples(cfg.data, logger.say, state.left_out)
+    bad_samples = BadSamples(cfg.data.max_bad_samples, logger.say, state.left_out)
     if isinstance(loader.dataset, MultiModalDataset):
         bad_samples.add(loader.dataset.known_bad)
         bad_samples.check()

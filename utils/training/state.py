@@ -54,7 +54,7 @@ class TrainState:
         ema: Running average of the model's weights, if it is kept.
         best: Best value of the goal's metric so far.
         skipped: Steps whose batches are left out: they made a loss that was not finite.
-        left_out: Names of the bad samples met, see :class:`utils.data.bad_samples.BadSamples`.
+        left_out: Names of the bad samples met, see :class:`utils.data.batches.BadSamples`.
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.

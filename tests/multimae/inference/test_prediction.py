@@ -15,8 +15,8 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
 from multimae import MultiMAE, MultiViT, read_spec
-from multimae.images.files import read
 from multimae.images.preprocess import prepare, prepare_padded
+from multimae.images.readers import read
 from tests.support.scenes import write_scene, write_scenes
 from tests.utils.tasks.test_finetuning_cls import arguments as cls_run
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_run

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from multimae import CheckpointError, ModelSpec, MultiMAE, MultiViT
-from multimae.images.files import read
 from multimae.images.preprocess import prepare
+from multimae.images.readers import read
 from multimae.inference.encode import Encoding
 from multimae.plotting import attention_grid
 from multimae.specs.build import DecoderOptions, build_pretrain_model

@@ -14,11 +14,9 @@ import torch
 from run_pretraining_multimae import main as pretrain
 from tests.support.image_folders import write_folder
 from tests.support.scenes import tiny_run, write_scenes
-from utils.config.options import DataOptions
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
-from utils.data.bad_samples import BadSamples
-from utils.data.batches import BadSample
+from utils.data.batches import BadSample, BadSamples
 from utils.data.dataset import MultiModalDataset
 from utils.logs.errors import RunError, UserError
 from utils.tasks import pretraining_setup as pretrain_setup
@@ -33,12 +31,12 @@ def bad_sample(i: int) -> BadSample:
 def test_each_sample_is_said_and_counted_once() -> None:
     lines: list[str] = []
     names: set[str] = set()
-    met = BadSamples(DataOptions(max_bad_samples=3), lines.append, names)
+    met = BadSamples(3, lines.append, names)
     first, second = bad_sample(0), bad_sample(1)
     assert met.add([first, second, first]) == 2 and met.add([second]) == 0 and met.add([]) == 0
     assert [line.count("is empty") for line in lines] == [1, 1]
     assert "a/0" in lines[0] and first.problem in lines[0] and second.problem in lines[1]
-    again = BadSamples(DataOptions(max_bad_samples=3), lines.append, names)
+    again = BadSamples(3, lines.append, names)
     assert again.count == 2 and again.add([first]) == 0
     assert again.add([bad_sample(2)]) == 1 and len(lines) == 3 and names == {"a/0", "a/1", "a/2"}
 
@@ -46,7 +44,7 @@ def test_each_sample_is_said_and_counted_once() -> None:
 @pytest.mark.parametrize("limit", [0, 1, 4])
 def test_too_many(limit: int) -> None:
     names: set[str] = set()
-    met = BadSamples(DataOptions(max_bad_samples=limit), lambda line: None, names)
+    met = BadSamples(limit, lambda line: None, names)
     for i in range(limit + 1):
         met.check()
         met.add([bad_sample(i)])
@@ -56,7 +54,7 @@ def test_too_many(limit: int) -> None:
     assert f"{limit + 1} training samples" in message and f"max_bad_samples {limit}" in message
     assert f"/data/rgb/a/{limit}.jpg" in message and "--max_bad_samples" in message
     with pytest.raises(RunError, match=f"{limit + 1} training samples"):
-        BadSamples(DataOptions(max_bad_samples=limit), lambda line: None, names).check()
+        BadSamples(limit, lambda line: None, names).check()
 
 
 class TestResumed:

@@ -16,6 +16,7 @@ from tests.support.image_folders import (
     save,
     write_folder,
 )
+from utils.data.batches import BatchStream
 from utils.data.dataset import (
     MultiModalDataset,
     build_eval_loader,
@@ -23,7 +24,6 @@ from utils.data.dataset import (
     check_samples,
 )
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
-from utils.data.stream import BatchStream
 from utils.data.transforms import EvalTransform
 from utils.logs.errors import exit_on_user_error
 from utils.training.seeding import mix_seed

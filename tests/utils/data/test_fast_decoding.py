@@ -13,17 +13,16 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from multimae.images.files import read
+from multimae.images import readers
 from multimae.images.pixels import ImageError
+from multimae.images.readers import decode_fast, jpeg_size, read, read_fast
 from tests.support.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_of, write_folder
 from tools.bench.loader_speed import Variant, interleave
-from utils.data import batches, jpegs
+from utils.data import batches
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset, build_train_loader
-from utils.data.decode import decode, read_pixels
+from utils.data.fast_decode import Photo
 from utils.data.folders import MultiModalFolder
-from utils.data.jpegs import jpeg_size
-from utils.data.photos import Photo
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
 from utils.logs.errors import UserError
@@ -85,7 +84,7 @@ FILES: dict[str, tuple[bytes, bool]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_values_are_those_of_pillow(name: str) -> None:
     data, fast = FILES[name]
-    array = decode(data)
+    array = decode_fast(data)
     if fast:
         assert array is not None
     if array is not None:
@@ -99,7 +98,7 @@ def same_outcome(data: bytes, row: Any) -> None:
     """Pillow's pixels, or Pillow's error."""
     path = "folder/a.png"
     outcomes: list[Any] = []
-    for function in (lambda *args: read(Path(path), *args), lambda *args: read_pixels(path, *args)):
+    for function in (lambda *args: read(Path(path), *args), lambda *args: read_fast(path, *args)):
         try:
             outcomes.append(np.asarray(function(row, 1, data)))
         except ImageError as err:
@@ -123,19 +122,19 @@ def test_damage_is_judged_by_pillow(name: str) -> None:
 
 
 def test_a_decoder_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[[bytes], Any] = jpegs._decoded
+    real: Callable[[bytes], Any] = readers._decode_jpeg
     data = FILES["jpeg 4:2"][0]
-    monkeypatch.setattr(jpegs, "_decoded", lambda data: real(data) ^ 1)
-    jpegs._agrees.cache_clear()
+    monkeypatch.setattr(readers, "_decode_jpeg", lambda data: real(data) ^ 1)
+    readers._jpeg_matches_pillow.cache_clear()
     try:
-        assert decode(data) is None
+        assert decode_fast(data) is None
         same_outcome(data, RGB)
     finally:
-        jpegs._agrees.cache_clear()
+        readers._jpeg_matches_pillow.cache_clear()
 
 
 def test_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpegs, "find_spec", lambda name: None)
+    monkeypatch.setattr(readers, "_has_simplejpeg", lambda: False)
     assert jpeg_size(FILES["jpeg 4:2"][0]) is None
     same_outcome(FILES["jpeg 4:2"][0], RGB)
 

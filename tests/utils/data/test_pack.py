@@ -26,8 +26,7 @@ from tools.pack import writing
 from tools.pack.writing import PackOptions, write_packs
 from utils.data.batches import BadSample
 from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
-from utils.data.folders import MultiModalFolder
-from utils.data.listing import list_images, sub_folders
+from utils.data.folders import MultiModalFolder, list_images, sub_folders
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
 

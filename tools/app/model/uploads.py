@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from multimae.images.files import read
 from multimae.images.pixels import ImageError, Pixels, check_same_view
+from multimae.images.readers import read
 from multimae.specs.modalities import Modality
 from utils.logs.errors import UserError
 
@@ -30,7 +30,7 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
         patch_size: The model's patch side in pixels.
 
     Returns:
-        What :func:`multimae.images.files.read` gives: 16-bit values and class ids as stored.
+        What :func:`multimae.images.readers.read` gives: 16-bit values and class ids as stored.
 
     Raises:
         UserError: The file is empty, huge, damaged, or no such image; one sentence or two.

@@ -10,13 +10,12 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from multimae.images.files import FORMATS
 from multimae.images.pixels import ImageError, Pixels, checked, storage_dtype
+from multimae.images.readers import FORMATS, decode_jpeg
 from multimae.specs.modalities import Modality
 from tools.doctor.files.histograms import counts_of
 from tools.doctor.files.records import Examined, FileRecord
 from tools.doctor.files.values import check_values
-from utils.data.jpegs import decode_jpeg
 
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)

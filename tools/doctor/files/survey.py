@@ -11,7 +11,7 @@ from pathlib import Path
 from multimae.images.readers import SUFFIXES
 from multimae.specs.modalities import Modality
 from tools.doctor.findings import Finding, Severity
-from utils.data.names import SETTINGS_FILE
+from utils.data.folders import SETTINGS_FILE
 from utils.logs.errors import UserError
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from multimae.images.pixels import Pixels
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
-from utils.data.listing import sub_folders
+from utils.data.folders import MultiModalFolder, sub_folders
 from utils.logs.errors import UserError
 
 Subset = Literal["train", "val", "test"]

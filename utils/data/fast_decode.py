@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.pixels import Array, ImageError, Pixels
+from multimae.images.readers import jpeg_size
 from multimae.images.views import View, cut
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
-from utils.data.jpegs import jpeg_size
 
 _SMALLEST = 2  # of DCT scaling: at least 1/2
 
