@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 from multimae.images.preprocess import prepare
 from multimae.specs.modalities import Modality, make_table, select
 from tools.bench.loader_speed import Variant, interleave
-from tools.pack.writing import PackOptions, write_packs
+from tools.pack.packing import PackOptions, write_packs
 from tools.rooms.generate import Job, make_rooms
 from utils.data.dataset import MultiModalDataset, build_train_loader
 from utils.data.folders import MultiModalFolder, list_images

@@ -12,21 +12,25 @@ every file) into --out. Exit code: 0 nothing is wrong, 1 there are errors, 2 the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # Read when numpy is loaded. Products are small here: more threads would only wait.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from multimae.specs.modalities import select
-from tools.doctor.config_table import read_table
+from multimae.specs.modalities import ModalityTable, default_table, select
 from tools.doctor.examine import SAMPLED, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
-from tools.doctor.report.outputs import write_report
+from tools.doctor.report.report_files import write_report
+from utils.config.fields import options_of
 from utils.logs.errors import UserError, exit_on_user_error
 
 _PRINTED = 30
@@ -35,7 +39,7 @@ _PRINTED = 30
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine, write the report, print a summary."""
     args = _parse(argv)
-    table = read_table(args.config)
+    table = _read_table(args.config)
     try:
         chosen = select(table, args.modalities.split("-")) if args.modalities else []
     except ValueError as err:
@@ -69,6 +73,36 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.workers < 1:
         parser.error("--workers must be at least 1")
     return args
+
+
+def _read_table(path: Path | None) -> ModalityTable:
+    """Rows of the default table, changed and extended by the data options of a config.
+
+    Args:
+        path: YAML of any script; options that are not about data are passed over.
+
+    Raises:
+        UserError: The file cannot be read, or its rows are wrong.
+    """
+    if path is None:
+        return default_table()
+    from utils.config.options import DataOptions  # loads PyTorch
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        reason = (str(err) or type(err).__name__).replace("\n", " ")
+        raise UserError(f"--config {path}: {reason}") from err
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected `option: value` lines, such as `modalities:`")
+    options = options_of(DataOptions())
+    try:
+        values: dict[str, Any] = {
+            key: options[key].coerce(value) for key, value in content.items() if key in options
+        }
+        return dataclasses.replace(DataOptions(), **values).table()
+    except ValueError as err:
+        raise UserError(f"--config {path}: {err}") from err
 
 
 def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:

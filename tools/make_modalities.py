@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.rooms.output.derived import DERIVED, derive
+from tools.rooms.derived_modalities import DERIVED, derive
 from utils.logs.errors import exit_on_user_error
 
 

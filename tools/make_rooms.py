@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from tools.rooms.furniture.sh3f import Sh3fError
     from tools.rooms.generate import Job, make_rooms
-    from tools.rooms.output.write import SettingsError
     from tools.rooms.rendering.tracer import TracerMissingError
     from tools.rooms.sample import RenderError
+    from tools.rooms.sample_files import SettingsError
 
     job = Job(
         args.out,

@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    from tools.pack.restoring import unpack, verify
-    from tools.pack.writing import PackOptions, copy_loose_files, write_packs
+    from tools.pack.packing import PackOptions, copy_loose_files, write_packs
+    from tools.pack.unpacking import unpack, verify
     from utils.data.folders import list_images
 
     if args.verify:

@@ -23,9 +23,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.common.target_folder import Target
 from tools.prepare.nyuv2 import Nyuv2, prepare_nyuv2
 from tools.prepare.prepare_command import finish, make_parser
-from tools.prepare.target_folder import Target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

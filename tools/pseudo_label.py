@@ -18,8 +18,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.labelling.label_options import LabelConfig
-from tools.labelling.label_run import Labelling, lone_world
+from tools.labelling.label_folder import Labelling, lone_world
+from tools.labelling.options import LabelConfig
 from utils.config.parse import parse_config
 from utils.logs.errors import RunError, exit_on_user_error
 

@@ -21,7 +21,7 @@ from tests.support.scenes import write_scenes
 from tools.check_dataset import main
 from tools.doctor.alignment import edges
 from tools.doctor.examine import Diagnosis, examine_dataset
-from tools.doctor.files import values
+from tools.doctor.files import file_checks
 from tools.doctor.findings import Finding
 from tools.rooms.generate import Job, make_rooms
 from utils.logs.errors import UserError
@@ -322,7 +322,7 @@ def resized() -> Iterator[tuple[np.ndarray, bool]]:
 
 def test_interpolated_ids_are_told_from_others():
     for ids, blended in resized():
-        assert (values.blended_share(ids) > 0.15) == blended
+        assert (file_checks.blended_share(ids) > 0.15) == blended
 
 
 def test_rows_that_files_cannot_hold_are_refused(tmp_path):

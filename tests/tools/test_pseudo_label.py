@@ -21,11 +21,10 @@ from multimae.images.preprocess import prepare
 from multimae.specs.modalities import make_table
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import write_scenes
-from tools.labelling.input_shapes import InputShapes, input_shapes
-from tools.labelling.label_reading import Batcher, Loaded
-from tools.labelling.label_writing import sweep
-from tools.labelling.networks import ClassLabeller, DepthLabeller
-from tools.prepare.target_folder import Target
+from tools.common.target_folder import Target
+from tools.labelling.image_batches import Batcher, Loaded
+from tools.labelling.labellers import ClassLabeller, DepthLabeller, InputShapes, input_shapes
+from tools.labelling.png_writers import sweep
 from tools.pseudo_label import main
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig

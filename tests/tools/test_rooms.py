@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("embreex")
 pytest.importorskip("scipy")
 
+from tools.common.png import encode_png  # noqa: E402
 from tools.rooms import (  # noqa: E402
     NYU40_CLASSES,
     ROOM_TYPES,
@@ -29,9 +30,8 @@ from tools.rooms import (  # noqa: E402
     render_room,
 )
 from tools.rooms.generate import Job, make_rooms  # noqa: E402
-from tools.rooms.output.png import encode_png  # noqa: E402
-from tools.rooms.output.write import SettingsError, paths  # noqa: E402
 from tools.rooms.rendering import tracer as tracer_module  # noqa: E402
+from tools.rooms.sample_files import SettingsError, paths  # noqa: E402
 
 SIZE = 64
 

@@ -20,12 +20,12 @@ from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import PairSummary, summarise_pairs
 from tools.doctor.alignment.edges import Floats
 from tools.doctor.alignment.misaligned import find_misaligned
-from tools.doctor.files.collective import compare
+from tools.doctor.chunk_scan import Chunk, ChunkResult, read_features, scan
 from tools.doctor.files.duplicates import find_duplicates
-from tools.doctor.files.summary import Totals, describe
-from tools.doctor.files.survey import Listing, find_rows, list_files
+from tools.doctor.files.file_listing import Listing, find_rows, list_files
+from tools.doctor.files.modality_statistics import Totals, describe
+from tools.doctor.files.outliers import compare
 from tools.doctor.findings import Finding, in_order
-from tools.doctor.scan import Chunk, ChunkResult, read_features, scan
 from utils.data.folders import CLASSES_FILE, read_class_names
 from utils.logs.errors import RunError, UserError
 

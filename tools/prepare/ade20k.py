@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tools.common.jobs import PRESENT, WRITTEN, Tally, run_jobs, summary
-from tools.prepare.target_folder import ONE_FOLDER, Link, Target
+from tools.common.target_folder import ONE_FOLDER, Link, Target
 from utils.logs.errors import UserError, bullet_list
 
 CLASSES = 150

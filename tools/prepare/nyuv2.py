@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.common.jobs import PRESENT, WRITTEN, Tally, run_jobs, summary
+from tools.common.target_folder import ONE_FOLDER, Target, millimetres, valid_mask
 from tools.prepare.matlab import open_hdf5, read_mat
-from tools.prepare.target_folder import ONE_FOLDER, Target, millimetres, valid_mask
 from tools.rooms.classes import NYU40_CLASSES
 from utils.logs.errors import UserError
 

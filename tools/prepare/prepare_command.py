@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.common.atomic_files import clean
-from tools.prepare.target_folder import LINKS, Target
+from tools.common.staging import remove_staging
+from tools.common.target_folder import LINKS, Target
 from utils.logs.errors import UserError
 
 
@@ -47,11 +47,11 @@ def finish(target: Target, prepare: Callable[[], str]) -> int:
         interrupted.
     """
     try:
-        clean(target.root)
+        remove_staging(target.root)
         try:
             line = prepare()
         finally:
-            clean(target.root)
+            remove_staging(target.root)
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         return err.exit_code

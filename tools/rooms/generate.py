@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tools.common.atomic_files import clean
+from tools.common.staging import remove_staging
 from tools.rooms.furniture.sh3f import ModelLibrary, load_library
-from tools.rooms.output.write import Settings, claim, complete, digest, write_index, write_sample
 from tools.rooms.rendering.tracer import require_tracer
 from tools.rooms.sample import SPLITS, render_room
+from tools.rooms.sample_files import Settings, claim, complete, digest, write_index, write_sample
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -94,7 +94,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
         load_library(list(job.furniture))
     settings = Settings(job.size, job.seed, job.layout, tuple(digest(p) for p in job.furniture))
     claim(job.out, settings)
-    clean(job.out)
+    remove_staging(job.out)
     counts = {"train": job.train, "val": job.val}
     write_index(job.out, settings, counts)
     todo = [
@@ -107,7 +107,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
     with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
         for _ in _run(job, todo):
             bar.update()
-    clean(job.out)
+    remove_staging(job.out)
     return len(todo)
 
 

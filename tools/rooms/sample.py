@@ -11,7 +11,7 @@ from scipy import ndimage
 from tools.rooms.classes import ROOM_TYPES
 from tools.rooms.furniture.sh3f import ModelLibrary
 from tools.rooms.interior import recipes
-from tools.rooms.interior.layout import Plan, cut_openings
+from tools.rooms.interior.floor_plan import FloorPlan, cut_openings
 from tools.rooms.interior.shell import build, make_walls
 from tools.rooms.materials.palette import Kit
 from tools.rooms.materials.textures import Materials
@@ -142,7 +142,7 @@ def _attempt(
     walls = make_walls(width, depth)
     entry = cut_openings(kit, walls, height, kind)
     shell = build(kit, kind, (width, depth, height), walls)
-    plan = Plan(kit, shell, split, library)
+    plan = FloorPlan(kit, shell, split, library)
     plan.boxes.append(entry)
     recipes.furnish(plan, kind)
     mesh = expand(shell.pieces + plan.pieces, int(rng.integers(2**31)))
@@ -153,7 +153,7 @@ def _attempt(
     return render(Scene(tracer, mats, _lights(plan)), camera, size)
 
 
-def _lights(plan: Plan) -> Lights:
+def _lights(plan: FloorPlan) -> Lights:
     """Set up daylight, lamps and perhaps the sun."""
     kit, shell = plan.kit, plan.shell
     panes = []

@@ -22,8 +22,8 @@ from tests.support.image_folders import (
     write_sample,
 )
 from tools import pack_dataset
-from tools.pack import writing
-from tools.pack.writing import PackOptions, write_packs
+from tools.pack import packing
+from tools.pack.packing import PackOptions, write_packs
 from utils.data.batches import BadSample
 from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
 from utils.data.folders import MultiModalFolder, list_images, sub_folders
@@ -155,7 +155,7 @@ class TestInterruption:
 
     def test_goes_on(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = files(pack(root, tmp_path / "whole"))
-        done, real = [], writing._write
+        done, real = [], packing._write
 
         def dies(job: Any, records: Any) -> Any:
             if len(done) == 4:
@@ -163,10 +163,10 @@ class TestInterruption:
             done.append((job.target.name, job.shard))
             return real(job, records)
 
-        monkeypatch.setattr(writing, "_write", dies)
+        monkeypatch.setattr(packing, "_write", dies)
         with pytest.raises(KeyboardInterrupt):
             pack(root, tmp_path / "out")
-        monkeypatch.setattr(writing, "_write", real)
+        monkeypatch.setattr(packing, "_write", real)
         assert "again" in message_of(MultiModalFolder, tmp_path / "out", MODALITIES)
         before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.shard")}
         (tmp_path / "out/rgb/.00009.shard.1.tmp").write_bytes(b"left by a kill")

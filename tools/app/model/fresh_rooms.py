@@ -35,8 +35,8 @@ def render_scene(number: int, spec: ModelSpec) -> Scene:
     Raises:
         UserError: The number is out of range, or leads to no acceptable view.
     """
-    from tools.rooms.output.write import aligned_images
     from tools.rooms.sample import RenderError, render_room
+    from tools.rooms.sample_files import aligned_images
 
     if not 0 <= number < MAX_NUMBER:
         raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from multimae.specs.modalities import Modality
+from tools.doctor.alignment.edge_correlation import Moments, PairScores
 from tools.doctor.alignment.edges import Floats
-from tools.doctor.alignment.registration import Moments, PairScores
-from tools.doctor.files.survey import Listing
+from tools.doctor.files.file_listing import Listing
 
 Pair = tuple[str, str]
 FeaturesOf = Callable[[Sequence[str], Modality], dict[str, Floats]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import CERTAIN, FeaturesOf, Pair, PairSummary, find_partners
+from tools.doctor.alignment.edge_correlation import PairScores
 from tools.doctor.alignment.edges import INVERSE
-from tools.doctor.alignment.registration import PairScores
-from tools.doctor.files.survey import Listing
+from tools.doctor.files.file_listing import Listing
 from tools.doctor.findings import Finding
 
 # In standard deviations above chance: a pair below this hardly belongs together.

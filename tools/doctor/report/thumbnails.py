@@ -9,9 +9,9 @@ from multimae.images.pixels import Array, Pixels, storage_dtype
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
 from multimae.specs.modalities import Modality
 from tools.common.data_uri import encode
+from tools.doctor.files.file_checks import examine
+from tools.doctor.files.file_listing import File
 from tools.doctor.files.records import is_scalar_map
-from tools.doctor.files.single_file import examine
-from tools.doctor.files.survey import File
 
 _SIDE = 144
 

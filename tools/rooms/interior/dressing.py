@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tools.rooms.furniture import fixtures as fx
 from tools.rooms.furniture import storage as sg
-from tools.rooms.interior.layout import Plan, Spot
+from tools.rooms.interior.floor_plan import FloorPlan, Spot
 
 
-def dress_windows(plan: Plan, room: str) -> None:
+def dress_windows(plan: FloorPlan, room: str) -> None:
     """Hang curtains or blinds at windows, and radiators below some."""
     kit = plan.kit
     style = kit.uniform(0, 1)
@@ -33,7 +33,7 @@ def dress_windows(plan: Plan, room: str) -> None:
                 plan.try_wall(fx.radiator(kit, min(w, 1.2)), wall, u, 0.0, 0.0)
 
 
-def decorate(plan: Plan, room: str) -> None:
+def decorate(plan: FloorPlan, room: str) -> None:
     """Hang pictures, shelves and coats, and stand plants, boxes and bags about."""
     kit = plan.kit
     if room != "bathroom":
@@ -57,7 +57,7 @@ def decorate(plan: Plan, room: str) -> None:
             plan.scatter(person, 16)
 
 
-def light(plan: Plan, room: str) -> None:
+def light(plan: FloorPlan, room: str) -> None:
     """Hang the ceiling lamp: low over dining tables, else near the ceiling."""
     kit, shell = plan.kit, plan.shell
     drop = 0.1 if room in ("bathroom", "kitchen") and kit.chance(0.7) else kit.uniform(0.35, 0.55)

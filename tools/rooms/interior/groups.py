@@ -8,12 +8,12 @@ from tools.rooms.furniture import fixtures as fx
 from tools.rooms.furniture import seating as st
 from tools.rooms.furniture import storage as sg
 from tools.rooms.furniture import tables as tb
-from tools.rooms.interior.layout import Plan, Spot
+from tools.rooms.interior.floor_plan import FloorPlan, Spot
 from tools.rooms.interior.shell import Wall
 from tools.rooms.rendering.mesh import Piece
 
 
-def lamp_on(plan: Plan, spot: Spot | None, p: float = 0.8) -> None:
+def lamp_on(plan: FloorPlan, spot: Spot | None, p: float = 0.8) -> None:
     """Stand a lamp (or some clutter) on a low piece."""
     if spot is None:
         return
@@ -28,7 +28,7 @@ def lamp_on(plan: Plan, spot: Spot | None, p: float = 0.8) -> None:
         plan.put(Spot(tidy, spot.x, spot.y, z, spot.yaw), False)
 
 
-def clutter_on(plan: Plan, spot: Spot | None) -> None:
+def clutter_on(plan: FloorPlan, spot: Spot | None) -> None:
     """Put a few things on top of a cupboard."""
     if spot is None:
         return
@@ -39,7 +39,7 @@ def clutter_on(plan: Plan, spot: Spot | None) -> None:
     plan.put(Spot(tidy, spot.x, spot.y, spot.piece.height, spot.yaw), False)
 
 
-def desk_place(plan: Plan, walls: list[Wall]) -> Spot | None:
+def desk_place(plan: FloorPlan, walls: list[Wall]) -> Spot | None:
     """Place a desk with a chair before it."""
     kit = plan.kit
     top = plan.make("desk", tb.desk, (1.9, 0.95, 0.85))
@@ -58,7 +58,7 @@ def desk_place(plan: Plan, walls: list[Wall]) -> Spot | None:
     return spot
 
 
-def tv_corner(plan: Plan, walls: list[Wall] | None) -> None:
+def tv_corner(plan: FloorPlan, walls: list[Wall] | None) -> None:
     """Place a low cupboard with a television on it."""
     stand = sg.cupboard(plan.kit, "tv")
     spot = plan.against(stand, 0.0, 0.5, walls, middle=True)
@@ -70,7 +70,7 @@ def tv_corner(plan: Plan, walls: list[Wall] | None) -> None:
     plan.put(Spot(tv, x, y, stand.height, spot.yaw))
 
 
-def laid_table(plan: Plan, top: Piece, cx: float, cy: float, yaw: float) -> None:
+def laid_table(plan: FloorPlan, top: Piece, cx: float, cy: float, yaw: float) -> None:
     """Stand a laid table at (cx, cy) with chairs around it."""
     kit = plan.kit
     w, d = top.width, top.depth
@@ -98,7 +98,7 @@ def laid_table(plan: Plan, top: Piece, cx: float, cy: float, yaw: float) -> None
         plan.boxes.append(table)
 
 
-def centre_rug(plan: Plan, rug: Piece, cx: float, cy: float, yaw: float) -> None:
+def centre_rug(plan: FloorPlan, rug: Piece, cx: float, cy: float, yaw: float) -> None:
     """Lay a rug with its centre at (cx, cy)."""
     half = rug.depth / 2
     spot = Spot(rug, cx + np.sin(yaw) * half, cy - np.cos(yaw) * half, 0.002, yaw)

@@ -13,6 +13,7 @@ from tools.rooms.furniture import seating as st
 from tools.rooms.furniture import storage as sg
 from tools.rooms.furniture import tables as tb
 from tools.rooms.interior.dressing import decorate, dress_windows, light
+from tools.rooms.interior.floor_plan import FloorPlan, Spot
 from tools.rooms.interior.groups import (
     centre_rug,
     clutter_on,
@@ -21,7 +22,6 @@ from tools.rooms.interior.groups import (
     lamp_on,
     tv_corner,
 )
-from tools.rooms.interior.layout import Plan, Spot
 
 SIZES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "bathroom": ((2.3, 3.4), (2.4, 3.4)),
@@ -35,7 +35,7 @@ SIZES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 """Ranges of width and depth of each room type, metres."""
 
 
-def furnish(plan: Plan, room: str) -> None:
+def furnish(plan: FloorPlan, room: str) -> None:
     """Furnish a room.
 
     Args:
@@ -48,7 +48,7 @@ def furnish(plan: Plan, room: str) -> None:
     light(plan, room)
 
 
-def bedroom(plan: Plan) -> None:
+def bedroom(plan: FloorPlan) -> None:
     """A bed between night stands, a wardrobe, a dresser, perhaps a desk or armchair."""
     kit = plan.kit
     double = kit.chance(0.7)
@@ -90,7 +90,7 @@ def bedroom(plan: Plan) -> None:
         plan.against(sg.bookshelf(kit), 0.0, 0.4)
 
 
-def living_room(plan: Plan) -> None:
+def living_room(plan: FloorPlan) -> None:
     """A sofa facing a television over a coffee table, armchairs, shelves, lamps."""
     kit = plan.kit
     sofa = plan.against(
@@ -143,7 +143,7 @@ def living_room(plan: Plan) -> None:
         plan.scatter(st.ottoman(kit))
 
 
-def dining_room(plan: Plan) -> None:
+def dining_room(plan: FloorPlan) -> None:
     """A table in the middle with chairs around it, a sideboard, a cabinet."""
     kit, shell = plan.kit, plan.shell
     round_ = kit.chance(0.35)
@@ -164,7 +164,7 @@ def dining_room(plan: Plan) -> None:
         plan.against(sg.bookshelf(kit), 0.0, 0.3)
 
 
-def kitchen(plan: Plan) -> None:
+def kitchen(plan: FloorPlan) -> None:
     """Base units under wall units along one or two walls, a fridge, a small table."""
     kit = plan.kit
     fridge = plan.make("refrigerator", ki.fridge, (1.0, 0.85, 2.2))
@@ -201,7 +201,7 @@ def kitchen(plan: Plan) -> None:
         plan.scatter(st.stool(kit))
 
 
-def _upper(plan: Plan, spot: Spot, width: float) -> None:
+def _upper(plan: FloorPlan, spot: Spot, width: float) -> None:
     """Hang wall units, and a hood over the stove, above a worktop where no window is."""
     n = max(1, round(width / 0.55))
     stove = spot.piece.marks.get("stove")
@@ -214,7 +214,7 @@ def _upper(plan: Plan, spot: Spot, width: float) -> None:
         plan.try_wall(piece, spot.wall, u, 1.45, 0.0)
 
 
-def bathroom(plan: Plan) -> None:
+def bathroom(plan: FloorPlan) -> None:
     """A tub with its curtain, a toilet, a basin below a mirror, towels."""
     kit = plan.kit
     tub = plan.against(plan.make("bathtub", ba.bathtub, (2.0, 1.1, 0.9)), 0.0, 0.4, tries=40)
@@ -243,7 +243,7 @@ def bathroom(plan: Plan) -> None:
             plan.put(Spot(fx.rug(kit, 0.8, 0.5), x, y, 0.002, spot.yaw), False)
 
 
-def office(plan: Plan) -> None:
+def office(plan: FloorPlan) -> None:
     """One to three desks with swivel chairs, a whiteboard, shelves, boxes, papers."""
     kit = plan.kit
     for _ in range(int(kit.rng.integers(2, 4))):
@@ -263,7 +263,7 @@ def office(plan: Plan) -> None:
         plan.scatter(fx.bag(kit))
 
 
-def library(plan: Plan) -> None:
+def library(plan: FloorPlan) -> None:
     """Walls of bookcases, a reading table or armchairs, a standing lamp."""
     kit = plan.kit
     shelf = sg.bookshelf(kit)
@@ -289,7 +289,7 @@ def library(plan: Plan) -> None:
         desk_place(plan, plan.shell.walls)
 
 
-_RECIPES: dict[str, Callable[[Plan], None]] = {
+_RECIPES: dict[str, Callable[[FloorPlan], None]] = {
     "bathroom": bathroom,
     "bedroom": bedroom,
     "dining_room": dining_room,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.rooms.classes import CLASS_IDS
-from tools.rooms.interior.layout import Plan
+from tools.rooms.interior.floor_plan import FloorPlan
 from tools.rooms.rendering.mesh import F32
 from tools.rooms.rendering.tracer import Tracer
 
@@ -77,7 +77,7 @@ def look(eye: NDArray[np.float64], target: NDArray[np.float64], fov: float) -> C
     return Camera(eye.astype(np.float32), axes, float(0.5 / np.tan(fov / 2)))
 
 
-def _candidate(plan: Plan, rng: np.random.Generator) -> Camera | None:
+def _candidate(plan: FloorPlan, rng: np.random.Generator) -> Camera | None:
     """Draw a view from a free spot near the edge of the room towards the furniture."""
     w, d = plan.shell.width, plan.shell.depth
     for _ in range(12):
@@ -129,7 +129,7 @@ def _score(tracer: Tracer, camera: Camera, room: str) -> float:
     return things + 0.09 * min(kinds, 10) + 0.1 * min(middle, 3.0) + min(key, 0.3)
 
 
-def choose(plan: Plan, tracer: Tracer, rng: np.random.Generator, room: str) -> Camera | None:
+def choose(plan: FloorPlan, tracer: Tracer, rng: np.random.Generator, room: str) -> Camera | None:
     """Choose the best of some random views; None when no view is fit.
 
     Args:

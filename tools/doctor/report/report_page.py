@@ -10,9 +10,9 @@ from pathlib import Path
 
 from multimae.specs.modalities import Modality
 from tools.doctor.examine import Diagnosis, SetReport
-from tools.doctor.files.survey import File
+from tools.doctor.files.file_listing import File
 from tools.doctor.findings import SEVERITIES, Finding, Severity, count
-from tools.doctor.report.cards import modality_card
+from tools.doctor.report.modality_cards import modality_card
 from tools.doctor.report.thumbnails import picture
 
 _SHOWN, _SUSPECTS, _PER_CODE = 12, 12, 200

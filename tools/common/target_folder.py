@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tools.common.atomic_files import replacing, write_file
-from tools.rooms.output.png import encode_png
+from tools.common.png import encode_png
+from tools.common.staging import staged, write_file
 from utils.data.folders import CLASSES_FILE, SETTINGS_FILE
 from utils.logs.errors import UserError
 
@@ -66,7 +66,7 @@ class Target:
         origin = source.resolve()
         if path.exists() and not path.is_symlink() and path.resolve() == origin:
             return
-        with replacing(self.root, path) as temp:
+        with staged(self.root, path) as temp:
             if how == "copy":
                 shutil.copyfile(origin, temp)
                 return

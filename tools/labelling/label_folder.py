@@ -11,11 +11,11 @@ import torch
 from tqdm import tqdm
 
 from tools.common.jobs import MAX_PROBLEMS, PRESENT, WRITTEN
-from tools.labelling.label_options import LabelConfig, LabelDataOptions, LabelRuntimeOptions
-from tools.labelling.label_reading import Batcher, LabelBatch, Pending, RgbFiles, Task, read_all
-from tools.labelling.label_writing import Writers, sweep
-from tools.labelling.networks import ClassLabeller, Labeller, build_labeller
-from tools.prepare.target_folder import Target
+from tools.common.target_folder import Target
+from tools.labelling.image_batches import Batcher, LabelBatch, Pending, RgbFiles, Task, read_all
+from tools.labelling.labellers import ClassLabeller, Labeller, build_labeller
+from tools.labelling.options import LabelConfig, LabelDataOptions, LabelRuntimeOptions
+from tools.labelling.png_writers import Writers, sweep
 from utils.data.folders import MultiModalFolder
 from utils.distributed.world import World
 from utils.logs.errors import UserError, bullet_list

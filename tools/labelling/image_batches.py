@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multimae.images.pixels import ImageError
 from multimae.images.readers import read
-from tools.labelling.input_shapes import InputShapes
-from tools.labelling.networks import Size, as_tensor
+from tools.labelling.labellers import InputShapes, Size, as_tensor
 from utils.data.folders import MultiModalFolder
 
 Task = str

@@ -11,13 +11,13 @@ import numpy as np
 from multimae.images.pixels import ImageError, check_same_view, size_of
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import Pair
+from tools.doctor.alignment.edge_correlation import Edges, PairScores, score_pair
 from tools.doctor.alignment.edges import Floats, features, normalised, reduce
-from tools.doctor.alignment.registration import Edges, PairScores, score_pair
 from tools.doctor.files.duplicates import thumbnail
+from tools.doctor.files.file_checks import examine
+from tools.doctor.files.file_listing import File
+from tools.doctor.files.modality_statistics import Totals
 from tools.doctor.files.records import Examined, FileRecord
-from tools.doctor.files.single_file import examine
-from tools.doctor.files.summary import Totals
-from tools.doctor.files.survey import File
 from tools.doctor.findings import Finding
 
 

@@ -35,7 +35,7 @@ class Spot:
 
 
 @dataclass
-class Plan:
+class FloorPlan:
     """A room being furnished.
 
     Attributes:

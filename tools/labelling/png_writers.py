@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tools.common.atomic_files import clean
-from tools.labelling.networks import Array
-from tools.prepare.target_folder import Target
+from tools.common.staging import STAGING_FOLDER, remove_staging
+from tools.common.target_folder import Target
+from tools.labelling.labellers import Array
 
 _THREADS = 4
 _WAITING = 64
@@ -72,9 +72,9 @@ def sweep(root: Path, alone: bool) -> None:
             touched for an hour.
     """
     if alone:
-        clean(root)
+        remove_staging(root)
         return
-    for file in (root / ".tmp").glob("*"):
+    for file in (root / STAGING_FOLDER).glob("*"):
         with suppress(FileNotFoundError):  # another process sweeps, too
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()

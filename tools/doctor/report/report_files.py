@@ -11,7 +11,7 @@ from typing import Any
 from multimae.weights.atomic import atomic_file
 from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.findings import count
-from tools.doctor.report.html import page
+from tools.doctor.report.report_page import page
 from utils.logs.errors import UserError
 
 FILES = ("report.html", "findings.json", "statistics.json", "manifest.json")

@@ -1,4 +1,4 @@
-"""Work over processes: what is counted, what is collected, what ends it."""
+"""Code that several tools share: jobs over processes, staged files, target folders, exit codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.common.atomic_files import clean, replacing, write_file
 from tools.common.jobs import Tally, run_jobs, summary
+from tools.common.staging import remove_staging, staged, write_file
+from tools.common.target_folder import Target
 from tools.prepare.prepare_command import finish
-from tools.prepare.target_folder import Target
 from utils.logs.errors import RunError, UserError
 
 
@@ -73,11 +73,11 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     write_file(tmp_path, path, b"old")
     stamp = path.stat().st_mtime_ns
     time.sleep(0.01)
-    with pytest.raises(RuntimeError), replacing(tmp_path, path) as temp:
+    with pytest.raises(RuntimeError), staged(tmp_path, path) as temp:
         temp.write_bytes(b"ha")
         raise RuntimeError
     assert path.read_bytes() == b"old" and path.stat().st_mtime_ns == stamp
     assert list((tmp_path / ".tmp").iterdir()) == []
     (tmp_path / ".tmp/left").write_bytes(b"by a killed run")
-    clean(tmp_path)
+    remove_staging(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["rgb"]

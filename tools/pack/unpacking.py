@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from multimae.images.pixels import ImageError
 from multimae.weights.atomic import DIGEST_BYTES, checksum
-from tools.common.atomic_files import clean, write_file
+from tools.common.staging import remove_staging, write_file
 from utils.data.pack.layout import PACK_FILE, Kind, read_contents
 from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError, bullet_list
@@ -77,7 +77,7 @@ def unpack(root: Path, out: Path) -> Counter[str]:
             if not (path.exists() and path.read_bytes() == data):
                 write_file(out, path, data)
             written[folder.name] += 1
-    clean(out)
+    remove_staging(out)
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,16 +12,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image, ImageOps
 
+from multimae.images.pixels import Array
+from multimae.images.readers import decode_fast
+from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
 from tools.common.jobs import PRESENT, Tally, run_jobs
-from tools.pack.records_of_images import kind_of, pixels_of, smaller
 from utils.data.pack import layout
-from utils.data.pack.layout import DTYPES, RECORD, Contents, Records, Shard
+from utils.data.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
 from utils.data.pack.reading import pack_planes
 from utils.logs.errors import UserError
 
@@ -255,3 +259,62 @@ def _stale(target: Path, known: set[str]) -> list[Path]:
     """Tables, and shards of an earlier run with more of them."""
     endings = (f".{_TABLE}", f".{layout.SHARD}", f".{layout.FILES}")
     return [p for p in target.iterdir() if p.name.endswith(endings) and p.name not in known]
+
+
+_MODES = frozenset({"L", "I;16", "RGB"})
+_QUALITY = 95  # of JPEGs that are made smaller
+
+
+def pixels_of(data: bytes, keep_jpeg: bool) -> Array | None:
+    """What is stored instead of a file: grey or RGB pixels; nothing for what stays a file."""
+    if data.startswith(b"\xff\xd8") and keep_jpeg:
+        return None
+    values = decode_fast(data)
+    if values is not None:
+        return values
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(upright) if upright.mode in _MODES else None
+    except Exception:  # whoever reads the pack gets the file, and says what is wrong with it
+        return None
+
+
+def kind_of(values: Array) -> Kind:
+    """Kind of the record of pixels."""
+    if values.ndim == 3:
+        return Kind.RGB
+    return Kind.GREY16 if values.dtype == np.uint16 else Kind.GREY8
+
+
+def smaller(data: bytes, folder: str, max_size: int | None) -> bytes:
+    """The file of an image whose longest side is at most ``max_size``, if it can be decoded."""
+    if max_size is None:
+        return data
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if max(image.size) <= max_size:
+                return data
+            name = image.format or ""
+            upright = ImageOps.exif_transpose(image)
+            shape = [max(1, round(side * max_size / max(upright.size))) for side in upright.size]
+            method = Image.Resampling.BICUBIC if _is_smooth(folder, name) else None
+            small = upright.resize((shape[0], shape[1]), method or Image.Resampling.NEAREST)
+            file = io.BytesIO()
+            small.info.pop("exif", None)
+            how: dict[str, Any] = {"WEBP": {"lossless": True}}.get(name, {})
+            if name == "JPEG":
+                how = {"quality": _QUALITY, "subsampling": 0}
+            small.save(file, name, **how)
+            return file.getvalue()
+    except Exception:  # as above
+        return data
+
+
+def _is_smooth(folder: str, image_format: str) -> bool:
+    """Whether values between pixels make sense: the table says so, or the format."""
+    for row in default_table().values():
+        if row.data_folder == folder:
+            return row.interpolation != "nearest"
+    return image_format == "JPEG"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.common.atomic_files import write_file
+from tools.common.png import encode_png
+from tools.common.staging import write_file
 from tools.rooms.classes import NYU40_CLASSES
-from tools.rooms.output.png import encode_png
 from tools.rooms.sample import SPLITS, RoomSample, room_type
 
 Image_ = NDArray[np.uint8] | NDArray[np.uint16]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tools.common.atomic_files import write_file
+from tools.common.staging import write_file
 from tools.rooms.classes import NYU40_CLASSES
 from utils.logs.errors import UserError
 
