@@ -19,8 +19,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.bench.cost_table import cost_table, table_line
-from tools.bench.step_bench import bench_step, report
 from tools.bench.step_options import StepBenchConfig
+from tools.bench.step_report import bench_step, report
 from utils.config.parse import parse_config
 from utils.logs.errors import exit_on_user_error
 

@@ -3,10 +3,10 @@
     python tools/plan_run.py --config cfgs/pretrain/rooms/tiny.yaml --seconds 60
     python tools/plan_run.py --config cfgs/finetune/cls/ft_in1k_100e_multimae-b.yaml --data_path ...
 
-Takes every option of the script that the configuration is for. Measured are the loader (with the
-real data), steps (with the real model and optimiser) and both together; printed are the bottleneck,
-batch size, accumulation and workers that keep the global batch, the learning rate, the time and
-the disk space of the run. The last line printed is JSON. Nothing is written.
+Accepts every option of the training script. Measures the loader on the real data, steps of the real
+model and optimizer, and both together. Prints the bottleneck, the batch size, accumulation and
+workers that keep the global batch, the learning rate, and the run's time and disk space. The last
+line is JSON. Writes no files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 from tools.planner.advice import advise
 from tools.planner.plan_options import read_plan_config
 from tools.planner.plan_report import as_json, table
-from tools.planner.trial_run import set_up
+from tools.planner.planned_run import set_up
 from utils.distributed.world import init_world
 from utils.logs.errors import UserError, exit_on_user_error
 

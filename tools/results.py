@@ -24,7 +24,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.compare.comparison import Run, read_plan
+from tools.compare.comparison import ComparisonRun, read_comparison
 from tools.compare.comparison_report import write_report
 from utils.logs.errors import UserError, exit_on_user_error
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         each.add_argument("--size", default=None, help="tiny, small ...; default: the plan's")
         each.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changes")
     args = parser.parse_args(argv)
-    plan = read_plan(args.plan, args.size, args.changes)
+    plan = read_comparison(args.plan, args.size, args.changes)
     if args.command == "report":
         for path in write_report(plan, f"python tools/results.py run {args.plan}"):
             print(path)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads)])
 
 
-def run_all(runs: Sequence[Run], jobs: int, more: Sequence[str]) -> None:
+def run_all(runs: Sequence[ComparisonRun], jobs: int, more: Sequence[str]) -> None:
     """Train all runs that are not done, ``jobs`` at a time; the first failure ends it.
 
     Raises:
@@ -72,7 +72,7 @@ def run_all(runs: Sequence[Run], jobs: int, more: Sequence[str]) -> None:
     todo = [run for run in runs if not run.done()]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting: set[Future[Run]] = {pool.submit(_train, run, more) for run in todo}
+        waiting: set[Future[ComparisonRun]] = {pool.submit(_train, run, more) for run in todo}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -85,7 +85,7 @@ def run_all(runs: Sequence[Run], jobs: int, more: Sequence[str]) -> None:
             raise
 
 
-def _train(run: Run, more: Sequence[str]) -> Run:
+def _train(run: ComparisonRun, more: Sequence[str]) -> ComparisonRun:
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "console.txt"
     with log.open("w", encoding="utf-8") as stream:

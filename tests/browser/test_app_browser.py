@@ -99,7 +99,7 @@ def test_a_visit(visit: tuple[Page, list[str], list[str]], tmp_path: Path) -> No
     assert "dining room" in page.locator("#status").inner_text()
 
     # Move a slider.
-    slider = page.locator("#budget input[type=range]")
+    slider = page.locator("#num_encoded_tokens input[type=range]")
     slider.focus()
     for _ in range(8):
         page.keyboard.press("ArrowRight")

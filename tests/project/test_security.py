@@ -26,7 +26,7 @@ from tests.project.test_layering import SOURCES, name_of
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, write_folder
 from tests.support.malicious import Runs
 from tools import probe, results
-from tools.compare.comparison import read_plan
+from tools.compare.comparison import read_comparison
 from utils.data.folders import MultiModalFolder
 from utils.logs.errors import exit_on_user_error
 
@@ -189,7 +189,7 @@ def test_yaml_of_plans(tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     if not TAGS[tag].startswith("%"):
         change = "lr=" + TAGS[tag].format(marker=marker)
         plan = Path(__file__).parents[2] / "cfgs/results/rooms.yaml"
-        assert "--set lr=" in message_of(read_plan, plan, changes=[change])
+        assert "--set lr=" in message_of(read_comparison, plan, changes=[change])
     assert not marker.exists()
 
 
@@ -199,7 +199,7 @@ def test_yaml_that_is_broken(text: str, tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text(text)
     message = error_of(lambda: run_pretraining_multimae.main(["--config", str(path)]), capsys)
     assert str(path) in message
-    assert str(path) in message_of(read_plan, path)
+    assert str(path) in message_of(read_comparison, path)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".png", ".pkl", ".tiff"])

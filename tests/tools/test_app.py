@@ -18,12 +18,11 @@ from PIL import Image
 from tests.support.image_folders import save
 from tests.utils.data.test_data_files import bomb, truncate
 from tools import demo_app
-from tools.app.model.demo_model import Engine
-from tools.app.model.edits import parse_edits
-from tools.app.model.masks import from_bits, to_bits
-from tools.app.model.scene import Scene, examples, from_files
-from tools.app.model.session import Session, Settings
-from tools.app.model.uploads import MAX_BYTES, read_upload
+from tools.app.engine import Engine
+from tools.app.scenes import Scene, examples, from_files
+from tools.app.session import Session, Settings
+from tools.app.strokes import from_bits, parse_edits, to_bits
+from tools.app.uploads import MAX_BYTES, read_upload
 from utils.logs.errors import UserError
 
 REPO = Path(__file__).parents[2]
@@ -43,9 +42,9 @@ def scenes(session: Session) -> list[Scene]:
 
 
 def settings(
-    budget: int = 32, concentration: float = 1.0, seed: int = 0, **shares: float
+    num_encoded_tokens: int = 32, concentration: float = 1.0, seed: int = 0, **shares: float
 ) -> Settings:
-    return Settings(budget, concentration, {n: shares.get(n, 1.0) for n in NAMES}, seed)
+    return Settings(num_encoded_tokens, concentration, {n: shares.get(n, 1.0) for n in NAMES}, seed)
 
 
 def test_sliders_draw_patches(session: Session, scenes: list[Scene]) -> None:
@@ -64,17 +63,17 @@ def test_sliders_draw_patches(session: Session, scenes: list[Scene]) -> None:
 def test_presets_and_status(session: Session, scenes: list[Scene]) -> None:
     only = session.only(scenes[0], "depth")
     assert only["depth"].all() and not only["rgb"].any()
-    view = session.view(scenes[0], only, {})
+    view = session.page(scenes[0], only, {})
     assert "64 of 192 patches visible" in view.status
-    assert set(view.rows) == {"rgb", "depth", "semseg", "norm_rgb"}
-    assert "wall" in view.rows["semseg"] and "of pixels right" in view.rows["semseg"]
+    assert set(view.panels) == {"rgb", "depth", "semseg", "norm_rgb"}
+    assert "wall" in view.panels["semseg"] and "of pixels right" in view.panels["semseg"]
     rgb_alone = Scene("photo", {"rgb": scenes[0].pixels["rgb"]})
     with pytest.raises(UserError, match="comes without depth"):
         session.only(rgb_alone, "depth")
-    row = session.view(rgb_alone, session.only(rgb_alone, "rgb"), {}).rows["depth"]
+    row = session.page(rgb_alone, session.only(rgb_alone, "rgb"), {}).panels["depth"]
     assert row.count("not given") == 2  # truth and error
     with pytest.raises(UserError, match="No patch is visible"):
-        session.view(scenes[0], {n: np.zeros((8, 8), bool) for n in NAMES}, {})
+        session.page(scenes[0], {n: np.zeros((8, 8), bool) for n in NAMES}, {})
 
 
 def test_an_edit_of_one_modality_changes_the_others(session: Session, scenes: list[Scene]) -> None:
@@ -91,7 +90,7 @@ def test_an_edit_of_one_modality_changes_the_others(session: Session, scenes: li
     pair = session.predict(scene, session.only(scene, "depth"), {"depth": shifted})
     assert pair.before is not None
     assert not np.array_equal(pair.now.outputs["semseg"], pair.before.outputs["semseg"])
-    assert "reaction" in session.view(scene, visible, {"semseg": painted}).rows["rgb"]
+    assert "reaction" in session.page(scene, visible, {"semseg": painted}).panels["rgb"]
     for bad in ({"64": 1}, {"0": 99}, {"x": 1}):
         with pytest.raises(UserError):
             parse_edits(bad, labels, (8, 8))
@@ -106,7 +105,7 @@ def test_painters_bits() -> None:
 
 def test_a_prediction_takes_less_than_a_second(session: Session, scenes: list[Scene]) -> None:
     start = time.perf_counter()
-    session.view(scenes[1], session.draw(scenes[1], settings()), {})
+    session.page(scenes[1], session.draw(scenes[1], settings()), {})
     assert time.perf_counter() - start < 1
 
 

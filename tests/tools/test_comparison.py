@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.support.image_folders import message_of
-from tools.compare.comparison import Gain, Metric, Run, mean_and_std, read_plan
+from tools.compare.comparison import ComparisonRun, Gain, Metric, mean_and_std, read_comparison
 from tools.results import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_runs_are_made_once_and_reported(
 
 def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
     main(["run", str(plan), "--seeds", "1"])
-    run = next(r for r in read_plan(plan).runs(seeds=[1]) if r.start == "scratch")
+    run = next(r for r in read_comparison(plan).runs(seeds=[1]) if r.start == "scratch")
     assert run.done() and run.scores() == {"eval/acc1": 21.0}
     log = run.folder / "log.jsonl"
     for left in (log.read_text().splitlines()[0] + "\n", ""):
@@ -84,7 +84,7 @@ def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
 
 def test_size_and_further_options(plan: Path, tmp_path: Path) -> None:
     main(["run", str(plan), "--size", "small", "--seeds", "0", "--set", "bonus=30"])
-    runs = read_plan(plan, "small").runs(seeds=[0])
+    runs = read_comparison(plan, "small").runs(seeds=[0])
     assert [run.scores()["eval/acc1"] for run in runs] == [50.0, 50.0]
     assert (tmp_path / "runs-small").is_dir() and not (tmp_path / "runs-tiny").exists()
 
@@ -141,9 +141,9 @@ def test_every_plan_gives_commands_that_parse(path: Path, tmp_path: Path) -> Non
         "run_finetuning_depth.py": DepthConfig,
         "run_finetuning_taskonomy.py": TaskonomyConfig,
     }
-    comparison = read_plan(path)
+    comparison = read_comparison(path)
     for run in comparison.runs():
-        assert isinstance(run, Run)
+        assert isinstance(run, ComparisonRun)
         script, *flags = run.arguments()
         assert (ROOT / script).is_file()
         cfg = parse_config(configs[script], flags)  # type: ignore[type-var]

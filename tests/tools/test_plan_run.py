@@ -17,12 +17,23 @@ from tests.support.scenes import ON_CPU
 from tests.utils.config.test_config_contract import YAMLS, script_of
 from tools.plan_run import main
 from tools.planner import advice as advising
-from tools.planner import probes
-from tools.planner.advice import Measured, batch_sizes, best_batch, bottleneck_of, enough_workers
-from tools.planner.disk import kept_checkpoints
+from tools.planner import measurements
+from tools.planner.advice import (
+    Measurements,
+    batch_sizes,
+    best_batch,
+    bottleneck_of,
+    enough_workers,
+)
+from tools.planner.measurements import (
+    LoopMeasurement,
+    StepMeasurement,
+    StepMeasurements,
+    worker_counts,
+)
 from tools.planner.plan_options import PretrainPlan, read_plan_config
-from tools.planner.probes import StepProbe, Steps, Together, worker_counts
-from tools.planner.trial_run import Run, set_up
+from tools.planner.planned_run import PlannedRun, set_up
+from tools.planner.resources import kept_checkpoints
 from utils.distributed.world import World
 
 REPO = Path(__file__).parents[2]
@@ -52,7 +63,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, d
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def run() -> PlannedRun:
     cfg = read_plan_config(rooms_run())
     return set_up(cfg, CPU)
 
@@ -131,7 +142,7 @@ def test_batch_sizes_divide_the_share() -> None:
 
 
 def test_choices() -> None:
-    tried = [StepProbe(1, 50.0, 1), StepProbe(2, 98.0, 2), StepProbe(4, 100.0, 4)]
+    tried = [StepMeasurement(1, 50.0, 1), StepMeasurement(2, 98.0, 2), StepMeasurement(4, 100.0, 4)]
     assert best_batch(tried).batch_size == 2
     rates = {0: 30.0, 1: 60.0, 2: 118.0, 4: 120.0}
     assert enough_workers(rates, needed=20) == 0
@@ -140,43 +151,43 @@ def test_choices() -> None:
 
 
 def test_bottlenecks() -> None:
-    memory = Steps([StepProbe(1, 50.0, 1), StepProbe(2, 98.0, 2)], "memory")
-    fast, slow = Together(2, 98.0, 0.01), Together(2, 50.0, 0.5)
+    memory = StepMeasurements([StepMeasurement(1, 50.0, 1), StepMeasurement(2, 98.0, 2)], "memory")
+    fast, slow = LoopMeasurement(2, 98.0, 0.01), LoopMeasurement(2, 50.0, 0.5)
     cases = {
-        "computing": Measured({2: 500.0}, replace(memory, stopped=""), {}, fast),
-        "memory": Measured({2: 500.0}, memory, {}, fast),
-        "data": Measured({2: 500.0}, memory, {}, slow),
+        "computing": Measurements({2: 500.0}, replace(memory, stopped=""), {}, fast),
+        "memory": Measurements({2: 500.0}, memory, {}, fast),
+        "data": Measurements({2: 500.0}, memory, {}, slow),
     }
     for name, measured in cases.items():
         assert bottleneck_of(measured, 98.0, 1).startswith(name)
     assert bottleneck_of(cases["computing"], 8 * 98.0, 8).startswith("data: 500 img/s")
 
 
-def test_batches_stop_where_memory_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_stop_where_memory_ends(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the error of the device, and before it by the line through what was measured."""
     speed = {1: 10.0, 2: 20.0, 4: 40.0}
     used = iter([100, 200, 400, 800, 1600])
-    monkeypatch.setattr(probes, "memory_used", lambda device: next(used))
-    monkeypatch.setattr(probes, "memory_limit", lambda device: None)
+    monkeypatch.setattr(measurements, "memory_used", lambda device: next(used))
+    monkeypatch.setattr(measurements, "memory_limit", lambda device: None)
 
-    def step_rate(run: Run, batch_size: int, seconds: float) -> float:
+    def step_rate(run: PlannedRun, batch_size: int, seconds: float) -> float:
         if batch_size > 4:
             raise torch.OutOfMemoryError("device is full")
         return speed[batch_size]
 
-    monkeypatch.setattr(probes, "step_rate", step_rate)
-    steps = probes.step_rates(run, [1, 2, 4, 8, 16], 60)
+    monkeypatch.setattr(measurements, "step_rate", step_rate)
+    steps = measurements.step_rates(run, [1, 2, 4, 8, 16], 60)
     assert [p.batch_size for p in steps.probes] == [1, 2, 4] and steps.stopped == "memory"
     used = iter([100, 200, 400])
-    monkeypatch.setattr(probes, "memory_limit", lambda device: 350)
-    steps = probes.step_rates(run, [1, 2, 4, 8, 16], 60)
+    monkeypatch.setattr(measurements, "memory_limit", lambda device: 350)
+    steps = measurements.step_rates(run, [1, 2, 4, 8, 16], 60)
     assert [p.batch_size for p in steps.probes] == [1, 2] and steps.stopped == "memory"
     used = iter([100, 200, 400])
-    assert probes.step_rates(run, [1, 2, 4], 0.1).stopped.startswith("the time was up")
+    assert measurements.step_rates(run, [1, 2, 4], 0.1).stopped.startswith("the time was up")
 
 
 def test_a_slow_disk_is_the_bottleneck(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: PlannedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import time
 
@@ -209,7 +220,7 @@ def test_a_slow_disk_is_the_bottleneck(
     ],
 )
 def test_checkpoints_are_counted_as_the_loop_writes_them(
-    options: dict[str, int], expected: int, run: Run, tmp_path: Path
+    options: dict[str, int], expected: int, run: PlannedRun, tmp_path: Path
 ) -> None:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     line = [*words, "--output_dir", str(tmp_path), "--eval_data_path", "none"]

@@ -59,7 +59,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparisonRun:
     """One experiment from one start with one seed."""
 
     experiment: Experiment
@@ -127,7 +127,7 @@ class Comparison:
     experiments: tuple[Experiment, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
 
-    def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Run]:
+    def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[ComparisonRun]:
         """All runs, seed by seed, or those of some experiments and seeds.
 
         Raises:
@@ -139,7 +139,7 @@ class Comparison:
             raise UserError(f"no experiment {', '.join(unknown)}; there are {', '.join(names)}")
         chosen = [e for e in self.experiments if not only or e.name in only]
         return [
-            Run(
+            ComparisonRun(
                 experiment,
                 start,
                 seed,
@@ -186,7 +186,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), deviation
 
 
-def read_plan(path: Path, size: str | None = None, changes: Sequence[str] = ()) -> Comparison:
+def read_comparison(path: Path, size: str | None = None, changes: Sequence[str] = ()) -> Comparison:
     """Read a plan.
 
     Args:

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 
 import torch
 
-from tools.planner.disk import Disk, disk_of
-from tools.planner.machine import cores
-from tools.planner.probes import (
-    StepProbe,
-    Steps,
-    Together,
+from tools.planner.measurements import (
+    LoopMeasurement,
+    StepMeasurement,
+    StepMeasurements,
     loader_rate,
+    measure_loop,
     step_rate,
     step_rates,
-    together,
     worker_counts,
 )
-from tools.planner.trial_run import Run
+from tools.planner.planned_run import PlannedRun
+from tools.planner.resources import DiskUse, cores, disk_use
 from utils.logs.errors import UserError
 from utils.training.plan import RunPlan
 
@@ -35,7 +34,7 @@ _WAITING = 0.15
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """All measurements.
 
     Attributes:
@@ -46,9 +45,9 @@ class Measured:
     """
 
     loader: dict[int, float]
-    steps: Steps
+    steps: StepMeasurements
     threads: dict[int, float]
-    together: Together
+    together: LoopMeasurement
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,20 @@ class Advice:
         processes: On this machine.
         best: The chosen batch.
         num_threads: CPU threads; ``None`` where they do not matter.
-        plan: Steps and learning rate.
+        plan: StepMeasurements and learning rate.
         bottleneck: What limits the speed, in words.
         images_per_s: Expected, of all processes.
         disk: What the run leaves.
     """
 
-    measured: Measured
+    measured: Measurements
     processes: int
-    best: StepProbe
+    best: StepMeasurement
     num_threads: int | None
     plan: RunPlan
     bottleneck: str
     images_per_s: float
-    disk: Disk
+    disk: DiskUse
 
     @property
     def eta(self) -> float:
@@ -81,7 +80,7 @@ class Advice:
         return self.plan.total_steps * self.plan.global_batch / self.images_per_s
 
 
-def advise(run: Run) -> Advice:
+def advise(run: PlannedRun) -> Advice:
     """Measure and decide.
 
     Raises:
@@ -111,19 +110,21 @@ def advise(run: Run) -> Advice:
     workers = -(-enough_workers(loader, needed) // processes)
     # On a CPU the workers take their cores from the steps: none at all may be faster.
     trials = sorted({workers, 0} if device.type == "cpu" else {workers})
-    tried = [together(run, best.batch_size, n, _TOGETHER * seconds / len(trials)) for n in trials]
+    tried = [
+        measure_loop(run, best.batch_size, n, _TOGETHER * seconds / len(trials)) for n in trials
+    ]
     chosen = max(tried, key=lambda t: t.images_per_s)
-    measured = Measured(loader, steps, threads, chosen)
+    measured = Measurements(loader, steps, threads, chosen)
     plan = run.plan(best.batch_size, share // best.batch_size, processes)
     rate = processes * chosen.images_per_s
     if processes > 1:
         rate = min(rate, max(loader.values()))
     bottleneck = bottleneck_of(measured, needed, processes)
-    disk = disk_of(run, plan)
+    disk = disk_use(run, plan)
     return Advice(measured, processes, best, num_threads, plan, bottleneck, rate, disk)
 
 
-def share_of_global_batch(run: Run, processes: int) -> int:
+def share_of_global_batch(run: PlannedRun, processes: int) -> int:
     """Images per step and process.
 
     Raises:
@@ -155,7 +156,7 @@ def batch_sizes(share: int) -> list[int]:
     return sorted(kept[:_MOST_SIZES])
 
 
-def best_batch(probes: Sequence[StepProbe]) -> StepProbe:
+def best_batch(probes: Sequence[StepMeasurement]) -> StepMeasurement:
     """The smallest batch that is nearly as fast as the fastest."""
     top = max(probe.images_per_s for probe in probes)
     return next(probe for probe in probes if probe.images_per_s >= _NEARLY * top)
@@ -167,7 +168,7 @@ def enough_workers(loader: Mapping[int, float], needed: float) -> int:
     return min(count for count, rate in loader.items() if rate >= target)
 
 
-def bottleneck_of(measured: Measured, needed: float, processes: int) -> str:
+def bottleneck_of(measured: Measurements, needed: float, processes: int) -> str:
     """What limits the speed.
 
     Args:
@@ -185,17 +186,17 @@ def bottleneck_of(measured: Measured, needed: float, processes: int) -> str:
     return f"computing: the loader alone is {ratio:.2g} times as fast as the steps"
 
 
-def _still_rising(probes: Sequence[StepProbe]) -> bool:
+def _still_rising(probes: Sequence[StepMeasurement]) -> bool:
     return len(probes) > 1 and probes[-1].images_per_s > 1.1 * probes[-2].images_per_s
 
 
-def _allowed(run: Run, batch_size: int) -> bool:
+def _allowed(run: PlannedRun, batch_size: int) -> bool:
     """Whether the configuration takes that batch size (Mixup pairs images)."""
     mixes = getattr(run.cfg.data, "mixes", False)
     return not (mixes and batch_size % 2)
 
 
-def _try_threads(run: Run, batch_size: int, seconds: float) -> dict[int, float]:
+def _try_threads(run: PlannedRun, batch_size: int, seconds: float) -> dict[int, float]:
     """Speed by CPU threads; none where the user or a GPU has decided."""
     if run.world.device.type != "cpu" or run.cfg.runtime.num_threads:
         return {}

@@ -6,12 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from tools.planner.advice import Advice
-from tools.planner.disk import Disk
-from tools.planner.machine import describe, size
-from tools.planner.trial_run import Run
+from tools.planner.planned_run import PlannedRun
+from tools.planner.resources import DiskUse, describe, size
 
 
-def suggestion(run: Run, advice: Advice) -> dict[str, Any]:
+def suggestion(run: PlannedRun, advice: Advice) -> dict[str, Any]:
     """Options to run with, by flag."""
     options: dict[str, Any] = {
         "batch_size": advice.best.batch_size,
@@ -24,7 +23,7 @@ def suggestion(run: Run, advice: Advice) -> dict[str, Any]:
     return options
 
 
-def table(run: Run, advice: Advice) -> str:
+def table(run: PlannedRun, advice: Advice) -> str:
     """Everything for people."""
     measured, plan, disk = advice.measured, advice.plan, advice.disk
     stopped = measured.steps.stopped
@@ -56,7 +55,7 @@ def _rate(what: str, images_per_s: float) -> str:
     return f"{what:<16}{images_per_s:>10.4g} img/s"
 
 
-def _disk(disk: Disk) -> list[str]:
+def _disk(disk: DiskUse) -> list[str]:
     lines = [
         f"{size(disk.total)} of {size(disk.free)} free: {disk.checkpoints} checkpoints of "
         f"{size(disk.checkpoint)}{' (and one being written)' if disk.deletes else ''}, "
@@ -67,7 +66,7 @@ def _disk(disk: Disk) -> list[str]:
     return lines
 
 
-def as_json(run: Run, advice: Advice) -> dict[str, Any]:
+def as_json(run: PlannedRun, advice: Advice) -> dict[str, Any]:
     """Everything for programs; sizes in bytes, times in seconds."""
     measured, plan, disk = advice.measured, advice.plan, advice.disk
     return {

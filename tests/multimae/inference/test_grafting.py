@@ -17,8 +17,7 @@ from multimae.specs.spec import ModelSpec
 from multimae.weights.convert import multimae_to_vit
 from multimae.weights.pretrained import save_model
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
-from tools.graft_modality import main
-from tools.grafting.train_graft import GraftOptions, Outcome, read_rows, run_config
+from tools.graft_modality import GraftOptions, Outcome, main, read_rows, run_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.logs.errors import UserError
 from utils.tasks.pretraining_setup import train_parts_of
@@ -93,7 +92,7 @@ def test_the_command_trains_and_checks(
         *("--steps", "0", "--warmup_steps", "2"),
     ]
     # The script runs in a process of its own, which knows no `nano`: it is replaced here.
-    import tools.grafting.train_graft as grafting
+    import tools.graft_modality as grafting
 
     def run(command: list[str], **options: object) -> object:
         run_pretraining_multimae.main(command[2:])

@@ -35,7 +35,7 @@ from tools import (
     probe,
     vit2multimae_converter,
 )
-from tools.app.model.demo_model import Engine
+from tools.app.engine import Engine
 from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.files import latest_checkpoint, restore
 from utils.checkpoint.manifest import Entry, read_manifest, write_manifest

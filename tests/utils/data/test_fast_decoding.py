@@ -17,7 +17,7 @@ from multimae.images import readers
 from multimae.images.pixels import ImageError
 from multimae.images.readers import decode_fast, jpeg_size, read, read_fast
 from tests.support.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_of, write_folder
-from tools.bench.loader_speed import Variant, interleave
+from tools.bench_loader import Variant, interleave
 from utils.data import batches
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset, build_train_loader

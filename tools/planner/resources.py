@@ -1,25 +1,103 @@
-"""What a run leaves on the disk."""
+"""What this machine has: cores, memory, disk."""
 
 from __future__ import annotations
 
 import math
+import os
+import resource
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, cast
 
 import torch
 
-from tools.planner.machine import disk_free
-from tools.planner.trial_run import Run
+from tools.planner.planned_run import PlannedRun
 from utils.checkpoint.files import KEPT_IN_BETWEEN
 from utils.config.options import CheckpointOptions
 from utils.training.plan import RunPlan
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+# Of the memory that is free: the rest is for what was not measured (evaluation, fragments).
+_USABLE = 0.9
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_limit(device: torch.device) -> int | None:
+    """Bytes that a run may take on ``device``; ``None`` if nothing tells."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(_USABLE * (free + torch.cuda.memory_reserved(device)))
+    bounds = [bound for bound in (_available(), _container()) if bound is not None]
+    return int(_USABLE * min(bounds)) if bounds else None
+
+
+def memory_used(device: torch.device) -> int:
+    """Most bytes taken so far: by tensors on a GPU, else by the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def disk_free(folder: str) -> int:
+    """Free bytes where ``folder`` is, or would be made."""
+    path = Path(folder or ".").absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def describe(device: torch.device) -> str:
+    """The machine in a few words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    limit = memory_limit(device)
+    memory = f", {size(limit)} of memory usable" if limit else ""
+    return f"{name}, {cores()} cores{memory}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _available() -> int | None:
+    """Memory that is free or that this process has already."""
+    if not _MEMINFO.exists():
+        return None
+    rows = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (int(rows["MemAvailable"].split()[0]) + own) * 1024
+
+
+def _container() -> int | None:
+    """Limit of the container, if it has one."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = _CGROUP / name
+        text = path.read_text().strip() if path.exists() else ""
+        if text.isdigit() and int(text) < 1 << 60:
+            return int(text)
+    return None
+
 
 # Input, masked input, prediction and truth of every modality, in colour and before compression.
 _PANELS, _CHANNELS = 4, 3
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskUse:
     """Bytes of a run's output folder.
 
     Attributes:
@@ -45,14 +123,14 @@ class Disk:
         return self.checkpoint * self.checkpoints + being_written + self.weights + self.pictures
 
 
-def disk_of(run: Run, plan: RunPlan) -> Disk:
+def disk_use(run: PlannedRun, plan: RunPlan) -> DiskUse:
     """What the run will leave; its optimiser must have made a step."""
     cfg = run.cfg
     folder = cfg.checkpoint.output_dir
     saves = bool(folder) and cfg.checkpoint.save_ckpt
     weights = _saved_size(run.state.scored_model.state_dict())
     copies = bool(folder) + (saves and bool(cfg.data.eval_data_path))
-    return Disk(
+    return DiskUse(
         checkpoint=_saved_size(run.state.state_dict(run.world)),
         checkpoints=kept_checkpoints(run, plan) if saves else 0,
         deletes=saves and _deletes(cfg.checkpoint),
@@ -62,7 +140,7 @@ def disk_of(run: Run, plan: RunPlan) -> Disk:
     )
 
 
-def kept_checkpoints(run: Run, plan: RunPlan) -> int:
+def kept_checkpoints(run: PlannedRun, plan: RunPlan) -> int:
     """Checkpoints that are there at the end: those after epochs, and the last in between."""
     options, total, per_epoch = run.cfg.checkpoint, plan.total_steps, plan.steps_per_epoch
     every = options.save_ckpt_steps
@@ -88,7 +166,7 @@ def _deletes(options: CheckpointOptions) -> bool:
     return bool(options.keep_ckpts or options.save_ckpt_steps or options.save_ckpt_minutes)
 
 
-def _pictures(run: Run, plan: RunPlan) -> int:
+def _pictures(run: PlannedRun, plan: RunPlan) -> int:
     cfg = run.cfg
     if not cfg.data.eval_data_path:
         return 0

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from tools.app.model.demo_model import Engine
-from tools.app.model.scene import examples as read_examples
-from tools.app.model.session import Session
-from tools.app.model.uploads import MAX_BYTES
-from tools.app.page.components import static
-from tools.app.page.events import Events
-from tools.app.page.layout_page import TITLE, lay_out
-from tools.app.server.headers import Headers
+from tools.app.components import static
+from tools.app.engine import Engine
+from tools.app.events import Events
+from tools.app.page_layout import TITLE, build_layout
+from tools.app.scenes import examples as read_examples
+from tools.app.session import Session
+from tools.app.uploads import MAX_BYTES
 from utils.logs.errors import UserError
 
 HOST = "127.0.0.1"
@@ -42,7 +43,7 @@ def build(weights: Path, examples: Path) -> gr.Blocks:
         fill_width=True,
         delete_cache=(_INTERVAL, _LIFETIME),
     ) as blocks:
-        parts = lay_out(engine, scenes)
+        parts = build_layout(engine, scenes)
         Events(parts, Session(engine), scenes).bind(blocks)
     blocks.queue(default_concurrency_limit=_PARALLEL, max_size=_QUEUE)
     return blocks
@@ -59,7 +60,7 @@ def launch(blocks: gr.Blocks, port: int | None) -> str:
     """
     middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
-        Middleware(Headers),
+        Middleware(SecurityHeaders),
     ]
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", radius_size="md", font=_SYSTEM, font_mono=_MONO
@@ -85,3 +86,44 @@ def launch(blocks: gr.Blocks, port: int | None) -> str:
     except OSError as err:
         raise UserError(f"port {port} cannot be used: choose another --port ({err})") from err
     return str(address)
+
+
+# The browser may load and call nothing but this server; gr.HTML compiles templates: 'unsafe-eval'.
+POLICY = "; ".join(
+    [
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self' data: blob:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    ]
+)
+_HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds the security headers to every response."""
+
+    def __init__(self, app: Any) -> None:
+        """Wrap an application."""
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Pass everything on; extend the start of a response."""
+
+        async def extended(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        await self.app(scope, receive, extended)

@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
-from tools.planner.machine import memory_limit, memory_used
-from tools.planner.trial_run import Run
+from tools.planner.planned_run import PlannedRun
+from tools.planner.resources import memory_limit, memory_used
 from utils.data.batches import Batch, collate
 from utils.data.dataset import build_train_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
@@ -23,8 +23,8 @@ _DISTINCT = 64
 
 
 @dataclass(frozen=True)
-class StepProbe:
-    """Steps of one batch size.
+class StepMeasurement:
+    """StepMeasurements of one batch size.
 
     Attributes:
         batch_size: Images per step.
@@ -38,15 +38,15 @@ class StepProbe:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepMeasurements:
     """Batch sizes tried, in rising order, and why no larger one was."""
 
-    probes: list[StepProbe]
+    probes: list[StepMeasurement]
     stopped: str
 
 
 @dataclass(frozen=True)
-class Together:
+class LoopMeasurement:
     """Training as it would be: loader and steps.
 
     Attributes:
@@ -66,7 +66,7 @@ def worker_counts(cores: int) -> list[int]:
     return sorted({0, cores, *powers})
 
 
-def loader_rate(run: Run, num_workers: int, seconds: float) -> float:
+def loader_rate(run: PlannedRun, num_workers: int, seconds: float) -> float:
     """Images per second of the loader alone, whose batches nobody keeps waiting."""
     batch_size = min(_LOADER_BATCH, len(run.train_set))
     batches = _batches(run, batch_size, num_workers)
@@ -83,8 +83,8 @@ def loader_rate(run: Run, num_workers: int, seconds: float) -> float:
             return images / elapsed
 
 
-def step_rates(run: Run, sizes: Sequence[int], seconds: float) -> Steps:
-    """Steps of every batch size until memory, or the time, is used up.
+def step_rates(run: PlannedRun, sizes: Sequence[int], seconds: float) -> StepMeasurements:
+    """StepMeasurements of every batch size until memory, or the time, is used up.
 
     Args:
         run: The run.
@@ -93,59 +93,61 @@ def step_rates(run: Run, sizes: Sequence[int], seconds: float) -> Steps:
     """
     device = run.world.device
     share = seconds / len(sizes)
-    probes: list[StepProbe] = []
+    probes: list[StepMeasurement] = []
     for size in sizes:
         if probes and 2 * size / probes[-1].images_per_s > 3 * share:
-            return Steps(probes, "the time was up, see --seconds")
-        if _exceeds(probes, size, memory_limit(device)):
-            return Steps(probes, "memory")
+            return StepMeasurements(probes, "the time was up, see --seconds")
+        if _exceeds_memory(probes, size, memory_limit(device)):
+            return StepMeasurements(probes, "memory")
         try:
             rate = step_rate(run, size, share)
         except torch.OutOfMemoryError:
             run.state.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            return Steps(probes, "memory")
-        probes.append(StepProbe(size, rate, memory_used(device)))
-    return Steps(probes, "")
+            return StepMeasurements(probes, "memory")
+        probes.append(StepMeasurement(size, rate, memory_used(device)))
+    return StepMeasurements(probes, "")
 
 
-def step_rate(run: Run, batch_size: int, seconds: float) -> float:
+def step_rate(run: PlannedRun, batch_size: int, seconds: float) -> float:
     """Images per second of steps on one batch, after a first one."""
     device = run.world.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     stepper, batches = run.stepper(batch_size), [_sample(run, batch_size)]
     stepper.step(run.state, batches)
-    _wait(device)
+    _synchronize(device)
     times = [time.perf_counter()]
     while len(times) < 2 or times[-1] - times[0] < seconds:
         stepper.step(run.state, batches)
-        _wait(device)
+        _synchronize(device)
         times.append(time.perf_counter())
     # The median: a machine that others use, too, has slow moments.
     return batch_size / median(b - a for a, b in pairwise(times))
 
 
-def together(run: Run, batch_size: int, num_workers: int, seconds: float) -> Together:
+def measure_loop(
+    run: PlannedRun, batch_size: int, num_workers: int, seconds: float
+) -> LoopMeasurement:
     """Training for ``seconds``, after two steps."""
     device, stepper = run.world.device, run.stepper(batch_size)
     clock = StepClock()
     batches = clock.watch(_batches(run, batch_size, num_workers))
     for _ in range(2):
         stepper.step(run.state, [next(batches)])
-    _wait(device)
+    _synchronize(device)
     clock.reset()
     start = time.perf_counter()
     while True:
         stepper.step(run.state, [next(batches)])
-        _wait(device)
+        _synchronize(device)
         clock.count(batch_size)
         if time.perf_counter() - start > seconds:
             values = clock.read()
-            return Together(num_workers, values["images_per_s"], values["data_wait"])
+            return LoopMeasurement(num_workers, values["images_per_s"], values["data_wait"])
 
 
-def _batches(run: Run, batch_size: int, num_workers: int) -> Iterator[Batch]:
+def _batches(run: PlannedRun, batch_size: int, num_workers: int) -> Iterator[Batch]:
     """Training batches without end."""
     data = run.cfg.data
     sampler = GlobalBatchSampler(len(run.train_set), batch_size, seed=run.cfg.runtime.seed)
@@ -157,7 +159,7 @@ def _batches(run: Run, batch_size: int, num_workers: int) -> Iterator[Batch]:
         yield from loader
 
 
-def _sample(run: Run, batch_size: int) -> Batch:
+def _sample(run: PlannedRun, batch_size: int) -> Batch:
     """A batch; of few images, where it is large."""
     count = min(batch_size, len(run.train_set), _DISTINCT)
     batch = collate([run.train_set[SampleKey(0, i)] for i in range(count)])
@@ -166,7 +168,7 @@ def _sample(run: Run, batch_size: int) -> Batch:
     return Batch(images, [batch.names[i] for i in rows.tolist()])
 
 
-def _exceeds(probes: Sequence[StepProbe], size: int, limit: int | None) -> bool:
+def _exceeds_memory(probes: Sequence[StepMeasurement], size: int, limit: int | None) -> bool:
     """Whether a batch would take too much memory, as a line through the last two tells."""
     if limit is None or len(probes) < 2:
         return False
@@ -175,7 +177,7 @@ def _exceeds(probes: Sequence[StepProbe], size: int, limit: int | None) -> bool:
     return b.memory + per_image * (size - b.batch_size) > limit
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multimae.images.preprocess import from_model_output, statistics_of, to_model_input
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
-from multimae.plotting.pictures import colour_range, to_picture
+from multimae.plotting.pictures import colour_range, to_picture, unnormalize_patches
 from multimae.specs.modalities import Modality
-from tools.app.model.demo_model import Prediction
-from tools.app.model.masks import Mask
-from tools.app.page import prediction_pictures as pictures
+from tools.app.engine import Prediction
+from tools.app.strokes import Array, Mask
 from tools.common.data_uri import encode
 
 _MAX_CHIPS = 16
@@ -28,21 +28,21 @@ _RAMP = "linear-gradient(90deg, {})".format(
 
 
 @dataclass(frozen=True)
-class Pair:
+class PredictionPair:
     """A prediction, and the same without the edits if there are any."""
 
     now: Prediction
     before: Prediction | None
 
 
-def row_html(pair: Pair, m: Modality, patch_size: int) -> str:
+def panels_html(pair: PredictionPair, m: Modality, patch_size: int) -> str:
     """Pictures of one output side by side, a score and a legend.
 
     Without edits ``filled in | prediction | truth | error``, with edits ``filled in | prediction |
     before the edit | reaction``.
     """
     now = pair.now
-    guess = pictures.shown(now, m, patch_size)
+    guess = shown(now, m, patch_size)
     truth = now.truth.get(m.data_name)
     reference = guess if truth is None else truth
     cells = list(_cells(pair, m, patch_size, guess, truth))
@@ -60,21 +60,21 @@ def row_html(pair: Pair, m: Modality, patch_size: int) -> str:
 
 
 def _cells(
-    pair: Pair, m: Modality, patch_size: int, guess: Tensor, truth: Tensor | None
+    pair: PredictionPair, m: Modality, patch_size: int, guess: Tensor, truth: Tensor | None
 ) -> Iterator[tuple[str, Picture | None]]:
     """Captions and pictures."""
     reference = guess if truth is None else truth
     full = to_picture(guess, m, reference)
     target = None if truth is None else to_picture(truth, m, reference)
-    yield "filled in", pictures.fill_in(full, target, pair.now.visible.get(m.data_name))
+    yield "filled in", fill_in(full, target, pair.now.visible.get(m.data_name))
     yield "prediction", full
     if pair.before is not None:
-        before = pictures.shown(pair.before, m, patch_size)
+        before = shown(pair.before, m, patch_size)
         yield "before the edit", to_picture(before, m, reference)
-        yield "reaction", pictures.difference(guess, before, m, reference)
+        yield "reaction", difference(guess, before, m, reference)
         return
     yield "truth", target
-    yield "error", None if truth is None else pictures.difference(guess, truth, m, reference)
+    yield "error", None if truth is None else difference(guess, truth, m, reference)
 
 
 def _figure(m: Modality, caption: str, picture: Picture | None) -> str:
@@ -96,7 +96,7 @@ def _score(now: Prediction, m: Modality, guess: Tensor, truth: Tensor) -> str:
         right = (guess == truth)[hidden].float().mean().item()
         return f"hidden patches: {100 * right:.0f} % of pixels right"
     raw = now.raw.get(m.data_name)
-    values = [pictures.stored(x, m, raw) for x in (guess, truth)]
+    values = [stored(x, m, raw) for x in (guess, truth)]
     if values[0] is None or values[1] is None:
         return ""
     gap = (values[0] - values[1]).abs().mean(dim=0)[hidden].mean().item()
@@ -145,7 +145,7 @@ def _scale(now: Prediction, m: Modality, reference: Tensor, edited: bool) -> str
 
 
 def _value(raw: Mapping[str, Tensor], m: Modality, x: float, like: Tensor) -> str:
-    value = pictures.stored(torch.full_like(like[:, :1, :1].float(), x), m, raw.get(m.data_name))
+    value = stored(torch.full_like(like[:, :1, :1].float(), x), m, raw.get(m.data_name))
     return "" if value is None else f"{value.mean().item():.0f}"
 
 
@@ -154,3 +154,86 @@ def _bar(title: str, low: str, high: str) -> str:
         f'<span class="mm-bar">{escape(title)} <b>{escape(low)}</b>'
         f'<i style="background:{_RAMP}"></i><b>{escape(high)}</b></span>'
     )
+
+
+WRONG = (214, 57, 57)
+_DIMMED = 0.25
+
+
+def shown(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:
+    """An output in the space of its truth; ids for labels.
+
+    Patches of a standardised target get mean and deviation of the truth, or of the model's own
+    prediction of the same image where there is none.
+    """
+    out = prediction.outputs[m.name].float()
+    if m.is_labels:
+        return out.argmax(dim=0)
+    if not m.norm_pix:
+        return out
+    statistics = prediction.truth.get(m.data_name, prediction.outputs.get(m.data_name))
+    if statistics is None:
+        return out
+    side = max(1, (m.patch_size or patch_size) // m.stride)
+    return unnormalize_patches(out, statistics.float(), side)
+
+
+def fill_in(picture: Picture, truth: Picture | None, visible: Mask | None) -> Picture:
+    """The prediction, with the truth where it is visible."""
+    if truth is None or visible is None:
+        return picture
+    return np.where(_enlarge(visible, picture), truth, picture)
+
+
+def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
+    """Where two images of one modality differ.
+
+    Args:
+        a: ``(C, h, w)`` in model space, ids ``(h, w)`` for labels.
+        b: The same.
+        m: Row of the table.
+        reference: Sets the scale of images: the brightest colour is half its range of values.
+
+    Returns:
+        Labels: ``a``'s colours, dimmed where both agree. Images: the mean absolute difference of
+        the channels, dark for none.
+    """
+    if m.is_labels:
+        colours = label_palette(m.num_classes)[a.numpy()]
+        faint = (_DIMMED * colours.mean(axis=-1, keepdims=True)).astype(np.uint8)
+        picture: Picture = np.where((a != b).numpy()[..., None], colours, faint).astype(np.uint8)
+    else:
+        low, high = colour_range(reference)
+        gap = (a - b).abs().mean(dim=0).numpy()
+        picture = scalar_colours(gap, 0.0, (high - low) / 2)
+    return picture.repeat(m.stride, axis=0).repeat(m.stride, axis=1)
+
+
+def stored(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:
+    """Model space -> stored values, where that is known.
+
+    Args:
+        x: ``(C, h, w)``.
+        m: Row of an image modality.
+        raw: The true stored values ``(1, C, h, w)``, which ``robust`` rows need.
+    """
+    robust = m.normalization == "robust"
+    if robust and raw is None:
+        return None
+    statistics = statistics_of(raw, m) if robust and raw is not None else None
+    with torch.inference_mode():
+        return from_model_output(x[None], m, statistics)[0] * m.max_value
+
+
+def _enlarge(visible: Mask, picture: Picture) -> Mask:
+    """One value per pixel, ``[H, W, 1]``."""
+    side = picture.shape[0] // visible.shape[0], picture.shape[1] // visible.shape[1]
+    return visible.repeat(side[0], axis=0).repeat(side[1], axis=1)[..., None]
+
+
+def picture_of_stored(pixels: Array, m: Modality) -> Picture:
+    """Stored values as a picture."""
+    if not m.is_labels:
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    x = to_model_input(torch.from_numpy(np.ascontiguousarray(pixels))[None], m)[0]
+    return to_picture(x, m, x)

@@ -12,8 +12,8 @@ import gradio as gr
 from multimae.nn.tokens import Size
 from multimae.plotting.colours import label_palette
 from multimae.specs.modalities import Modality
-from tools.app.model.edits import edit_kind
-from tools.app.page.output_rows import class_name
+from tools.app.panels import class_name
+from tools.app.strokes import edit_kind
 
 _STATIC = Path(__file__).with_name("static")
 

@@ -45,7 +45,7 @@ _JOBS: dict[type[Any], Callable[[Any, World], Finetuning]] = {
 
 
 @dataclass
-class Run:
+class PlannedRun:
     """What a script would train, and on what.
 
     Attributes:
@@ -65,7 +65,7 @@ class Run:
     rates: dict[str, float | None]
 
     def plan(self, batch_size: int, update_freq: int, processes: int) -> RunPlan:
-        """Steps and learning rate with other batches than the configuration's.
+        """StepMeasurements and learning rate with other batches than the configuration's.
 
         Raises:
             UserError: An epoch has no step, or warm-up leaves none.
@@ -92,7 +92,7 @@ class Run:
         return make_plan(len(self.train_set), 1, optim, runtime, **self.rates)
 
 
-def set_up(cfg: PlanConfig, world: World) -> Run:
+def set_up(cfg: PlanConfig, world: World) -> PlannedRun:
     """Build model, data and optimiser.
 
     Raises:
@@ -120,11 +120,11 @@ def _run(
     train_set: MultiModalDataset,
     number_format: str,
     rates: dict[str, float | None],
-) -> Run:
+) -> PlannedRun:
     precision = choose_precision(number_format, world.device)
     ema: AveragedModel | None = None
     if isinstance(cfg, FinetuneConfig) and cfg.start.model_ema:
         ema = average(task.model, cfg.start)
     state = TrainState(task, optimizer, precision.scaler(), ema=ema, config=to_flat_dict(cfg))
     task.train()
-    return Run(cfg, world, state, train_set, precision, rates)
+    return PlannedRun(cfg, world, state, train_set, precision, rates)

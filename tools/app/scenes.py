@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 from multimae.images.pixels import Pixels
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
-from tools.app.model.edits import Array
-from tools.app.model.uploads import SUFFIXES, check_one_view, read_upload
+from tools.app.strokes import Array
+from tools.app.uploads import SUFFIXES, check_one_view, read_upload
+from tools.rooms.classes import NYU40_CLASSES, ROOM_TYPES
 from utils.data.transforms import EvalTransform
 from utils.logs.errors import UserError
 
@@ -82,3 +84,45 @@ def _channels_last(array: Array, modality: Modality) -> Array:
         return array
     last = np.ascontiguousarray(array.transpose(1, 2, 0))
     return last[..., 0] if modality.num_channels == 1 else last
+
+
+SIDE = 160
+MAX_NUMBER = 10**6
+_FOLDERS = frozenset({"rgb", "depth", "semseg", "normals"})
+_lock = threading.Lock()
+
+
+def can_render(spec: ModelSpec) -> bool:
+    """Whether the ray tracer is installed and the model takes what it renders."""
+    try:
+        from tools.rooms.rendering.tracer import require_tracer
+
+        require_tracer()
+    except (ImportError, RuntimeError):
+        return False
+    return all(
+        m.data_folder in _FOLDERS and (not m.is_labels or m.num_classes == len(NYU40_CLASSES))
+        for m in spec.inputs
+    )
+
+
+def render_scene(number: int, spec: ModelSpec) -> Scene:
+    """Room ``number``: always the same one, of held-out shapes.
+
+    Raises:
+        UserError: The number is out of range, or leads to no acceptable view.
+    """
+    from tools.rooms.sample import RenderError, render_room
+    from tools.rooms.sample_files import aligned_images
+
+    if not 0 <= number < MAX_NUMBER:
+        raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")
+    side = max(SIDE, spec.image_size)
+    try:
+        with _lock:
+            sample = render_room(number, "val", number % len(ROOM_TYPES), side)
+    except RenderError as err:
+        raise UserError(f"Room {number} has no acceptable view. Try another number.") from err
+    images = aligned_images(sample)
+    title = f"{sample.room_type.replace('_', ' ')} {number}"
+    return cut({m.name: images[m.data_folder] for m in spec.inputs}, spec, title)

@@ -19,7 +19,7 @@ _OFFLINE = {
 
 
 @contextmanager
-def quiet_surroundings() -> Iterator[Path]:
+def offline_environment() -> Iterator[Path]:
     """Offline settings and a temporary folder for uploads, before Gradio is imported.
 
     Yields:
@@ -53,9 +53,9 @@ def serve(weights: Path, examples: Path, port: int | None = None) -> Iterator[st
     Raises:
         UserError: Gradio is missing, the port is taken, or a file cannot be used.
     """
-    with quiet_surroundings():
+    with offline_environment():
         try:
-            from tools.app.server.application import build, launch
+            from tools.app.application import build, launch
         except ImportError as err:
             raise UserError(f"the page needs Gradio: pip install 'gradio>=6' ({err})") from err
         blocks = build(weights, examples)

@@ -12,11 +12,18 @@ import torch
 
 from multimae.plotting import reconstruction_grid, to_picture
 from multimae.specs.modalities import Modality
-from tools.app.model.demo_model import Engine, Prediction
-from tools.app.model.edits import Edits, apply_edits, parse_edits
-from tools.app.model.masks import Mask, concentrations, from_bits, to_bits
-from tools.app.model.scene import Scene
-from tools.app.page.output_rows import Pair, row_html
+from tools.app.engine import Engine, Prediction
+from tools.app.panels import PredictionPair, panels_html
+from tools.app.scenes import Scene
+from tools.app.strokes import (
+    Edits,
+    Mask,
+    apply_edits,
+    concentrations,
+    from_bits,
+    parse_edits,
+    to_bits,
+)
 from tools.common.data_uri import encode
 from utils.logs.errors import UserError
 
@@ -31,33 +38,33 @@ class Settings:
     """The sliders.
 
     Attributes:
-        budget: Number of visible patches.
+        num_encoded_tokens: Number of visible patches.
         concentration: Of the Dirichlet distribution, see
-        :func:`tools.app.model.masks.concentrations`.
+        :func:`tools.app.strokes.concentrations`.
         shares: Expected part by input.
         seed: Of the draw.
     """
 
-    budget: int
+    num_encoded_tokens: int
     concentration: float
     shares: Mapping[str, float]
     seed: int
 
 
 @dataclass(frozen=True)
-class View:
+class PageUpdate:
     """Everything that the page shows.
 
     Attributes:
         strokes: New values of the painters.
         pictures: What the painters show, by input, edits included; none where nothing is given.
-        rows: HTML by output.
+        panels: HTML by output.
         status: One line.
     """
 
     strokes: dict[str, dict[str, Any]]
     pictures: dict[str, str]
-    rows: dict[str, str]
+    panels: dict[str, str]
     status: str
 
 
@@ -80,7 +87,9 @@ class Session:
         if not 0 <= settings.seed <= MAX_SEED:
             raise UserError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
         alphas = concentrations(settings.concentration, given)
-        return self.engine.draw(scene.pixels, int(settings.budget), alphas, int(settings.seed))
+        return self.engine.draw(
+            scene.pixels, int(settings.num_encoded_tokens), alphas, int(settings.seed)
+        )
 
     def only(self, scene: Scene, name: str) -> dict[str, Mask]:
         """All patches of one input and none of the others.
@@ -113,13 +122,15 @@ class Session:
 
     def predict(
         self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
-    ) -> Pair:
+    ) -> PredictionPair:
         """With the edits, and without them if there are any."""
         now = self.engine.predict(self._edited(scene, edits), visible)
         before = self.engine.predict(scene.pixels, visible) if any(edits.values()) else None
-        return Pair(now, before)
+        return PredictionPair(now, before)
 
-    def view(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> View:
+    def page(
+        self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
+    ) -> PageUpdate:
         """What the page shows for some visible patches.
 
         Raises:
@@ -137,8 +148,8 @@ class Session:
         shown = {
             m.name: self._picture(pair.now, m) for m in self.engine.inputs if m.name in visible
         }
-        rows = {m.name: row_html(pair, m, patch) for m in self.engine.outputs}
-        return View(strokes, shown, rows, self._status(scene, pair))
+        panels = {m.name: panels_html(pair, m, patch) for m in self.engine.outputs}
+        return PageUpdate(strokes, shown, panels, self._status(scene, pair))
 
     def png(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> bytes:
         """The picture grid as a file.
@@ -178,7 +189,7 @@ class Session:
     def _full(self, name: str, value: bool) -> Mask:
         return np.full(self.engine.grids[name], value)
 
-    def _status(self, scene: Scene, pair: Pair) -> str:
+    def _status(self, scene: Scene, pair: PredictionPair) -> str:
         seen = sum(int(mask.sum()) for mask in pair.now.visible.values())
         total = sum(mask.size for mask in pair.now.visible.values())
         return (

@@ -10,16 +10,15 @@ from typing import Any
 import gradio as gr
 
 from multimae.specs.modalities import Modality
-from tools.app.model.demo_model import Engine
-from tools.app.model.fresh_rooms import can_render
-from tools.app.model.scene import Scene
-from tools.app.model.session import MAX_SEED
-from tools.app.model.uploads import MAX_BYTES, SUFFIXES
-from tools.app.page import prediction_pictures as pictures
-from tools.app.page.components import painter, picker, saver
+from tools.app.components import painter, picker, saver
+from tools.app.engine import Engine
+from tools.app.panels import picture_of_stored
+from tools.app.scenes import Scene, can_render
+from tools.app.session import MAX_SEED
+from tools.app.uploads import MAX_BYTES, SUFFIXES
 from tools.common.data_uri import encode
 
-MODERATE = 6  # one in so many patches is visible at first
+DEFAULT_FRACTION = 6  # one in so many patches is visible at first
 ALPHAS = (0.1, 10.0)
 TITLE = "MultiMAE"
 
@@ -31,7 +30,7 @@ class Parts:
     Attributes:
         scene: The visitor's images.
         painters: By input.
-        rows: Pictures by output.
+        panels: Pictures by output.
         shares: Sliders by input.
         files: Uploads by input.
         presets: Buttons that show one input alone, by input.
@@ -39,14 +38,14 @@ class Parts:
 
     scene: gr.State
     painters: dict[str, gr.HTML] = field(default_factory=dict)
-    rows: dict[str, gr.HTML] = field(default_factory=dict)
+    panels: dict[str, gr.HTML] = field(default_factory=dict)
     shares: dict[str, gr.Slider] = field(default_factory=dict)
     files: dict[str, gr.File] = field(default_factory=dict)
     presets: dict[str, gr.Button] = field(default_factory=dict)
     examples: gr.HTML = field(init=False)
     fresh: gr.Button | None = None
     sixth: gr.Button = field(init=False)
-    budget: gr.Slider = field(init=False)
+    num_encoded_tokens: gr.Slider = field(init=False)
     concentration: gr.Slider = field(init=False)
     seed: gr.Number = field(init=False)
     resample: gr.Button = field(init=False)
@@ -58,15 +57,15 @@ class Parts:
     @property
     def settings(self) -> list[Any]:
         """Inputs of a draw, in the order of ``Events.settings``."""
-        return [self.budget, self.concentration, *self.shares.values(), self.seed]
+        return [self.num_encoded_tokens, self.concentration, *self.shares.values(), self.seed]
 
     @property
     def shown(self) -> list[Any]:
         """Outputs of a prediction."""
-        return [*self.painters.values(), *self.rows.values(), self.status, self.alert]
+        return [*self.painters.values(), *self.panels.values(), self.status, self.alert]
 
 
-def lay_out(engine: Engine, examples: Sequence[Scene]) -> Parts:
+def build_layout(engine: Engine, examples: Sequence[Scene]) -> Parts:
     """Place everything inside an open ``gr.Blocks``."""
     parts = Parts(gr.State(None))
     gr.HTML(_header(engine), apply_default_css=False, elem_classes="mm-title")
@@ -126,13 +125,13 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
             parts.presets[m.name] = gr.Button(
                 f"only {m.name}", size="sm", min_width=60, elem_id=f"preset-{m.name}"
             )
-    parts.budget = gr.Slider(
+    parts.num_encoded_tokens = gr.Slider(
         1,
         engine.total,
-        engine.total // MODERATE,
+        engine.total // DEFAULT_FRACTION,
         step=1,
         label="visible patches",
-        elem_id="budget",
+        elem_id="num_encoded_tokens",
     )
     parts.concentration = gr.Slider(
         *ALPHAS,
@@ -162,13 +161,13 @@ def _lines(parts: Parts, engine: Engine) -> None:
         with gr.Row(elem_classes="mm-row"):
             parts.painters[m.name] = painter(m, engine.grids[m.name])
             if m.name in outputs:
-                parts.rows[m.name] = _row(outputs.pop(m.name))
+                parts.panels[m.name] = _row(outputs.pop(m.name))
     if outputs:
         with gr.Accordion("Further targets: " + ", ".join(outputs), open=False, elem_id="further"):
             for m in outputs.values():
                 with gr.Row(elem_classes="mm-row"):
                     gr.HTML(_name(m), apply_default_css=False)
-                    parts.rows[m.name] = _row(m)
+                    parts.panels[m.name] = _row(m)
 
 
 def _row(m: Modality) -> gr.HTML:
@@ -186,4 +185,4 @@ def _name(m: Modality) -> str:
 def _thumbnail(scene: Scene, inputs: Sequence[Modality]) -> str:
     """The scene's first image."""
     m = next(m for m in inputs if m.name in scene.pixels)
-    return encode(pictures.of_stored(scene.pixels[m.name], m))
+    return encode(picture_of_stored(scene.pixels[m.name], m))

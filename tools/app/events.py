@@ -11,12 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from tools.app.model.edits import Edits
-from tools.app.model.fresh_rooms import MAX_NUMBER, render_scene
-from tools.app.model.masks import Mask
-from tools.app.model.scene import Scene, from_files
-from tools.app.model.session import MAX_SEED, Session, Settings, View
-from tools.app.page.layout_page import MODERATE, Parts, alert_html, status_html
+from tools.app.page_layout import DEFAULT_FRACTION, Parts, alert_html, status_html
+from tools.app.scenes import MAX_NUMBER, Scene, from_files, render_scene
+from tools.app.session import MAX_SEED, PageUpdate, Session, Settings
+from tools.app.strokes import Edits, Mask
 from tools.common.data_uri import data_uri
 from utils.logs.errors import UserError
 
@@ -49,7 +47,7 @@ class Events:
             api_name="predict",
             **quiet,
         )
-        sliders = [p.budget, p.concentration, *p.shares.values()]
+        sliders = [p.num_encoded_tokens, p.concentration, *p.shares.values()]
         gr.on(
             [*(slider.input for slider in sliders), p.seed.submit],
             self._guard(self.draw),
@@ -109,7 +107,7 @@ class Events:
         """Draw visible patches as the sliders say; edits are undone."""
         scene = scene or self.examples[0]
         visible = self.session.draw(scene, self.settings(settings))
-        return self._show(self.session.view(scene, visible, {}))
+        return self._show(self.session.page(scene, visible, {}))
 
     def resample(self, scene: Scene | None, *settings: Any) -> Update:
         """Draw with another seed."""
@@ -119,16 +117,16 @@ class Events:
     def sixth(self, scene: Scene | None, seed: float | None) -> Update:
         """As in pre-training: one in six patches, shared out evenly at random."""
         p, names = self.parts, [m.name for m in self.inputs]
-        budget = self.session.engine.total // MODERATE
-        update = self.draw(scene, budget, 1.0, *(1.0 for _ in names), seed)
+        num_encoded_tokens = self.session.engine.total // DEFAULT_FRACTION
+        update = self.draw(scene, num_encoded_tokens, 1.0, *(1.0 for _ in names), seed)
         ones = dict.fromkeys(p.shares.values(), 1.0)
-        return {p.budget: budget, p.concentration: 1.0, **ones, **update}
+        return {p.num_encoded_tokens: num_encoded_tokens, p.concentration: 1.0, **ones, **update}
 
     def paint(self, scene: Scene | None, *strokes: Any) -> Update:
         """Patches were revealed, hidden or changed. The painters already show it."""
         scene = scene or self.examples[0]
         visible, edits = self._read(scene, strokes)
-        view = self.session.view(scene, visible, edits)
+        view = self.session.page(scene, visible, edits)
         # A value sent back now would undo what was painted meanwhile.
         painted = {
             self.parts.painters[n]: gr.update(picture=uri) for n, uri in view.pictures.items()
@@ -147,11 +145,11 @@ class Events:
         return {self.parts.saver: value}
 
     def settings(self, values: Sequence[Any]) -> Settings:
-        """From the components' values, see :attr:`tools.app.page.layout_page.Parts.settings`."""
-        budget, concentration, *shares, seed = values
+        """From the components' values, see :attr:`tools.app.page_layout.Parts.settings`."""
+        num_encoded_tokens, concentration, *shares, seed = values
         names = [m.name for m in self.inputs]
         return Settings(
-            int(budget),
+            int(num_encoded_tokens),
             float(concentration),
             {n: float(s) for n, s in zip(names, shares, strict=True)},
             int(seed or 0),
@@ -162,7 +160,7 @@ class Events:
 
         def only(scene: Scene | None) -> Update:
             scene = scene or self.examples[0]
-            return self._show(self.session.view(scene, self.session.only(scene, name), {}))
+            return self._show(self.session.page(scene, self.session.only(scene, name), {}))
 
         return only
 
@@ -182,13 +180,13 @@ class Events:
             **self.draw(scene, *settings),
         }
 
-    def _show(self, view: View) -> Update:
+    def _show(self, view: PageUpdate) -> Update:
         p = self.parts
         painters: dict[gr.HTML, Any] = {
             painter: gr.update(value=view.strokes[name], picture=view.pictures.get(name, ""))
             for name, painter in p.painters.items()
         }
-        rows = {row: view.rows[name] for name, row in p.rows.items()}
+        rows = {row: view.panels[name] for name, row in p.panels.items()}
         return {**painters, **rows, p.status: status_html(view.status)}
 
     def _guard(self, handler: Callable[..., Update]) -> Callable[..., Update]:

@@ -16,8 +16,7 @@ from multimae import CheckpointError, MultiMAE
 from multimae.images.preprocess import prepare
 from multimae.nn.masking import sample_masks
 from multimae.specs.modalities import Modality
-from tools.app.model.edits import Array
-from tools.app.model.masks import Mask, patch_grid
+from tools.app.strokes import Array, Mask, patch_grid
 from utils.logs.errors import UserError
 
 
@@ -75,22 +74,26 @@ class Engine:
         return sum(rows * columns for rows, columns in self.grids.values())
 
     def draw(
-        self, pixels: Mapping[str, Array], budget: int, alphas: Mapping[str, float], seed: int
+        self,
+        pixels: Mapping[str, Array],
+        num_encoded_tokens: int,
+        alphas: Mapping[str, float],
+        seed: int,
     ) -> dict[str, Mask]:
         """Random visible patches of the given images.
 
         Args:
             pixels: Stored values by input.
-            budget: How many patches; all there are, if there are fewer.
+            num_encoded_tokens: How many patches; all there are, if there are fewer.
             alphas: Dirichlet concentration by input.
             seed: The same seed gives the same patches.
         """
         rows = [m for m in self.inputs if m.name in pixels]
         layout = self._model.layout({m.name: pixels[m.name].shape[:2] for m in rows})
-        budget = min(max(1, budget), layout.num_task_tokens)
+        num_encoded_tokens = min(max(1, num_encoded_tokens), layout.num_task_tokens)
         generator = torch.Generator().manual_seed(seed)
         masks = sample_masks(
-            layout, 1, budget, [alphas[m.name] for m in rows], generator=generator
+            layout, 1, num_encoded_tokens, [alphas[m.name] for m in rows], generator=generator
         ).task_masks
         return {
             name: (mask[0] == 0).numpy().reshape(self.grids[name]) for name, mask in masks.items()
