@@ -1,4 +1,5 @@
-# make demo | app | test | check | format | smoke | pictures | results   each sets up .venv by itself; see README.md
+# make demo | app | test | test-fast | check | format | smoke | pictures | results; see README.md
+# The first command creates .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +28,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo app test test-browser check format smoke pictures results results-finetune results-data segmenter clean
+.PHONY: demo app test test-fast test-browser check format smoke pictures results results-finetune results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -50,6 +51,10 @@ app: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
+
+# Without the tests that start processes, compile or export: under a minute.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not slow"
 
 # The page in a real browser: needs Chromium on the PATH, or `python -m playwright install chromium`.
 test-browser: $(READY)

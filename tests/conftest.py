@@ -1,4 +1,4 @@
-"""One torch thread per test process (tests run in parallel), a model size, the order of tests."""
+"""One torch thread per test process, a model size of its own, and which tests are slow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from multimae.specs.sizes import SIZES
 torch.set_num_threads(1)
 SIZES["nano"] = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 
-# Their tests start training processes and wait for them. They come first, so that no process of
-# pytest is left alone with them at the end.
-LONG = ("torture", "fsdp", "export", "finetuning_ranks", "pretraining", "app", "notebook")
+# Modules whose tests start training processes or browsers, compile, or export. They run first, so
+# that no worker is left alone with them at the end; `make test-fast` leaves them out.
+SLOW = {
+    *("test_torture", "test_fsdp", "test_export", "test_finetuning_ranks", "test_pretraining"),
+    *("test_app", "test_notebook", "test_plan_run", "test_step_speed", "test_pseudo_label"),
+    *("test_signals", "test_finetuning_mae", "test_saving", "test_nonfinite", "test_bad_training"),
+    *("test_convert", "test_doctor", "test_bench_step", "test_heads", "test_timm", "test_hubconf"),
+    *("test_prepare_ade20k", "test_probe", "test_bad_counting", "test_wheel", "test_trace_batch"),
+    *("test_house", "test_finetuning_two_processes", "test_make_pictures"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.path.stem not in SLOW)
