@@ -29,7 +29,13 @@ from tools.probing.classifiers import (
     linear_probe,
     majority_accuracy,
 )
-from tools.probing.features import Labelled, extract, feature_loader, labelled_folder, load_frozen
+from tools.probing.frozen_features import (
+    Labelled,
+    extract,
+    feature_loader,
+    labelled_folder,
+    load_frozen,
+)
 from tools.probing.probe_options import ProbeConfig
 from utils.config.options import RuntimeOptions
 from utils.config.parse import parse_config

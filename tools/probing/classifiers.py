@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.probing.features import Labelled
+from tools.probing.frozen_features import Labelled
 from utils.logs.errors import UserError
 from utils.training.metrics import AccuracyMeter
 from utils.training.seeding import generator
