@@ -41,7 +41,7 @@ from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import save_model
 from tools.subset_report.pretrained_subsets import subset_losses
 from utils.data.folders import MultiModalFolder
-from utils.data.statistics import fill_in
+from utils.data.statistics import resolve_statistics
 from utils.logs.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def prepare_graft(
         old = MultiMAE.from_pretrained(checkpoint)
     except CheckpointError as err:
         raise UserError(str(err)) from err
-    rows = fill_in(read_rows(add, old.spec), options.data)
+    rows = resolve_statistics(read_rows(add, old.spec), options.data)
     names = [m.name for m in old.spec.inputs]
     if clone is not None and clone not in names:
         raise UserError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from multimae.images.pixels import ImageLike, Pixels, check_same_view, size_of
 from multimae.images.preprocess import prepare, prepare_padded
 from multimae.images.readers import to_pixels
-from multimae.images.views import View, centred_view, cut, inside_size, outside_size
+from multimae.images.views import View, centred_view, cover_size, cut, fit_size
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -83,7 +83,7 @@ def load_inputs(
     if len(sizes) > 1:
         raise ValueError(f"images of one batch come to unlike sizes {sizes}: give them one by one")
     raw = {m.name: torch.stack([s.images[m.name] for s in samples]).to(device) for m in rows}
-    if spec.framing == "pad":
+    if spec.resize_mode == "pad":
         inside = torch.stack([s.mask for s in samples]).to(device)
         x = prepare_padded(raw, rows, inside)
     else:
@@ -107,16 +107,16 @@ def _frame(pixels: Mapping[str, Pixels], rows: Sequence[Modality], spec: ModelSp
     size = max(size_of(p) for p in pixels.values())
     box = (spec.image_size, spec.image_size)
     view, out = View(size, 0, 0, *size), box
-    if spec.framing == "crop":
-        view = centred_view(size, box, spec.crop_share)
-    elif spec.framing == "pad":
-        out = inside_size(size, box, max(m.stride for m in rows))
+    if spec.resize_mode == "crop":
+        view = centred_view(size, box, spec.crop_pct)
+    elif spec.resize_mode == "pad":
+        out = fit_size(size, box, max(m.stride for m in rows))
     else:
         unit = math.lcm(*(math.lcm(m.patch_size or spec.patch_size, m.stride) for m in rows))
-        out = outside_size(size, box, unit)
+        out = cover_size(size, box, unit)
     images = {m.name: cut(pixels[m.name], m, view, _reduced(out, m.stride)) for m in rows}
     mask = torch.ones(out, dtype=torch.bool)
-    if spec.framing == "pad":
+    if spec.resize_mode == "pad":
         images = {m.name: pad(images[m.name], m, box) for m in rows}
         mask = F.pad(mask, (0, box[1] - out[1], 0, box[0] - out[0]))
     return _Framed(images, view, out, mask)

@@ -25,9 +25,9 @@ _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 
 
 class View(NamedTuple):
-    """A crop box in the pixels of an image of size ``of``, and whether to mirror it."""
+    """A crop box in the pixels of an image of size ``image_size``, and whether to mirror it."""
 
-    of: Size
+    image_size: Size
     top: int
     left: int
     height: int
@@ -54,7 +54,7 @@ def largest_box(size: Size, shape: Size) -> Size:
     return min(h, max(1, round(w * out_h / out_w))), min(w, max(1, round(h * out_w / out_h)))
 
 
-def inside_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
+def fit_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
     """Size of a whole image inside ``box``, its longest side touching it, in whole ``unit``.
 
     Args:
@@ -67,7 +67,7 @@ def inside_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
     return _in_units(size, factor, unit)
 
 
-def outside_size(size: Size, box: Size, unit: int) -> Size:
+def cover_size(size: Size, box: Size, unit: int) -> Size:
     """Size of a whole image around ``box``, its shortest side touching it, in whole ``unit``."""
     return _in_units(size, max(box[0] / size[0], box[1] / size[1]), unit)
 
@@ -124,8 +124,8 @@ def nearest(array: Array, view: View, out: Size, *, flip: bool = False) -> Array
     Returns:
         ``(h, w)`` or ``(h, w, C)``: the stored pixels under the output pixels' centres.
     """
-    rows = _nearest_indices(view.top, view.height, out[0], array.shape[0], view.of[0])
-    columns = _nearest_indices(view.left, view.width, out[1], array.shape[1], view.of[1])
+    rows = _nearest_indices(view.top, view.height, out[0], array.shape[0], view.image_size[0])
+    columns = _nearest_indices(view.left, view.width, out[1], array.shape[1], view.image_size[1])
     if flip:
         columns = columns[::-1]
     first, last = int(rows[0]), int(rows[-1])
@@ -187,7 +187,7 @@ def _is_pillow_like(array: Array) -> bool:
 
 def _crop_resize(image: Pixels, view: View, out: Size, resample: Image.Resampling) -> Image.Image:
     """Resize the box as if the pixels beyond it (rounded outwards) did not exist."""
-    (h, w), (of_h, of_w) = size_of(image), view.of
+    (h, w), (of_h, of_w) = size_of(image), view.image_size
     left, right = view.left * w / of_w, (view.left + view.width) * w / of_w
     top, bottom = view.top * h / of_h, (view.top + view.height) * h / of_h
     x, y = int(left), int(top)

@@ -20,7 +20,7 @@ from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, make_table, select
 from multimae.specs.sizes import MULTIVIT, SIZES, split_name
 
-Framing = Literal["crop", "pad", "whole"]
+ResizeMode = Literal["crop", "pad", "whole"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class ModelSpec:
         heads: Heads of a fine-tuned model.
         learnable_pos_emb: The position tables were trained.
         padding_class: Label inputs have one class more, where images are padded.
-        framing: How an image comes to the model's size. ``crop``: the largest centred square.
+        resize_mode: How an image comes to the model's size. ``crop``: the largest centred square.
             ``pad``: the longest side fits, the rest is padded. ``whole``: the shortest side fits,
             the other keeps the proportions.
-        crop_share: Share of that square's sides that ``crop`` keeps.
+        crop_pct: Share of that square's sides that ``crop`` keeps.
     """
 
     name: str
@@ -54,8 +54,8 @@ class ModelSpec:
     heads: tuple[HeadSpec, ...] = ()
     learnable_pos_emb: bool = False
     padding_class: bool = False
-    framing: Framing = "crop"
-    crop_share: float = 1.0
+    resize_mode: ResizeMode = "crop"
+    crop_pct: float = 1.0
 
     @property
     def kind(self) -> str:
@@ -105,7 +105,7 @@ class ModelSpec:
             "inputs": [m.name for m in self.inputs],
             "outputs": [m.name for m in self.outputs],
             "modalities": {m.name: _row(m) for m in self.rows},
-            **{key: getattr(self, key) for key in _PLAIN},
+            **{_JSON_KEYS.get(name, name): getattr(self, name) for name in _PLAIN},
             "decoder": dataclasses.asdict(self.decoder),
             "heads": [_head_to_dict(head) for head in self.heads],
         }
@@ -127,7 +127,7 @@ class ModelSpec:
                 outputs=tuple(select(table, raw["outputs"])),
                 decoder=DecoderOptions(**raw["decoder"]),
                 heads=tuple(_head_from_dict(head) for head in raw.get("heads", ())),
-                **{key: raw[key] for key in _PLAIN if key in raw},
+                **{n: raw[key] for n in _PLAIN if (key := _JSON_KEYS.get(n, n)) in raw},
             )
         except (KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"not a description of a model ({err!r})") from err
@@ -141,9 +141,11 @@ _PLAIN = (
     "num_global_tokens",
     "learnable_pos_emb",
     "padding_class",
-    "framing",
-    "crop_share",
+    "resize_mode",
+    "crop_pct",
 )
+_JSON_KEYS = {"resize_mode": "framing", "crop_pct": "crop_share"}
+"""Keys in weight files, where they differ from the attribute's name."""
 
 
 def _row(modality: Modality) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def from_multimae(
         name,
         img_size=size,
         patch_size=row.patch_size or spec.patch_size,
-        pretrained_cfg_overlay={"mean": row.mean, "std": row.std, "crop_pct": spec.crop_share},
+        pretrained_cfg_overlay={"mean": row.mean, "std": row.std, "crop_pct": spec.crop_pct},
         **kwargs,
     )
     vit.load_state_dict(model.state_dict())

@@ -115,7 +115,7 @@ def test_a_fine_tuned_model_is_scored_on_its_task(scenes: Path) -> None:
         HeadSpec("cls", rooms, 2, LinearOptions()),
     )
     model = model_with(
-        name="multivit_nano", inputs=INPUTS[:2], outputs=(), heads=heads, framing="pad",
+        name="multivit_nano", inputs=INPUTS[:2], outputs=(), heads=heads, resize_mode="pad",
         padding_class=True,
     )  # fmt: skip
     report = downstream_report(model, "w", scenes)

@@ -16,7 +16,7 @@ from utils.config.finetune_options import (
     FinetuneOptimOptions,
 )
 from utils.config.options import RuntimeOptions, split_names
-from utils.data.sets.taskonomy_views import TASKS, taskonomy_rows
+from utils.data.sets.taskonomy_views import TASKS, taskonomy_modalities
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TaskonomyDataOptions(FinetuneDataOptions):
 
     def table(self) -> ModalityTable:
         """The usual table; Taskonomy's tasks where it has no row of that name."""
-        return {**taskonomy_rows(), **super().table()}
+        return {**taskonomy_modalities(), **super().table()}
 
     def problems(self) -> Iterator[str]:
         """Tasks that do not exist."""

@@ -1,8 +1,7 @@
-"""Samples and batches."""
+"""Samples, batches, the batches of a run in order, and the bad samples it has met."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -12,16 +11,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from utils.data.samplers import GlobalBatchSampler
-from utils.data.shared_memory import Block, Placed, fill
+from utils.data.shared_memory import Block, SharedTensors, stack_into
 from utils.logs.errors import RunError, bullet_list
 
-_LAST_PROBLEMS = 3
+_NUM_LISTED = 3  # problems in the error about too many bad samples
 
 
 class Sample(NamedTuple):
-    """One sample: tensors by modality (see :class:`JointTransform`) and ``sub-folder/name``.
+    """One sample.
 
-    Of modalities that it lacks (``absent``) the tensors are without content.
+    Attributes:
+        images: Tensors by modality, see :class:`JointTransform`.
+        name: ``sub-folder/name``.
+        absent: Modalities that the sample lacks; their tensors are placeholders.
     """
 
     images: dict[str, Tensor]
@@ -30,10 +32,16 @@ class Sample(NamedTuple):
 
 
 class BadSample(NamedTuple):
-    """A sample left out of training: ``sub-folder/name``, and a message with the file's path."""
+    """A sample that cannot be used: ``sub-folder/name``, and a message with the file's path."""
 
     name: str
     problem: str
+
+
+class Samples(list[Sample | BadSample]):
+    """Samples of a batch, and the shared-memory block to stack them in."""
+
+    block: Block | None = None
 
 
 @dataclass
@@ -44,183 +52,171 @@ class Batch:
         images: By modality, in storage dtype: images ``(B, C, h, w)``, labels ``(B, h, w)``. Empty
             if every sample is bad.
         names: ``sub-folder/name`` of every sample.
-        bad: The samples that were left out.
-        rows: Places of the other samples in the whole batch; ``None`` if none was left out.
-        present: ``(B,)`` bool by modality, of those that some sample lacks: which samples have it.
-        placed: Where ``images`` lie, in a loader's process that was given a block for them.
+        bad: Bad samples, which are not in ``images`` and ``names``.
+        sample_indices: Indices of the good samples among all; ``None`` if no sample is bad.
+        present: Bool ``(B,)`` for each modality that some sample lacks: which samples have it.
+        shared: Handle of ``images`` in a shared-memory block; only in a loader worker.
     """
 
     images: dict[str, Tensor]
     names: list[str]
     bad: list[BadSample] = field(default_factory=list)
-    rows: tuple[int, ...] | None = None
+    sample_indices: tuple[int, ...] | None = None
     present: dict[str, Tensor] = field(default_factory=dict)
-    placed: Placed | None = None
+    shared: SharedTensors | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: what lies in a block is not sent."""
-        rest = (self.names, self.bad, self.rows, self.present)
-        return (
-            (Batch, (self.images, *rest)) if self.placed is None else (_taken, (self.placed, *rest))
-        )
+        """Pickle the handle instead of tensors in shared memory."""
+        rest = (self.names, self.bad, self.sample_indices, self.present)
+        if self.shared is not None:
+            return _attached, (self.shared, *rest)
+        return Batch, (self.images, *rest)
 
     def __len__(self) -> int:
-        """Number of samples, without the bad ones."""
+        """Number of good samples."""
         return len(self.names)
 
     @property
-    def whole_size(self) -> int:
-        """Number of samples, with the bad ones."""
+    def full_size(self) -> int:
+        """Number of samples, bad ones included."""
         return len(self.names) + len(self.bad)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on ``device``; copies from pinned memory overlap with computation."""
+        """Copy to ``device``; copies from pinned memory overlap with computation."""
         moved, present = (
             {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
             for tensors in (self.images, self.present)
         )
-        return replace(self, images=moved, present=present, placed=None)
+        return replace(self, images=moved, present=present, shared=None)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by the DataLoader)."""
+        """Copy to page-locked memory (called by the DataLoader)."""
         pinned = {k: v.pin_memory() for k, v in self.images.items()}
-        return replace(self, images=pinned, placed=None)
+        return replace(self, images=pinned, shared=None)
 
 
-def _taken(placed: Placed, *rest: Any) -> Batch:
-    return Batch(placed.tensors(), *rest)
-
-
-class Samples(list[Sample | BadSample]):
-    """Samples of a batch, and the block for them."""
-
-    block: Block | None = None
+def _attached(shared: SharedTensors, *rest: Any) -> Batch:
+    return Batch(shared.attach(), *rest)
 
 
 def collate(samples: Sequence[Sample | BadSample]) -> Batch:
-    """Stack samples; bad ones are listed apart, and nothing takes their place."""
-    good = {row: s for row, s in enumerate(samples) if isinstance(s, Sample)}
+    """Stack the good samples and list the bad ones."""
+    good = {i: s for i, s in enumerate(samples) if isinstance(s, Sample)}
     bad = [s for s in samples if isinstance(s, BadSample)]
     keys = next(iter(good.values())).images if good else ()
     lists = {key: [s.images[key] for s in good.values()] for key in keys}
     block = samples.block if isinstance(samples, Samples) else None
-    placed = fill(block, lists) if lists else None
-    images = {} if placed else {key: _stack(tensors) for key, tensors in lists.items()}
-    lacking = {key for s in good.values() for key in s.absent}
+    shared = stack_into(block, lists) if block and lists else None
+    images = {} if shared else {key: _stack(tensors) for key, tensors in lists.items()}
+    absent = {key for s in good.values() for key in s.absent}
     present = {
-        k: torch.tensor([k not in s.absent for s in good.values()]) for k in keys if k in lacking
+        k: torch.tensor([k not in s.absent for s in good.values()]) for k in keys if k in absent
     }
     names = [s.name for s in good.values()]
-    return Batch(images, names, bad, tuple(good) if bad else None, present, placed)
+    return Batch(images, names, bad, tuple(good) if bad else None, present, shared)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``, without a block; in a worker into new memory shared with the main process.
+    """``torch.stack``; in a loader worker directly into new shared memory.
 
-    Torch would move the batch there later, in another thread. That is one more copy, and
-    with glibc 2.36 the workers' memory grew from batch to batch (docs/LOG.md).
+    PyTorch would copy the batch there later, in another thread, with which the memory of workers
+    grows from batch to batch (glibc 2.36).
     """
     if get_worker_info() is None:
         return torch.stack(list(tensors))
-    first = tensors[0]
-    shape = (len(tensors), *first.shape)
-    size = math.prod(shape) * first.element_size()
-    storage: Any = torch.UntypedStorage
-    shared = storage._new_shared(size, device="cpu")
-    out = torch.empty(0, dtype=first.dtype).set_(shared).view(shape)
+    out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype).share_memory_()
     return torch.stack(list(tensors), out=out)
 
 
 class BatchStream:
-    """An iterator that the end of an epoch does not end.
+    """Iterator over the batches of a run, across epochs.
 
-    While an epoch ends, is scored and saved, loader processes go on with the next one: a new
-    iteration in every epoch would wait for its first batch each time, for as long as one process
-    takes to decode all of it.
+    Workers prepare batches of the next epoch while the last one is evaluated and saved; a new
+    iterator per epoch would wait for its first batch each time.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], sampler: GlobalBatchSampler, per_epoch: int, total: int
+        self,
+        loader: DataLoader[Any],
+        sampler: GlobalBatchSampler,
+        batches_per_epoch: int,
+        num_batches: int,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             loader: The loader.
-            sampler: Of the loader.
-            per_epoch: Batches taken from every epoch.
-            total: Batches of the run: none is prepared beyond them.
+            sampler: Batch sampler of the loader.
+            batches_per_epoch: Batches used of every epoch.
+            num_batches: Batches of the run; workers prepare none beyond them.
         """
         self.loader, self.sampler = loader, sampler
-        self.per_epoch, self.total = per_epoch, total
+        self.batches_per_epoch, self.num_batches = batches_per_epoch, num_batches
         self._batches: Iterator[Batch] = iter(())
-        self._next = -1  # nowhere
+        self._next = -1
 
-    def at(self, batch: int) -> BatchStream:
-        """The stream, whose next batch is number ``batch`` of the run.
+    def seek(self, batch: int) -> BatchStream:
+        """Make ``batch`` of the run the next one, and return the stream.
 
-        Anywhere but where the stream is already (after a resume, or going back to a checkpoint),
-        what was prepared is thrown away.
+        Elsewhere than at the current position (after a resume or a rollback), prepared batches are
+        discarded.
         """
         if batch != self._next:
-            self.sampler.set_range(batch, self.total, self.per_epoch)
+            self.sampler.set_range(batch, self.num_batches, self.batches_per_epoch)
             self._batches, self._next = iter(self.loader), batch
         return self
 
     def __iter__(self) -> BatchStream:
-        """Itself: an iteration goes on where the one before was left."""
+        """Return the stream, which continues at its current position."""
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; none before :meth:`at` was called."""
+        """Return the next batch; none before :meth:`seek` was called."""
         batch = next(self._batches)
         self._next += 1
         return batch
 
 
 class BadSamples:
-    """The bad samples that a run has met, on any of its processes.
+    """Bad samples that a run has met, on any of its processes.
 
     Attributes:
-        names: Of the different samples met; the caller's set, which checkpoints hold.
+        names: Names of the bad samples; the caller's set, which checkpoints store.
     """
 
-    def __init__(self, limit: int, say: Callable[[str], None], names: set[str]) -> None:
-        """Go on from what was met before.
+    def __init__(self, limit: int, log: Callable[[str], None], names: set[str]) -> None:
+        """Continue from the samples met before a resume.
 
         Args:
-            limit: Different bad samples allowed.
-            say: Takes lines for the log.
-            names: Samples met before; changed in place.
+            limit: Bad samples allowed.
+            log: Writes a line to the log.
+            names: Samples met before; updated in place.
         """
-        self.limit, self.say, self.names = limit, say, names
+        self.limit, self.log, self.names = limit, log, names
         self._last: list[str] = []
 
     @property
     def count(self) -> int:
-        """Different samples met."""
+        """Number of distinct bad samples."""
         return len(self.names)
 
     def add(self, bad: Sequence[BadSample]) -> int:
-        """Say those that have not been met before; returns their number."""
+        """Log samples that have not been met before; return their number."""
         before = self.count
         for name, problem in bad:
             if name in self.names:
                 continue
             self.names.add(name)
-            self._last = [*self._last, problem][-_LAST_PROBLEMS:]
-            self.say(f"left out bad sample {self.count}, {name}: {problem}")
+            self._last = [*self._last, problem][-_NUM_LISTED:]
+            self.log(f"skipped bad sample {self.count}, {name}: {problem}")
         return self.count - before
 
     def check(self) -> None:
-        """Stop the run if there are too many.
-
-        Raises:
-            RunError: There are; names the last ones met.
-        """
+        """Raise a RunError that names the last bad samples if there are more than the limit."""
         if self.count <= self.limit:
             return
         last = f"The last ones:\n{bullet_list(self._last)}\n" if self._last else ""
         raise RunError(
             f"{self.count} training samples are bad, more than max_bad_samples {self.limit}. {last}"
-            "Mend the files, see the log for all of them, or raise --max_bad_samples."
+            "Fix the files (the log lists all of them), or raise --max_bad_samples."
         )

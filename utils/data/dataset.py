@@ -15,7 +15,7 @@ from multimae.specs.modalities import Modality
 from utils.data.batches import BadSample, Sample, Samples, collate
 from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
-from utils.data.shared_memory import Blocks, Keys, WithBlocks
+from utils.data.shared_memory import BatchKeys, PooledBatchSampler, SharedMemoryPool
 from utils.data.transforms import JointTransform
 from utils.distributed.signals import end_workers, leave_to_parent
 from utils.logs.errors import UserError, bullet_list
@@ -93,7 +93,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
     def __getitems__(self, keys: Sequence[SampleKey]) -> Samples:
         """The samples of a batch, with the block that their keys come with."""
         samples = Samples(self[key] for key in keys)
-        samples.block = keys.block if isinstance(keys, Keys) else None
+        samples.block = keys.block if isinstance(keys, BatchKeys) else None
         return samples
 
     def name(self, index: int) -> str:
@@ -223,8 +223,8 @@ def _build(
     if num_workers:
         # What processes work on or have ready, what the training has, and what it takes next.
         count = num_workers * prefetch_factor + 2 * held
-        blocks = Blocks(count, sampler.batch_size * dataset.transform.sample_bytes())
-        batches = WithBlocks(sampler, blocks)
+        pool = SharedMemoryPool(count, sampler.batch_size * dataset.transform.sample_bytes())
+        batches = PooledBatchSampler(sampler, pool)
         atexit.register(end_workers)  # where no script does it
         workers = {
             "prefetch_factor": prefetch_factor,

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from multimae.images.inputs import pad
 from multimae.images.pixels import Pixels, size_of
-from multimae.images.views import View, inside_size, largest_box
+from multimae.images.views import View, fit_size, largest_box
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 from utils.data.transforms import JointTransform
@@ -42,7 +42,7 @@ class SegEvalTransform(JointTransform):
         """The whole sample, its longest side at ``scale`` times the input's, in whole strides."""
         size = max(size_of(p) for p in pixels.values())
         unit = max(m.stride for m in self.modalities)
-        h, w = inside_size(size, self.input_size, unit, scale)
+        h, w = fit_size(size, self.input_size, unit, scale)
         view = self.choose(size)._replace(flip=flip)
         return {
             m.name: self._cut(pixels[m.name], m, view, (h // m.stride, w // m.stride))

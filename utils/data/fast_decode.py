@@ -88,7 +88,7 @@ def cut_photo(photo: Photo, modality: Modality, view: View, out: Size) -> Tensor
     Raises:
         ImageError: The file is damaged.
     """
-    (of_h, of_w), (h, w) = view.of, photo.shape[:2]
+    (of_h, of_w), (h, w) = view.image_size, photo.shape[:2]
     # As many rows and columns of the whole image as give the view no fewer than it is asked for.
     image = photo.at_least(out[0] * of_h / view.height, out[1] * of_w / view.width)
     if image.shape[:2] != (h, w) or (of_h, of_w) != (h, w):

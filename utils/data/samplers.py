@@ -139,7 +139,7 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     not means, and do not communicate per batch.
 
     Attributes:
-        rows: Samples in a full batch; the same on every rank.
+        max_batch_size: Samples in a full batch; the same on every rank.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         """See the class; ``batch_size`` is per rank."""
         self.batch_size = batch_size
-        self.rows = min(batch_size, num_samples)
+        self.max_batch_size = min(batch_size, num_samples)
         self._indices = range(rank, num_samples, world_size)
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
-"""Memory that loader processes fill and the training reads, used again and again.
+"""A pool of shared-memory blocks that loader workers fill with batches.
 
-Torch makes shared memory anew for every batch: the system clears each page of it, maps it in two
-processes and throws it away. Here a few blocks are made once, before the processes are started. A
-batch is asked for together with a block that is free, and the block is free again when the last
-tensor of the batch is gone.
+By default PyTorch allocates shared memory for every batch: the system zeroes each page, maps it in
+two processes and frees it again. :class:`SharedMemoryPool` allocates a few blocks once, before the
+workers start, and reuses them: :meth:`~SharedMemoryPool.acquire` a block with the keys of a batch,
+:func:`stack_into` it in the worker, :meth:`~SharedMemoryPool.attach` to its tensors in the main
+process. A block is free again when the last of these tensors is garbage-collected.
 """
 
 from __future__ import annotations
@@ -24,114 +25,108 @@ from torch.utils.data import Sampler
 from utils.data.samplers import SampleKey
 
 _ALIGNMENT = 64
-_pools: weakref.WeakValueDictionary[int, Blocks] = weakref.WeakValueDictionary()
+_pools: weakref.WeakValueDictionary[int, SharedMemoryPool] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
-class Place:
-    """A tensor in a block."""
+class Block:
+    """A block of a pool, for other processes."""
+
+    pool: int
+    index: int
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """Position and type of a tensor in a block."""
 
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
-    def size(self) -> int:
-        """In bytes."""
+    def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-
-@dataclass(frozen=True)
-class Block:
-    """One of a pool's blocks."""
-
-    pool: int
-    number: int
+    def view_of(self, block: Tensor) -> Tensor:
+        """The tensor, as a view of the bytes of the block."""
+        return block[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Tensors in a block: what a process tells another one instead of sending them."""
+class SharedTensors:
+    """Handle of tensors in a block: sent between processes instead of the tensors."""
 
     block: Block
-    places: Mapping[str, Place]
+    slots: Mapping[str, TensorSlot]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors; the block is kept until none of them is left.
-
-        In the process that made the pool.
-        """
-        return _pools[self.block.pool].receive(self.block.number, self.places)
+    def attach(self) -> dict[str, Tensor]:
+        """The tensors, in the process that made the pool; see :meth:`SharedMemoryPool.attach`."""
+        return _pools[self.block.pool].attach(self)
 
 
-class Blocks:
-    """A pool of blocks of one size; made before the loader's processes, which inherit it."""
+class SharedMemoryPool:
+    """Blocks of one size; made before the loader's workers, which inherit them."""
 
-    def __init__(self, count: int, size: int, num_tensors: int = 64) -> None:
-        """Memory is taken as blocks are first written to.
+    def __init__(self, num_blocks: int, num_bytes: int, max_tensors: int = 64) -> None:
+        """Reserve the blocks; the system allocates their pages at the first write.
 
         Args:
-            count: Blocks.
-            size: Bytes of the tensors of a batch.
-            num_tensors: How many those are at most.
+            num_blocks: Number of blocks.
+            num_bytes: Size of all tensors of a batch.
+            max_tensors: Number of tensors per batch, at most.
         """
-        size += num_tensors * _ALIGNMENT
-        self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = mmap.mmap(-1, count * self.size)
+        num_bytes += max_tensors * _ALIGNMENT
+        self.block_size = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = mmap.mmap(-1, num_blocks * self.block_size)
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._free = deque(range(count))
-        self._asked: set[int] = set()
+        self._free = deque(range(num_blocks))
+        self._acquired: set[int] = set()
         _pools[id(self)] = self
 
-    def ask(self) -> Block | None:
-        """A free block for a batch that a process is about to make, if there is one."""
-        try:
-            number = self._free.popleft()
-        except IndexError:
+    def acquire(self) -> Block | None:
+        """Reserve a block for a batch that a worker will make; ``None`` if none is free."""
+        if not self._free:
             return None
-        self._asked.add(number)
-        return Block(id(self), number)
+        index = self._free.popleft()
+        self._acquired.add(index)
+        return Block(id(self), index)
 
-    def forget(self) -> None:
-        """Take back the blocks of batches that were asked for and never came.
+    def reclaim(self) -> None:
+        """Free acquired blocks whose batches never arrived; call it only while workers are idle."""
+        self._free.extend(self._acquired)
+        self._acquired.clear()
 
-        Only when no process is at work on one.
-        """
-        self._free.extend(self._asked)
-        self._asked.clear()
+    def attach(self, shared: SharedTensors) -> dict[str, Tensor]:
+        """Tensors of a filled block, which is freed when none of them is left."""
+        index = shared.block.index
+        # The storages reference this object, so it lives exactly as long as the last tensor.
+        owner = (ctypes.c_ubyte * self.block_size).from_buffer(
+            self._memory, index * self.block_size
+        )
+        self._acquired.discard(index)
+        weakref.finalize(owner, self._free.append, index).atexit = False
+        block = torch.frombuffer(owner, dtype=torch.uint8)
+        return {name: slot.view_of(block) for name, slot in shared.slots.items()}
 
-    def receive(self, number: int, places: Mapping[str, Place]) -> dict[str, Tensor]:
-        """Tensors of a block that was filled."""
-        start = number * self.size
-        # Storages hold this object, whose end is therefore the end of the last tensor.
-        held = (ctypes.c_ubyte * self.size).from_buffer(self._memory, start)
-        self._asked.discard(number)
-        weakref.finalize(held, self._free.append, number).atexit = False
-        whole = torch.frombuffer(held, dtype=torch.uint8)
-        return {name: _at(whole, place) for name, place in places.items()}
-
-    def fill(self, number: int, lists: Mapping[str, Sequence[Tensor]]) -> Placed | None:
+    def stack(self, index: int, lists: Mapping[str, Sequence[Tensor]]) -> SharedTensors | None:
         """Stack each list of tensors in a block; ``None`` if they do not fit."""
-        places, end = {}, 0
+        slots, end = {}, 0
         for name, tensors in lists.items():
-            place = Place(end, (len(tensors), *tensors[0].shape), tensors[0].dtype)
-            places[name] = place
-            end += -(-place.size // _ALIGNMENT) * _ALIGNMENT
-        if end > self.size:
+            slot = TensorSlot(end, (len(tensors), *tensors[0].shape), tensors[0].dtype)
+            slots[name] = slot
+            end += -(-slot.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if end > self.block_size:
             return None
-        whole = self._bytes[number * self.size : (number + 1) * self.size]
+        block = self._bytes[index * self.block_size : (index + 1) * self.block_size]
         for name, tensors in lists.items():
-            torch.stack(list(tensors), out=_at(whole, places[name]))
-        return Placed(Block(id(self), number), places)
+            torch.stack(list(tensors), out=slots[name].view_of(block))
+        return SharedTensors(Block(id(self), index), slots)
 
 
-def _at(whole: Tensor, place: Place) -> Tensor:
-    part = whole[place.offset : place.offset + place.size]
-    return part.view(place.dtype).view(place.shape)
-
-
-class Keys(list[SampleKey]):
-    """The keys of a batch, and the block for it."""
+class BatchKeys(list[SampleKey]):
+    """Keys of the samples of a batch, and the block to stack them in."""
 
     def __init__(self, keys: Iterable[SampleKey], block: Block | None) -> None:
         """See the class."""
@@ -139,34 +134,33 @@ class Keys(list[SampleKey]):
         self.block = block
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For a loader's process."""
-        return Keys, (list(self), self.block)
+        """Pickle the block, too."""
+        return BatchKeys, (list(self), self.block)
 
 
-class WithBlocks(Sampler[list[SampleKey]]):
-    """The batches of a sampler, each with a block."""
+class PooledBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of a sampler, each with a block of a pool."""
 
-    def __init__(self, sampler: Sampler[list[SampleKey]], blocks: Blocks) -> None:
+    def __init__(self, sampler: Sampler[list[SampleKey]], pool: SharedMemoryPool) -> None:
         """See the class."""
-        self.sampler, self.blocks = sampler, blocks
+        self.sampler, self.pool = sampler, pool
 
     def __len__(self) -> int:
-        """Batches."""
+        """Number of batches."""
         return len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """The first one is asked for when no process is at work: the loader waits for that."""
-        self.blocks.forget()
+        """Yield :class:`BatchKeys`; workers are idle when the loader asks for the first one."""
+        self.pool.reclaim()
         for keys in self.sampler:
-            yield Keys(keys, self.blocks.ask())
+            yield BatchKeys(keys, self.pool.acquire())
 
 
-def fill(block: Block | None, lists: Mapping[str, Sequence[Tensor]]) -> Placed | None:
-    """Stack each list of tensors in a block, in a loader's process.
+def stack_into(block: Block, lists: Mapping[str, Sequence[Tensor]]) -> SharedTensors | None:
+    """Stack each list of tensors in a block, in a worker.
 
     Returns:
-        ``None`` where that cannot be: there was no free block, the tensors are larger than it, or
-        the process did not inherit its memory.
+        ``None`` if the tensors do not fit, or if the process did not inherit the pool.
     """
-    pool = None if block is None else _pools.get(block.pool)
-    return None if block is None or pool is None else pool.fill(block.number, lists)
+    pool = _pools.get(block.pool)
+    return None if pool is None else pool.stack(block.index, lists)

@@ -51,7 +51,7 @@ def measure(
     return {m.name: _of_row(folder, m, places) for m in rows if not m.is_labels}
 
 
-def fill_in(rows: Sequence[Modality], root: str | Path) -> list[Modality]:
+def resolve_statistics(rows: Sequence[Modality], root: str | Path) -> list[Modality]:
     """Rows with ``normalization: computed`` as ``mean_std`` rows with the statistics of ``root``.
 
     A row with a ``source`` takes those of its source.
@@ -75,7 +75,7 @@ def _filled(m: Modality, statistics: Statistics | None) -> Modality:
     )
 
 
-def disagreements(
+def statistics_mismatches(
     measured: Mapping[str, Statistics], trained: Sequence[Modality], source: str
 ) -> list[str]:
     """Warnings about data that is nowhere near what a checkpoint was trained on.
@@ -114,7 +114,7 @@ def disagreements(
 
 
 def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
-    """What :func:`disagreements` says about a data set and a weight file.
+    """What :func:`statistics_mismatches` says about a data set and a weight file.
 
     Files that do not describe their model (published ones, ViTs) know no statistics.
     """
@@ -124,7 +124,9 @@ def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
         return []
     rows = [m for m in dataset.folder.modalities if m.normalization == "mean_std"]
     try:
-        return disagreements(measure(dataset.folder, rows, WARNING_IMAGES), trained, weights)
+        return statistics_mismatches(
+            measure(dataset.folder, rows, WARNING_IMAGES), trained, weights
+        )
     except UserError as err:  # nothing to compare; a run need not end for that
         return [f"warning: {err}"]
 

@@ -218,8 +218,8 @@ class Classification(Finetuning):
             self.cfg,
             self.inputs,
             [HeadSpec(HEAD, target, len(names), options)],
-            framing="crop",
-            crop_share=self._crop_share,
+            resize_mode="crop",
+            crop_pct=self._crop_pct,
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
@@ -235,7 +235,7 @@ class Classification(Finetuning):
             return []
         folder = self._folder(path)
         check_classes(folder, self.classes)
-        size, crop = self.cfg.model.input_size, self._crop_share
+        size, crop = self.cfg.model.input_size, self._crop_pct
         limit = data.max_val_images if split == "eval" else None
         dataset = self._dataset(folder, ClassEvalTransform(self.inputs, size, crop), limit)
         loader = eval_loader(dataset, self.cfg, self.world)
@@ -250,7 +250,7 @@ class Classification(Finetuning):
         return evaluators
 
     @property
-    def _crop_share(self) -> float:
+    def _crop_pct(self) -> float:
         """Share of the largest square's sides that evaluation sees."""
         return self.cfg.data.crop_pct or DEFAULT_CROP_PCT
 

@@ -138,7 +138,7 @@ class DepthFinetuning(Finetuning):
             self.cfg,
             self.inputs,
             [self.target.head_spec(model.head)],
-            framing="whole",
+            resize_mode="whole",
             learnable_pos_emb=model.learnable_pos_emb,
         )
         return DepthTask(built, self.inputs, [self.target], self.cfg.optim.loss)

@@ -17,7 +17,7 @@ from multimae.multimae import MultiViT
 from multimae.specs.heads import HeadSpec, reads_all_layers
 from multimae.specs.modalities import Modality
 from multimae.specs.sizes import MULTIVIT, encoder_shape
-from multimae.specs.spec import Framing, ModelSpec
+from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.pretrained import save_model
 from utils.checkpoint.files import best_checkpoint, resume
 from utils.checkpoint.start_weights import REPORT, load_pretrained
@@ -209,8 +209,8 @@ def build_model(
     inputs: Sequence[Modality],
     heads: Sequence[HeadSpec],
     *,
-    framing: Framing,
-    crop_share: float = 1.0,
+    resize_mode: ResizeMode,
+    crop_pct: float = 1.0,
     learnable_pos_emb: bool = False,
     **dropout: float,
 ) -> MultiViT:
@@ -220,8 +220,8 @@ def build_model(
         cfg: The configuration.
         inputs: Rows of the inputs.
         heads: What is predicted.
-        framing: How evaluation brings images to the model's size.
-        crop_share: Of ``crop``.
+        resize_mode: How evaluation brings images to the model's size.
+        crop_pct: Of ``crop``.
         learnable_pos_emb: Train the position tables.
         **dropout: Rates, as for :class:`multimae.MultiViT`.
 
@@ -237,9 +237,9 @@ def build_model(
         num_global_tokens=model.num_global_tokens,
         heads=tuple(heads),
         learnable_pos_emb=learnable_pos_emb,
-        padding_class=framing == "pad",
-        framing=framing,
-        crop_share=crop_share,
+        padding_class=resize_mode == "pad",
+        resize_mode=resize_mode,
+        crop_pct=crop_pct,
     )
     try:
         if spec.kind != MULTIVIT:

@@ -155,7 +155,7 @@ class PretrainTask(Task):
         device = next(iter(targets.x.values())).device
         layout = self.model.layout_of({m.name: targets.x[m.name] for m in self.inputs})
         masks = self.masks.draw(
-            layout, position, batch.whole_size, device, batch.rows, batch.present
+            layout, position, batch.full_size, device, batch.sample_indices, batch.present
         )
         losses = self._compute(targets, masks)
         weighted = self.balancer(losses)

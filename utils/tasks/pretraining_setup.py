@@ -20,7 +20,7 @@ from utils.data.batches import collate
 from utils.data.dataset import MultiModalDataset, build_eval_loader, check_samples
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import EvalBatchSampler
-from utils.data.statistics import fill_in, statistics_warnings
+from utils.data.statistics import resolve_statistics, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.distributed.world import World
 from utils.logs.errors import UserError
@@ -55,7 +55,7 @@ def modality_rows(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
         for name, m in cfg.table().items()
     }
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
-    rows = {m.name: m for m in fill_in(wanted, cfg.data.data_path)}
+    rows = {m.name: m for m in resolve_statistics(wanted, cfg.data.data_path)}
     return select(rows, cfg.in_names), select(rows, cfg.out_names)
 
 

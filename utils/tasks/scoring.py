@@ -28,7 +28,11 @@ def predictions(
     batch is therefore filled up with copies, whose outputs are dropped: what is predicted for a
     sample does not depend on the number of processes.
     """
-    rows = loader.batch_sampler.rows if isinstance(loader.batch_sampler, EvalBatchSampler) else 0
+    rows = (
+        loader.batch_sampler.max_batch_size
+        if isinstance(loader.batch_sampler, EvalBatchSampler)
+        else 0
+    )
     for loaded in loader:
         batch: Batch = loaded.to(device)
         x = {name: _filled_up(value, rows) for name, value in task.prepare(batch).items()}

@@ -74,7 +74,7 @@ class Segmentation(Finetuning):
             cfg,
             self.inputs,
             [HeadSpec(HEAD, self.target, channels, cfg.model.head)],
-            framing="pad",
+            resize_mode="pad",
             learnable_pos_emb=cfg.model.learnable_pos_emb,
         )
         return SegmentTask(

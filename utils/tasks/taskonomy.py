@@ -70,7 +70,7 @@ class Taskonomy(Finetuning):
             self.cfg,
             self.inputs,
             [target.head_spec(model.head) for target in self.targets],
-            framing="whole",
+            resize_mode="whole",
             learnable_pos_emb=model.learnable_pos_emb,
         )
         return TaskonomyTask(built, self.inputs, self.targets, "l1")

@@ -80,7 +80,7 @@ def _train_epoch(run: Run) -> bool:
     state, plan, log = run.state, run.plan, run.log
     end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
     run.clock.reset()
-    batches = run.clock.watch(run.stream.at(state.step * plan.accum_steps))
+    batches = run.clock.watch(run.stream.seek(state.step * plan.accum_steps))
     while state.step < end:
         lr = plan.schedule.apply(state.optimizer, state.step)
         micro = list(islice(batches, plan.accum_steps))

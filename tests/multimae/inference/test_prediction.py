@@ -69,7 +69,7 @@ def test_labels(data: Path, tmp_path: Path, head: str) -> None:
     run_finetuning_semseg.main(semseg_run(data, tmp_path, *ONE_EPOCH, *options))
     path = tmp_path / "model.safetensors"
     model = MultiMAE.from_pretrained(path)
-    assert type(model) is MultiViT and read_spec(path).framing == "pad"
+    assert type(model) is MultiViT and read_spec(path).resize_mode == "pad"
     images = wide_photo(data, tmp_path)
     guess: Any = model.predict(images)["semseg"]
     rows = model.spec.inputs

@@ -22,7 +22,7 @@ from tests.support.scenes import ON_CPU
 from tools.make_modalities import main as make_modalities
 from tools.report.run_log import read_log
 from utils.data.folders import MultiModalFolder
-from utils.data.statistics import Statistics, disagreements, fill_in, measure
+from utils.data.statistics import Statistics, measure, resolve_statistics, statistics_mismatches
 from utils.logs.errors import UserError
 
 REPO = Path(__file__).parents[3]
@@ -97,7 +97,7 @@ def test_statistics_are_those_of_the_pixels_with_a_value(tmp_path: Path) -> None
         "a", num_channels=2, normalization="computed", no_data=0, interpolation="nearest"
     )
     copy = Modality("b", num_channels=2, normalization="computed", source="a")
-    filled, followed = fill_in([row, copy], tmp_path)
+    filled, followed = resolve_statistics([row, copy], tmp_path)
     known = images[:, 2:].reshape(-1, 2) / 255
     np.testing.assert_allclose(filled.mean, known.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(filled.std, known.std(axis=0), rtol=1e-6)
@@ -106,24 +106,26 @@ def test_statistics_are_those_of_the_pixels_with_a_value(tmp_path: Path) -> None
     for i in range(1, 5):
         np.save(tmp_path / f"a/{i}.npy", np.full((8, 8, 2), 7, np.uint8))
     with pytest.raises(UserError, match="constant"):
-        fill_in([row], tmp_path)
+        resolve_statistics([row], tmp_path)
 
 
 def test_statistics_that_disagree_with_the_checkpoints_are_a_warning(tmp_path: Path) -> None:
     row = Modality("heat", num_channels=1, mean=(0.3,), std=(0.05,))
-    assert disagreements({"heat": Statistics((0.42,), (0.05,), 9)}, [row], "w") == []
-    (warning,) = disagreements({"heat": Statistics((0.50,), (0.05,), 9)}, [row], "w.safetensors")
+    assert statistics_mismatches({"heat": Statistics((0.42,), (0.05,), 9)}, [row], "w") == []
+    (warning,) = statistics_mismatches(
+        {"heat": Statistics((0.50,), (0.05,), 9)}, [row], "w.safetensors"
+    )
     for part in ("'heat'", "0.5", "0.3", "4.0 standard deviations", "9 images", "w.safetensors"):
         assert part in warning
-    (warning,) = disagreements({"heat": Statistics((0.3,), (0.0005,), 9)}, [row], "w")
+    (warning,) = statistics_mismatches({"heat": Statistics((0.3,), (0.0005,), 9)}, [row], "w")
     assert "spread x 0.01" in warning
     robust = make_table({"heat": {"normalization": "robust"}}, {"heat": row})["heat"]
-    assert disagreements({"heat": Statistics((9.0,), (1.0,), 9)}, [robust], "w") == []
+    assert statistics_mismatches({"heat": Statistics((9.0,), (1.0,), 9)}, [robust], "w") == []
     (tmp_path / "heat").mkdir()
     values = np.random.default_rng(0).normal(0.9, 0.05, (32, 32)) * 255
     np.save(tmp_path / "heat/a.npy", values.clip(0, 255).astype(np.uint8))
     found = measure(MultiModalFolder(tmp_path, [row]), [row])
-    assert disagreements(found, [row], "w")
+    assert statistics_mismatches(found, [row], "w")
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "cross_entropy"])

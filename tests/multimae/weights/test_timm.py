@@ -32,7 +32,7 @@ CLASSES = Modality("kind", kind="labels", num_classes=7, interpolation="nearest"
 def model() -> MultiMAE:
     """Every parameter random, biases, norms and positions too."""
     torch.manual_seed(0)
-    spec = ModelSpec("pretrain_multimae_tiny", ROWS, ROWS, image_size=64, crop_share=0.8)
+    spec = ModelSpec("pretrain_multimae_tiny", ROWS, ROWS, image_size=64, crop_pct=0.8)
     return randomized(MultiMAE.from_spec(spec))
 
 

@@ -16,7 +16,7 @@ from tests.support.prepared import WORLD, digests, files_of, read_all, refusal, 
 from tools import prepare_taskonomy
 from utils.config.parse import parse_config
 from utils.config.taskonomy_options import TaskonomyConfig
-from utils.data.sets.taskonomy_views import TaskonomyFolder, buildings_of, taskonomy_rows
+from utils.data.sets.taskonomy_views import TaskonomyFolder, buildings_of, taskonomy_modalities
 from utils.tasks.taskonomy import Taskonomy
 
 TASKS = ("rgb", "depth_zbuffer", "edge_texture", "normal")
@@ -184,7 +184,7 @@ def test_incomplete_views_are_named_or_skipped(
     line = capsys.readouterr().out
     assert "1 incomplete, skipped, 2 written; val" in line and "val 3 incomplete, skipped" in line
     # What is there is paired, in the reader's eyes, too.
-    rows = [taskonomy_rows()[task] for task in TASKS]
+    rows = [taskonomy_modalities()[task] for task in TASKS]
     folder = TaskonomyFolder(tmp_path / "out", rows, buildings_of(tmp_path / "out", "train"))
     assert len(folder) == 5
 

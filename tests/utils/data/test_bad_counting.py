@@ -88,15 +88,15 @@ class TestResumed:
         write_scenes(tmp_path / "data", 8)
         self.spoil(tmp_path, monkeypatch)
         self.run(tmp_path)
-        assert capsys.readouterr().out.count("left out bad sample") == 2
+        assert capsys.readouterr().out.count("skipped bad sample") == 2
         folder = tmp_path / "out/checkpoints"
         assert self.state(folder / "checkpoint-1.pth")["left_out"] == ["a/000", "b/003"]
         (folder / "checkpoint-3.pth").unlink()
         (tmp_path / "data/rgb/a/002.jpg").write_bytes(b"")
         self.run(tmp_path)
         out = capsys.readouterr().out
-        assert "resumed from" in out and out.count("left out bad sample") == 1
-        assert "left out bad sample 3, a/002" in out
+        assert "resumed from" in out and out.count("skipped bad sample") == 1
+        assert "bad sample 3, a/002" in out
         newest = self.state(folder / "checkpoint-3.pth")
         assert newest["left_out"] == ["a/000", "a/002", "b/003"]
         (folder / "checkpoint-3.pth").unlink()

@@ -177,8 +177,8 @@ class TestEveryKind:
         first, *others = batches(folder, workers, skip_bad=True)
         ((name, problem),) = first.bad
         assert name == KEY and str(path) in problem
-        assert first.rows == (0, 1, 3) and first.whole_size == 4
-        assert all(not b.bad and b.rows is None and len(b) == 4 for b in others)
+        assert first.sample_indices == (0, 1, 3) and first.full_size == 4
+        assert all(not b.bad and b.sample_indices is None and len(b) == 4 for b in others)
         kept = [i for i in range(COUNT) if i != PLACE]
         assert [n for b in (first, *others) for n in b.names] == [clean.names[i] for i in kept]
         for kind, images in clean.images.items():
@@ -257,11 +257,11 @@ def test_what_others_lack_does_not_change_the_views_chosen(tmp_path: Path) -> No
 def test_a_batch_of_bad_samples_only(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [BadSample(f"a/{i}", f"/data/a/{i}.png: empty") for i in range(3)]
     batch = collate(bad)
-    assert (batch.images, batch.names, batch.bad, batch.rows) == ({}, [], bad, ())
-    assert len(batch) == 0 and batch.whole_size == 3
+    assert (batch.images, batch.names, batch.bad, batch.sample_indices) == ({}, [], bad, ())
+    assert len(batch) == 0 and batch.full_size == 3
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     mixed = collate([Sample({"x": torch.ones(2)}, "a/9"), *bad])
     for each in (batch, mixed):
         assert each.to("cpu") == each and each.pin_memory() == each
-    assert mixed.rows == (0,) and mixed.names == ["a/9"]
-    assert collate([Sample({"x": torch.ones(2)}, "a/9")]).rows is None
+    assert mixed.sample_indices == (0,) and mixed.names == ["a/9"]
+    assert collate([Sample({"x": torch.ones(2)}, "a/9")]).sample_indices is None

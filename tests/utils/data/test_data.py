@@ -106,13 +106,13 @@ def test_a_stream_goes_on_over_the_ends_of_epochs(root, num_workers):
         expected += [batch.names for batch in loader]
     per_epoch = len(sampler)
     stream = BatchStream(loader, sampler, per_epoch, 3 * per_epoch)
-    first = [batch.names for batch in itertools.islice(stream.at(0), per_epoch)]
+    first = [batch.names for batch in itertools.islice(stream.seek(0), per_epoch)]
     iterator = stream._batches
-    rest = [batch.names for batch in stream.at(per_epoch)]
+    rest = [batch.names for batch in stream.seek(per_epoch)]
     assert first + rest == expected and stream._batches is iterator
-    back = [batch.names for batch in itertools.islice(stream.at(1), per_epoch)]
+    back = [batch.names for batch in itertools.islice(stream.seek(1), per_epoch)]
     assert back == expected[1 : per_epoch + 1] and stream._batches is not None
-    again = [batch.names for batch in stream.at(1)]  # thrown away: it had gone on
+    again = [batch.names for batch in stream.seek(1)]  # thrown away: it had gone on
     assert again == expected[1:]
 
 
@@ -130,7 +130,7 @@ def test_workers_go_on_with_the_next_epoch(root):
     sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
     loader = build_train_loader(dataset, sampler, num_workers=1, pin_memory=False)
     stream = BatchStream(loader, sampler, len(sampler), 2 * len(sampler))
-    list(itertools.islice(stream.at(0), len(sampler)))
+    list(itertools.islice(stream.seek(0), len(sampler)))
     epochs = [seen.get(timeout=20) for _ in range(2 * len(sampler) + 1)]
     assert epochs[-1] == 1
 

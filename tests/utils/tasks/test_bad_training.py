@@ -83,7 +83,7 @@ def test_the_training_step_takes_the_rows_of_the_batch(
     task(collate([data[key] for key in keys]), position)
     data.folder.path(1, task.inputs[0]).write_bytes(b"")
     batch = collate([data[key] for key in keys])
-    assert batch.rows == (0, 2, 3)
+    assert batch.sample_indices == (0, 2, 3)
     assert task(batch, position).loss.isfinite()
     whole, part = seen
     kept = [0, 2, 3]

@@ -64,7 +64,7 @@ TASKS: dict[str, tuple[Modality, int]] = {
 }
 
 
-def taskonomy_rows() -> ModalityTable:
+def taskonomy_modalities() -> ModalityTable:
     """Rows of all tasks by name."""
     return {name: row for name, (row, _) in TASKS.items()}
 
