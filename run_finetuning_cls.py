@@ -15,7 +15,7 @@ from utils.config.cls_options import ClsConfig
 from utils.config.parse import parse_config
 from utils.distributed.script import run_script
 from utils.distributed.world import init_world, shutdown
-from utils.tasks.classification import Classification
+from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.finetuning import finetune
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, join the other processes, fine-tune."""
     cfg = parse_config(ClsConfig, argv)
     world = init_world(cfg.runtime)
-    finetune(cfg, world, Classification(cfg, world))
+    finetune(cfg, world, ClassificationFinetuning(cfg, world))
     shutdown()
 
 

@@ -16,14 +16,14 @@ from utils.config.semseg_options import SemsegConfig
 from utils.distributed.script import run_script
 from utils.distributed.world import init_world, shutdown
 from utils.tasks.finetuning import finetune
-from utils.tasks.segmentation_setup import Segmentation
+from utils.tasks.segmentation import SegmentationFinetuning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, join the other processes, fine-tune."""
     cfg = parse_config(SemsegConfig, argv)
     world = init_world(cfg.runtime)
-    finetune(cfg, world, Segmentation(cfg, world))
+    finetune(cfg, world, SegmentationFinetuning(cfg, world))
     shutdown()
 
 

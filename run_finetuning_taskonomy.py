@@ -16,14 +16,14 @@ from utils.config.taskonomy_options import TaskonomyConfig
 from utils.distributed.script import run_script
 from utils.distributed.world import init_world, shutdown
 from utils.tasks.finetuning import finetune
-from utils.tasks.taskonomy import Taskonomy
+from utils.tasks.taskonomy import TaskonomyFinetuning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, join the other processes, fine-tune."""
     cfg = parse_config(TaskonomyConfig, argv)
     world = init_world(cfg.runtime)
-    finetune(cfg, world, Taskonomy(cfg, world))
+    finetune(cfg, world, TaskonomyFinetuning(cfg, world))
     shutdown()
 
 

@@ -16,22 +16,20 @@ from multimae.weights.pretrained import save_model
 from utils.checkpoint.files import resume
 from utils.config.parse import parse_config, to_flat_dict
 from utils.config.pretrain_options import PretrainConfig
-from utils.data.dataset import build_train_loader
-from utils.data.samplers import GlobalBatchSampler
 from utils.distributed.script import run_script
 from utils.distributed.sharding import shard
 from utils.distributed.world import World, init_world, shutdown
 from utils.logs.logger import RunLogger
 from utils.logs.paths import prepare_output_dir
-from utils.tasks.pretraining_setup import (
-    build_evaluators,
+from utils.tasks.loaders import train_loader
+from utils.tasks.pretraining import (
     build_task,
     build_train_set,
-    modality_rows,
-    optimizer_for,
-    start_from,
+    load_init_weights,
+    pretrain_optimizer,
+    run_modalities,
 )
-from utils.tasks.reconstruction import GOAL
+from utils.tasks.reconstruction import GOAL, build_evaluators
 from utils.training.loop import fit
 from utils.training.plan import make_plan
 from utils.training.precision import choose_precision
@@ -51,34 +49,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(cfg: PretrainConfig, world: World) -> None:
     """Data, model, optimiser, loop."""
-    data, runtime, output_dir = cfg.data, cfg.runtime, cfg.checkpoint.output_dir
+    runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
     prepare_output_dir(output_dir, cfg, world)
     seed_everything(runtime.seed)
 
-    inputs, outputs = modality_rows(cfg)
+    inputs, outputs = run_modalities(cfg)
     task = build_task(cfg, inputs, outputs).to(world.device)
-    train_set = build_train_set(cfg, task.rows)
-    sampler = GlobalBatchSampler(
-        len(train_set),
-        runtime.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=runtime.seed,
-    )
-    loader = build_train_loader(
-        train_set,
-        sampler,
-        num_workers=data.num_workers,
-        pin_memory=data.pin_mem,
-        held=cfg.optim.update_freq,
-    )
+    train_set = build_train_set(cfg, task.modalities)
+    loader, sampler = train_loader(cfg, train_set, world)
 
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
     precision = choose_precision(runtime.precision, world.device)
     blueprint = shard(task, (), world, runtime, precision)
     state = TrainState(
         task,
-        optimizer_for(cfg, task),
+        pretrain_optimizer(cfg, task),
         precision.scaler(),
         global_batch=plan.global_batch,
         config=to_flat_dict(cfg),
@@ -96,7 +81,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
         if taken is not None:
             logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
         else:
-            for line in start_from(cfg, task, train_set):
+            for line in load_init_weights(cfg, task, train_set):
                 logger.say(line)
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
         fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL))

@@ -18,7 +18,7 @@ from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
 from utils.tasks.depth_estimation import DepthFinetuning
-from utils.tasks.segmentation_setup import Segmentation
+from utils.tasks.segmentation import SegmentationFinetuning
 
 REPO = Path(__file__).parents[2]
 WORLD = World(0, 1, torch.device("cpu"))
@@ -63,7 +63,7 @@ def train_set(config: str, root: Path, split: str = "train") -> MultiModalDatase
     ]
     if config.startswith("depth"):
         return DepthFinetuning(parse_config(DepthConfig, arguments), WORLD).train_set()
-    return Segmentation(parse_config(SemsegConfig, arguments), WORLD).train_set()
+    return SegmentationFinetuning(parse_config(SemsegConfig, arguments), WORLD).train_set()
 
 
 def read_all(dataset: MultiModalDataset) -> None:

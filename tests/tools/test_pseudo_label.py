@@ -32,7 +32,7 @@ from utils.data.batches import collate
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import SampleKey
 from utils.logs.errors import UserError
-from utils.tasks.pretraining_setup import build_train_set, modality_rows
+from utils.tasks.pretraining import build_train_set, run_modalities
 from utils.training.precision import choose_precision
 
 REPO = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def labelled(photos: Path, models: list[str], tmp_path_factory: pytest.TempPathF
 def test_pretraining_reads_them_with_the_published_config(labelled: Path, photos: Path) -> None:
     more = ["--data_path", str(labelled), "--input_size", "32", "--num_workers", "0"]
     cfg = parse_config(PretrainConfig, ["--config", str(PUBLISHED), *more])
-    rows = [row for part in modality_rows(cfg) for row in part]
+    rows = [row for part in run_modalities(cfg) for row in part]
     dataset = build_train_set(cfg, list(dict.fromkeys(rows)))  # reads and checks every file
     assert len(dataset) == 8
     batch = collate([dataset[SampleKey(0, i)] for i in range(len(dataset))])

@@ -22,8 +22,7 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import PretrainTask
-from utils.tasks.pretraining_setup import build_task, optimizer_for
+from utils.tasks.pretraining import PretrainTask, build_task, pretrain_optimizer
 from utils.training.plan import make_plan
 from utils.training.precision import Precision, choose_precision
 from utils.training.state import TrainState
@@ -78,7 +77,7 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
     task = task.to(world.device)
     task.model.checkpoint_gradients(on=cfg.bench.grad_checkpointing)
     plan = make_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
-    state = TrainState(task, optimizer_for(options, task), precision.scaler())
+    state = TrainState(task, pretrain_optimizer(options, task), precision.scaler())
     stepper = Stepper(state, world, plan, precision, options.optim, options.runtime)
     batch = synthetic_batch(list(task.inputs), options.model.input_size, cfg.bench.batch)
     batch = batch.to(world.device)
@@ -113,7 +112,7 @@ def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
     parameters = [p for p in task.parameters() if p.requires_grad]
 
     def losses(i: int) -> dict[str, Tensor]:
-        x = prepare(batch.images, task.rows)
+        x = prepare(batch.images, task.modalities)
         layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
         position = StepPosition(i, 0, len(batch))
         masks = task.masks.draw(layout, position, len(batch), world.device)

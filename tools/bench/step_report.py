@@ -18,8 +18,7 @@ from utils.config.options import RuntimeOptions
 from utils.config.pretrain_options import PretrainConfig
 from utils.distributed.world import World, init_world
 from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import PretrainTask
-from utils.tasks.pretraining_setup import optimizer_for
+from utils.tasks.pretraining import PretrainTask, pretrain_optimizer
 from utils.training.seeding import seed_everything
 
 Row = dict[str, Any]
@@ -100,7 +99,7 @@ def _optimiser_seconds(
     options: PretrainConfig, task: PretrainTask, contender: Contender, world: World
 ) -> float:
     """An update of all weights, by a rate of 0."""
-    optimizer = optimizer_for(options, task)
+    optimizer = pretrain_optimizer(options, task)
     for p in contender.parameters:
         p.grad = torch.zeros_like(p)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -115,7 +114,7 @@ def _shares(
     optimiser_seconds: float,
 ) -> dict[str, float]:
     b = cfg.bench
-    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.rows)
+    x = prepare(synthetic_batch(list(task.inputs), b.input_size, b.batch).images, task.modalities)
     x = {name: value.to(world.device) for name, value in x.items()}
     layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
     masks = task.masks.draw(layout, StepPosition(0, 0, b.batch), b.batch, world.device)

@@ -22,13 +22,13 @@ from utils.config.parse import to_flat_dict
 from utils.data.dataset import MultiModalDataset
 from utils.distributed.world import World
 from utils.tasks import finetuning as finetune
-from utils.tasks import pretraining_setup as pretrain_setup
+from utils.tasks import pretraining
 from utils.tasks.base import Task
-from utils.tasks.classification import Classification
+from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
 from utils.tasks.finetuning import Finetuning
-from utils.tasks.segmentation_setup import Segmentation
-from utils.tasks.taskonomy import Taskonomy
+from utils.tasks.segmentation import SegmentationFinetuning
+from utils.tasks.taskonomy import TaskonomyFinetuning
 from utils.training.ema import average
 from utils.training.plan import RunPlan, make_plan
 from utils.training.precision import Precision, choose_precision
@@ -36,11 +36,11 @@ from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper
 
-_JOBS: dict[type[Any], Callable[[Any, World], Finetuning]] = {
-    ClsPlan: Classification,
-    SemsegPlan: Segmentation,
+_JOBS: dict[type[Any], Callable[[Any, World], Finetuning[Any]]] = {
+    ClsPlan: ClassificationFinetuning,
+    SemsegPlan: SegmentationFinetuning,
     DepthPlan: DepthFinetuning,
-    TaskonomyPlan: Taskonomy,
+    TaskonomyPlan: TaskonomyFinetuning,
 }
 
 
@@ -100,15 +100,15 @@ def set_up(cfg: PlanConfig, world: World) -> PlannedRun:
     """
     seed_everything(cfg.runtime.seed)
     if isinstance(cfg, PretrainPlan):
-        inputs, outputs = pretrain_setup.modality_rows(cfg)
-        pretraining = pretrain_setup.build_task(cfg, inputs, outputs).to(world.device)
-        train_set = pretrain_setup.build_train_set(cfg, pretraining.rows)
-        optimizer = pretrain_setup.optimizer_for(cfg, pretraining)
+        inputs, outputs = pretraining.run_modalities(cfg)
+        pretrain_task = pretraining.build_task(cfg, inputs, outputs).to(world.device)
+        train_set = pretraining.build_train_set(cfg, pretrain_task.modalities)
+        optimizer = pretraining.pretrain_optimizer(cfg, pretrain_task)
         rates: dict[str, float | None] = {"blr": cfg.optim.blr}
-        return _run(cfg, world, pretraining, optimizer, train_set, cfg.runtime.precision, rates)
+        return _run(cfg, world, pretrain_task, optimizer, train_set, cfg.runtime.precision, rates)
     job = _JOBS[type(cfg)](cfg, world)
     task = job.build_task().to(world.device)
-    optimizer = finetune.optimizer_for(cfg, task)
+    optimizer = finetune.finetune_optimizer(cfg, task)
     return _run(cfg, world, task, optimizer, job.train_set(), cfg.precision, cfg.optim.rates)
 
 

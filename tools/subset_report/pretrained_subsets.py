@@ -22,7 +22,7 @@ from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.logs.errors import UserError
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
-from utils.tasks.reconstruction import EVAL_SEED, TrivialPredictor
+from utils.tasks.reconstruction import EVAL_SEED, ConstantBaseline
 
 VISIBLE = 1 / 6  # as in pre-training: 98 of 588, 32 of 192
 
@@ -108,7 +108,7 @@ class _Scorer:
         task = PretrainTask(model, spec.inputs, spec.outputs, spec.patch_size, MaskOptions(1))
         self.task, self.batch_size = task, batch_size
         self.device = next(task.model.parameters()).device
-        self.trivial = TrivialPredictor(task, map(self._batch, self._starts()))
+        self.trivial = ConstantBaseline(task, map(self._batch, self._starts()))
         self.columns = tuple(m.name for m in task.outputs)
         self.all = subsets([m.name for m in task.inputs])
 
@@ -176,7 +176,7 @@ class _Scorer:
         trivial: Losses = {name: [] for name in self.columns}
         for start in self._starts():
             batch = self._batch(start)
-            targets = Targets.of(batch.to(self.device), self.task.rows)
+            targets = Targets.from_batch(batch.to(self.device), self.task.modalities)
             indices = range(start, start + len(batch))
             out = self.task.model.forward_patches(
                 {name: targets.x[name] for name in subset},

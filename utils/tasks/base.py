@@ -1,4 +1,4 @@
-"""The interface between the loop and what is trained."""
+"""The interface between the training loop and the tasks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from utils.data.batches import Batch
 
 
 class StepPosition(NamedTuple):
-    """Where a batch stands in the run, so that randomness can be a function of it.
+    """Where a batch stands in the run; masks are a function of it and the seed.
 
     Attributes:
-        step: The update the batch belongs to, from 0.
-        first_row: Place of its first sample among the samples of that update over all processes.
-        num_rows: Samples of that update over all processes.
+        step: Optimiser step, from 0.
+        first_sample: Index of the batch's first sample in the global batch of that step.
+        num_samples: Size of that global batch.
     """
 
     step: int
-    first_row: int
-    num_rows: int
+    first_sample: int
+    num_samples: int
 
 
 class StepOutput(NamedTuple):
-    """Loss to minimise (scalar with a graph) and detached scalars to log, on the device."""
+    """Scalar loss with its graph, and detached scalars to log, on the device."""
 
     loss: Tensor
     logs: dict[str, Tensor]
 
 
 class Task(nn.Module, ABC):
-    """Owns the model and its losses; wrapped once for distribution.
+    """Owns the model and its losses; wrapped once for distributed training.
 
     Attributes:
-        model: What is trained and saved.
-        fp32_output_adapters: Outputs computed in float32.
+        model: The model, which checkpoints store.
+        fp32_output_adapters: Names of the outputs computed in float32.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Task(nn.Module, ABC):
         """Losses of one batch."""
 
     def extra_state_dict(self) -> dict[str, Any]:
-        """State beside the model's: parameters and buffers of balancer and losses."""
+        """Parameters and buffers of balancer and losses, without the model's."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("model.")}
 
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,13 +56,17 @@ class Task(nn.Module, ABC):
         self.load_state_dict({**own, **state}, strict=True)
 
 
-class Pictures:
-    """Marks evaluators that draw and give no numbers: they may run less often."""
-
-
 class Evaluator(Protocol):
-    """Something that scores a model."""
+    """Scores a model."""
 
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Metrics by name, equal on all processes; ``step`` names the pictures it may write."""
+        """Metrics by name, equal on all processes; ``step`` names the pictures it writes."""
         ...
+
+
+class PictureEvaluator(ABC):
+    """An evaluator that logs pictures and returns no metrics; it may run less often."""
+
+    @abstractmethod
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Log the pictures of ``step``."""

@@ -1,25 +1,25 @@
-"""Classification: batch -> loss, accuracies and pictures; data of the script."""
+"""Image classification: loss, accuracy, pictures, and the setup of the script."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from multimae.multimae import MultiViT
-from multimae.plotting.pictures import to_picture
+from multimae.plotting.colours import Picture
 from multimae.plotting.predictions import prediction_grid
 from multimae.specs.heads import HeadSpec, LinearOptions
-from multimae.specs.modalities import Modality, select
+from multimae.specs.modalities import Modality
 from utils.config.cls_options import ClsConfig, ClsDataOptions
 from utils.config.finetune_options import Split
-from utils.data.batches import Batch, collate
-from utils.data.dataset import MultiModalDataset, check_samples
+from utils.data.batches import Batch
+from utils.data.dataset import MultiModalDataset
 from utils.data.folders import MultiModalFolder
 from utils.data.sets.class_folders import (
     DEFAULT_CROP_PCT,
@@ -31,29 +31,25 @@ from utils.data.sets.class_folders import (
     find_classes,
     mix,
 )
-from utils.data.transforms import JointTransform
 from utils.distributed.world import World
-from utils.logs.logger import RunLogger
-from utils.tasks.base import Evaluator, Pictures, StepOutput, StepPosition
+from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.finetuning import (
-    CHECKED_SAMPLES,
     FinetuneTask,
     Finetuning,
+    PredictionPictures,
+    SplitEvaluator,
     build_model,
-    eval_loader,
+    class_names_to_score,
 )
-from utils.tasks.reconstruction import spread_keys
-from utils.tasks.scored_weights import class_names_to_score
-from utils.tasks.scoring import predictions
+from utils.tasks.loaders import build_dataset
 from utils.training.metrics import AccuracyMeter, MeanMeter
-from utils.training.precision import Precision
 from utils.training.state import Goal
 
 HEAD = "cls"
 
 
-class ClassifyTask(FinetuneTask):
-    """MultiViT with a linear head; cross-entropy, with soft targets where images are mixed."""
+class ClassificationTask(FinetuneTask):
+    """MultiViT with a linear head; cross-entropy, with soft targets under Mixup and CutMix."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class ClassifyTask(FinetuneTask):
         classes: ClassIndex,
         options: ClsDataOptions,
     ) -> None:
-        """Set up mixing and erasing as ``options`` say."""
+        """Set up Mixup, CutMix and random erasing as ``options`` say."""
         super().__init__(model, inputs)
         self.classes, self.smoothing = classes, options.smoothing
         self.mixup: Any = _mixup(options, len(classes)) if options.mixes else None
@@ -107,56 +103,30 @@ def _mixup(options: ClsDataOptions, num_classes: int) -> Any:
     )
 
 
-class AccuracyEvaluator:
-    """Accuracy of the best and of the five best classes over a whole set."""
-
-    def __init__(
-        self,
-        task: ClassifyTask,
-        loader: DataLoader[Any],
-        world: World,
-        precision: Precision,
-        split: str,
-    ) -> None:
-        """Score ``loader``."""
-        self.task, self.loader, self.world = task, loader, world
-        self.precision, self.split = precision, split
+class AccuracyEvaluator(SplitEvaluator[ClassificationTask]):
+    """Top-1 and top-5 accuracy over a split."""
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/acc1``, ``acc5`` (percent) and ``loss``."""
-        accuracy = AccuracyMeter(device=self.world.device)
-        mean = MeanMeter(["loss"], self.world.device)
         device = self.world.device
-        for batch, outputs in predictions(self.task, model, self.loader, self.precision, device):
+        accuracy, mean = AccuracyMeter(device=device), MeanMeter(["loss"], device)
+        for batch, outputs in self.predictions(model):
             logits, labels = outputs[HEAD], self.task.classes.ids(batch.names, device)
             accuracy.update(logits, labels)
             mean.update({"loss": F.cross_entropy(logits, labels, reduction="none")})
-        for meter in (accuracy, mean):
-            meter.load(self.world.sum(meter.state()))
-        values = {**accuracy.compute(), **mean.compute()}
-        return {f"{self.split}/{name}": value for name, value in values.items()}
+        return self.pooled(accuracy, mean)
 
 
-class ClassPictures(Pictures):
+class ClassPictures(PredictionPictures[ClassificationTask]):
     """Draws the inputs of a fixed batch with predicted and true class below."""
 
-    def __init__(
-        self, task: ClassifyTask, batch: Batch, precision: Precision, device: torch.device,
-        split: str, logger: RunLogger,
-    ) -> None:  # fmt: skip
-        """Draw ``batch``."""
-        self.task, self.batch, self.logger = task, batch, logger
-        self.precision, self.device, self.split = precision, device, split
-
-    @torch.inference_mode()
-    def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Send the picture to the logger; no numbers."""
-        x = self.task.prepare(self.batch.to(self.device))
-        with self.precision.autocast():
-            logits = self.task.predict(x, model)[HEAD].float()
-        shares, guesses = logits.softmax(dim=1).max(dim=1)
-        names, truth = self.task.classes.names, self.task.classes.ids(self.batch.names)
+    def draw(
+        self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
+    ) -> Image.Image:
+        """Compose the grid; captions give the classes."""
+        shares, guesses = outputs[HEAD].softmax(dim=1).max(dim=1)
+        names, truth = self.task.classes.names, self.task.classes.ids(batch.names)
         captions = [
             f"{'right' if guess == true else 'wrong'}: {names[guess]} ({share:.0%}), "
             f"truth: {names[true]}"
@@ -164,31 +134,31 @@ class ClassPictures(Pictures):
                 guesses.tolist(), shares.tolist(), truth.tolist(), strict=True
             )
         ]
-        columns = {m.name: [to_picture(row, m) for row in x[m.name]] for m in self.task.inputs}
-        grid = prediction_grid(columns, captions=captions)
-        self.logger.picture(f"predictions_{self.split}", step, grid)
-        return {}
+        return prediction_grid(inputs, captions=captions)
 
 
-class Classification(Finetuning):
-    """Image classification, scored by top-1 accuracy."""
+class ClassificationFinetuning(Finetuning[ClassificationTask]):
+    """Image classification; the best checkpoint has the highest top-1 accuracy."""
 
+    cfg: ClsConfig
     goal = Goal("eval/acc1")
+    scores = AccuracyEvaluator
+    pictures = ClassPictures
 
     def __init__(self, cfg: ClsConfig, world: World) -> None:
-        """Choose the rows, and find the classes.
+        """Select the inputs and find the classes.
 
-        They are the folders of the training set, or in scoring what the weights name, if they do.
+        Classes are the folders of the training set; when only scoring, those that the weights
+        name, if they do.
         """
-        self.cfg, self.world = cfg, world
-        self.inputs = select(cfg.table(), cfg.in_names)
+        super().__init__(cfg, world)
         named = class_names_to_score(cfg, HEAD) if cfg.scores_only else ()
         self.classes = (
-            ClassIndex(named) if named else find_classes(self.folder, cfg.data.nb_classes)
+            ClassIndex(named) if named else find_classes(self.train_folder, cfg.data.nb_classes)
         )
 
     @cached_property
-    def folder(self) -> MultiModalFolder:
+    def train_folder(self) -> MultiModalFolder:
         """Training images."""
         return self._folder(self.cfg.data.data_path, skip_bad=self.cfg.data.skips_bad)
 
@@ -198,9 +168,21 @@ class Classification(Finetuning):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return self._dataset(self.folder, transform, None, train=True)
+        return build_dataset(MultiModalDataset, self.cfg, self.train_folder, transform, train=True)
 
-    def build_task(self) -> ClassifyTask:
+    def eval_set(self, split: Split) -> MultiModalDataset | None:
+        """Centre crops of a split, checked."""
+        data = self.cfg.data
+        path = data.eval_data_path if split == "eval" else data.test_data_path
+        if not path:
+            return None
+        folder = self._folder(path)
+        check_classes(folder, self.classes)
+        transform = ClassEvalTransform(self.inputs, self.cfg.model.input_size, self._crop_pct)
+        limit = data.max_val_images if split == "eval" else None
+        return build_dataset(MultiModalDataset, self.cfg, folder, transform, limit=limit)
+
+    def build_task(self) -> ClassificationTask:
         """Model with a linear head."""
         model = self.cfg.model
         names = self.classes.names
@@ -223,57 +205,13 @@ class Classification(Finetuning):
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
-        return ClassifyTask(built, self.inputs, self.classes, self.cfg.data)
-
-    def evaluators(
-        self, split: Split, task: FinetuneTask, precision: Precision, logger: RunLogger
-    ) -> list[Evaluator]:
-        """Accuracy and pictures of a split; none without images."""
-        data, log = self.cfg.data, self.cfg.log
-        path = data.eval_data_path if split == "eval" else data.test_data_path
-        if not path or not isinstance(task, ClassifyTask):
-            return []
-        folder = self._folder(path)
-        check_classes(folder, self.classes)
-        size, crop = self.cfg.model.input_size, self._crop_pct
-        limit = data.max_val_images if split == "eval" else None
-        dataset = self._dataset(folder, ClassEvalTransform(self.inputs, size, crop), limit)
-        loader = eval_loader(dataset, self.cfg, self.world)
-        evaluators: list[Evaluator] = [
-            AccuracyEvaluator(task, loader, self.world, precision, split)
-        ]
-        if log.num_pictures and self.world.is_main:
-            batch = collate([dataset[key] for key in spread_keys(dataset, log.num_pictures)])
-            evaluators.append(
-                ClassPictures(task, batch, precision, self.world.device, split, logger)
-            )
-        return evaluators
+        return ClassificationTask(built, self.inputs, self.classes, self.cfg.data)
 
     @property
     def _crop_pct(self) -> float:
-        """Share of the largest square's sides that evaluation sees."""
+        """Share of the shorter side kept in evaluation."""
         return self.cfg.data.crop_pct or DEFAULT_CROP_PCT
 
     def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:
         root = data_root(path, self.inputs)
         return MultiModalFolder(root, self.inputs, skip_incomplete=skip_bad)
-
-    def _dataset(
-        self,
-        folder: MultiModalFolder,
-        transform: JointTransform,
-        limit: int | None,
-        train: bool = False,
-    ) -> MultiModalDataset:
-        skip_bad = train and self.cfg.data.skips_bad
-        dataset = MultiModalDataset(
-            folder,
-            transform,
-            seed=self.cfg.runtime.seed,
-            patch_size=self.cfg.model.patch_size,
-            limit=limit,
-            skip_bad=skip_bad,
-            fast_decode=train and self.cfg.data.fast_decode,
-        )
-        check_samples(dataset, CHECKED_SAMPLES, self.cfg.data.max_bad_samples)
-        return dataset

@@ -1,42 +1,48 @@
-"""Fine-tuning: the run that all four scripts share, and what each of them adds."""
+"""Fine-tuning: the run that the four scripts share, and the base classes of their tasks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
+from multimae.plotting.colours import Picture
+from multimae.plotting.pictures import to_picture
 from multimae.specs.heads import HeadSpec, reads_all_layers
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import Modality, select
 from multimae.specs.sizes import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
-from multimae.weights.pretrained import save_model
+from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
+from multimae.weights.pretrained import described, save_model
 from utils.checkpoint.files import best_checkpoint, resume
-from utils.checkpoint.start_weights import REPORT, load_pretrained
+from utils.checkpoint.start_weights import REPORT, fetch, load_pretrained
 from utils.config.finetune_options import FinetuneConfig, Split
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
-from utils.data.batches import Batch
-from utils.data.dataset import MultiModalDataset, build_eval_loader, build_train_loader
-from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler
+from utils.data.batches import Batch, collate
+from utils.data.dataset import MultiModalDataset
+from utils.data.samplers import EvalBatchSampler
 from utils.data.statistics import statistics_warnings
 from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.errors import UserError
 from utils.logs.logger import RunLogger
 from utils.logs.paths import prepare_output_dir
-from utils.tasks.base import Evaluator, Task
-from utils.tasks.scored_weights import checkpoint_to_score, load_scored
+from utils.tasks.base import Evaluator, PictureEvaluator, Task
+from utils.tasks.loaders import eval_loader, spread_keys, train_loader
 from utils.training.ema import average
 from utils.training.loop import evaluate, fit
+from utils.training.metrics import Meter
 from utils.training.optim import build_optimizer, finetune_no_decay, layer_lr_scale, param_groups
 from utils.training.plan import make_plan
 from utils.training.precision import Precision, choose_precision
@@ -45,20 +51,14 @@ from utils.training.seeding import seed_everything
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Stepper
 
-# Samples read before training, so that bad files end a run at once and not in its first epoch.
-CHECKED_SAMPLES = 256
-
-_INPUTS = "input_adapters."
-_ENCODER = "encoder."
-
 
 class FinetuneTask(Task):
-    """Base of the fine-tuning tasks: a MultiViT with heads, and the rows it reads."""
+    """A MultiViT with heads, and the modalities it reads."""
 
     model: MultiViT
 
     def __init__(self, model: MultiViT, inputs: Sequence[Modality]) -> None:
-        """Own ``model``; ``inputs`` are the rows of its inputs, in order."""
+        """Wrap ``model``, whose inputs are the modalities ``inputs``, in order."""
         super().__init__()
         self.model = model
         self.inputs = tuple(inputs)
@@ -73,42 +73,155 @@ class FinetuneTask(Task):
 
         Args:
             x: Model inputs by modality; others are ignored.
-            model: Another model of the same shape, such as the weights' average.
+            model: Another model of the same architecture, such as the EMA.
         """
-        own = self.model if model is None else model
-        outputs: dict[str, Tensor] = own(x, return_all_layers=self._all_layers)
+        chosen = self.model if model is None else model
+        outputs: dict[str, Tensor] = chosen(x, return_all_layers=self._all_layers)
         return outputs
 
 
-class Finetuning(ABC):
+TaskT = TypeVar("TaskT", bound=FinetuneTask)
+
+
+class SplitEvaluator(ABC, Generic[TaskT]):
+    """Scores every sample of a split, whatever the number of processes."""
+
+    def __init__(
+        self,
+        task: TaskT,
+        loader: DataLoader[Any],
+        world: World,
+        precision: Precision,
+        split: Split,
+        logger: RunLogger,
+    ) -> None:
+        """Score ``loader``, this rank's shard of ``split``."""
+        self.task, self.loader, self.world = task, loader, world
+        self.precision, self.split, self.logger = precision, split, logger
+
+    @abstractmethod
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Metrics ``{split}/...``, equal on all processes."""
+
+    def predictions(self, model: nn.Module) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        """Batches on the device, and the float32 outputs of every head for them.
+
+        Kernels, and with them the last digits, depend on the batch size. A short batch is
+        therefore padded with copies whose outputs are dropped: predictions do not depend on the
+        number of processes.
+        """
+        sampler = self.loader.batch_sampler
+        size = sampler.max_batch_size if isinstance(sampler, EvalBatchSampler) else 0
+        for loaded in self.loader:
+            batch: Batch = loaded.to(self.world.device)
+            x = {name: _pad_batch(value, size) for name, value in self.task.prepare(batch).items()}
+            with self.precision.autocast():
+                outputs = self.task.predict(x, model)
+            yield batch, {name: y[: len(batch)].float() for name, y in outputs.items()}
+
+    def pooled(self, *meters: Meter) -> dict[str, float]:
+        """Metrics of all processes by name, with the split as prefix."""
+        values: dict[str, float] = {}
+        for meter in meters:
+            meter.load(self.world.sum(meter.state()))
+            values |= meter.compute()
+        return {f"{self.split}/{name}": value for name, value in values.items()}
+
+
+def _pad_batch(x: Tensor, size: int) -> Tensor:
+    """``x``, padded to ``size`` samples by copies of its last one."""
+    missing = max(0, size - len(x))
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+
+
+class PredictionPictures(PictureEvaluator, Generic[TaskT]):
+    """Draws inputs, predictions and truth of a fixed batch."""
+
+    def __init__(
+        self,
+        task: TaskT,
+        batch: Batch,
+        world: World,
+        precision: Precision,
+        split: Split,
+        logger: RunLogger,
+    ) -> None:
+        """Draw ``batch``, which comes from ``split``."""
+        self.task, self.batch, self.world = task, batch, world
+        self.precision, self.split, self.logger = precision, split, logger
+
+    @torch.inference_mode()
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Log the picture grid; no metrics."""
+        batch = self.batch.to(self.world.device)
+        x = self.task.prepare(batch)
+        with self.precision.autocast():
+            outputs = self.task.predict(x, model)
+        inputs = {m.name: [to_picture(image, m) for image in x[m.name]] for m in self.task.inputs}
+        grid = self.draw(batch, inputs, {name: y.float() for name, y in outputs.items()})
+        self.logger.picture(f"predictions_{self.split}", step, grid)
+        return {}
+
+    @abstractmethod
+    def draw(
+        self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
+    ) -> Image.Image:
+        """Compose the grid from the drawn ``inputs`` and the raw outputs of every head."""
+
+
+class Finetuning(ABC, Generic[TaskT]):
     """What one fine-tuning script adds to :func:`finetune`.
 
     Attributes:
-        goal: Says which checkpoint is best; its metric is named ``eval/...``.
+        goal: Selects the best checkpoint; its metric is named ``eval/...``.
+        scores: Evaluator of a split.
+        pictures: Draws a few samples of a split.
     """
 
     goal: Goal
+    scores: type[SplitEvaluator[TaskT]]
+    pictures: type[PredictionPictures[TaskT]]
+
+    def __init__(self, cfg: FinetuneConfig, world: World) -> None:
+        """Select the input modalities."""
+        self.cfg, self.world = cfg, world
+        self.inputs = select(cfg.table(), cfg.in_names)
 
     @abstractmethod
     def train_set(self) -> MultiModalDataset:
         """Checked, augmented training samples."""
 
     @abstractmethod
-    def build_task(self) -> FinetuneTask:
-        """Model with heads (see :func:`build_model`), and losses."""
+    def eval_set(self, split: Split) -> MultiModalDataset | None:
+        """Checked samples of a split; ``None`` if it has no images."""
 
     @abstractmethod
+    def build_task(self) -> TaskT:
+        """Model with heads (see :func:`build_model`), and losses."""
+
     def evaluators(
-        self, split: Split, task: FinetuneTask, precision: Precision, logger: RunLogger
+        self, split: Split, task: TaskT, precision: Precision, logger: RunLogger
     ) -> list[Evaluator]:
-        """Metrics ``{split}/...`` and pictures of a split; none if it has no images."""
+        """Metrics and pictures of a split; none if it has no images."""
+        dataset = self.eval_set(split)
+        if dataset is None:
+            return []
+        loader = eval_loader(self.cfg, dataset, self.world)
+        evaluators: list[Evaluator] = [
+            self.scores(task, loader, self.world, precision, split, logger)
+        ]
+        count = self.cfg.log.num_pictures
+        if count and self.world.is_main:
+            batch = collate([dataset[key] for key in spread_keys(dataset, count)])
+            evaluators.append(self.pictures(task, batch, self.world, precision, split, logger))
+        return evaluators
 
 
-def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, float]:
-    """Train, or only score, as the configuration says.
+def finetune(cfg: FinetuneConfig, world: World, job: Finetuning[Any]) -> dict[str, float]:
+    """Train and test, or only score, as the configuration says.
 
     Returns:
-        The last metrics, by name.
+        The last metrics by name.
     """
     output_dir = cfg.checkpoint.output_dir
     prepare_output_dir(output_dir, cfg, world, keep_config=cfg.scores_only)
@@ -121,14 +234,14 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
         logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
         if cfg.scores_only:
-            state = TrainState(task, optimizer_for(cfg, task), precision.scaler(), config=flat)
+            state = TrainState(task, finetune_optimizer(cfg, task), precision.scaler(), config=flat)
             path = checkpoint_to_score(cfg)
-            state.epoch, state.step = load_scored(task.model, path)
+            state.epoch, state.step = load_finetuned(task.model, path)
             logger.say(f"scoring {path}, {state.epoch} epochs trained")
             split: Split = "test" if cfg.start.test else "eval"
             evaluators = job.evaluators(split, task, precision, logger)
             return evaluate(state, evaluators, logger, float(state.epoch))
-        # Built now, so that a test set that cannot be read is known before the training.
+        # Built before training, so that an unreadable test set ends the run at once.
         tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
         state = _train(cfg, world, job, task, precision, logger)
         values = {} if state.best is None else {f"best/{job.goal.metric}": state.best}
@@ -136,7 +249,7 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
             saved = bool(output_dir) and cfg.checkpoint.save_ckpt
             best = best_checkpoint(output_dir) if saved else None
             if best is not None:
-                epoch, _ = load_scored(task.model, best)
+                epoch, _ = load_finetuned(task.model, best)
                 logger.say(f"testing {best}, the best, of epoch {epoch}")
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
@@ -146,28 +259,15 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning) -> dict[str, fl
 def _train(
     cfg: FinetuneConfig,
     world: World,
-    job: Finetuning,
+    job: Finetuning[Any],
     task: FinetuneTask,
     precision: Precision,
     logger: RunLogger,
 ) -> TrainState:
-    """Weights, data, loop; returns what the run is at its end."""
+    """Data, weights, loop; returns the final state."""
     runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
     train_set = job.train_set()
-    sampler = GlobalBatchSampler(
-        len(train_set),
-        runtime.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=runtime.seed,
-    )
-    loader = build_train_loader(
-        train_set,
-        sampler,
-        num_workers=cfg.data.num_workers,
-        pin_memory=cfg.data.pin_mem,
-        held=cfg.optim.update_freq,
-    )
+    loader, sampler = train_loader(cfg, train_set, world)
     plan = make_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
     if cfg.start.finetune:
         report = load_pretrained(task.model, cfg.start)
@@ -180,7 +280,7 @@ def _train(
     blueprint = shard(task, [ema.module] if ema else [], world, runtime, precision)
     state = TrainState(
         task,
-        optimizer_for(cfg, task),
+        finetune_optimizer(cfg, task),
         precision.scaler(),
         ema=ema,
         global_batch=plan.global_batch,
@@ -214,19 +314,19 @@ def build_model(
     learnable_pos_emb: bool = False,
     **dropout: float,
 ) -> MultiViT:
-    """The encoder of the configuration with ``heads``, knowing what it is.
+    """Build the encoder of the configuration with ``heads``; the model carries its spec.
 
     Args:
         cfg: The configuration.
-        inputs: Rows of the inputs.
-        heads: What is predicted.
-        resize_mode: How evaluation brings images to the model's size.
-        crop_pct: Of ``crop``.
+        inputs: Input modalities.
+        heads: Outputs.
+        resize_mode: How evaluation resizes images to the model's size.
+        crop_pct: Share of the shorter side that ``crop`` keeps.
         learnable_pos_emb: Train the position tables.
         **dropout: Rates, as for :class:`multimae.MultiViT`.
 
     Raises:
-        UserError: Options that no model can be built from.
+        UserError: No model can be built from the options.
     """
     model = cfg.model
     spec = ModelSpec(
@@ -249,8 +349,8 @@ def build_model(
         raise UserError(str(err)) from err
 
 
-def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
-    """Optimiser with layer-wise rates (SPEC section 6); frozen blocks are left out."""
+def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
+    """Optimiser with layer-wise learning rates (SPEC section 6) over unfrozen parameters."""
     optim = cfg.optim
     depth, _ = encoder_shape(cfg.model.model)
     exempt = split_names(optim.no_lr_scale_list)
@@ -259,13 +359,13 @@ def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
         name = name.removeprefix("model.")
         if any(part in name for part in exempt):
             return 1.0
-        if name.startswith(_INPUTS) and not optim.scale_input_lr:
+        if name.startswith("input_adapters.") and not optim.scale_input_lr:
             return 1.0
         return layer_lr_scale(name, depth, optim.layer_decay)
 
     if optim.freeze_transformer:
         for name, parameter in task.model.named_parameters():
-            if name.startswith(_ENCODER):
+            if name.startswith("encoder."):
                 parameter.requires_grad_(False)
     groups = param_groups(
         task.named_parameters(),
@@ -280,10 +380,47 @@ def optimizer_for(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
     )  # fmt: skip
 
 
-def eval_loader(dataset: MultiModalDataset, cfg: FinetuneConfig, world: World) -> DataLoader[Any]:
-    """This process's share of a set, every sample once over all."""
-    batch_size = cfg.data.eval_batch_size or cfg.runtime.batch_size
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank=world.rank, world_size=world.size)
-    return build_eval_loader(
-        dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
-    )
+def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
+    """``--resume``, else the best checkpoint of ``--output_dir``, else ``--finetune``.
+
+    Raises:
+        UserError: None of them is given.
+    """
+    output_dir = cfg.checkpoint.output_dir
+    path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
+    if path is None and output_dir:
+        path = best_checkpoint(output_dir)
+    if path is None and cfg.start.finetune:
+        path = fetch(cfg.start.finetune)
+    if path is None:
+        raise UserError(
+            "nothing to score: set --resume or --finetune to a fine-tuned checkpoint, or "
+            "--output_dir to the folder of a run"
+        )
+    return path
+
+
+def class_names_to_score(cfg: FinetuneConfig, head: str) -> tuple[str, ...]:
+    """Class names of a head, as stored with the weights to score; empty if they have none."""
+    try:
+        spec = described(checkpoint_to_score(cfg))
+    except (CheckpointError, OSError) as err:
+        raise UserError(f"cannot score: {err}") from err
+    heads = spec.heads if spec else ()
+    return next((h.target.class_names for h in heads if h.name == head), ())
+
+
+def load_finetuned(model: nn.Module, path: Path) -> tuple[int, int]:
+    """Load all weights of a fine-tuned checkpoint, heads included.
+
+    Returns:
+        Its epoch and step; 0 if the file has none.
+    """
+    try:
+        checkpoint = read_checkpoint(path)
+        state = extract_state_dict(checkpoint)
+        load_weights(model, state, source=str(path), strict=True)
+    except CheckpointError as err:
+        raise UserError(f"cannot score: {err}") from err
+    epoch, step = (checkpoint.get(key, 0) for key in ("epoch", "step"))
+    return (epoch, step) if isinstance(epoch, int) and isinstance(step, int) else (0, 0)

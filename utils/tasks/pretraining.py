@@ -1,9 +1,13 @@
-"""Pre-training: masked reconstruction of every output modality."""
+"""Pre-training: masked reconstruction of every output modality, and its setup from the options.
+
+Shape legend: b batch, n patches of a modality, p values of a patch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +20,21 @@ from multimae.nn.balancing import NoWeightingStrategy, UncertaintyWeightingStrat
 from multimae.nn.masking import TokenMasks, sample_masks
 from multimae.nn.partial_targets import per_sample_where, without_absent
 from multimae.nn.tokens import TokenLayout
-from multimae.specs.modalities import Modality
+from multimae.specs.build import DecoderOptions
+from multimae.specs.modalities import Modality, select
+from multimae.specs.spec import ModelSpec
+from utils.checkpoint.start_weights import REPORT, load_pretrained
+from utils.config.options import split_names
+from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
+from utils.data.dataset import MultiModalDataset
+from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.statistics import resolve_statistics, statistics_warnings
+from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
+from utils.logs.errors import UserError
 from utils.tasks.base import StepOutput, StepPosition, Task
+from utils.tasks.loaders import build_dataset
+from utils.training.optim import build_optimizer, norm_and_bias, param_groups
 from utils.training.seeding import generator
 
 
@@ -26,7 +42,7 @@ from utils.training.seeding import generator
 class MaskOptions:
     """How masks are drawn (SPEC section 2)."""
 
-    num_visible: int
+    num_encoded_tokens: int
     alphas: float = 1.0
     sample_tasks_uniformly: bool = False
     seed: int = 0
@@ -37,48 +53,54 @@ class MaskOptions:
         position: StepPosition,
         size: int,
         device: torch.device,
-        rows: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> TokenMasks:
-        """Masks of ``size`` samples at ``position``, however samples are split over processes.
+        """Draw the masks of a batch; they do not depend on the number of processes.
 
-        Every process draws for the whole update and keeps its own rows: the noise costs little,
-        and no state needs saving. Of these ``rows`` are returned, if they are given: a sample has
-        the same masks whether or not others of its batch are bad. ``present`` says which of them
-        have a modality, where some do not.
+        Every process draws for the whole global batch and keeps its own samples: the noise is
+        cheap, and no generator state needs saving.
+
+        Args:
+            layout: The full token sequence.
+            position: Where the batch stands in the run.
+            size: Samples of the batch, bad ones included.
+            device: Where to draw.
+            kept: Indices of the good samples in the batch; ``None`` if all are. The masks of a
+                sample do not depend on its neighbours.
+            present: (len(kept),) bool by modality: which samples have it.
         """
-        if present and rows is not None:
-            present = {name: _at(rows, there, size) for name, there in present.items()}
+        if present and kept is not None:
+            present = {name: _expand(kept, flags, size) for name, flags in present.items()}
         drawn = sample_masks(
             layout,
-            position.num_rows,
-            self.num_visible,
+            position.num_samples,
+            self.num_encoded_tokens,
             self.alphas,
             self.sample_tasks_uniformly,
             generator(device, self.seed, position.step),
             device,
-            rows=(position.first_row, position.first_row + size),
+            rows=(position.first_sample, position.first_sample + size),
             present=present,
         )
-        return drawn if rows is None else drawn.take(rows)
+        return drawn if kept is None else drawn.take(kept)
 
 
-def _at(rows: Sequence[int], there: Tensor, size: int) -> Tensor:
-    """(size,) flags of a whole batch from those of some of its rows; True elsewhere."""
-    whole = torch.ones(size, dtype=torch.bool, device=there.device)
-    whole[torch.tensor(rows, dtype=torch.long, device=there.device)] = there
-    return whole
+def _expand(kept: Sequence[int], flags: Tensor, size: int) -> Tensor:
+    """(size,) flags of a batch from those of its good samples; True for the bad ones."""
+    expanded = torch.ones(size, dtype=torch.bool, device=flags.device)
+    expanded[torch.tensor(kept, dtype=torch.long, device=flags.device)] = flags
+    return expanded
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the encoder may see and the decoders are compared with, in model space.
+    """Inputs of the encoder and targets of the decoders, in model space.
 
     Attributes:
-        x: By row.
-        valid: Where pixels have a value, by the name of the stored modality; of rows with
-            ``no_data`` alone.
-        present: Which samples have the modality, (B,) bool; of those that some sample lacks.
+        x: By modality.
+        valid: Pixels that have a value, by stored modality; only for those with ``no_data``.
+        present: (b,) bool, samples that have the modality; only for those that some sample lacks.
     """
 
     x: dict[str, Tensor]
@@ -86,15 +108,15 @@ class Targets:
     present: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch: Batch, rows: Sequence[Modality]) -> Targets:
-        """Of a batch, on its device."""
+    def from_batch(cls, batch: Batch, modalities: Sequence[Modality]) -> Targets:
+        """Prepare a batch on its device."""
         valid = {
             m.name: where
-            for m in rows
+            for m in modalities
             if m.source is None
             and (where := pixels_with_value(batch.images[m.name], m)) is not None
         }
-        return cls(prepare(batch.images, rows), valid, batch.present)
+        return cls(prepare(batch.images, modalities), valid, batch.present)
 
 
 class PretrainTask(Task):
@@ -114,22 +136,22 @@ class PretrainTask(Task):
         loss_on_unmasked: bool = False,
         fp32_output_adapters: Sequence[str] = (),
     ) -> None:
-        """Build losses from the table's rows.
+        """Build the losses.
 
         Args:
-            model: With one output adapter per row of ``outputs``.
+            model: Has one output adapter per modality of ``outputs``.
             inputs: What the encoder may see.
             outputs: What is predicted.
-            patch_size: Patch side where a row names none.
+            patch_size: Patch side of modalities that set none.
             masks: How masks are drawn.
             balancer: ``none`` or ``uncertainty``.
-            loss_on_unmasked: Count visible patches, too.
+            loss_on_unmasked: Include visible patches in the loss.
             fp32_output_adapters: Outputs decoded in float32.
         """
         super().__init__()
         self.model = model
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.rows = tuple(dict.fromkeys((*inputs, *outputs)))
+        self.modalities = tuple(dict.fromkeys((*inputs, *outputs)))
         self.masks, self.patch_size = masks, patch_size
         self.losses: dict[str, MaskedLoss] = {m.name: build_loss(m, patch_size) for m in outputs}
         names = [m.name for m in outputs]
@@ -143,15 +165,15 @@ class PretrainTask(Task):
         self._compute = self.compute_losses
 
     def compile_step(self, **options: Any) -> None:
-        """Compile model and losses, options as for ``torch.compile``.
+        """Compile model and losses; options as for ``torch.compile``.
 
-        Masks are drawn outside: what is compiled sees tensors whose shapes no draw changes.
+        Masks are drawn outside the graph, whose tensors thus have static shapes.
         """
         self._compute = torch.compile(self.compute_losses, **options)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
-        targets = Targets.of(batch, self.rows)
+        targets = Targets.from_batch(batch, self.modalities)
         device = next(iter(targets.x.values())).device
         layout = self.model.layout_of({m.name: targets.x[m.name] for m in self.inputs})
         masks = self.masks.draw(
@@ -165,13 +187,13 @@ class PretrainTask(Task):
     def per_sample(
         self, m: Modality, pred_bnp: Tensor, targets: Targets, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss (B,) of every sample, and whether it counts (B,).
+        """Loss (b,) of every sample, and whether it counts (b,).
 
         Args:
             m: An output.
             pred_bnp: Its prediction as patch vectors.
             targets: The truth.
-            mask: (B, N), 1 = counted; ``None`` counts every patch.
+            mask: (b, n), 1 = counted; ``None`` counts every patch.
         """
         loss, target = self.losses[m.name], targets.x[m.name]
         present, valid = targets.present.get(m.data_name), targets.valid.get(m.data_name)
@@ -195,3 +217,188 @@ class PretrainTask(Task):
             per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
             losses[m.name] = mean_over_counted(*per_sample)
         return losses
+
+
+def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
+    """Inputs and outputs, with the data's class names and statistics of the training set."""
+    names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
+    table = {
+        name: replace(m, class_names=names)
+        if m.is_labels and names and not m.class_names and len(names) == m.num_classes
+        else m
+        for name, m in cfg.table().items()
+    }
+    wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
+    filled = {m.name: m for m in resolve_statistics(wanted, cfg.data.data_path)}
+    return select(filled, cfg.in_names), select(filled, cfg.out_names)
+
+
+def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> MultiModalDataset:
+    """Augmented samples of ``--data_path``, checked."""
+    transform = TrainTransform(
+        modalities,
+        cfg.model.input_size,
+        scale=cfg.data.crop_scale,
+        ratio=cfg.data.crop_ratio,
+        hflip=cfg.data.hflip,
+    )
+    return _dataset(cfg, cfg.data.data_path, transform, train=True)
+
+
+def build_eval_set(
+    cfg: PretrainConfig, path: str, modalities: Sequence[Modality]
+) -> MultiModalDataset:
+    """At most ``--max_val_images`` samples of ``path``, resized and centre-cropped."""
+    transform = EvalTransform(modalities, cfg.model.input_size)
+    return _dataset(cfg, path, transform, limit=cfg.data.max_val_images)
+
+
+def model_spec(
+    cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
+) -> ModelSpec:
+    """Description of the model that the options ask for."""
+    model = cfg.model
+    return ModelSpec(
+        name=model.model,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        patch_size=model.patch_size,
+        image_size=model.input_size,
+        num_global_tokens=model.num_global_tokens,
+        decoder=DecoderOptions(
+            model.decoder_dim,
+            model.decoder_depth,
+            model.decoder_num_heads,
+            model.decoder_use_task_queries,
+            model.decoder_use_xattn,
+        ),
+    )
+
+
+def build_task(
+    cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
+) -> PretrainTask:
+    """Model and losses.
+
+    Raises:
+        UserError: No model can be built from the options.
+    """
+    options = cfg.model
+    masks = MaskOptions(
+        options.num_encoded_tokens,
+        options.alphas,
+        options.sample_tasks_uniformly,
+        cfg.runtime.seed,
+    )
+    try:
+        spec = model_spec(cfg, inputs, outputs)
+        model = MultiMAE.from_spec(spec, drop_path_rate=options.drop_path)
+        side = options.input_size
+        layout = model.layout({m.name: (side // m.stride, side // m.stride) for m in inputs})
+        sample_masks(layout, 1, masks.num_encoded_tokens, masks.alphas)
+    except ValueError as err:
+        raise UserError(str(err)) from err
+    model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
+    task = PretrainTask(
+        model,
+        inputs,
+        outputs,
+        options.patch_size,
+        masks,
+        balancer=cfg.optim.task_balancer,
+        loss_on_unmasked=options.loss_on_unmasked,
+        fp32_output_adapters=split_names(options.fp32_output_adapters),
+    )
+    if cfg.runtime.compile:
+        task.compile_step()
+    return task
+
+
+def load_init_weights(
+    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset
+) -> Iterator[str]:
+    """Load ``--init_weights`` and write the fate of every key to ``weights.txt``.
+
+    Yields:
+        A summary, and a warning for every modality whose statistics differ from the weights'.
+
+    Raises:
+        UserError: The file is missing, unreadable or fits nothing.
+    """
+    start, output_dir = cfg.start, cfg.checkpoint.output_dir
+    if not start.init_weights:
+        return
+    report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
+    yield report.summary()
+    if output_dir and Path(output_dir).is_dir():
+        (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+    yield from statistics_warnings(start.init_weights, train_set)
+
+
+def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:
+    """Freeze all but the adapters, decoders and task embeddings of the modalities ``names``."""
+    own = {m.name for m in outputs if m.data_name in names}
+    parts = tuple(
+        [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
+    )
+    for key, parameter in model.named_parameters():
+        new_embedding = ".task_embeddings." in key and key.rpartition(".")[2] in names
+        parameter.requires_grad_(
+            parameter.requires_grad and (key.startswith(parts) or new_embedding)
+        )
+
+
+def pretrain_optimizer(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
+    """Optimiser over model and balancer; the balancer has its own learning-rate scale."""
+    optim = cfg.optim
+    if cfg.start.train_only:
+        freeze_all_but(task.model, task.outputs, split_names(cfg.start.train_only))
+    groups = param_groups(
+        task.named_parameters(),
+        optim.weight_decay,
+        lr_scale=lambda name: optim.balancer_lr_scale if name.startswith("balancer.") else 1.0,
+        no_decay=None if optim.decay_norm_bias else norm_and_bias,
+        decoder_decay=optim.decoder_decay,
+    )
+    return build_optimizer(
+        groups, optim.opt, optim.blr, betas=optim.opt_betas, eps=optim.opt_eps,
+        momentum=optim.momentum,
+    )  # fmt: skip
+
+
+def _dataset(
+    cfg: PretrainConfig,
+    path: str,
+    transform: JointTransform,
+    *,
+    train: bool = False,
+    limit: int | None = None,
+) -> MultiModalDataset:
+    folder = MultiModalFolder(
+        path,
+        transform.modalities,
+        skip_incomplete=train and cfg.data.skips_bad,
+        allow_missing=cfg.data.missing == "allow",
+    )
+    _check_patterns(cfg, folder)
+    return build_dataset(MultiModalDataset, cfg, folder, transform, train=train, limit=limit)
+
+
+def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
+    """Check that every sample has at least ``num_encoded_tokens`` input patches.
+
+    Raises:
+        UserError: A sample has fewer; the message names it.
+    """
+    size, needed = cfg.model.input_size, cfg.model.num_encoded_tokens
+    inputs = [m for m in folder.modalities if m.name in cfg.in_names]
+    sides = {m.name: max(1, (m.patch_size or cfg.model.patch_size) // m.stride) for m in inputs}
+    tokens = {m.name: (size // m.stride // sides[m.name]) ** 2 for m in inputs}
+    for names, index in folder.patterns().items():
+        count = sum(tokens[name] for name in names if name in tokens)
+        if count < min(needed, sum(tokens.values())):
+            raise UserError(
+                f"{folder.root}: sample '{folder.name(index)}' has only {', '.join(names)}: "
+                f"{count} input patches, fewer than num_encoded_tokens {needed}. Lower "
+                "num_encoded_tokens, or remove such samples."
+            )

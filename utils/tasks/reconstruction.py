@@ -1,4 +1,4 @@
-"""How good the reconstructions are: masked losses on fixed masks, a trivial predictor, pictures."""
+"""Evaluators of pre-training: masked losses on fixed masks, a constant baseline, pictures."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from multimae.nn.tokens import TokenLayout
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.plotting.grids import reconstruction_grid
 from multimae.specs.modalities import Modality
-from utils.data.batches import Batch
+from utils.config.pretrain_options import PretrainConfig
+from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
 from utils.logs.errors import UserError, bullet_list
 from utils.logs.logger import RunLogger
-from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
+from utils.tasks.base import Evaluator, PictureEvaluator, StepPosition
+from utils.tasks.loaders import eval_loader, spread_keys
+from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets, build_eval_set
 from utils.training.metrics import MeanMeter
 from utils.training.precision import Precision
 from utils.training.state import Goal
 
 # Masks of evaluation: the same for every run, whatever its seed.
 EVAL_SEED = 20220904
-MAX_TRIVIAL_SAMPLES = 1024
-MAX_TRIVIAL_VALUES = 2**22
+MAX_BASELINE_SAMPLES = 1024
+MAX_BASELINE_VALUES = 2**22
 
 
-class TrivialPredictor:
-    """Predicts the same for every pixel: what a model must beat.
+class ConstantBaseline:
+    """Predicts one constant per channel, or class: the baseline that a model must beat.
 
-    Images: per channel, the constant that minimises the loss over the training set (the mean for
-    squared, the median for absolute error). Labels: the training set's class frequencies.
+    Images: the constant that minimises the loss over the training set, i.e. the mean for squared
+    and the median for absolute error. Labels: the training set's class frequencies.
     """
 
     def __init__(self, task: PretrainTask, batches: Iterable[Batch]) -> None:
-        """Fit on ``batches`` of training samples, as the task's losses see them.
+        """Fit to the targets of ``batches`` of training samples.
 
         Raises:
             UserError: None of the samples can be read.
@@ -56,7 +58,7 @@ class TrivialPredictor:
             problems += [bad.problem for bad in batch.bad]
             if not len(batch):
                 continue
-            targets = Targets.of(batch, task.rows)
+            targets = Targets.from_batch(batch, task.modalities)
             for m in task.outputs:
                 present = targets.present.get(m.data_name)
                 if present is None or present.any():
@@ -78,8 +80,8 @@ class TrivialPredictor:
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """Runs a model on batches with masks fixed by the samples' indices."""
+class FixedMaskPredictor:
+    """Runs a model on batches, with masks that depend on the samples' indices alone."""
 
     task: PretrainTask
     device: torch.device
@@ -89,7 +91,7 @@ class Predictor:
         self, model: nn.Module, batch: Batch, indices: Sequence[int]
     ) -> tuple[Targets, PatchPredictions]:
         """Prepared inputs and targets, and float32 predictions for them."""
-        targets = Targets.of(batch.to(self.device), self.task.rows)
+        targets = Targets.from_batch(batch.to(self.device), self.task.modalities)
         with self.precision.autocast():
             out: PatchPredictions = model.forward_patches(  # type: ignore[operator]
                 {m.name: targets.x[m.name] for m in self.task.inputs},
@@ -103,28 +105,28 @@ class Predictor:
 
 
 GOAL = Goal("gain")
-"""What says which checkpoint of a pre-training is best."""
+"""Selects the best checkpoint: mean relative improvement over the constant baseline."""
 
 
 class ReconstructionEvaluator:
-    """Masked loss per output on fixed masks, beside the trivial predictor's."""
+    """Masked loss per output on fixed masks, beside the constant baseline's."""
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: FixedMaskPredictor,
         loader: DataLoader[Any],
-        trivial: TrivialPredictor,
+        baseline: ConstantBaseline,
         world: World,
     ) -> None:
-        """Score on ``loader`` (this rank's share of the set, every sample once over all ranks)."""
-        self.predictor, self.loader, self.trivial = predictor, loader, trivial
+        """Score ``loader``, this rank's shard of the set."""
+        self.predictor, self.loader, self.baseline = predictor, loader, baseline
         self.world = world
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """``eval/{name}``, ``trivial/{name}``, ``gain/{name}`` (share of that loss saved).
+        """``eval/{name}``, ``trivial/{name}`` (baseline) and ``gain/{name}`` (see below).
 
-        ``gain`` is the mean of the gains: one number for all outputs, whatever their scales.
+        ``gain`` is the mean :func:`relative_improvement` over the outputs.
         """
         task = self.predictor.task
         names = [m.name for m in task.outputs]
@@ -137,26 +139,24 @@ class ReconstructionEvaluator:
             for m in task.outputs:
                 mask = out.masks.task_masks.get(m.data_name)
                 pred = out.patches[m.name]
-                for kind, patches in (
-                    ("eval", pred),
-                    ("trivial", self.trivial.patches(m.name, pred)),
-                ):
+                both = {"eval": pred, "trivial": self.baseline.patches(m.name, pred)}
+                for kind, patches in both.items():
                     per_sample, counted = task.per_sample(m, patches, targets, mask)
                     meter.update({f"{kind}/{m.name}": per_sample}, counted)
         meter.load(self.world.sum(meter.state()))
         result = meter.compute()
         for n in names:
-            result[f"gain/{n}"] = gain(result[f"eval/{n}"], result[f"trivial/{n}"])
+            result[f"gain/{n}"] = relative_improvement(result[f"eval/{n}"], result[f"trivial/{n}"])
         gains = [g for n in names if not math.isnan(g := result[f"gain/{n}"])]
         result[GOAL.metric] = sum(gains) / len(gains) if gains else math.nan
         return result
 
 
-class PictureEvaluator:
+class ReconstructionPictures(PictureEvaluator):
     """Draws a fixed batch: input, masked, prediction and truth of every output."""
 
     def __init__(
-        self, predictor: Predictor, batch: Batch, indices: Sequence[int], logger: RunLogger
+        self, predictor: FixedMaskPredictor, batch: Batch, indices: Sequence[int], logger: RunLogger
     ) -> None:
         """Draw ``batch``, whose masks follow ``indices``."""
         self.predictor, self.batch, self.indices = predictor, batch, indices
@@ -191,18 +191,20 @@ def fixed_masks(
     device: torch.device,
     present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
-    """Masks that depend on the samples' indices (and what they lack) alone, drawn on the CPU."""
+    """Masks that depend on the samples' indices and modalities alone; drawn on the CPU."""
     cpu = torch.device("cpu")
     fixed = MaskOptions(
-        options.num_visible, options.alphas, options.sample_tasks_uniformly, EVAL_SEED
+        options.num_encoded_tokens, options.alphas, options.sample_tasks_uniformly, EVAL_SEED
     )
-    of_each: list[dict[str, Tensor]] = [
-        {name: there[row : row + 1].cpu() for name, there in (present or {}).items()}
-        for row in range(len(indices))
-    ]
     drawn = [
-        fixed.draw(layout, StepPosition(i, 0, 1), 1, cpu, present=there)
-        for i, there in zip(indices, of_each, strict=True)
+        fixed.draw(
+            layout,
+            StepPosition(index, 0, 1),
+            1,
+            cpu,
+            present={name: flags[i : i + 1].cpu() for name, flags in (present or {}).items()},
+        )
+        for i, index in enumerate(indices)
     ]
     return TokenMasks(
         torch.cat([m.ids_keep for m in drawn]).to(device),
@@ -211,29 +213,23 @@ def fixed_masks(
     )
 
 
-def spread_keys(dataset: MultiModalDataset, count: int = MAX_TRIVIAL_SAMPLES) -> list[SampleKey]:
-    """Up to ``count`` evenly spread samples of a set."""
-    total = len(dataset)
-    count = min(count, total)
-    return [SampleKey(0, i * total // count) for i in range(count)]
-
-
 def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
-    """As :func:`spread_keys`, among the samples that lack no modality, if there are such."""
-    rows = dataset.folder.modalities
+    """As :func:`spread_keys`, among the samples that have every modality, if there are any."""
     keys = spread_keys(dataset, len(dataset))
-    whole = [key for key in keys if all(dataset.has(key.index, m) for m in rows)] or keys
-    count = min(count, len(whole))
-    return [whole[i * len(whole) // count] for i in range(count)]
+    complete = [
+        key for key in keys if all(dataset.has(key.index, m) for m in dataset.folder.modalities)
+    ] or keys
+    count = min(count, len(complete))
+    return [complete[i * len(complete) // count] for i in range(count)]
 
 
-def gain(loss: float, trivial: float) -> float:
-    """Share of the trivial predictor's loss that the model saves; 1 is perfect, 0 trivial."""
-    return 1.0 - loss / trivial if trivial > 0 else math.nan
+def relative_improvement(loss: float, baseline: float) -> float:
+    """``1 - loss / baseline``: 1 is perfect, 0 no better than the baseline."""
+    return 1.0 - loss / baseline if baseline > 0 else math.nan
 
 
 def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
-    """Targets as the loss sees them, (C, values) or class counts."""
+    """Targets in the space of the loss, (C, values), or class counts."""
     x, valid = targets.x[m.name], targets.valid.get(m.data_name)
     present = targets.present.get(m.data_name)
     if present is not None:
@@ -255,16 +251,55 @@ def _best_constants(values: Sequence[Tensor], median: bool) -> Tensor:
     if not median:
         total = torch.stack([v.double().sum(dim=1) for v in values]).sum(dim=0)
         return (total / sum(v.shape[1] for v in values)).float()
-    step = max(1, sum(v.numel() for v in values) // MAX_TRIVIAL_VALUES)
+    step = max(1, sum(v.numel() for v in values) // MAX_BASELINE_VALUES)
     return torch.cat([v[:, ::step] for v in values], dim=1).median(dim=1).values
 
 
 def _class_log_frequencies(counts: Sequence[Tensor], num_classes: int) -> Tensor:
     """(K,) logits that give the training set's class frequencies.
 
-    Classes that never occur count half a pixel: an infinite loss would beat no model.
+    Classes that never occur count half a pixel, which keeps the loss finite.
     """
     total = torch.zeros(num_classes, dtype=torch.float64)
     for count in counts:
         total[: len(count)] += count.cpu()
     return (total.clamp_min(0.5) / total.sum()).log().float()
+
+
+def build_evaluators(
+    cfg: PretrainConfig,
+    task: PretrainTask,
+    train_set: MultiModalDataset,
+    world: World,
+    precision: Precision,
+    logger: RunLogger,
+) -> list[Evaluator]:
+    """Masked losses and pictures on ``--eval_data_path``; none without it.
+
+    The constant baseline is fitted to ``train_set`` without augmentation.
+    """
+    path = cfg.data.eval_data_path
+    if not path:
+        return []
+    eval_set = build_eval_set(cfg, path, task.modalities)
+    plain_train_set = MultiModalDataset(
+        train_set.folder, eval_set.transform, skip_bad=train_set.skip_bad
+    )
+    keys = spread_keys(plain_train_set, MAX_BASELINE_SAMPLES)
+    size = cfg.data.eval_batch_size or cfg.runtime.batch_size
+    baseline = ConstantBaseline(
+        task,
+        (
+            collate([plain_train_set[key] for key in keys[i : i + size]])
+            for i in range(0, len(keys), size)
+        ),
+    )
+    predictor = FixedMaskPredictor(task, world.device, precision)
+    loader = eval_loader(cfg, eval_set, world)
+    evaluators: list[Evaluator] = [ReconstructionEvaluator(predictor, loader, baseline, world)]
+    if cfg.log.num_pictures and world.is_main:
+        pictured = spread_complete_keys(eval_set, cfg.log.num_pictures)
+        batch = collate([eval_set[key] for key in pictured])
+        indices = [key.index for key in pictured]
+        evaluators.append(ReconstructionPictures(predictor, batch, indices, logger))
+    return evaluators

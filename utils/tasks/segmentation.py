@@ -1,4 +1,4 @@
-"""Semantic segmentation: batch -> loss, scores and pictures."""
+"""Semantic segmentation: loss, mean IoU, pictures, and the setup of the script."""
 
 from __future__ import annotations
 
@@ -6,33 +6,48 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from multimae.images.preprocess import prepare_padded
 from multimae.multimae import MultiViT
+from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture, with_void
 from multimae.plotting.predictions import prediction_grid
+from multimae.specs.heads import HeadSpec
 from multimae.specs.modalities import Modality
+from utils.config.finetune_options import Split
+from utils.config.semseg_options import MASK_VALID, SemsegConfig
 from utils.data.batches import Batch
-from utils.data.dense_transforms import INSIDE
-from utils.data.sets.label_maps import IGNORE
+from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
+from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.sets.label_maps import (
+    IGNORE,
+    SegmentationDataset,
+    reduced_class_names,
+    stored_target,
+)
+from utils.data.transforms import JointTransform
 from utils.distributed.world import World
-from utils.logs.logger import RunLogger
-from utils.tasks.base import Pictures, StepOutput, StepPosition
-from utils.tasks.finetuning import FinetuneTask
-from utils.tasks.scoring import predictions
+from utils.tasks.base import StepOutput, StepPosition
+from utils.tasks.finetuning import (
+    FinetuneTask,
+    Finetuning,
+    PredictionPictures,
+    SplitEvaluator,
+    build_model,
+)
+from utils.tasks.loaders import build_dataset
 from utils.training.metrics import MeanMeter, SegmentationMeter
-from utils.training.precision import Precision
+from utils.training.state import Goal
 
 HEAD = "semseg"
 
 
-class SegmentTask(FinetuneTask):
+class SegmentationTask(FinetuneTask):
     """One head of class logits; cross-entropy on pixels that are neither void nor padding."""
 
     def __init__(
@@ -45,16 +60,16 @@ class SegmentTask(FinetuneTask):
         learn_void: bool = False,
         valid_name: str | None = None,
     ) -> None:
-        """Describe the label maps.
+        """Describe inputs and label maps.
 
         Args:
             model: Its head ``semseg`` predicts ``target.num_classes`` classes, and void if
                 ``learn_void``.
-            inputs: Rows of the inputs.
-            target: Row of the label maps, with the predicted classes.
-            zero_is_void: Stored label 0 is void and the others count from 1.
+            inputs: Input modalities.
+            target: The label maps, with the predicted classes.
+            zero_is_void: Stored label 0 is void and classes count from 1.
             learn_void: Void is one more class in the loss.
-            valid_name: Row of the map that says where scalar inputs are valid.
+            valid_name: Name of the map of pixels where scalar inputs are valid.
         """
         super().__init__(model, inputs)
         self.target, self.valid_name = target, valid_name
@@ -69,7 +84,7 @@ class SegmentTask(FinetuneTask):
         return prepare_padded(batch.images, self.inputs, inside, valid)
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Class ids (B, H, W), void and padding ``IGNORE``; and where void was stored."""
+        """Class ids (B, H, W) with void and padding as ``IGNORE``; mask of stored void."""
         stored = batch.images[self.target.name].long()
         inside = batch.images[INSIDE]
         void = stored == IGNORE
@@ -79,7 +94,7 @@ class SegmentTask(FinetuneTask):
         return stored.masked_fill(void | ~inside, IGNORE), void & inside
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Cross-entropy; no labelled pixel gives 0 that keeps the graph."""
+        """Cross-entropy; 0 with a graph if no pixel is labelled."""
         labels, void = self.labels(batch)
         loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, void)
         return StepOutput(loss, {})
@@ -97,26 +112,12 @@ class SegmentTask(FinetuneTask):
         return losses[labels != IGNORE]
 
     def _learned(self, labels: Tensor, void: Tensor) -> Tensor:
-        """Labels as the loss sees them: void is a class of its own if it is learnt."""
+        """Labels for the loss, where void is one more class if it is learnt."""
         return labels.masked_fill(void, self.target.num_classes) if self.learn_void else labels
 
 
-class SegmentationEvaluator:
-    """Confusion matrix over a whole set: mIoU, accuracies, a table per class."""
-
-    def __init__(
-        self,
-        task: SegmentTask,
-        loader: DataLoader[Any],
-        world: World,
-        precision: Precision,
-        split: str,
-        output_dir: str = "",
-    ) -> None:
-        """Score ``loader``; the table goes to ``output_dir/{split}_classes.csv``."""
-        self.task, self.loader, self.world = task, loader, world
-        self.precision, self.split = precision, split
-        self.table = Path(output_dir) / f"{split}_classes.csv" if output_dir else None
+class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
+    """Confusion matrix over a split: mean IoU, accuracies, and ``{split}_classes.csv``."""
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -124,17 +125,15 @@ class SegmentationEvaluator:
         target = self.task.target
         meter = SegmentationMeter(target.num_classes, IGNORE, self.world.device)
         mean = MeanMeter(["loss"], self.world.device)
-        device = self.world.device
-        for batch, outputs in predictions(self.task, model, self.loader, self.precision, device):
+        for batch, outputs in self.predictions(model):
             logits, (labels, void) = outputs[HEAD], self.task.labels(batch)
             mean.update({"loss": self.task.pixel_losses(logits, labels, void)})
             meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
-        for each in (meter, mean):
-            each.load(self.world.sum(each.state()))
-        if self.table is not None and self.world.is_main:
-            write_class_table(self.table, meter, target)
-        values = {**meter.compute(), **mean.compute()}
-        return {f"{self.split}/{name}": value for name, value in values.items()}
+        values = self.pooled(meter, mean)
+        if self.logger.output_dir is not None and self.world.is_main:
+            table = self.logger.output_dir / f"{self.split}_classes.csv"
+            write_class_table(table, meter, target)
+        return values
 
 
 def write_class_table(path: Path, meter: SegmentationMeter, target: Modality) -> None:
@@ -150,34 +149,103 @@ def write_class_table(path: Path, meter: SegmentationMeter, target: Modality) ->
             writer.writerow([i, name, *scores, int(pixels[i])])
 
 
-class SegmentationPictures(Pictures):
+class SegmentationPictures(PredictionPictures[SegmentationTask]):
     """Draws inputs, predicted and true classes of a fixed batch."""
 
-    def __init__(
-        self, task: SegmentTask, batch: Batch, precision: Precision, device: torch.device,
-        split: str, logger: RunLogger,
-    ) -> None:  # fmt: skip
-        """Draw ``batch``."""
-        self.task, self.batch, self.logger = task, batch, logger
-        self.precision, self.device, self.split = precision, device, split
-
-    @torch.inference_mode()
-    def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Send the picture to the logger; no numbers."""
-        batch = self.batch.to(self.device)
-        x = self.task.prepare(batch)
+    def draw(
+        self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
+    ) -> Image.Image:
+        """Compose the grid, with a legend of the classes that occur."""
         labels, _ = self.task.labels(batch)
-        with self.precision.autocast():
-            logits = self.task.predict(x, model)[HEAD]
-        shown = with_void(self.task.target)
-        guess = logits[:, : self.task.target.num_classes].argmax(dim=1) + 1
+        target = with_void(self.task.target)
+        guess = outputs[HEAD][:, : self.task.target.num_classes].argmax(dim=1) + 1
         truth = torch.where(labels == IGNORE, 0, labels + 1)
-        columns: Mapping[str, Any] = {
-            **{m.name: [to_picture(row, m) for row in x[m.name]] for m in self.task.inputs},
-            "prediction": [to_picture(row, shown) for row in guess],
-            "truth": [to_picture(row, shown) for row in truth],
+        columns = {
+            **inputs,
+            "prediction": [to_picture(ids, target) for ids in guess],
+            "truth": [to_picture(ids, target) for ids in truth],
         }
         ids = torch.cat([guess.flatten(), truth.flatten()]).cpu().numpy()
-        grid = prediction_grid(columns, captions=batch.names, legend=shown, ids=ids)
-        self.logger.picture(f"predictions_{self.split}", step, grid)
-        return {}
+        return prediction_grid(columns, captions=batch.names, legend=target, ids=ids)
+
+
+class SegmentationFinetuning(Finetuning[SegmentationTask]):
+    """Semantic segmentation; the best checkpoint has the highest mean IoU."""
+
+    cfg: SemsegConfig
+    goal = Goal("eval/mean_iou")
+    scores = SegmentationEvaluator
+    pictures = SegmentationPictures
+
+    def __init__(self, cfg: SemsegConfig, world: World) -> None:
+        """Select the modalities to read."""
+        super().__init__(cfg, world)
+        data = cfg.data
+        root = data.data_path
+        if cfg.scores_only:
+            root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
+        names = reduced_class_names(
+            read_class_names(root), data.num_classes, data.seg_reduce_zero_label
+        )
+        self.target = data.target(names)
+        self.valid: Modality | None = None
+        if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):
+            self.valid = Modality(
+                MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar"
+            )
+        extra = [self.valid] if self.valid else []
+        self.modalities = [*self.inputs, *extra, stored_target(self.target)]
+
+    def train_set(self) -> SegmentationDataset:
+        """Augmented samples of ``--data_path``, checked."""
+        transform = SegTrainTransform(self.modalities, self.cfg.model.input_size)
+        return self._dataset(self.cfg.data.data_path, transform, None, train=True)
+
+    def eval_set(self, split: Split) -> SegmentationDataset | None:
+        """Padded samples of a split, checked."""
+        data = self.cfg.data
+        path = data.eval_data_path if split == "eval" else data.test_data_path
+        limit = data.max_val_images if split == "eval" else None
+        transform = SegEvalTransform(self.modalities, self.cfg.model.input_size)
+        return self._dataset(path, transform, limit) if path else None
+
+    def build_task(self) -> SegmentationTask:
+        """Model with the head of the options.
+
+        Raises:
+            UserError: No model can be built from the options.
+        """
+        cfg, data = self.cfg, self.cfg.data
+        channels = data.num_classes + int(data.seg_use_void_label)
+        model = build_model(
+            cfg,
+            self.inputs,
+            [HeadSpec(HEAD, self.target, channels, cfg.model.head)],
+            resize_mode="pad",
+            learnable_pos_emb=cfg.model.learnable_pos_emb,
+        )
+        return SegmentationTask(
+            model,
+            self.inputs,
+            self.target,
+            zero_is_void=data.seg_reduce_zero_label,
+            learn_void=data.seg_use_void_label,
+            valid_name=self.valid.name if self.valid else None,
+        )
+
+    def _dataset(
+        self, path: str, transform: JointTransform, limit: int | None, train: bool = False
+    ) -> SegmentationDataset:
+        data = self.cfg.data
+        skip = train and data.skips_bad
+        return build_dataset(
+            SegmentationDataset,
+            self.cfg,
+            MultiModalFolder(path, transform.modalities, skip_incomplete=skip),
+            transform,
+            train=train,
+            limit=limit,
+            target=stored_target(self.target),
+            num_classes=data.num_classes,
+            zero_is_void=data.seg_reduce_zero_label,
+        )

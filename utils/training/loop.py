@@ -20,7 +20,7 @@ from utils.distributed.signals import Stopped, StopRequest, acknowledge
 from utils.logs.errors import RunError
 from utils.logs.logger import RunLogger
 from utils.logs.step_clock import StepClock
-from utils.tasks.base import Evaluator, Pictures
+from utils.tasks.base import Evaluator, PictureEvaluator
 from utils.training.nonfinite import NonFinite
 from utils.training.plan import RunPlan
 from utils.training.state import Goal, TrainState
@@ -235,7 +235,7 @@ def due_evaluators(
     every = log.picture_freq
     if finished or epoch // every > (epoch - log.eval_freq) // every:
         return evaluators
-    return [e for e in evaluators if not isinstance(e, Pictures)]
+    return [e for e in evaluators if not isinstance(e, PictureEvaluator)]
 
 
 def evaluate(

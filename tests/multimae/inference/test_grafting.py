@@ -20,7 +20,7 @@ from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from tools.graft_modality import GraftOptions, Outcome, main, read_rows, run_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.logs.errors import UserError
-from utils.tasks.pretraining_setup import train_parts_of
+from utils.tasks.pretraining import freeze_all_but
 
 NORMALS = Modality("normals", loss="l1", interpolation="nearest", plot="normals")
 ROWS = "normals: {num_channels: 3, loss: l1, interpolation: nearest, std: 0.5}"
@@ -74,7 +74,7 @@ def test_clones_of_other_channels_keep_the_size_of_their_outputs(checkpoint: Pat
 
 def test_only_the_new_parts_are_trained(checkpoint: Path) -> None:
     new, _, _ = graft(MultiMAE.from_pretrained(checkpoint), [NORMALS])
-    train_parts_of(new, new.spec.outputs, ["normals"])
+    freeze_all_but(new, new.spec.outputs, ["normals"])
     trained = {k for k, p in new.named_parameters() if p.requires_grad}
     assert trained and all("normals" in k for k in trained)
     assert "output_adapters.rgb.task_embeddings.normals" in trained
@@ -142,7 +142,7 @@ def test_bad_rows(tmp_path: Path, text: str, expected: str) -> None:
 
 def test_the_config_of_a_phase_describes_the_same_model(checkpoint: Path, scenes: Path) -> None:
     from utils.config.parse import parse_config
-    from utils.tasks.pretraining_setup import modality_rows, model_spec
+    from utils.tasks.pretraining import model_spec, run_modalities
 
     spec = grown_spec(MultiMAE.from_pretrained(checkpoint).spec, [NORMALS])
     options = GraftOptions(scenes, scenes, scenes, batch_size=4)
@@ -151,7 +151,7 @@ def test_the_config_of_a_phase_describes_the_same_model(checkpoint: Path, scenes
              if not isinstance(v, list | bool)]  # fmt: skip
     cfg = parse_config(PretrainConfig, [*flags, *(f"--{'' if v else 'no_'}{k}" for k, v in
                        config.items() if isinstance(v, bool))])  # fmt: skip
-    assert model_spec(cfg, *modality_rows(cfg)) == spec
+    assert model_spec(cfg, *run_modalities(cfg)) == spec
 
 
 def test_pretraining_starts_from_a_vit_with_a_report_per_key(

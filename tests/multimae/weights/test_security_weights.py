@@ -42,7 +42,7 @@ from utils.checkpoint.manifest import Entry, read_manifest, write_manifest
 from utils.checkpoint.start_weights import read_pretrained
 from utils.config.finetune_options import StartOptions
 from utils.logs.errors import UserError, exit_on_user_error
-from utils.tasks.scored_weights import load_scored
+from utils.tasks.finetuning import load_finetuned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
@@ -59,7 +59,7 @@ FUNCTIONS: dict[str, Door] = {
     "timm": from_multimae,
     "resume": lambda path: restore(None, path, None),  # type: ignore[arg-type]
     "finetune": lambda path: read_pretrained(StartOptions(finetune=str(path))),
-    "score": lambda path: load_scored(MODEL, path),
+    "score": lambda path: load_finetuned(MODEL, path),
     "app": Engine,
 }
 TOOLS: dict[str, Callable[[str, str], int]] = {

@@ -17,7 +17,7 @@ from tools import prepare_taskonomy
 from utils.config.parse import parse_config
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.sets.taskonomy_views import TaskonomyFolder, buildings_of, taskonomy_modalities
-from utils.tasks.taskonomy import Taskonomy
+from utils.tasks.taskonomy import TaskonomyFinetuning
 
 TASKS = ("rgb", "depth_zbuffer", "edge_texture", "normal")
 SPLIT = {"allensville": "train", "beechwood": "train", "corozal": "val", "darden": "test"}
@@ -254,6 +254,6 @@ def test_the_published_configuration_reads_it(tmp_path: Path) -> None:
         TaskonomyConfig,
         ["--config", config, "--data_path", str(tmp_path / "out"), "--input_size", "64"],
     )
-    dataset = Taskonomy(cfg, WORLD).train_set()
+    dataset = TaskonomyFinetuning(cfg, WORLD).train_set()
     assert len(dataset) == 6
     read_all(dataset)

@@ -19,7 +19,7 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import BadSample, BadSamples
 from utils.data.dataset import MultiModalDataset
 from utils.logs.errors import RunError, UserError
-from utils.tasks import pretraining_setup as pretrain_setup
+from utils.tasks import loaders
 
 REPO = Path(__file__).parents[3]
 
@@ -66,7 +66,7 @@ class TestResumed:
 
     def spoil(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two files go bad between the check before training and the training."""
-        checked = pretrain_setup.check_samples
+        checked = loaders.check_samples
 
         def check(data: MultiModalDataset, *args: Any) -> list[BadSample]:
             found = checked(data, *args) if (root / "data/rgb/a/000.jpg").stat().st_size else []
@@ -74,7 +74,7 @@ class TestResumed:
                 (root / f"data/rgb/{name}.jpg").write_bytes(b"")
             return found
 
-        monkeypatch.setattr(pretrain_setup, "check_samples", check)
+        monkeypatch.setattr(loaders, "check_samples", check)
 
     def state(self, path: Path) -> Any:
         return torch.load(path, weights_only=True)

@@ -28,7 +28,7 @@ from utils.data.transforms import EvalTransform
 from utils.logs.errors import UserError
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
-from utils.tasks.reconstruction import TrivialPredictor, fixed_masks
+from utils.tasks.reconstruction import ConstantBaseline, fixed_masks
 from utils.training.seeding import generator
 
 NAMES = ("rgb", "depth", "semseg")
@@ -92,7 +92,7 @@ def test_masks_do_not_depend_on_processes_or_bad_samples() -> None:
         alone = options.draw(LAYOUT, StepPosition(7, row, 4), 1, cpu, present=one)
         assert torch.equal(alone.ids_keep[0], whole.ids_keep[row])
     some = {"depth": present["depth"][[0, 3]]}
-    left = options.draw(LAYOUT, StepPosition(7, 0, 4), 4, cpu, rows=(0, 3), present=some)
+    left = options.draw(LAYOUT, StepPosition(7, 0, 4), 4, cpu, kept=(0, 3), present=some)
     assert torch.equal(left.ids_keep, whole.ids_keep[[0, 3]])
     fixed = fixed_masks(LAYOUT, [4, 9], options, cpu, {"rgb": torch.tensor([True, False])})
     plain = fixed_masks(LAYOUT, [4, 9], options, cpu)
@@ -137,9 +137,11 @@ def test_a_modality_that_a_whole_batch_lacks(holes: Path) -> None:
 def test_the_trivial_predictor_sees_what_is_there(holes: Path) -> None:
     dataset, task = dataset_of(holes), task_of()
     batches = [collate([dataset[SampleKey(0, i)]]) for i in range(14)]
-    fitted = TrivialPredictor(task, batches).constants
+    fitted = ConstantBaseline(task, batches).constants
     there = [b for b in batches if "rgb" not in b.present]
-    pixels = torch.cat([Targets.of(b, task.rows).x["rgb"].flatten(2)[0] for b in there], dim=1)
+    pixels = torch.cat(
+        [Targets.from_batch(b, task.modalities).x["rgb"].flatten(2)[0] for b in there], dim=1
+    )
     torch.testing.assert_close(fitted["rgb"], pixels.mean(dim=1), rtol=1e-4, atol=1e-5)
     assert fitted["semseg"].isfinite().all()
 

@@ -101,7 +101,7 @@ def test_bad_label_in_a_worker_during_training(
     """A file that the check before training did not sample still ends the run cleanly."""
     scenes = write_scenes(tmp_path / "train", 8)
     bad_label(scenes)
-    monkeypatch.setattr("utils.tasks.pretraining_setup.CHECKED_SAMPLES", 0)
+    monkeypatch.setattr("utils.tasks.loaders.CHECKED_SAMPLES", 0)
     message = error_of(tiny_run(scenes, tmp_path / "out", "--num_workers", "2"), capsys)
     assert message.startswith("error: ") and "semseg/a/000.png" in message and "77" in message
 

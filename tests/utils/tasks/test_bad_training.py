@@ -29,18 +29,19 @@ from utils.data.samplers import SampleKey
 from utils.data.sets.class_folders import mix
 from utils.logs.logger import RunLogger
 from utils.tasks.base import StepPosition
-from utils.tasks.classification import Classification
+from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
 from utils.tasks.finetuning import Finetuning
-from utils.tasks.pretraining import MaskOptions, PretrainTask
-from utils.tasks.pretraining_setup import (
+from utils.tasks.pretraining import (
+    MaskOptions,
+    PretrainTask,
     build_evaluators,
     build_task,
     build_train_set,
-    modality_rows,
+    run_modalities,
 )
-from utils.tasks.segmentation_setup import Segmentation
-from utils.tasks.taskonomy import Taskonomy
+from utils.tasks.segmentation import SegmentationFinetuning
+from utils.tasks.taskonomy import TaskonomyFinetuning
 from utils.training.precision import choose_precision
 
 
@@ -70,7 +71,7 @@ def test_the_training_step_takes_the_rows_of_the_batch(
     """Encoder and losses see, for the samples kept, what they see in the whole batch."""
     task = pretrain_task(write_scenes(tmp_path, 8))
     cfg = parse_config(PretrainConfig, tiny_run(tmp_path, "", "--on_bad_sample", "skip"))
-    data = build_train_set(cfg, task.rows)
+    data = build_train_set(cfg, task.modalities)
     seen = []
     forward = task.model.forward_patches
 
@@ -98,8 +99,8 @@ def test_the_trivial_predictor_passes_bad_samples_over(tmp_path: Path) -> None:
     (train / "rgb/a/000.jpg").write_bytes(b"")
     more = ("--eval_data_path", str(val), "--on_bad_sample", "skip", "--num_pictures", "0")
     cfg = parse_config(PretrainConfig, tiny_run(train, "", "--batch_size", "1", *more))
-    task = build_task(cfg, *modality_rows(cfg))
-    data = build_train_set(cfg, task.rows)
+    task = build_task(cfg, *run_modalities(cfg))
+    data = build_train_set(cfg, task.modalities)
     precision = choose_precision("fp32", WORLD.device)
     with RunLogger(cfg.log, "", {}, is_main=True) as logger:
         evaluate = partial(build_evaluators, cfg, task, data, WORLD, precision, logger)
@@ -145,10 +146,10 @@ def test_mixing_an_odd_batch(kind: str, mode: str, size: int) -> None:
 
 
 JOBS: dict[str, tuple[type[FinetuneConfig], type[Finetuning], str]] = {
-    "cls": (ClsConfig, Classification, "rgb/a/000.jpg"),
-    "semseg": (SemsegConfig, Segmentation, "semseg/a/000.png"),
+    "cls": (ClsConfig, ClassificationFinetuning, "rgb/a/000.jpg"),
+    "semseg": (SemsegConfig, SegmentationFinetuning, "semseg/a/000.png"),
     "depth": (DepthConfig, DepthFinetuning, "depth/a/000.png"),
-    "taskonomy": (TaskonomyConfig, Taskonomy, ""),
+    "taskonomy": (TaskonomyConfig, TaskonomyFinetuning, ""),
 }
 
 

@@ -24,10 +24,10 @@ from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.distributed.world import World
-from utils.tasks.classification import Classification
+from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
-from utils.tasks.segmentation_setup import Segmentation
-from utils.tasks.taskonomy import Taskonomy
+from utils.tasks.segmentation import SegmentationFinetuning
+from utils.tasks.taskonomy import TaskonomyFinetuning
 
 REPO = Path(__file__).parents[3]
 Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]
@@ -35,17 +35,17 @@ Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]
 # 7 images by 3 are 3 + 3 + 1 for one process, 3 + 1 and 3 for two.
 TASKS: dict[str, Task] = {
     "cls": (
-        run_finetuning_cls.main, ClsConfig, Classification,
+        run_finetuning_cls.main, ClsConfig, ClassificationFinetuning,
         ["--in_domains", "rgb-depth", "--nb_classes", "2"],
     ),
     "semseg": (
-        run_finetuning_semseg.main, SemsegConfig, Segmentation,
+        run_finetuning_semseg.main, SemsegConfig, SegmentationFinetuning,
         ["--in_domains", "rgb-depth", "--num_classes", "4", "--seg_reduce_zero_label",
          "--decoder_dim", "64", "--decoder_depth", "1"],
     ),
     "depth": (run_finetuning_depth.main, DepthConfig, DepthFinetuning, []),
     "taskonomy": (
-        run_finetuning_taskonomy.main, TaskonomyConfig, Taskonomy,
+        run_finetuning_taskonomy.main, TaskonomyConfig, TaskonomyFinetuning,
         ["--out_domains", "normal-reshading-depth_euclidean"],
     ),
 }  # fmt: skip

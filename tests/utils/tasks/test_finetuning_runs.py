@@ -28,7 +28,7 @@ from utils.config.parse import parse_config
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
 from utils.logs.logger import _open_wandb
-from utils.tasks.base import Pictures
+from utils.tasks.base import PictureEvaluator
 from utils.tasks.depth_estimation import HEAD, DepthFinetuning
 from utils.training.loop import due_evaluators, on_device_of
 
@@ -82,8 +82,13 @@ def test_pictures_are_drawn_less_often_than_scores(data: Path, tmp_path: Path) -
     assert drawn == [f"predictions_eval-{2 * epoch:06d}.png" for epoch in (2, 4, 5)]
 
 
+class NoPictures(PictureEvaluator):
+    def run(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        return {}
+
+
 def test_when_pictures_are_due() -> None:
-    every = [Pictures(), SimpleNamespace()]
+    every = [NoPictures(), SimpleNamespace()]
     log = FinetuneLogOptions(eval_freq=4, log_images_freq=10)
     drawn = [e for e in range(4, 44, 4) if due_evaluators(every, log, e, False) == every]  # type: ignore[arg-type, comparison-overlap]
     assert drawn == [12, 20, 32, 40]

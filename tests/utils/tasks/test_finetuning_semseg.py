@@ -18,7 +18,7 @@ from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.sets.label_maps import SegmentationDataset
-from utils.tasks.segmentation import SegmentTask
+from utils.tasks.segmentation import SegmentationTask
 
 SCORES = ("mean_iou", "mean_accuracy", "pixel_accuracy", "loss")
 
@@ -161,7 +161,7 @@ def test_padding_is_marked_and_never_counted(tmp_path: Path) -> None:
 def test_void_and_padding_cost_nothing() -> None:
     from torch import nn
 
-    task = SegmentTask.__new__(SegmentTask)
+    task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
     task.target, task.learn_void = SemsegConfig().data.target(), False
     logits = torch.randn(1, 150, 4, 4, requires_grad=True)

@@ -18,7 +18,7 @@ from tests.support.scenes import tiny_run, write_scenes
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.logs.errors import exit_on_user_error
-from utils.tasks.pretraining_setup import build_eval_set, modality_rows
+from utils.tasks.pretraining import build_eval_set, run_modalities
 
 REPO = Path(__file__).parents[3]
 
@@ -190,7 +190,7 @@ def test_a_new_modality_by_yaml_alone(scenes: Path, unseen: Path, tmp_path: Path
 def test_a_limited_evaluation_is_spread_over_the_set(unseen: Path) -> None:
     def names(*more: str) -> list[str]:
         cfg = parse_config(PretrainConfig, tiny_run(unseen, "", *more))
-        evaluated = build_eval_set(cfg, str(unseen), modality_rows(cfg)[0])
+        evaluated = build_eval_set(cfg, str(unseen), run_modalities(cfg)[0])
         return [evaluated.name(i) for i in range(len(evaluated))]
 
     assert len(names()) == 6

@@ -17,8 +17,7 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch, collate
 from utils.data.samplers import SampleKey
 from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import PretrainTask
-from utils.tasks.pretraining_setup import build_task, build_train_set, modality_rows
+from utils.tasks.pretraining import PretrainTask, build_task, build_train_set, run_modalities
 
 EVERYTHING = 16 + 16 + 16  # tokens of the three inputs
 
@@ -31,8 +30,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def setup(scenes: Path, *more: str) -> tuple[PretrainTask, Batch]:
     arguments = tiny_run(scenes, "", "--task_balancer", "uncertainty", *more)
     cfg = parse_config(PretrainConfig, arguments)
-    task = build_task(cfg, *modality_rows(cfg))
-    dataset = build_train_set(cfg, task.rows)
+    task = build_task(cfg, *run_modalities(cfg))
+    dataset = build_train_set(cfg, task.modalities)
     return task, collate([dataset[SampleKey(0, i)] for i in range(4)])
 
 
@@ -57,7 +56,7 @@ def test_dropped_modalities_take_part(scenes: Path, queries: str) -> None:
 
 def collate_one(scenes: Path, task: PretrainTask) -> Batch:
     cfg = parse_config(PretrainConfig, tiny_run(scenes, ""))
-    return collate([build_train_set(cfg, task.rows)[SampleKey(0, 0)]])
+    return collate([build_train_set(cfg, task.modalities)[SampleKey(0, 0)]])
 
 
 def test_losses_of_nothing_take_part(scenes: Path) -> None:

@@ -27,8 +27,13 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
-from utils.tasks.pretraining_setup import build_task, optimizer_for
+from utils.tasks.pretraining import (
+    MaskOptions,
+    PretrainTask,
+    Targets,
+    build_task,
+    pretrain_optimizer,
+)
 from utils.training.plan import make_plan
 from utils.training.precision import choose_precision
 from utils.training.state import TrainState
@@ -65,7 +70,7 @@ def batch(task: PretrainTask, seed: int = 0, size: int = 4) -> Batch:
 def plain_losses(task: PretrainTask, images: Batch, step: int) -> dict[str, Tensor]:
     from multimae.images.preprocess import prepare
 
-    x = prepare(images.images, task.rows)
+    x = prepare(images.images, task.modalities)
     layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
     position, device = StepPosition(step, 0, len(images)), next(iter(x.values())).device
     masks = task.masks.draw(layout, position, len(images), device)
@@ -145,7 +150,7 @@ def run_of_fifty(device: torch.device) -> tuple[PretrainTask, Callable[[int], Ba
     """A task, its batches, its optimiser at a constant rate, and torch's own AdamW."""
     cfg = config()
     task = make_task(cfg).to(device)
-    ours = optimizer_for(cfg, task)
+    ours = pretrain_optimizer(cfg, task)
     for group in ours.param_groups:
         group["lr"] = 1e-3
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
@@ -169,7 +174,7 @@ def test_a_step_between_log_lines_waits_for_nothing(missing: bool, device: torch
     task = make_task(cfg).to(device)
     precision = choose_precision("fp32", device)
     plan = make_plan(100, 1, cfg.optim, cfg.runtime, blr=cfg.optim.blr)
-    state = TrainState(task, optimizer_for(cfg, task), precision.scaler())
+    state = TrainState(task, pretrain_optimizer(cfg, task), precision.scaler())
     stepper = Stepper(state, World(0, 1, device), plan, precision, cfg.optim, cfg.runtime)
     images = batch(task)
     if missing:
@@ -251,7 +256,7 @@ def test_gradient_checkpointing_halves_the_activations_of_large() -> None:
             task = make_task(cfg)
             weights = live.bytes.now
             task.model.checkpoint_gradients(on=on)
-            x = {m.name: fake_images(m, 32) for m in task.rows}
+            x = {m.name: fake_images(m, 32) for m in task.modalities}
             layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
             masks = task.masks.draw(layout, StepPosition(0, 0, 32), 32, CPU)
             torch.stack(list(task.compute_losses(Targets(x), masks).values())).sum().backward()

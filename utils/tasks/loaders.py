@@ -1,0 +1,106 @@
+"""Data sets and loaders of a run, built from its options."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from utils.config.finetune_options import FinetuneConfig
+from utils.config.pretrain_options import PretrainConfig
+from utils.data.dataset import (
+    MultiModalDataset,
+    build_eval_loader,
+    build_train_loader,
+    check_samples,
+)
+from utils.data.folders import MultiModalFolder
+from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
+from utils.data.transforms import JointTransform
+from utils.distributed.world import World
+
+# Read before training, so that a bad file ends the run at once instead of in the first epoch.
+CHECKED_SAMPLES = 256
+
+DatasetT = TypeVar("DatasetT", bound=MultiModalDataset)
+
+
+def build_dataset(
+    kind: type[DatasetT],
+    cfg: PretrainConfig | FinetuneConfig,
+    folder: MultiModalFolder,
+    transform: JointTransform,
+    *,
+    train: bool = False,
+    limit: int | None = None,
+    **options: Any,
+) -> DatasetT:
+    """Build a data set and check a few of its samples.
+
+    Args:
+        kind: Class of the data set.
+        cfg: Configuration of the run.
+        folder: Index of the files.
+        transform: Joint transform of the folder's modalities.
+        train: Training samples, whose bad files may be skipped and whose photos decode fast.
+        limit: Maximum number of samples; ``None`` for all.
+        **options: Further arguments of ``kind``.
+
+    Raises:
+        UserError: Samples are bad and may not be skipped.
+    """
+    dataset = kind(
+        folder,
+        transform,
+        seed=cfg.runtime.seed,
+        patch_size=cfg.model.patch_size,
+        limit=limit,
+        skip_bad=train and cfg.data.skips_bad,
+        fast_decode=train and cfg.data.fast_decode,
+        **options,
+    )
+    check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
+    return dataset
+
+
+def train_loader(
+    cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
+) -> tuple[DataLoader[Any], GlobalBatchSampler]:
+    """Training batches of this rank, and the sampler that orders them."""
+    sampler = GlobalBatchSampler(
+        len(dataset),
+        cfg.runtime.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=cfg.runtime.seed,
+    )
+    loader = build_train_loader(
+        dataset,
+        sampler,
+        num_workers=cfg.data.num_workers,
+        pin_memory=cfg.data.pin_mem,
+        held=cfg.optim.update_freq,
+    )
+    return loader, sampler
+
+
+def eval_loader(
+    cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
+) -> DataLoader[Any]:
+    """Evaluation batches of this rank; every sample occurs once over all ranks."""
+    sampler = EvalBatchSampler(
+        len(dataset),
+        cfg.data.eval_batch_size or cfg.runtime.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return build_eval_loader(
+        dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
+    )
+
+
+def spread_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
+    """Keys of up to ``count`` evenly spread samples."""
+    total = len(dataset)
+    count = min(count, total)
+    return [SampleKey(0, i * total // count) for i in range(count)]
