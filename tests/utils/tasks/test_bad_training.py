@@ -35,11 +35,11 @@ from utils.tasks.finetuning import Finetuning
 from utils.tasks.pretraining import (
     MaskOptions,
     PretrainTask,
-    build_evaluators,
     build_task,
     build_train_set,
     run_modalities,
 )
+from utils.tasks.reconstruction import build_evaluators
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
 from utils.training.precision import choose_precision

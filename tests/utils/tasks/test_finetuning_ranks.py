@@ -1,4 +1,4 @@
-"""Scores do not depend on how many processes share a set out, to the last digit."""
+"""Scores do not depend on the number of processes, to the last digit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,15 @@ from utils.config.depth_options import DepthConfig
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
+from utils.data.batches import Sample, collate
+from utils.data.samplers import EvalBatchSampler, SampleKey
 from utils.distributed.world import World
 from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
+from utils.tasks.finetuning import SplitEvaluator
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
+from utils.training.precision import choose_precision
 
 REPO = Path(__file__).parents[3]
 Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]
@@ -87,3 +92,34 @@ def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, ba
     )
     assert one == two
     assert (one["epoch"], one["step"]) == (5.0, 15)
+
+
+class Passive(SplitEvaluator[Any]):
+    def run(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        return {}
+
+
+def test_short_batches_are_padded_to_the_size_of_the_others() -> None:
+    sizes: list[int] = []
+
+    def predict(x: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+        sizes.append(len(x["rgb"]))
+        return {"head": 2 * x["rgb"]}
+
+    task = SimpleNamespace(prepare=lambda batch: batch.images, predict=predict)
+    samples = {
+        SampleKey(0, i): Sample({"rgb": torch.full((1, 2, 2), float(i))}, f"a/{i}")
+        for i in range(7)
+    }
+    loader: Any = torch.utils.data.DataLoader(
+        samples,  # type: ignore[arg-type]
+        batch_sampler=EvalBatchSampler(7, 3),
+        collate_fn=collate,
+    )
+    world = World(0, 1, torch.device("cpu"))
+    precision = choose_precision("fp32", world.device)
+    logger: Any = None
+    evaluator = Passive(task, loader, world, precision, "eval", logger)
+    outputs = [out["head"][:, 0, 0, 0] for _, out in evaluator.predictions(torch.nn.Identity())]
+    assert sizes == [3, 3, 3] and [len(out) for out in outputs] == [3, 3, 1]
+    assert torch.cat(outputs).tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]

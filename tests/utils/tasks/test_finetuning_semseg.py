@@ -173,3 +173,22 @@ def test_void_and_padding_cost_nothing() -> None:
     labels[0, 0, 0] = 7
     expected = torch.nn.functional.cross_entropy(logits[:, :, 0, 0], torch.tensor([7]))
     assert torch.allclose(task.loss(logits, labels, void), expected)
+
+
+def test_void_is_learnt_inside_the_image_only() -> None:
+    from torch import nn
+
+    from utils.data.batches import Batch
+
+    task = SegmentationTask.__new__(SegmentationTask)
+    nn.Module.__init__(task)
+    task.target, task.learn_void, task.zero_is_void = SemsegConfig().data.target(), True, False
+    inside = torch.zeros(1, 4, 4, dtype=torch.bool)
+    inside[:, :2] = True
+    stored = torch.full((1, 4, 4), 255)
+    stored[0, 0] = 7
+    labels, void = task.labels(Batch({"segmentation": stored, INSIDE: inside}, ["a/0"]))
+    logits = torch.randn(1, 151, 4, 4)
+    learnt = torch.tensor([[7] * 4, [150] * 4])[None]
+    expected = torch.nn.functional.cross_entropy(logits[:, :, :2], learnt)
+    torch.testing.assert_close(task.loss(logits, labels, void), expected)
