@@ -30,13 +30,11 @@ from utils.tasks.pretraining import (
     run_modalities,
 )
 from utils.tasks.reconstruction import GOAL, build_evaluators
-from utils.training.loop import fit
-from utils.training.plan import make_plan
-from utils.training.precision import choose_precision
-from utils.training.run import make_run
+from utils.training.loop import fit, make_training_run
+from utils.training.schedule import make_run_plan
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
-from utils.training.stepper import Stepper
+from utils.training.stepper import Stepper, choose_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,39 +56,43 @@ def train(cfg: PretrainConfig, world: World) -> None:
     train_set = build_train_set(cfg, task.modalities)
     loader, sampler = train_loader(cfg, train_set, world)
 
-    plan = make_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
+    plan = make_run_plan(len(sampler), world.size, cfg.optim, runtime, blr=cfg.optim.blr)
     precision = choose_precision(runtime.precision, world.device)
-    blueprint = shard(task, (), world, runtime, precision)
+    full_model_builder = shard(task, (), world, runtime, precision.dtype)
     state = TrainState(
         task,
         pretrain_optimizer(cfg, task),
         precision.scaler(),
         global_batch=plan.global_batch,
         config=to_flat_dict(cfg),
-        blueprint=blueprint,
+        full_model_builder=full_model_builder,
     )
-    taken = resume(state, cfg.checkpoint, world)
-    if taken is None:
+    resumed_from = resume(state, cfg.checkpoint, world)
+    if resumed_from is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime, cfg.optim.skip_grad)
 
     with RunLogger(cfg.log, output_dir, state.config, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-        logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
-        logger.say(f"{len(train_set)} images, {plan.describe()}")
-        if taken is not None:
-            logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
+        logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        logger.info(f"{len(train_set)} images, {plan.describe()}")
+        if resumed_from is not None:
+            logger.info(f"resumed from {resumed_from} after epoch {state.epoch}, step {state.step}")
         else:
             for line in load_init_weights(cfg, task, train_set):
-                logger.say(line)
+                logger.info(line)
         evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
-        fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL))
+        fit(
+            make_training_run(
+                cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL
+            )
+        )
         if output_dir:
             weights = state.scored_weights(world)
             path = Path(output_dir) / "model.safetensors"
             if world.is_main:
                 save_model(weights, task.model.spec, path)
-            logger.say(f"weights: {path}")
+            logger.info(f"weights: {path}")
 
 
 if __name__ == "__main__":

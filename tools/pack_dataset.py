@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         interrupted.
     """
     args = parse(argv)
-    from utils.logs.errors import UserError, say_error
+    from utils.logs.errors import UserError, print_error
 
     try:
         print(_run(args))
     except UserError as err:
-        say_error(err)
+        print_error(err)
         return err.exit_code
     except OSError as err:
         print(f"error: {err}", file=sys.stderr)

@@ -42,8 +42,8 @@ from utils.config.parse import parse_config
 from utils.data.sets.class_folders import check_classes, find_classes
 from utils.distributed.world import init_world
 from utils.logs.errors import UserError, exit_on_user_error
-from utils.training.precision import choose_precision
 from utils.training.seeding import seed_everything
+from utils.training.stepper import choose_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:

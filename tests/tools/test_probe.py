@@ -35,7 +35,7 @@ from tools.probing.frozen_features import (
 )
 from tools.probing.probe_options import FeatureOptions, ProbeDataOptions, ProbeModelOptions
 from utils.data.sets.class_folders import ClassEvalTransform, find_classes
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 TABLE = make_table({"semseg": {"num_classes": NUM_CLASSES}})
 NAMES = ("rgb", "depth", "semseg")

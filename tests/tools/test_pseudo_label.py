@@ -33,7 +33,7 @@ from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import SampleKey
 from utils.logs.errors import UserError
 from utils.tasks.pretraining import build_train_set, run_modalities
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 REPO = Path(__file__).parents[2]
 PUBLISHED = REPO / "cfgs/pretrain/multimae-b_98_rgb+-depth-semseg_1600e.yaml"

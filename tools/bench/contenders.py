@@ -23,10 +23,9 @@ from utils.data.batches import Batch
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import PretrainTask, build_task, pretrain_optimizer
-from utils.training.plan import make_plan
-from utils.training.precision import Precision, choose_precision
+from utils.training.schedule import make_run_plan
 from utils.training.state import TrainState
-from utils.training.stepper import Stepper
+from utils.training.stepper import Precision, Stepper, choose_precision
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
     precision = choose_precision(options.runtime.precision, world.device)
     task = task.to(world.device)
     task.model.checkpoint_gradients(on=cfg.bench.grad_checkpointing)
-    plan = make_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
+    plan = make_run_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
     state = TrainState(task, pretrain_optimizer(options, task), precision.scaler())
     stepper = Stepper(state, world, plan, precision, options.optim, options.runtime)
     batch = synthetic_batch(list(task.inputs), options.model.input_size, cfg.bench.batch)
@@ -108,7 +107,7 @@ def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
     )
     batch = synthetic_batch(list(task.inputs), options.model.input_size, cfg.bench.batch)
     batch = batch.to(world.device)
-    plan = make_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
+    plan = make_run_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
     parameters = [p for p in task.parameters() if p.requires_grad]
 
     def losses(i: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from multimae.nn.linear import onednn_linear, onednn_takes
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from tools.bench.counting import Product
 from utils.tasks.pretraining import PretrainTask
-from utils.training.precision import Precision
+from utils.training.stepper import Precision
 
 SMALL = 1e6  # FLOPs of products that are not timed
 BURST = 10  # on a GPU, whose work is only started by a call

@@ -19,7 +19,7 @@ from tools.labelling.png_writers import Writers, sweep
 from utils.data.folders import MultiModalFolder
 from utils.distributed.world import World
 from utils.logs.errors import UserError, bullet_list
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 
 def lone_world(options: LabelRuntimeOptions) -> World:

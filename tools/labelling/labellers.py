@@ -21,7 +21,7 @@ from multimae.images.pixels import storage_dtype
 from multimae.specs.modalities import Modality
 from tools.labelling.options import DepthKind, LabelModelOptions
 from utils.logs.errors import UserError
-from utils.training.precision import Precision
+from utils.training.stepper import Precision
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]

@@ -21,7 +21,7 @@ from tools.planner.measurements import (
 from tools.planner.planned_run import PlannedRun
 from tools.planner.resources import DiskUse, cores, disk_use
 from utils.logs.errors import UserError
-from utils.training.plan import RunPlan
+from utils.training.schedule import RunPlan
 
 # Shares of the time that the measurements may take.
 _LOADER, _STEPS, _THREADS, _TOGETHER = 0.3, 0.35, 0.15, 0.2

@@ -16,7 +16,7 @@ from tools.planner.resources import memory_limit, memory_used
 from utils.data.batches import Batch, collate
 from utils.data.dataset import build_train_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
-from utils.logs.step_clock import StepClock
+from utils.logs.window import StepClock
 
 _LOADER_BATCH = 16
 _DISTINCT = 64

@@ -30,11 +30,10 @@ from utils.tasks.finetuning import Finetuning
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
 from utils.training.ema import average
-from utils.training.plan import RunPlan, make_plan
-from utils.training.precision import Precision, choose_precision
+from utils.training.schedule import RunPlan, make_run_plan
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
-from utils.training.stepper import Stepper
+from utils.training.stepper import Precision, Stepper, choose_precision
 
 _JOBS: dict[type[Any], Callable[[Any, World], Finetuning[Any]]] = {
     ClsPlan: ClassificationFinetuning,
@@ -54,7 +53,7 @@ class PlannedRun:
         state: Model, losses and optimiser, with initial weights.
         train_set: Augmented training samples.
         precision: Number format.
-        rates: Arguments ``blr`` and ``lr`` of :func:`utils.training.plan.make_plan`.
+        rates: Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`.
     """
 
     cfg: PlanConfig
@@ -73,7 +72,7 @@ class PlannedRun:
         batches = len(self.train_set) // (batch_size * processes)
         optim = replace(self.cfg.optim, update_freq=update_freq)
         runtime = replace(self.cfg.runtime, batch_size=batch_size)
-        return make_plan(batches, processes, optim, runtime, **self.rates)
+        return make_run_plan(batches, processes, optim, runtime, **self.rates)
 
     def stepper(self, batch_size: int) -> Stepper:
         """One update after every batch of this size, on this process alone."""
@@ -89,7 +88,7 @@ class PlannedRun:
         """A plan that every data set has: single images, no warm-up."""
         optim = replace(self.cfg.optim, update_freq=1, warmup_steps=-1, warmup_epochs=0)
         runtime = replace(self.cfg.runtime, batch_size=1)
-        return make_plan(len(self.train_set), 1, optim, runtime, **self.rates)
+        return make_run_plan(len(self.train_set), 1, optim, runtime, **self.rates)
 
 
 def set_up(cfg: PlanConfig, world: World) -> PlannedRun:

@@ -14,9 +14,9 @@ from typing import IO, cast
 import torch
 
 from tools.planner.planned_run import PlannedRun
-from utils.checkpoint.files import KEPT_IN_BETWEEN
+from utils.checkpoint.files import MAX_STEP_CHECKPOINTS
 from utils.config.options import CheckpointOptions
-from utils.training.plan import RunPlan
+from utils.training.schedule import RunPlan
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -156,9 +156,9 @@ def kept_checkpoints(run: PlannedRun, plan: RunPlan) -> int:
         between += total // every - total // math.lcm(every, per_epoch)
         between -= cut and total % every == 0
     if options.save_ckpt_minutes is not None:
-        between = KEPT_IN_BETWEEN
+        between = MAX_STEP_CHECKPOINTS
     after = min(sum(due), options.keep_ckpts or sum(due))
-    return after + min(between, KEPT_IN_BETWEEN)
+    return after + min(between, MAX_STEP_CHECKPOINTS)
 
 
 def _deletes(options: CheckpointOptions) -> bool:

@@ -38,7 +38,7 @@ from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler
 from utils.data.sets.class_folders import ClassEvalTransform, ClassIndex, data_root
 from utils.logs.errors import UserError, bullet_list
-from utils.training.precision import Precision
+from utils.training.stepper import Precision
 
 CHECKED_SAMPLES = 256
 _INPUTS = "input_adapters."

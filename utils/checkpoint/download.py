@@ -13,7 +13,7 @@ from tqdm import tqdm
 from multimae.weights.atomic import atomic_file
 
 _CHUNK = 2**20
-_PATIENCE = 60.0
+_TIMEOUT_S = 60.0
 """Seconds without an answer."""
 
 
@@ -49,7 +49,7 @@ def download(url: str, path: Path, digest: str = "") -> None:
     hashed, size = sha256(), 0
     try:
         with (
-            build_opener(_HttpsOnly()).open(request, timeout=_PATIENCE) as answer,
+            build_opener(_HttpsOnly()).open(request, timeout=_TIMEOUT_S) as answer,
             atomic_file(path) as stream,
             tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
         ):

@@ -45,14 +45,14 @@ from utils.training.state import TrainState
 
 FOLDER = "checkpoints"
 BEST = "checkpoint-best.pth"
-KEPT_IN_BETWEEN = 2
+MAX_STEP_CHECKPOINTS = 2
 """Checkpoints between epochs that are kept."""
 
 _EPOCH = re.compile(r"checkpoint-(\d+)\.pth")
 _STEP = re.compile(r"checkpoint-step(\d+)\.pth")
 _PARTS = ("model", "task", "optimizer", "scaler", "epoch", "step")
 
-Say = Callable[[str], None]
+Info = Callable[[str], None]
 
 
 def write_checkpoint(
@@ -97,7 +97,7 @@ def _prune(entries: list[Entry], keep: int) -> tuple[list[Entry], list[Entry]]:
     """What stays and what goes, oldest first."""
     epochs = [e for e in entries if e.at_epoch_end]
     between = [e for e in entries if not e.at_epoch_end]
-    old = [*between[:-KEPT_IN_BETWEEN], *(epochs[:-keep] if keep else [])]
+    old = [*between[:-MAX_STEP_CHECKPOINTS], *(epochs[:-keep] if keep else [])]
     return [e for e in entries if e not in old], old
 
 
@@ -123,17 +123,17 @@ def best_checkpoint(output_dir: str | Path) -> Path | None:
     return path if path.is_file() else latest_checkpoint(output_dir)
 
 
-def latest_checkpoint(output_dir: str | Path, say: Say = print) -> Path | None:
+def latest_checkpoint(output_dir: str | Path, info: Info = print) -> Path | None:
     """The newest checkpoint that verifies in ``output_dir``, if there is one.
 
     Args:
         output_dir: Folder of the run.
-        say: Told about every newer one that is damaged.
+        info: Told about every newer one that is damaged.
     """
     for path, problem in _candidates(Path(output_dir) / FOLDER):
         if not problem:
             return path
-        say(f"{problem}: falling back to the checkpoint before it")
+        info(f"{problem}: falling back to the checkpoint before it")
     return None
 
 
@@ -171,7 +171,7 @@ def _unreadable(path: Path) -> str:
 
 
 def resume(
-    state: TrainState, options: CheckpointOptions, world: World, say: Say = print
+    state: TrainState, options: CheckpointOptions, world: World, info: Info = print
 ) -> Path | None:
     """Continue from ``--resume``, or from the newest whole checkpoint with ``--auto_resume``.
 
@@ -179,7 +179,7 @@ def resume(
         state: Changed in place.
         options: Where to look; rank 0 does.
         world: Processes.
-        say: Told about checkpoints that are damaged.
+        info: Told about checkpoints that are damaged.
 
     Returns:
         The checkpoint taken, or ``None`` to start afresh.
@@ -188,13 +188,13 @@ def resume(
         UserError: ``--resume`` is missing or damaged; a checkpoint is of another architecture, of
             another global batch, or holds weights alone; or all checkpoints are damaged.
     """
-    path = world.from_main(lambda: _find(options, say))
+    path = world.broadcast_from_main(lambda: _find(options, info))
     if path is not None:
         restore(state, path, world)
     return path
 
 
-def _find(options: CheckpointOptions, say: Say) -> Path | None:
+def _find(options: CheckpointOptions, info: Info) -> Path | None:
     """The checkpoint that the options ask for."""
     folder = Path(options.output_dir) / FOLDER
     if options.resume:
@@ -202,7 +202,7 @@ def _find(options: CheckpointOptions, say: Say) -> Path | None:
         return Path(options.resume)
     if not options.auto_resume or not options.output_dir:
         return None
-    path = latest_checkpoint(options.output_dir, say)
+    path = latest_checkpoint(options.output_dir, info)
     if path is None and any(p for p in folder.glob("checkpoint-*.pth") if p.name != BEST):
         raise UserError(
             f"cannot resume: no checkpoint in {folder} is whole. Start afresh with another "

@@ -95,7 +95,7 @@ class ClsOptimOptions(FinetuneOptimOptions):
 
     @property
     def rates(self) -> dict[str, float | None]:
-        """Arguments of :func:`utils.training.plan.make_plan`."""
+        """Arguments of :func:`utils.training.schedule.make_run_plan`."""
         return {"blr": self.blr, "lr": self.lr}
 
 

@@ -117,7 +117,7 @@ class FinetuneOptimOptions(OptimOptions):
 
     @property
     def rates(self) -> dict[str, float | None]:
-        """Arguments ``blr`` and ``lr`` of :func:`utils.training.plan.make_plan`."""
+        """Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`."""
         return {"blr": None, "lr": self.lr}
 
 

@@ -37,7 +37,7 @@ class ControlGroup:
         self.world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
-    def exchange(self, mine: Control) -> Control:
+    def all_reduce(self, mine: Control) -> Control:
         """The same answer on all processes: any of the flags, all bad samples."""
         if self._group is None:
             return mine

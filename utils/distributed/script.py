@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from utils.distributed.signals import end_workers, stopping_at_once
-from utils.logs.errors import RunError, UserError, say_error
+from utils.logs.errors import RunError, UserError, print_error
 
 # What gloo, NCCL and the store say when a process of the run is gone.
 _LOST = (
@@ -36,10 +36,10 @@ def run_script(main: Callable[[], object]) -> None:
     except UserError as err:
         code = err.exit_code
         if not (err.everywhere and _rank()):
-            say_error(err)
+            print_error(err)
     except Exception as err:
         code = 1
-        if lost_peers(err):
+        if is_peer_failure(err):
             print(f"rank {_rank()}: ends because another process has ended", file=sys.stderr)
         else:
             traceback.print_exc()
@@ -55,7 +55,7 @@ def run_script(main: Callable[[], object]) -> None:
         raise SystemExit(code)
 
 
-def lost_peers(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error of a collective says that another process is gone."""
     if not dist.is_initialized():
         return False

@@ -1,8 +1,8 @@
-"""A model shared out over the processes of a run (FSDP2), and its whole weights for files.
+"""FSDP2: shard a model over the processes, and gather its full weights for files and evaluation.
 
-Every process holds its share of each parameter, of its gradient and of the optimiser's state. The
-parameters of a block are gathered for its forward and its backward pass. Names stay as they are;
-a parameter is a ``DTensor``, of which :func:`whole` and :class:`Blueprint` make plain ones.
+Every process holds a shard of each parameter, its gradient and its optimiser state. A block's
+parameters are gathered for its forward and backward pass. Parameter names are unchanged, and
+parameters are ``DTensor``s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from utils.config.options import RuntimeOptions
 from utils.distributed.world import World
 from utils.logs.errors import UserError
 from utils.tasks.base import Task
-from utils.training.precision import Precision
 
 # torch.distributed.fsdp and .tensor are imported where they are used: half a second that runs
 # without shares should not pay.
@@ -30,23 +28,17 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class Blueprint:
-    """A sharded model's structure, from which whole ones are made to be scored."""
+class FullModelBuilder:
+    """Builds full models from a sharded one, for evaluation."""
 
     def __init__(self, model: nn.Module, world: World) -> None:
-        """Note the structure of ``model``, before it is sharded."""
+        """Copy the structure of ``model`` to the meta device, before it is sharded."""
         self.world = world
         self._empty = copy.deepcopy(model).to("meta")
 
-    def fill(self, sharded: nn.Module) -> nn.Module:
-        """A plain model with the whole weights of ``sharded``, on every process; all call it.
-
-        Buffers are those of rank 0, as in its files.
-        """
+    def build(self, sharded: nn.Module) -> nn.Module:
+        """Gather the weights of ``sharded`` into a plain model on every process (collective)."""
         state = {name: _full(value) for name, value in sharded.state_dict().items()}
-        buffers = [state[name] for name, _ in sharded.named_buffers() if name in state]
-        for buffer in buffers:
-            dist.broadcast(buffer, 0)
         model = copy.deepcopy(self._empty)
         model.load_state_dict(state, assign=True)
         return model.requires_grad_(False)
@@ -57,24 +49,23 @@ def shard(
     averages: Iterable[nn.Module],
     world: World,
     runtime: RuntimeOptions,
-    precision: Precision,
-) -> Blueprint | None:
-    """With ``--parallel fsdp``, leave this process its share of ``task``, if there are several.
+    dtype: torch.dtype | None,
+) -> FullModelBuilder | None:
+    """Shard ``task`` with ``--parallel fsdp`` on two or more processes.
 
-    Every transformer block and every output adapter is gathered by itself, in the type that the
-    run computes in, except for adapters in float32. The rest (tokens, patch projections, balancer)
-    is small, and gathered in float32. Gradients are summed in float32.
+    Each transformer block and output adapter is one FSDP unit, gathered in the autocast dtype
+    (adapters in ``task.fp32_output_adapters`` in float32). The rest (tokens, patch projections,
+    balancer) is small and gathered in float32. Gradients are reduced in float32.
 
     Args:
-        task: Changed in place: every parameter is another object afterwards, so that optimisers
-            are built later.
+        task: Changed in place. Its parameters are replaced: build the optimiser afterwards.
         averages: Running averages of its model, sharded alike.
         world: The processes.
         runtime: ``--parallel``.
-        precision: What the run computes in.
+        dtype: Autocast type of the run; ``None`` is float32.
 
     Returns:
-        What whole models are made from; ``None`` if nothing was sharded.
+        A builder of full models; ``None`` if nothing was sharded.
 
     Raises:
         UserError: A device that FSDP does not run on.
@@ -86,20 +77,18 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    blueprint = Blueprint(task.model, world)
+    full_model_builder = FullModelBuilder(task.model, world)
     for model in averages:
-        _shard(model, cast(MultiModalTransformer, model), mesh, Precision(world.device.type, None))
-    _shard(
-        task, cast(MultiModalTransformer, task.model), mesh, precision, task.fp32_output_adapters
-    )
-    return blueprint
+        _shard(model, cast(MultiModalTransformer, model), mesh, None)
+    _shard(task, cast(MultiModalTransformer, task.model), mesh, dtype, task.fp32_output_adapters)
+    return full_model_builder
 
 
 def _shard(
     root: nn.Module,
     model: MultiModalTransformer,
     mesh: DeviceMesh,
-    precision: Precision,
+    dtype: torch.dtype | None,
     in_float32: Iterable[str] = (),
 ) -> None:
     from torch.distributed.fsdp import (
@@ -110,67 +99,70 @@ def _shard(
 
     # Autocast decides about activations, as everywhere: inputs of blocks are left as they are.
     full = MixedPrecisionPolicy(cast_forward_inputs=False)
-    low = MixedPrecisionPolicy(precision.dtype, torch.float32, cast_forward_inputs=False)
+    low = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     parts = {str(i): block for i, block in enumerate(model.encoder)}
     for name, part in [*parts.items(), *model.output_adapters.items()]:
-        whole_type = precision.dtype is None or name in in_float32 or _has_batch_norm(part)
+        in_full_precision = dtype is None or name in in_float32
         if not any(True for _ in part.parameters()):
             continue
-        fully_shard(part, mesh=mesh, mp_policy=full if whole_type else low)
-        if not whole_type:
+        fully_shard(part, mesh=mesh, mp_policy=full if in_full_precision else low)
+        if not in_full_precision:
             _norms_in_float32(part)
         if hasattr(part, "forward_patches"):
             register_fsdp_forward_method(part, "forward_patches")
     fully_shard(root, mesh=mesh, mp_policy=full)
     for module in root.modules():
         if any(True for _ in module.parameters(recurse=False)):
-            module.register_load_state_dict_pre_hook(_take_shares)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(_shard_loaded_state)  # type: ignore[no-untyped-call]
 
 
-def set_exchange(task: nn.Module, *, on: bool) -> None:
-    """Whether the next backward pass of a sharded task exchanges gradients or only adds them up."""
+def set_gradient_sync(task: nn.Module, *, on: bool) -> None:
+    """Reduce gradients in the next backward pass of a sharded task, or only accumulate them."""
     from torch.distributed.fsdp import FSDPModule
 
     cast(FSDPModule, task).set_requires_gradient_sync(on)
 
 
-def whole(value: Any, world: World) -> Any:
-    """A state with plain tensors in place of sharded ones; all processes call it.
+def gather_full_state(value: Any, world: World) -> Any:
+    """Replace the sharded tensors of a state by full CPU tensors (collective).
 
-    One tensor after the other is gathered and brought to the CPU, on rank 0 alone: elsewhere
-    there are empty ones.
+    Gathers one tensor at a time. Ranks other than 0 get empty tensors.
     """
     if isinstance(value, Tensor) and hasattr(value, "full_tensor"):
         full = _full(value)
         return full.cpu() if world.is_main else torch.zeros(0)
     if isinstance(value, Mapping):
-        return {key: whole(item, world) for key, item in value.items()}
+        return {key: gather_full_state(item, world) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [whole(item, world) for item in value]
+        return [gather_full_state(item, world) for item in value]
     return value
 
 
-def optimizer_shares(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """This process's share of an optimiser's state: what is shaped like a parameter is sharded."""
+def shard_optimizer_state(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Shard a full optimiser state: every tensor shaped like its parameter."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     names = [name for group in state["param_groups"] for name in group["params"]]
     owner = dict(zip(names, params, strict=False))
     shares = {
-        name: {key: _like(value, owner.get(name)) for key, value in values.items()}
+        name: {key: _shard_like(value, owner.get(name)) for key, value in values.items()}
         for name, values in state["state"].items()
     }
     return {**state, "state": shares}
 
 
-def _take_shares(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before a module loads whole weights: cut out this process's share."""
+def _shard_loaded_state(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Shard full weights before a module loads them (a load_state_dict pre-hook)."""
     for name, param in module.named_parameters(recurse=False):
         if prefix + name in state_dict:
-            state_dict[prefix + name] = _like(state_dict[prefix + name], param)
+            state_dict[prefix + name] = _shard_like(state_dict[prefix + name], param)
 
 
-def _like(value: Any, param: Tensor | None) -> Any:
-    """``value``, sharded as ``param`` is if their shapes agree; every process has all of it."""
+def _shard_like(value: Any, param: Tensor | None) -> Any:
+    """Shard a full tensor like ``param`` if their shapes agree."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if (
@@ -186,10 +178,6 @@ def _like(value: Any, param: Tensor | None) -> Any:
 def _full(value: Any) -> Any:
     gather = getattr(value, "full_tensor", None)
     return value if gather is None else gather()
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
 def _norms_in_float32(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from utils.logs.errors import UserError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # of a process that SIGTERM ends: job schedulers know it
-PATIENCE = 15.0
+GRACE_PERIOD_S = 15.0
 """Seconds that one of several processes has to see a signal, before it is ended."""
 
 _understood = threading.Event()
@@ -80,13 +80,13 @@ def stopping_at_once() -> Iterator[None]:
     """A signal inside the context raises :class:`Stopped`: before and after the training.
 
     Python's handlers run between two of its instructions. A process that waits elsewhere, in a
-    collective whose peers are gone, would not hear them: a thread ends it after ``PATIENCE``.
+    collective whose peers are gone, would not hear them: a thread ends it after ``GRACE_PERIOD_S``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        ears, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-        threading.Thread(target=_guard, args=(ears,), daemon=True, name="signals").start()
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        threading.Thread(target=_guard, args=(read_end,), daemon=True, name="signals").start()
     request = StopRequest()
     with request.listening(), request.interrupting():
         yield
@@ -97,11 +97,11 @@ def acknowledge() -> None:
     _understood.set()
 
 
-def _guard(ears: int) -> None:
+def _guard(read_end: int) -> None:
     """End the process if nobody understands a signal."""
     stopping = {int(number) for number in STOPPING}
-    while data := os.read(ears, 64):
-        if stopping & set(data) and not _understood.wait(PATIENCE):
+    while data := os.read(read_end, 64):
+        if stopping & set(data) and not _understood.wait(GRACE_PERIOD_S):
             os._exit(EXIT_CODE)
 
 

@@ -66,7 +66,7 @@ class World:
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return total.to(tensor.device)
 
-    def from_main(self, find: Callable[[], T]) -> T:
+    def broadcast_from_main(self, find: Callable[[], T]) -> T:
         """What ``find`` returns on rank 0, on all processes.
 
         Raises:

@@ -50,11 +50,11 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as err:
-        say_error(err)
+        print_error(err)
         raise SystemExit(err.exit_code) from None
 
 
-def say_error(err: UserError) -> None:
+def print_error(err: UserError) -> None:
     """Print the message on stderr."""
     message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
     print(f"{err.label}: {message}", file=sys.stderr, flush=True)

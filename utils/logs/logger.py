@@ -84,7 +84,7 @@ class RunLogger:
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(kind is not None))
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line for people."""
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
@@ -132,7 +132,7 @@ class RunLogger:
         if self._bar is not None:
             self._bar.set_postfix_str(short, refresh=False)
         else:
-            self.say(
+            self.info(
                 f"step {step}/{self._total} (epoch {epoch:.2f}) {short}, ETA {self._eta(step)}"
             )
 
@@ -140,7 +140,7 @@ class RunLogger:
         """Log an evaluation row."""
         self._row("eval", step, epoch, values)
         short = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
-        self.say(f"evaluation after step {step} (epoch {epoch:.2f}): {short}")
+        self.info(f"evaluation after step {step} (epoch {epoch:.2f}): {short}")
 
     def picture(self, name: str, step: int, image: Image.Image) -> None:
         """Save a picture as ``pictures/{name}-{step}.png`` and send it to the other sinks."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -74,3 +75,44 @@ class LogWindow:
         if self.count:
             rows = rows[world.rank] if len(rows) == world.size else rows.mean(0)
         self.sums, self.first_bad = rows, torch.zeros(0)
+
+
+T = TypeVar("T")
+
+
+class StepClock:
+    """Times the gaps between batches; read and reset at every log line."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new window."""
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._samples = 0
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass batches on, counting the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - begin
+            yield batch
+
+    def count(self, samples: int) -> None:
+        """Add finished samples (over all processes)."""
+        self._samples += samples
+
+    def read(self) -> dict[str, float]:
+        """``images_per_s`` and ``data_wait`` (share of time, 0 to 1) of this window."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        return {
+            "images_per_s": self._samples / elapsed,
+            "data_wait": min(1.0, self._waited / elapsed),
+        }

@@ -41,15 +41,13 @@ from utils.logs.paths import prepare_output_dir
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
 from utils.tasks.loaders import eval_loader, spread_keys, train_loader
 from utils.training.ema import average
-from utils.training.loop import evaluate, fit
+from utils.training.loop import evaluate, fit, make_training_run
 from utils.training.metrics import Meter
 from utils.training.optim import build_optimizer, finetune_no_decay, layer_lr_scale, param_groups
-from utils.training.plan import make_plan
-from utils.training.precision import Precision, choose_precision
-from utils.training.run import make_run
+from utils.training.schedule import make_run_plan
 from utils.training.seeding import seed_everything
 from utils.training.state import Goal, TrainState
-from utils.training.stepper import Stepper
+from utils.training.stepper import Precision, Stepper, choose_precision
 
 
 class FinetuneTask(Task):
@@ -232,12 +230,12 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning[Any]) -> dict[st
     flat = to_flat_dict(cfg)
     with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-        logger.say(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
         if cfg.scores_only:
             state = TrainState(task, finetune_optimizer(cfg, task), precision.scaler(), config=flat)
             path = checkpoint_to_score(cfg)
             state.epoch, state.step = load_finetuned(task.model, path)
-            logger.say(f"scoring {path}, {state.epoch} epochs trained")
+            logger.info(f"scoring {path}, {state.epoch} epochs trained")
             split: Split = "test" if cfg.start.test else "eval"
             evaluators = job.evaluators(split, task, precision, logger)
             return evaluate(state, evaluators, logger, float(state.epoch))
@@ -250,7 +248,7 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning[Any]) -> dict[st
             best = best_checkpoint(output_dir) if saved else None
             if best is not None:
                 epoch, _ = load_finetuned(task.model, best)
-                logger.say(f"testing {best}, the best, of epoch {epoch}")
+                logger.info(f"testing {best}, the best, of epoch {epoch}")
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
         return values
@@ -268,16 +266,16 @@ def _train(
     runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
     train_set = job.train_set()
     loader, sampler = train_loader(cfg, train_set, world)
-    plan = make_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
+    plan = make_run_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
     if cfg.start.finetune:
         report = load_pretrained(task.model, cfg.start)
-        logger.say(report.summary())
+        logger.info(report.summary())
         if output_dir and world.is_main:
             (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
         for warning in statistics_warnings(cfg.start.finetune, train_set):
-            logger.say(warning)
+            logger.info(warning)
     ema = average(task.model, cfg.start) if cfg.start.model_ema else None
-    blueprint = shard(task, [ema.module] if ema else [], world, runtime, precision)
+    full_model_builder = shard(task, [ema.module] if ema else [], world, runtime, precision.dtype)
     state = TrainState(
         task,
         finetune_optimizer(cfg, task),
@@ -285,18 +283,22 @@ def _train(
         ema=ema,
         global_batch=plan.global_batch,
         config=to_flat_dict(cfg),
-        blueprint=blueprint,
+        full_model_builder=full_model_builder,
     )
-    taken = resume(state, cfg.checkpoint, world, logger.say)
-    if taken is None:
+    resumed_from = resume(state, cfg.checkpoint, world, logger.info)
+    if resumed_from is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
-    logger.say(f"{len(train_set)} images, {plan.describe()}")
-    if taken is not None:
-        logger.say(f"resumed from {taken} after epoch {state.epoch}, step {state.step}")
+    logger.info(f"{len(train_set)} images, {plan.describe()}")
+    if resumed_from is not None:
+        logger.info(f"resumed from {resumed_from} after epoch {state.epoch}, step {state.step}")
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
     evaluators = job.evaluators("eval", task, precision, logger)
     log = replace(cfg.log, eval_freq=cfg.eval_freq)
-    fit(make_run(cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal))
+    fit(
+        make_training_run(
+            cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal
+        )
+    )
     if output_dir and cfg.checkpoint.save_ckpt:
         weights = state.scored_weights(world)
         if world.is_main:

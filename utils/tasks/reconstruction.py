@@ -30,8 +30,8 @@ from utils.tasks.base import Evaluator, PictureEvaluator, StepPosition
 from utils.tasks.loaders import eval_loader, spread_keys
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets, build_eval_set
 from utils.training.metrics import MeanMeter
-from utils.training.precision import Precision
 from utils.training.state import Goal
+from utils.training.stepper import Precision
 
 # Masks of evaluation: the same for every run, whatever its seed.
 EVAL_SEED = 20220904

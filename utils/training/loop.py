@@ -7,29 +7,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any, Protocol
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from utils.checkpoint.files import latest_checkpoint, restore
 from utils.checkpoint.saving import Saver
-from utils.config.options import LogOptions
+from utils.config.options import CheckpointOptions, DataOptions, LogOptions, RuntimeOptions
 from utils.data.batches import BadSamples, Batch, BatchStream
+from utils.data.dataset import MultiModalDataset
+from utils.data.samplers import GlobalBatchSampler
 from utils.distributed.control import Control, ControlGroup
 from utils.distributed.script import worker_killed
 from utils.distributed.signals import Stopped, StopRequest, acknowledge
 from utils.logs.errors import RunError
 from utils.logs.logger import RunLogger
-from utils.logs.step_clock import StepClock
+from utils.logs.window import StepClock
 from utils.tasks.base import Evaluator, PictureEvaluator
 from utils.training.nonfinite import NonFinite
-from utils.training.plan import RunPlan
+from utils.training.schedule import RunPlan
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Stepper
 
 
 @dataclass
-class Run:
-    """What :func:`fit` works with; see :func:`utils.training.run.make_run`."""
+class TrainingRun:
+    """What :func:`fit` works with; see :func:`utils.training.loop.make_training_run`."""
 
     state: TrainState
     stream: BatchStream
@@ -48,7 +52,7 @@ class Run:
     stop: StopRequest = field(default_factory=StopRequest)
 
 
-def fit(run: Run) -> None:
+def fit(run: TrainingRun) -> None:
     """Train to the end of the plan; keep the checkpoint that is best at the goal.
 
     Raises:
@@ -63,11 +67,11 @@ def fit(run: Run) -> None:
                 _finish_epoch(run)
         run.saver.finish()
         if run.saver.active:
-            run.logger.say(run.saver.cost())
+            run.logger.info(run.saver.cost())
         run.stepper.world.barrier()
 
 
-def _begin(run: Run) -> None:
+def _begin(run: TrainingRun) -> None:
     state, per_epoch = run.state, run.plan.steps_per_epoch
     run.logger.start_progress(run.plan.total_steps, state.step)
     run.logger.rewind(state.step, scored=state.step == state.epoch * per_epoch)
@@ -75,7 +79,7 @@ def _begin(run: Run) -> None:
         run.saver.save(state, at_epoch_end=False)
 
 
-def _train_epoch(run: Run) -> bool:
+def _train_epoch(run: TrainingRun) -> bool:
     """Train to the end of the epoch or of the run; ``False`` if the run went back instead."""
     state, plan, log = run.state, run.plan, run.log
     end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
@@ -84,13 +88,13 @@ def _train_epoch(run: Run) -> bool:
     while state.step < end:
         lr = plan.schedule.apply(state.optimizer, state.step)
         micro = list(islice(batches, plan.accum_steps))
-        usable = _agree(run, micro)
+        usable = _sync_control(run, micro)
         if usable and state.step not in state.skipped:
             run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
             update = run.stepper.step(state, micro)
             if update.bad:
                 run.nonfinite.write({state.step + 1: update.bad})
-                run.nonfinite.left_out(state.step)
+                run.nonfinite.record_skipped_step(state.step)
             else:
                 state.window.add(state.step, update.logs)
         state.step += 1
@@ -98,7 +102,7 @@ def _train_epoch(run: Run) -> bool:
         run.logger.advance()
         due = state.step % log.log_every == 0 or state.step == plan.total_steps
         checked = due or state.step == end or run.saver.due_at(state.step)
-        if (checked or run.stepper.world.device.type == "cpu") and _is_bad(run):
+        if (checked or run.stepper.world.device.type == "cpu") and _rolled_back(run):
             return False
         if due and (values := state.window.read(run.stepper.world)):
             values = {**values, "lr": lr, **run.clock.read()}
@@ -109,14 +113,14 @@ def _train_epoch(run: Run) -> bool:
     return True
 
 
-def _agree(run: Run, micro: Sequence[Batch]) -> bool:
+def _sync_control(run: TrainingRun, micro: Sequence[Batch]) -> bool:
     """What the processes do before a step: stop, save, count bad samples.
 
     Returns:
         Whether every process has something to train on.
     """
     bad = [sample for batch in micro for sample in batch.bad]
-    agreed = run.control.exchange(
+    agreed = run.control.all_reduce(
         Control(
             stop=run.stop.name is not None,
             save=run.stepper.world.is_main and run.saver.minutes_have_passed(),
@@ -131,7 +135,7 @@ def _agree(run: Run, micro: Sequence[Batch]) -> bool:
     if agreed.bad_samples:
         run.bad_samples.add(run.control.gather(bad))
         run.bad_samples.check()
-    if (agreed.stop or agreed.save) and _is_bad(run):
+    if (agreed.stop or agreed.save) and _rolled_back(run):
         raise RunError("the loss is not finite", everywhere=True)
     if agreed.stop:
         acknowledge()
@@ -142,7 +146,7 @@ def _agree(run: Run, micro: Sequence[Batch]) -> bool:
     return not agreed.empty
 
 
-def _is_bad(run: Run) -> bool:
+def _rolled_back(run: TrainingRun) -> bool:
     """Whether a loss since the last check was not finite, and the run went back for it.
 
     Raises:
@@ -160,11 +164,11 @@ def _is_bad(run: Run) -> bool:
     return True
 
 
-def _roll_back(run: Run, bad_step: int) -> None:
+def _roll_back(run: TrainingRun, bad_step: int) -> None:
     state, world = run.state, run.stepper.world
     run.saver.finish()
     folder = run.saver.options.output_dir
-    path = world.from_main(lambda: latest_checkpoint(folder, run.logger.say))
+    path = world.broadcast_from_main(lambda: latest_checkpoint(folder, run.logger.info))
     if path is None:
         raise RunError(
             f"the loss is not finite at step {bad_step}, and there is no checkpoint to go back to: "
@@ -174,14 +178,14 @@ def _roll_back(run: Run, bad_step: int) -> None:
     skipped = state.skipped | {bad_step - 1}
     restore(state, path, world)
     state.skipped |= skipped
-    run.logger.say(
+    run.logger.info(
         f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "
         f"of step {bad_step} will be left out"
     )
     run.logger.rewind(state.step, scored=state.step == state.epoch * run.plan.steps_per_epoch)
 
 
-def _finish_epoch(run: Run) -> None:
+def _finish_epoch(run: TrainingRun) -> None:
     """Evaluate and save what is due after an epoch."""
     state, plan, log, saver = run.state, run.plan, run.log, run.saver
     epoch = state.step // plan.steps_per_epoch
@@ -204,7 +208,7 @@ def _finish_epoch(run: Run) -> None:
     run.clock.reset()
 
 
-def _stopped(run: Run) -> str:
+def _stopped(run: TrainingRun) -> str:
     saved = f"saved in {run.saver.folder}: run the same command to go on"
     return (
         f"{run.stop.name or 'a signal'} after step {run.state.step}; "
@@ -241,8 +245,8 @@ def due_evaluators(
 def evaluate(
     state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
-    """Run every evaluator on the model in evaluation mode and log one row."""
-    model = on_device_of(state.model, state.whole_scored_model())
+    """TrainingRun every evaluator on the model in evaluation mode and log one row."""
+    model = _to_device_of(state.model, state.full_scored_model())
     state.task.eval()
     model.eval()
     values: dict[str, float] = {}
@@ -253,7 +257,67 @@ def evaluate(
     return values
 
 
-def on_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
+def _to_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
     """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
     here, there = (next(m.parameters()).device for m in (reference, model))
     return model if here == there else copy.deepcopy(model).to(here)
+
+
+class TrainConfig(Protocol):
+    """The sections of a configuration that a run needs."""
+
+    @property
+    def data(self) -> DataOptions:
+        """Data."""
+        ...
+
+    @property
+    def runtime(self) -> RuntimeOptions:
+        """TrainingRun."""
+        ...
+
+    @property
+    def checkpoint(self) -> CheckpointOptions:
+        """Checkpoints."""
+        ...
+
+
+def make_training_run(
+    cfg: TrainConfig,
+    state: TrainState,
+    loader: DataLoader[Any],
+    sampler: GlobalBatchSampler,
+    plan: RunPlan,
+    stepper: Stepper,
+    logger: RunLogger,
+    evaluators: Sequence[Evaluator],
+    log: LogOptions,
+    goal: Goal | None = None,
+) -> TrainingRun:
+    """What :func:`utils.training.loop.fit` works with; all processes call it at the same time."""
+    world = stepper.world
+    control = ControlGroup(world)
+    bad_samples = BadSamples(cfg.data.max_bad_samples, logger.info, state.bad_sample_names)
+    if isinstance(loader.dataset, MultiModalDataset):
+        bad_samples.add(loader.dataset.known_bad)
+        bad_samples.check()
+    return TrainingRun(
+        state,
+        BatchStream(
+            loader,
+            sampler,
+            plan.steps_per_epoch * plan.accum_steps,
+            plan.total_steps * plan.accum_steps,
+        ),
+        plan,
+        stepper,
+        logger,
+        evaluators,
+        log,
+        saver=Saver(cfg.checkpoint, world),
+        control=control,
+        nonfinite=NonFinite(cfg.checkpoint.output_dir, control),
+        bad_samples=bad_samples,
+        rolls_back=cfg.runtime.on_nonfinite == "rollback",
+        goal=goal,
+    )

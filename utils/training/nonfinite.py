@@ -1,4 +1,4 @@
-"""Losses that are not finite: what becomes of the step, and whose images they were."""
+"""NaN and Inf losses: stop, skip or roll back, and record the images of the step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from utils.distributed.control import ControlGroup
 from utils.logs.errors import RunError
 
 JSONL = "nonfinite.jsonl"
-LIMIT = 10
-"""Steps left out in a row (``skip``) or rollbacks in all after which a run ends."""
+MAX_ATTEMPTS = 10
+"""Consecutive skipped steps (``skip``) or total rollbacks after which a run ends."""
 
 _ADVICE = (
     "Lower --blr, clip with --clip_grad 1.0, or train in bf16 or fp32 instead of fp16; check the "
@@ -20,29 +20,29 @@ _ADVICE = (
 
 
 class NonFinite:
-    """Remembers the images of steps that have not been checked, and writes down the bad ones.
+    """Records the images of unchecked steps and logs those of the bad ones.
 
     ``output_dir/nonfinite.jsonl`` has one object a line: ``step`` (from 1), ``losses``, ``names``.
     """
 
     def __init__(self, output_dir: str, control: ControlGroup) -> None:
-        """All processes make it; rank 0 writes."""
+        """Collective; rank 0 writes."""
         self.control = control
         self.path = Path(output_dir) / JSONL if output_dir else None
         self._names: dict[int, list[str]] = {}
-        self._left_out: list[int] = []
+        self._skipped: list[int] = []
         self._rollbacks = 0
 
     def watch(self, step: int, names: Sequence[str]) -> None:
-        """Note whose images step ``step`` (from 0) trains on."""
+        """Remember the images of step ``step`` (from 0)."""
         self._names[step] = list(names)
 
     def checked(self) -> None:
-        """Everything so far is finite."""
+        """Forget the images: all losses so far are finite."""
         self._names.clear()
 
     def write(self, bad: Mapping[int, Sequence[str]]) -> None:
-        """Write down the images of bad steps; all processes call it.
+        """Log the images of bad steps (collective).
 
         Args:
             bad: Losses that are not finite, by the step (from 1) where they began.
@@ -64,33 +64,33 @@ class NonFinite:
             everywhere=True,
         )
 
-    def left_out(self, step: int) -> None:
-        """An update was left out.
+    def record_skipped_step(self, step: int) -> None:
+        """Count a skipped update.
 
         Raises:
-            RunError: So were the ones before it.
+            RunError: Too many consecutive updates were skipped.
         """
         self._names.pop(step, None)
-        in_a_row = self._left_out[-1:] == [step - 1]
-        self._left_out = [*(self._left_out if in_a_row else []), step]
-        if len(self._left_out) >= LIMIT:
+        in_a_row = self._skipped[-1:] == [step - 1]
+        self._skipped = [*(self._skipped if in_a_row else []), step]
+        if len(self._skipped) >= MAX_ATTEMPTS:
             raise RunError(
-                f"the loss was not finite in {LIMIT} steps in a row, up to step {step + 1}: the "
-                f"model has diverged, skipping batches does not help. {_ADVICE}.",
+                f"the loss was not finite in {MAX_ATTEMPTS} consecutive steps up to step {step + 1}"
+                f": the model has diverged, and skipping batches does not help. {_ADVICE}.",
                 everywhere=True,
             )
 
     def rolled_back(self, bad: Mapping[int, Sequence[str]]) -> None:
-        """The run goes back to its last checkpoint.
+        """Count a rollback to the last checkpoint.
 
         Raises:
-            RunError: It has done so too often.
+            RunError: Too many rollbacks.
         """
         self._names.clear()
         self._rollbacks += 1
-        if self._rollbacks > LIMIT:
+        if self._rollbacks > MAX_ATTEMPTS:
             raise RunError(
-                f"{LIMIT} rollbacks did not help: the loss is not finite at step {next(iter(bad))} "
-                f"either. {_ADVICE}.",
+                f"the loss is not finite at step {next(iter(bad))} after {MAX_ATTEMPTS} rollbacks. "
+                f"{_ADVICE}.",
                 everywhere=True,
             )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from utils.distributed.sharding import Blueprint, optimizer_shares, whole
+from utils.distributed.sharding import FullModelBuilder, gather_full_state, shard_optimizer_state
 from utils.distributed.world import World
 from utils.logs.window import LogWindow
 from utils.tasks.base import Task
@@ -54,11 +54,11 @@ class TrainState:
         ema: Running average of the model's weights, if it is kept.
         best: Best value of the goal's metric so far.
         skipped: Steps whose batches are left out: they made a loss that was not finite.
-        left_out: Names of the bad samples met, see :class:`utils.data.batches.BadSamples`.
+        bad_sample_names: Names of the bad samples met, see :class:`utils.data.batches.BadSamples`.
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.
-        blueprint: Makes whole models of sharded ones; ``None`` if nothing is sharded.
+        full_model_builder: Makes whole models of sharded ones; ``None`` if nothing is sharded.
     """
 
     task: Task
@@ -69,11 +69,11 @@ class TrainState:
     ema: AveragedModel | None = None
     best: float | None = None
     skipped: set[int] = field(default_factory=set)
-    left_out: set[str] = field(default_factory=set)
+    bad_sample_names: set[str] = field(default_factory=set)
     window: LogWindow = field(default_factory=LogWindow)
     global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
-    blueprint: Blueprint | None = None
+    full_model_builder: FullModelBuilder | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -85,14 +85,14 @@ class TrainState:
         """The model that is evaluated and kept as the best: the average, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def whole_scored_model(self) -> nn.Module:
+    def full_scored_model(self) -> nn.Module:
         """The scored model, or a copy that no longer is sharded; all processes call it."""
         scored = self.scored_model
-        return scored if self.blueprint is None else self.blueprint.fill(scored)
+        return scored if self.full_model_builder is None else self.full_model_builder.build(scored)
 
     def scored_weights(self, world: World) -> dict[str, Any]:
         """Weights of the scored model, for rank 0 to write; all processes call it."""
-        return self._whole(self.scored_model.state_dict(), world)
+        return self._gathered(self.scored_model.state_dict(), world)
 
     def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
         """Note the goal's value in ``values``; whether it is the best so far."""
@@ -121,21 +121,21 @@ class TrainState:
             "step": self.step,
             "best": self.best,
             "skipped": sorted(self.skipped),
-            "left_out": sorted(self.left_out),
+            "left_out": sorted(self.bad_sample_names),
             "rng": rng_state(),
             "window": self.window.state_dict(world),
             "global_batch": self.global_batch,
             **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
         }
-        return self._whole(contents, world)
+        return self._gathered(contents, world)
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
         self.task.load_extra_state_dict(state["task"])
         optimizer = state["optimizer"]
-        if self.blueprint is not None:
-            optimizer = optimizer_shares(optimizer, self.optimizer)
+        if self.full_model_builder is not None:
+            optimizer = shard_optimizer_state(optimizer, self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -143,7 +143,7 @@ class TrainState:
         self.step = int(state["step"])
         self.best = state.get("best")
         self.skipped = set(state.get("skipped", ()))
-        self.left_out.update(state.get("left_out", ()))  # going back, a run forgets none
+        self.bad_sample_names.update(state.get("left_out", ()))  # going back, a run forgets none
         if "window" in state:
             self.window.load_state_dict(state["window"], world)
         if "rng" in state:
@@ -151,8 +151,8 @@ class TrainState:
         if self.ema is not None and "model_ema" in state:
             self.ema.load_state_dict(state["model_ema"])
 
-    def _whole(self, contents: dict[str, Any], world: World) -> dict[str, Any]:
-        if self.blueprint is None:
+    def _gathered(self, contents: dict[str, Any], world: World) -> dict[str, Any]:
+        if self.full_model_builder is None:
             return contents
-        gathered: dict[str, Any] = whole(contents, world)
+        gathered: dict[str, Any] = gather_full_state(contents, world)
         return gathered

@@ -4,22 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.data.batches import Batch
-from utils.distributed.sharding import set_exchange
+from utils.distributed.sharding import set_gradient_sync
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
 from utils.training.optim import clip_or_skip
-from utils.training.plan import RunPlan
-from utils.training.precision import Precision
+from utils.training.schedule import RunPlan
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast type of a run; ``None`` is float32 throughout."""
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    def autocast(self) -> torch.autocast:
+        """Context for a forward pass."""
+        return torch.autocast(
+            self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
+
+    def scaler(self) -> GradScaler:
+        """Loss scaler: active for fp16 only."""
+        return GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        """Short name for logs."""
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype, "fp32")  # type: ignore[arg-type]
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """Precision by flag.
+
+    Args:
+        name: ``bf16``, ``fp16``, ``fp32`` or ``auto``: bf16 where the hardware computes in it,
+            else fp16 on GPUs and float32 on CPUs (where emulated bf16 is a hundred times slower).
+        device: Where the model computes. On GPUs ``fp32`` also keeps convolutions from rounding to
+            TF32, which torch lets them do.
+    """
+    if name == "auto":
+        name = "fp32"
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif device.type == "cpu" and _cpu_computes_bf16():
+            name = "bf16"
+    if name == "fp32" and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
+    return Precision(device.type, dtype)
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices itself (AVX-512 BF16 or AMX)."""
+    # Without this function (before torch 2.10) nothing tells, and float32 is never wrong.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class Update(NamedTuple):
@@ -53,7 +104,7 @@ class Stepper:
         self.drop_nonfinite = runtime.on_nonfinite == "skip"
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
         self.task: nn.Module = state.task
-        self.sharded = state.blueprint is not None
+        self.sharded = state.full_model_builder is not None
         self.static_graph, self.begun = runtime.find_unused_params and not self.sharded, False
         if world.size > 1 and not self.sharded:
             # The same parameters take part in every step: those that do not are found once.
@@ -76,7 +127,7 @@ class Stepper:
         for micro, batch in enumerate(batches):
             first = (micro * world.size + world.rank) * self.plan.batch_size
             position = StepPosition(state.step, first, self.plan.global_batch)
-            with self._exchanging(last=micro == accum - 1):
+            with self._gradient_sync(last=micro == accum - 1):
                 with self.precision.autocast():
                     out = self.task(batch.to(world.device), position)
                 state.scaler.scale(out.loss / accum).backward()
@@ -98,7 +149,7 @@ class Stepper:
         state.optimizer.zero_grad(set_to_none=True)
         return Update(logs, bad)
 
-    def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients after the last batch of an update; before, they add up.
 
         A static graph of DDP is known after one backward pass with an exchange: the first update
@@ -106,7 +157,7 @@ class Stepper:
         """
         on = last or (self.static_graph and not self.begun)
         if self.sharded:
-            set_exchange(self.task, on=on)
+            set_gradient_sync(self.task, on=on)
         if on or not isinstance(self.task, DistributedDataParallel):
             return nullcontext()
         return self.task.no_sync()

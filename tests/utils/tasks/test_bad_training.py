@@ -42,7 +42,7 @@ from utils.tasks.pretraining import (
 from utils.tasks.reconstruction import build_evaluators
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 
 def pretrain_task(root: Path = Path("nowhere")) -> PretrainTask:

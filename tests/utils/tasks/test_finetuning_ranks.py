@@ -32,7 +32,7 @@ from utils.tasks.depth_estimation import DepthFinetuning
 from utils.tasks.finetuning import SplitEvaluator
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 REPO = Path(__file__).parents[3]
 Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]

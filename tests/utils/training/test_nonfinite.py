@@ -17,7 +17,7 @@ from utils.data.batches import Batch
 from utils.logs.errors import RunError
 from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.pretraining import PretrainTask
-from utils.training.nonfinite import LIMIT
+from utils.training.nonfinite import MAX_ATTEMPTS
 
 Poison = Callable[[Callable[[int], bool]], None]
 
@@ -109,13 +109,13 @@ def test_skip_and_rollback_do_the_same_to_the_weights(
 
 def test_skip_says_that_a_model_has_diverged(scenes: Path, tmp_path: Path, poison: Poison) -> None:
     poison(lambda step: step >= 3)
-    with pytest.raises(RunError, match=f"not finite in {LIMIT} steps in a row, up to step 12"):
+    with pytest.raises(RunError, match=f"{MAX_ATTEMPTS} consecutive steps up to step 12"):
         main(options(scenes, tmp_path, "skip"))
 
 
 def test_rollback_gives_up(scenes: Path, tmp_path: Path, poison: Poison) -> None:
     poison(lambda step: step >= 3)
-    with pytest.raises(RunError, match=f"{LIMIT} rollbacks did not help"):
+    with pytest.raises(RunError, match=f"{MAX_ATTEMPTS} rollbacks"):
         main(options(scenes, tmp_path, "rollback"))
 
 

@@ -34,10 +34,9 @@ from utils.tasks.pretraining import (
     build_task,
     pretrain_optimizer,
 )
-from utils.training.plan import make_plan
-from utils.training.precision import choose_precision
+from utils.training.schedule import make_run_plan
 from utils.training.state import TrainState
-from utils.training.stepper import Stepper
+from utils.training.stepper import Stepper, choose_precision
 
 CPU = torch.device("cpu")
 on_every_device = pytest.mark.parametrize("device", DEVICES, ids=str)
@@ -173,7 +172,7 @@ def test_a_step_between_log_lines_waits_for_nothing(missing: bool, device: torch
     cfg = config("--clip_grad", "1", "--task_balancer", "uncertainty")
     task = make_task(cfg).to(device)
     precision = choose_precision("fp32", device)
-    plan = make_plan(100, 1, cfg.optim, cfg.runtime, blr=cfg.optim.blr)
+    plan = make_run_plan(100, 1, cfg.optim, cfg.runtime, blr=cfg.optim.blr)
     state = TrainState(task, pretrain_optimizer(cfg, task), precision.scaler())
     stepper = Stepper(state, World(0, 1, device), plan, precision, cfg.optim, cfg.runtime)
     images = batch(task)

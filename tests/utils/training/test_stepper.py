@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.training.precision import choose_precision
+from utils.training.stepper import choose_precision
 
 CPU = torch.device("cpu")
 

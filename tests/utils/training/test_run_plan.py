@@ -11,14 +11,14 @@ import pytest
 from tools.show_run import main as show_run
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.logs.errors import UserError
-from utils.training.plan import make_plan
+from utils.training.schedule import make_run_plan
 
 OPTIM = OptimOptions(warmup_epochs=2, warmup_lr=0.0)
 RUNTIME = RuntimeOptions(epochs=10, batch_size=32)
 
 
 def test_learning_rate_follows_the_global_batch() -> None:
-    plan = make_plan(40, 4, replace(OPTIM, update_freq=2), RUNTIME, blr=1e-3)
+    plan = make_run_plan(40, 4, replace(OPTIM, update_freq=2), RUNTIME, blr=1e-3)
     assert plan.global_batch == 32 * 2 * 4
     assert plan.lr == 1e-3 * 256 / 256
     assert (plan.steps_per_epoch, plan.total_steps) == (20, 200)
@@ -26,24 +26,24 @@ def test_learning_rate_follows_the_global_batch() -> None:
     assert (
         plan.schedule.lr[39] == plan.schedule.lr[40] == plan.lr
     )  # the line ends, the cosine begins
-    assert make_plan(40, 1, OPTIM, RUNTIME, blr=None, lr=0.5).lr == 0.5
+    assert make_run_plan(40, 1, OPTIM, RUNTIME, blr=None, lr=0.5).lr == 0.5
 
 
 def test_steps_of_warmup_replace_epochs() -> None:
-    plan = make_plan(10, 1, replace(OPTIM, warmup_steps=5), RUNTIME, blr=1.0)
+    plan = make_run_plan(10, 1, replace(OPTIM, warmup_steps=5), RUNTIME, blr=1.0)
     assert plan.schedule.lr[4] == plan.lr
 
 
 def test_max_steps_cuts_the_run_but_not_the_schedule() -> None:
-    plan = make_plan(10, 1, OPTIM, replace(RUNTIME, max_steps=7), blr=1.0)
+    plan = make_run_plan(10, 1, OPTIM, replace(RUNTIME, max_steps=7), blr=1.0)
     assert plan.total_steps == 7 and len(plan.schedule) == 100
 
 
 def test_plans_that_cannot_be() -> None:
     with pytest.raises(UserError, match="--update_freq 8: an epoch has only 4 batches"):
-        make_plan(4, 1, replace(OPTIM, update_freq=8), RUNTIME, blr=1.0)
+        make_run_plan(4, 1, replace(OPTIM, update_freq=8), RUNTIME, blr=1.0)
     with pytest.raises(UserError, match="warm-up of 500 steps"):
-        make_plan(10, 1, replace(OPTIM, warmup_steps=500), RUNTIME, blr=1.0)
+        make_run_plan(10, 1, replace(OPTIM, warmup_steps=500), RUNTIME, blr=1.0)
 
 
 def test_show_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,5 +67,5 @@ def test_a_schedule_may_end_at_the_last_step() -> None:
     optim = OptimOptions(warmup_epochs=0)
     runtime = RuntimeOptions(epochs=3, max_steps=5, batch_size=2)
     fitted = replace(runtime, schedule_to_max_steps=True)
-    whole, short = (make_plan(10, 1, optim, r, blr=1.0) for r in (runtime, fitted))
+    whole, short = (make_run_plan(10, 1, optim, r, blr=1.0) for r in (runtime, fitted))
     assert len(whole.schedule) == 30 and len(short.schedule) == whole.total_steps == 5
