@@ -1,12 +1,12 @@
-"""Examine a data set on the CPU before training: what is wrong, where, and what to do.
+"""Check a data set on the CPU before training and report every problem, its file and the fix.
 
     python tools/check_dataset.py data/rooms/train --val_path data/rooms/val
     python tools/check_dataset.py data/mine --modalities rgb-depth --config mine.yaml --full
 
-Reads 500 samples, evenly spread, unless --full is given; names and sizes of all files are always
-compared. Writes report.html (one file, with pictures), findings.json, statistics.json (means,
-deviations and class weights, in the units of the model's rows) and manifest.json (size and hash of
-every file) into --out. Exit code: 0 nothing is wrong, 1 there are errors, 2 the call is wrong.
+Reads 500 evenly spaced samples, or all with --full; the names and sizes of all files are always
+compared. Writes to --out: report.html (self-contained), findings.json, statistics.json (means,
+standard deviations and class weights in the units of the model's specs) and manifest.json (size and
+hash of every file). Exit code: 0 no errors, 1 errors found, 2 invalid call.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import yaml
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    # Read when numpy is loaded. Products are small here: more threads would only wait.
+    # Read when numpy is loaded. Matrix products are small here: more threads do not help.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from multimae.specs.modalities import ModalityTable, default_table, select
-from tools.doctor.examine import SAMPLED, Diagnosis, examine_dataset
+from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
 from tools.doctor.report.report_files import write_report
 from utils.config.fields import options_of
@@ -37,7 +37,7 @@ _PRINTED = 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine, write the report, print a summary."""
+    """Check the data set, write the report and print a summary."""
     args = _parse(argv)
     table = _read_table(args.config)
     try:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         list(table.values()),
         chosen=chosen,
         val=args.val_path,
-        limit=None if args.full else SAMPLED,
+        limit=None if args.full else DEFAULT_LIMIT,
         workers=args.workers,
     )
     written = write_report(diagnosis, args.out or Path("output/doctor") / args.data.resolve().name)
@@ -62,12 +62,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, metavar="DIR", help="one sub-folder per modality")
+    parser.add_argument(
+        "data", type=Path, metavar="DIR", help="data root: one sub-folder per modality"
+    )
     parser.add_argument("--modalities", default="", help="e.g. rgb-depth; default: all known ones")
-    parser.add_argument("--val_path", type=Path, metavar="DIR2", help="its validation set")
+    parser.add_argument(
+        "--val_path", type=Path, metavar="DIR2", help="validation set, checked for leaks"
+    )
     parser.add_argument("--config", type=Path, help="YAML with a `modalities:` section")
     parser.add_argument("--full", action="store_true", help="read every sample")
-    parser.add_argument("--out", type=Path, help="folder of the report (output/doctor/NAME)")
+    parser.add_argument("--out", type=Path, help="report folder (output/doctor/NAME)")
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     args = parser.parse_args(argv)
     if args.workers < 1:
@@ -76,13 +80,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read_table(path: Path | None) -> ModalityTable:
-    """Rows of the default table, changed and extended by the data options of a config.
+    """Read the modality table that a YAML config declares.
 
     Args:
-        path: YAML of any script; options that are not about data are passed over.
+        path: Config of any script; other options are ignored. ``None``: the default table.
 
     Raises:
-        UserError: The file cannot be read, or its rows are wrong.
+        UserError: The file cannot be read, or a spec is invalid.
     """
     if path is None:
         return default_table()

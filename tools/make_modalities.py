@@ -1,11 +1,11 @@
-"""Add modalities to a folder of rooms: edges, six spectral bands, temperatures.
+"""Add edges, six spectral bands and temperatures to a folder of rooms.
 
     python tools/make_rooms.py --out data/rooms --train 1200 --val 200 --size 160 --workers 2
     python tools/make_modalities.py data/rooms --add edges multispectral thermal
 
-They are computed from the photos, depth and labels that are there (normals are rendered anyway) and
-stored as such data often are: 8-bit PNG, 16-bit .npy with six channels, float TIFF with pixels that
-have no value. cfgs/pretrain/rooms has a config that trains on each.
+They are computed from the photos, depth and labels and stored in typical formats: 8-bit PNG, 16-bit
+.npy with six channels, float TIFF with NaN for missing values. cfgs/pretrain/rooms has a config for
+each.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rooms", type=Path, help="folder of tools/make_rooms.py")
-    parser.add_argument("--add", nargs="+", choices=DERIVED, default=list(DERIVED), help="which")
+    parser.add_argument("rooms", type=Path, help="folder made by tools/make_rooms.py")
+    parser.add_argument(
+        "--add", nargs="+", choices=DERIVED, default=list(DERIVED), help="modalities to add (all)"
+    )
     args = parser.parse_args(argv)
     count = derive(args.rooms, args.add)
     print(f"{args.rooms}: {', '.join(args.add)} of {count} rooms")

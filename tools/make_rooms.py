@@ -10,8 +10,8 @@ Layout "multimae" (DIR/{train,val}/MODALITY/ROOM_TYPE/NAME):
 Layout "taskonomy" (DIR/TASK/BUILDING/point_P_view_V_domain_TASK.png): depth in 1/512 m with
 65535 = invalid; train and val are different buildings, listed in splits.json.
 
-The same seed gives the same files whatever the number of workers. A stopped run goes on
-where it stopped.
+The files depend on the seed but not on the number of workers. To resume an interrupted run, repeat
+the command.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0 on success, 1 when a file cannot be written or a view not found, 2 for bad settings,
+        0 on success, 1 when a file cannot be written or no view was found, 2 for bad settings,
         an unreadable archive or a missing ray tracer, 130 when interrupted.
     """
     args = parse(argv)
@@ -82,9 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
-    print(f"{made} samples rendered, {args.train + args.val - made} were there: {args.out}")
+    print(f"{made} samples rendered, {args.train + args.val - made} already present: {args.out}")
     return 0
 
 

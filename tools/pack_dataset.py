@@ -1,12 +1,12 @@
-"""Pack image folders into few large files that load several times faster; unpack and verify them.
+"""Pack image folders into a few large files that load several times faster.
 
     python tools/pack_dataset.py --data_path data/rooms/train --out data/packed/train --workers 8
     python tools/pack_dataset.py --data_path data/packed/train --out data/again --unpack
     python tools/pack_dataset.py --data_path data/packed/train --verify
 
-JPEG files are kept as they are, other images as plain pixels (and their files, for --unpack). Every
-script takes the packed folder as --data_path and reads the same samples from it. A stopped run goes
-on where it stopped. See docs/PERFORMANCE.md.
+JPEG files are stored unchanged, other images as raw pixels (plus their files, for --unpack). Pass
+the packed folder to any script as --data_path: it reads the same samples. To resume an interrupted
+run, repeat the command. See docs/PERFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_path", type=Path, required=True, help="data root, or its pack")
+    parser.add_argument(
+        "--data_path", type=Path, required=True, help="data root, or packed data root"
+    )
     parser.add_argument("--out", type=Path, help="folder to write")
-    parser.add_argument("--unpack", action="store_true", help="write the packed files again")
-    parser.add_argument("--verify", action="store_true", help="check all checksums of a pack")
-    parser.add_argument("--max_size", type=int, help="longest side; larger images are made smaller")
+    parser.add_argument("--unpack", action="store_true", help="restore the original files")
+    parser.add_argument("--verify", action="store_true", help="verify the checksums of a pack")
+    parser.add_argument("--max_size", type=int, help="longest side; larger images are downscaled")
     parser.add_argument(
         "--jpeg",
         choices=("keep", "raw"),
         default="keep",
-        help="JPEGs as files, or as pixels (keep)",
+        help="store JPEGs as files or as pixels (keep)",
     )
     parser.add_argument(
-        "--codec", choices=("none", "zlib"), default="none", help="of pixels (none)"
+        "--codec", choices=("none", "zlib"), default="none", help="compression of pixels (none)"
     )
     parser.add_argument(
-        "--no_files", action="store_true", help="leave out the files of what is stored as pixels"
+        "--no_files", action="store_true", help="do not store the files of images stored as pixels"
     )
-    parser.add_argument("--images_per_shard", type=int, default=1000, help="(1000)")
+    parser.add_argument(
+        "--images_per_shard", type=int, default=1000, help="images per shard (1000)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     args = parser.parse_args(argv)
     if args.out is None and not args.verify:
         parser.error("--out is missing")
     if args.unpack and args.verify:
-        parser.error("--unpack and --verify are two things")
+        parser.error("--unpack and --verify exclude each other")
     if min(args.workers, args.images_per_shard) < 1 or not (args.max_size or 16) >= 16:
         parser.error("--workers and --images_per_shard must be at least 1, --max_size at least 16")
     return args
@@ -57,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool.
 
     Returns:
-        0 on success, 1 when a file cannot be written, 2 for what the user can mend, 130 when
-        interrupted.
+        0 on success, 1 when a file cannot be written, 2 for invalid input, 130 when interrupted.
     """
     args = parse(argv)
     from utils.logs.errors import UserError, print_error
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -83,7 +86,7 @@ def _run(args: argparse.Namespace) -> str:
     from utils.data.folders import list_images
 
     if args.verify:
-        return f"{verify(args.data_path)} files are as they were packed: {args.data_path}"
+        return f"{verify(args.data_path)} files verified: {args.data_path}"
     if args.unpack:
         counts = unpack(args.data_path, args.out)
         copy_loose_files(args.data_path, args.out)

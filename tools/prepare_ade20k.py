@@ -2,9 +2,9 @@
 
     python tools/prepare_ade20k.py --source ADEChallengeData2016 --out data/ade20k
 
-Writes OUT/{train,val}/{rgb,semseg}/all/ADE_{train,val}_NNNNNNNN.{jpg,png}; ids stay as they are
+Writes OUT/{train,val}/{rgb,semseg}/all/ADE_{train,val}_NNNNNNNN.{jpg,png}; ids are kept
 (0 = void, 1..150). Every label map is read and checked. Files are hard links unless --link says
-otherwise. The same command goes on where a stopped one was.
+otherwise. To resume an interrupted run, repeat the command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tools.prepare.prepare_command import add_link, finish, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = make_parser(__doc__, "the folder ADEChallengeData2016")
     add_link(parser)
     args = parser.parse_args(argv)

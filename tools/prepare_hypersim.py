@@ -10,9 +10,9 @@ OUT/{train,val,test}/MODALITY/SCENE/cam_XX_frame_IIII.{jpg,png}:
   semseg      8-bit, 0 = void, 1..40 (NYU40)
   mask_valid  8-bit, 255 where depth is finite and in 0.001..65.535 m, else 0
 
-Frames without any label or any depth are left out and counted. Depth assumes the camera of the data
-set's documentation (886.81 pixels focal length at a width of 1024). The same command goes on where
-a stopped one was.
+Frames without labels or depth are skipped and counted. Depth assumes the camera of the data set's
+documentation (focal length 886.81 pixels at width 1024). To resume an interrupted run, repeat the
+command.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tools.prepare.prepare_command import add_link, finish, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = make_parser(__doc__, "folder of the scenes' folders")
     parser.add_argument(
         "--split_csv", type=Path, required=True, help="metadata_images_split_scene_v1.csv"
     )
     parser.add_argument(
-        "--skip_incomplete", action="store_true", help="leave frames with missing files out"
+        "--skip_incomplete", action="store_true", help="skip frames with missing files"
     )
     add_link(parser)
     args = parser.parse_args(argv)

@@ -6,11 +6,11 @@ r"""Arrange NYU Depth v2 for training: rgb, depth, semseg and mask_valid.
 Writes OUT/{train,test}/MODALITY/all/NNNN.png, NNNN counting from 1 as in the labelled file:
   rgb         8-bit
   depth       16-bit, millimetres, holes filled by the authors
-  semseg      8-bit, 0 = void, 1..40; left out without --class_mapping
+  semseg      8-bit, 0 = void, 1..40; only with --class_mapping
   mask_valid  8-bit, 255 where the sensor measured depth, else 0
 
-Images keep their white frame unless --crop_border cuts it off. The same command goes on where a
-stopped one was.
+Images keep their white border unless --crop_border is set. To resume an interrupted run, repeat the
+command.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tools.prepare.prepare_command import finish, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = make_parser(__doc__, "nyu_depth_v2_labeled.mat")
     parser.add_argument(
         "--splits", type=Path, help="splits.mat (default: the one beside the labelled file)"

@@ -1,15 +1,15 @@
-r"""Arrange Taskonomy (its tiny subset, say) for training.
+r"""Arrange Taskonomy, such as its tiny subset, for training.
 
     python tools/prepare_taskonomy.py --source download --out data/taskonomy \
         --split_csv train_val_test_tiny.csv --tasks rgb depth_zbuffer normal
 
 SOURCE holds BUILDING_TASK.tar archives, or the folders TASK/BUILDING, TASK/taskonomy/BUILDING or
 BUILDING/TASK. Writes OUT/TASK/BUILDING/point_P_view_V_domain_TASK.png, and OUT/splits.json from the
-official CSV (columns id, train, val, test), so that training needs no flag for it.
+official CSV (columns id, train, val, test), which training reads.
 
-Every view must have a file of every task; --skip_incomplete leaves the others out. Files in folders
-become hard links unless --link says otherwise, archives are unpacked. The same command goes on
-where a stopped one was.
+Every view must have a file of every task; --skip_incomplete skips the others. Files in folders
+become hard links unless --link says otherwise, archives are unpacked. To resume an
+interrupted run, repeat the command.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tools.prepare.taskonomy_archives import Taskonomy, prepare_taskonomy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = make_parser(__doc__, "folder of the download")
     parser.add_argument(
         "--split_csv", type=Path, required=True, help="official split, e.g. train_val_test_tiny.csv"
     )
     parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK", help="tasks (default: all that are there)"
+        "--tasks", nargs="+", default=[], metavar="TASK", help="tasks (default: all found)"
     )
     parser.add_argument(
-        "--skip_incomplete", action="store_true", help="leave views without a file of a task out"
+        "--skip_incomplete", action="store_true", help="skip views without a file of every task"
     )
     add_link(parser)
     args = parser.parse_args(argv)

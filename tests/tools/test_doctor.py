@@ -299,13 +299,13 @@ def test_features_of_a_turned_picture_are_the_turned_features():
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
     for row in (TABLE[0], default_table()["depth"]):
         picture = x[:, : row.num_channels]
-        plain = edges.features(picture, row)
+        plain = edges.edge_features(picture, row)
         for turn in edges.TURNS.values():
             swap, mirror_x, mirror_y = turn
             moved = picture.swapaxes(2, 3) if swap else picture
             moved = moved[..., :: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
-            again = edges.features(np.ascontiguousarray(moved), row)
-            np.testing.assert_allclose(edges.turned(plain, turn), again, atol=1e-5)
+            again = edges.edge_features(np.ascontiguousarray(moved), row)
+            np.testing.assert_allclose(edges.turn_features(plain, turn), again, atol=1e-5)
 
 
 def resized() -> Iterator[tuple[np.ndarray, bool]]:

@@ -22,9 +22,9 @@ from multimae.specs.modalities import make_table
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import write_scenes
 from tools.common.target_folder import Target
-from tools.labelling.image_batches import Batcher, Loaded
+from tools.labelling.image_batches import LoadedImage, SizeBatcher
 from tools.labelling.labellers import ClassLabeller, DepthLabeller, InputShapes, input_shapes
-from tools.labelling.png_writers import sweep
+from tools.labelling.png_writers import remove_stale_files
 from tools.pseudo_label import main
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
@@ -195,7 +195,7 @@ def test_a_full_disk_keeps_what_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write_png", until_full)
         message = message_of(main, flags(photos, tmp_path, models, "--link", "none"))
-    assert "No space left" in message and "goes on from here" in message
+    assert "No space left" in message and "resume" in message
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
     assert sorted(before) == sorted(written) and len(before) == 5
     assert not list(tmp_path.rglob(".tmp"))
@@ -291,11 +291,11 @@ def test_classes_are_those_of_the_library(models: list[str], photos: Path) -> No
     ("more", "expected"),
     [
         (["--tasks", "dept"], "did you mean depth"),
-        (["--tasks", "rgb"], "no model makes 'rgb'"),
+        (["--tasks", "rgb"], "--tasks: 'rgb'"),
         (["--modalities", "{semseg: {num_classes: 41}}"], "predicts 133 classes"),
         (["--semseg_model", "DEPTH"], "--semseg_model .* cannot be loaded"),
         (["--depth_model", "./no/such"], "--depth_model ./no/such: cannot be loaded"),
-        (["--data_path", "PARENT"], "has a folder .*rgb; give that one"),
+        (["--data_path", "PARENT"], "--data_path: .*rgb"),
         (["--data_path", "nowhere"], "no folder"),
     ],
 )
@@ -321,12 +321,12 @@ def test_without_network_a_name_is_no_model(
 
 def test_input_sizes() -> None:
     shapes = InputShapes(518, 14, square=False)
-    assert shapes.of(500, 500) == (518, 518)
-    assert shapes.of(500, 375) == (686, 518)
-    assert shapes.of(375, 500) == (518, 686)
-    assert shapes.of(4000, 100) == (1554, 518)
-    assert InputShapes(384, 32, square=True).of(500, 375) == (384, 384)
-    sizes = {shapes.of(w, h) for w in range(100, 900, 7) for h in range(100, 900, 7)}
+    assert shapes.input_size(500, 500) == (518, 518)
+    assert shapes.input_size(500, 375) == (686, 518)
+    assert shapes.input_size(375, 500) == (518, 686)
+    assert shapes.input_size(4000, 100) == (1554, 518)
+    assert InputShapes(384, 32, square=True).input_size(500, 375) == (384, 384)
+    sizes = {shapes.input_size(w, h) for w in range(100, 900, 7) for h in range(100, 900, 7)}
     assert len(sizes) <= 15
     processor = transformers.Mask2FormerImageProcessor()
     assert input_shapes(processor, 32, None) == InputShapes(800, 32, square=False)
@@ -334,12 +334,12 @@ def test_input_sizes() -> None:
 
 
 def test_batches_are_full_and_nothing_is_lost() -> None:
-    batcher, batches = Batcher(4, patience=2), []
+    batcher, batches = SizeBatcher(4, max_pending_batches=2), []
     for i in range(37):
         side = 8 + i % 5
-        batches += batcher.add(Loaded(i, (side, 9), {"depth": torch.zeros(3, side, 8)}))
+        batches += batcher.add(LoadedImage(i, (side, 9), {"depth": torch.zeros(3, side, 8)}))
         assert sum(map(len, batcher.waiting.values())) <= 8
-    batches += batcher.rest()
+    batches += batcher.flush()
     assert all(len(batch.inputs) == 4 for batch in batches)
     assert sorted(image.index for batch in batches for image in batch.images) == list(range(37))
 
@@ -350,9 +350,9 @@ def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (1, 1))
-    sweep(tmp_path, alone=False)
+    remove_stale_files(tmp_path, alone=False)
     assert (old.exists(), new.exists()) == (False, True)
-    sweep(tmp_path, alone=True)
+    remove_stale_files(tmp_path, alone=True)
     assert not new.exists()
 
 

@@ -1,4 +1,4 @@
-"""Pictures as text that a page can hold: nothing is written to disk."""
+"""Images as data URIs for HTML pages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from multimae.plotting.colours import Picture
 
 
 def encode(picture: Picture) -> str:
-    """A picture as a PNG in a data URI."""
+    """Encode an image as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
     return data_uri(buffer.getvalue())
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG as text."""
+    """Wrap PNG bytes in a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""Many independent pieces of work, over processes: bad files are collected, then reported."""
+"""Run independent jobs over processes; collect the errors of bad files and report them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from utils.logs.errors import RunError, UserError, bullet_list
 
 Job = TypeVar("Job")
 Tally = Counter[tuple[str, str]]
-"""How many samples of a split (first) had an outcome (second: "written", "present", ...)."""
+"""Number of samples by (split, outcome)."""
 
 MAX_PROBLEMS = 20
 _ORDER = ("train", "val", "test")
-WRITTEN, PRESENT, INCOMPLETE = "written", "already there", "incomplete, skipped"
+WRITTEN, PRESENT, INCOMPLETE = "written", "already present", "incomplete, skipped"
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Work whose refusal is a value: the message of its UserError."""
+    """Wrap ``work`` to return the message of a UserError instead of raising it."""
 
     work: Callable[[Any], Tally]
 
@@ -40,20 +40,20 @@ class _Attempt:
 
 
 def run_jobs(work: Callable[[Job], Tally], jobs: Sequence[Job], workers: int, unit: str) -> Tally:
-    """Do ``work`` for every job, with a progress bar.
+    """Run ``work`` on every job, with a progress bar.
 
     Args:
-        work: Done in any order; picklable if there are several workers.
-        jobs: Its arguments.
-        workers: Processes; 1 works in this one.
-        unit: What a job is called in the bar.
+        work: Called in any order; picklable if there are several workers.
+        jobs: Arguments of ``work``.
+        workers: Processes; 1 runs in the current one.
+        unit: Unit of the progress bar.
 
     Returns:
-        The sum of what the jobs counted.
+        The summed counts.
 
     Raises:
-        UserError: What was wrong with some of the jobs, after all others were done; after
-            ``MAX_PROBLEMS`` the rest is not tried.
+        UserError: Some jobs failed. Raised after all others have run, or after
+            ``MAX_PROBLEMS`` failures.
         RunError: A process was killed.
         OSError: A file could not be written.
     """
@@ -72,14 +72,14 @@ def run_jobs(work: Callable[[Job], Tally], jobs: Sequence[Job], workers: int, un
                 break
     if problems:
         raise UserError(
-            f"{len(problems)} problems; mend them and run the same command again, which keeps "
-            f"what is done:\n{bullet_list(problems)}"
+            f"{len(problems)} problems. Fix them and run the same command again; finished work is "
+            f"kept:\n{bullet_list(problems)}"
         )
     return tally
 
 
 def summary(name: str, tally: Tally, where: object) -> str:
-    """One line: samples by split and outcome."""
+    """Format the counts by split and outcome as one line."""
     parts = []
     for split in sorted({split for split, _ in tally}, key=_ORDER.index):
         counts = [f"{n} {what}" for (s, what), n in sorted(tally.items()) if s == split]
@@ -100,8 +100,8 @@ def _results(
         yield from pool.map(work, jobs, chunksize=chunk)
     except BrokenProcessPool as err:
         raise RunError(
-            "a worker process was killed, perhaps for lack of memory: use fewer --workers. The "
-            "same command goes on from here."
+            "a worker process was killed, perhaps out of memory: use fewer --workers. Run the same "
+            "command again to resume."
         ) from err
     finally:
         pool.shutdown(cancel_futures=True)

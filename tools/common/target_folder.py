@@ -1,4 +1,4 @@
-"""The folder that is made: its paths, its files, and what they are made with."""
+"""A data set folder being written: paths, files, and the settings it was made with."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ONE_FOLDER = "all"
 
 @dataclass(frozen=True)
 class Target:
-    """A data set in the making.
+    """A data set folder being written.
 
     Attributes:
-        root: Its folder.
-        overwrite: Write files anew that are there.
+        root: Data set folder.
+        overwrite: Rewrite existing files.
     """
 
     root: Path
@@ -40,8 +40,8 @@ class Target:
         """``root/split/modality/key.extension``; ``key`` is ``sub-folder/name``."""
         return self.root / split / modality / f"{key}{extension}"
 
-    def has(self, paths: Iterable[Path]) -> bool:
-        """Whether all files are there and may stay."""
+    def is_done(self, paths: Iterable[Path]) -> bool:
+        """Whether all files exist and need not be rewritten."""
         return not self.overwrite and all(path.exists() for path in paths)
 
     def write_png(self, path: Path, image: npt.NDArray[Any]) -> None:
@@ -49,19 +49,19 @@ class Target:
         write_file(self.root, path, encode_png(image))
 
     def write_json(self, path: Path, content: object) -> None:
-        """Write as JSON."""
+        """Write ``content`` as JSON."""
         write_file(self.root, path, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_class_names(self, names: Sequence[str], splits: Iterable[str]) -> None:
-        """Write names by id, id 0 included, beside the modality folders of each split."""
+        """Write the class names, id 0 first, beside the modality folders of each split."""
         for split in splits:
             self.write_json(self.root / split / CLASSES_FILE, {"classes": list(names)})
 
-    def place(self, path: Path, source: Path, how: Link) -> None:
-        """Put a file there as it is.
+    def add_file(self, path: Path, source: Path, how: Link) -> None:
+        """Link or copy ``source`` to ``path``.
 
         Raises:
-            UserError: The file system refuses the link.
+            UserError: The file system does not support the link.
         """
         origin = source.resolve()
         if path.exists() and not path.is_symlink() and path.resolve() == origin:
@@ -74,15 +74,15 @@ class Target:
                 os.link(origin, temp) if how == "hard" else temp.symlink_to(origin)
             except OSError as err:
                 raise UserError(
-                    f"{path}: no link to {source} can be made ({err.strerror}); hard links need "
-                    "the same file system. Choose another --link, copy at the least."
+                    f"{path}: cannot link to {source} ({err.strerror}). Hard links need the same "
+                    "file system: use --link symlink or --link copy."
                 ) from err
 
     def claim(self, settings: Mapping[str, object]) -> None:
-        """Mark the folder with the settings of its files, or check that it has the same.
+        """Record the settings of the folder, or check them against the recorded ones.
 
         Raises:
-            UserError: It was made with others.
+            UserError: The folder was made with other settings.
         """
         mark = self.root / SETTINGS_FILE
         if not mark.exists():
@@ -100,7 +100,7 @@ class Target:
 
 
 def millimetres(metres: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
-    """Depth as stored: rounded mm; 0 where it is not finite, not positive or beyond 65.535 m."""
+    """Depth in rounded mm; 0 where it is not finite, not positive or beyond 65.535 m."""
     with np.errstate(invalid="ignore", over="ignore"):
         mm = np.rint(metres.astype(np.float64) * 1000)
         good = (mm > 0) & (mm <= np.iinfo(np.uint16).max)
@@ -108,5 +108,5 @@ def millimetres(metres: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]
 
 
 def valid_mask(valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The image of ``mask_valid``: 255 where valid, else 0."""
+    """Image of ``mask_valid``: 255 where valid, else 0."""
     return np.where(valid, 255, 0).astype(np.uint8)

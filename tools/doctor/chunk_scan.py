@@ -1,4 +1,4 @@
-"""A chunk of samples: read every file once, check it, compare the modalities of each sample."""
+"""Scan a chunk of samples: check every file and correlate the modalities of each sample."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from multimae.images.pixels import ImageError, check_same_view, size_of
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import Pair
 from tools.doctor.alignment.edge_correlation import Edges, PairScores, score_pair
-from tools.doctor.alignment.edges import Floats, features, normalised, reduce
+from tools.doctor.alignment.edges import Floats, downsample, edge_features, normalize_features
 from tools.doctor.files.duplicates import thumbnail
-from tools.doctor.files.file_checks import examine
+from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import File
 from tools.doctor.files.modality_statistics import Totals
-from tools.doctor.files.records import Examined, FileRecord
+from tools.doctor.files.records import CheckedFile, FileRecord
 from tools.doctor.findings import Finding
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Work for one process.
+    """Work item of one process.
 
     Attributes:
-        rows: Modalities.
-        num_ids: Valid class ids are below this, by name of the labels.
-        samples: Names and files by modality.
-        side: Side of the grid on which edges are compared; 0 compares none.
+        modalities: Modalities.
+        num_ids: Number of valid class ids by label modality.
+        samples: Sample names with their files by modality.
+        side: Side of the edge grid; 0 skips alignment checks.
     """
 
-    rows: tuple[Modality, ...]
+    modalities: tuple[Modality, ...]
     num_ids: Mapping[str, int]
     samples: tuple[tuple[str, dict[str, File]], ...]
     side: int
@@ -40,7 +40,7 @@ class Chunk:
 
 @dataclass
 class ChunkResult:
-    """What came out of a chunk."""
+    """Results of a chunk."""
 
     findings: list[Finding] = field(default_factory=list)
     records: list[FileRecord] = field(default_factory=list)
@@ -48,7 +48,7 @@ class ChunkResult:
     pairs: dict[Pair, PairScores] = field(default_factory=dict)
 
     def merge(self, other: ChunkResult) -> None:
-        """Add the samples of another chunk."""
+        """Add the results of another chunk."""
         self.findings += other.findings
         self.records += other.records
         for name, totals in other.totals.items():
@@ -58,19 +58,25 @@ class ChunkResult:
 
 
 def scan(chunk: Chunk) -> ChunkResult:
-    """Check all samples of a chunk; nothing wrong with a file stops it."""
-    out = ChunkResult(totals={row.name: Totals() for row in chunk.rows})
-    small: dict[str, dict[str, Floats]] = {row.name: {} for row in chunk.rows}
+    """Check all samples of a chunk; problems become findings."""
+    out = ChunkResult(totals={modality.name: Totals() for modality in chunk.modalities})
+    small: dict[str, dict[str, Floats]] = {modality.name: {} for modality in chunk.modalities}
     for key, files in chunk.samples:
         seen = {}
-        for row in chunk.rows:
-            if row.name in files:
-                seen[row.name] = _one(files[row.name], key, row, chunk, out, small[row.name])
-        out.findings += _other_view({name: e for name, e in seen.items() if e.pixels is not None})
+        for modality in chunk.modalities:
+            if modality.name in files:
+                seen[modality.name] = _check(
+                    files[modality.name], key, modality, chunk, out, small[modality.name]
+                )
+        out.findings += _find_other_views(
+            {name: e for name, e in seen.items() if e.pixels is not None}
+        )
     edges = {
-        row.name: Edges.of(list(small[row.name]), _edges(small[row.name], row))
-        for row in chunk.rows
-        if small[row.name]
+        modality.name: Edges.from_features(
+            list(small[modality.name]), _features(small[modality.name], modality)
+        )
+        for modality in chunk.modalities
+        if small[modality.name]
     }
     for (a, first), (b, second) in combinations(edges.items(), 2):
         out.pairs[a, b] = score_pair(first, second)
@@ -78,39 +84,48 @@ def scan(chunk: Chunk) -> ChunkResult:
 
 
 def read_features(
-    samples: Sequence[tuple[str, File]], row: Modality, side: int
+    samples: Sequence[tuple[str, File]], modality: Modality, side: int
 ) -> dict[str, Floats]:
-    """Normalised features of one modality by name of the sample, without those not readable."""
+    """Normalized edge features of one modality by sample name; unreadable files are skipped."""
     small: dict[str, Floats] = {}
     for key, file in samples:
-        seen = examine(file.path, key, row, row.num_classes)
+        seen = check_file(file.path, key, modality, modality.num_classes)
         if seen.pixels is not None:
-            small[key] = reduce(seen.pixels, row, side)
-    return dict(zip(small, _edges(small, row), strict=True)) if small else {}
+            small[key] = downsample(seen.pixels, modality, side)
+    return dict(zip(small, _features(small, modality), strict=True)) if small else {}
 
 
-def _one(
-    file: File, key: str, row: Modality, chunk: Chunk, out: ChunkResult, small: dict[str, Floats]
-) -> Examined:
-    seen = examine(file.path, key, row, chunk.num_ids.get(row.name, row.num_classes))
+def _check(
+    file: File,
+    key: str,
+    modality: Modality,
+    chunk: Chunk,
+    out: ChunkResult,
+    small: dict[str, Floats],
+) -> CheckedFile:
+    seen = check_file(
+        file.path, key, modality, chunk.num_ids.get(modality.name, modality.num_classes)
+    )
     out.findings += seen.findings
     out.records.append(seen.record)
     if seen.pixels is not None:
-        out.totals[row.name].take(seen.counts, row.is_labels)
+        out.totals[modality.name].add_file(seen.counts, modality.is_labels)
         if chunk.side:
-            small[key] = reduce(seen.pixels, row, chunk.side)
-            if row.is_photo:
+            small[key] = downsample(seen.pixels, modality, chunk.side)
+            if modality.is_photo:
                 seen.record.thumb = thumbnail(small[key])
     return seen
 
 
-def _edges(small: Mapping[str, Floats], row: Modality) -> Floats:
-    """Features of all pictures of a modality; one by one they stay in the processor's cache."""
-    return np.concatenate([normalised(features(x[None], row)) for x in small.values()])
+def _features(small: Mapping[str, Floats], modality: Modality) -> Floats:
+    """Edge features of all images of a modality, one at a time to stay in the CPU's cache."""
+    return np.concatenate(
+        [normalize_features(edge_features(x[None], modality)) for x in small.values()]
+    )
 
 
-def _other_view(seen: Mapping[str, Examined]) -> list[Finding]:
-    """Modalities whose aspect ratio is not that of most of the sample's."""
+def _find_other_views(seen: Mapping[str, CheckedFile]) -> list[Finding]:
+    """Find modalities whose aspect ratio differs from that of most others in the sample."""
     if len({(e.record.height, e.record.width) for e in seen.values()}) < 2:
         return []
 

@@ -1,4 +1,4 @@
-"""The whole examination: list, sample, scan in processes, compare, and what follows from it."""
+"""Examine a data set: list its files, scan a sample of them in processes, compare the results."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tools.doctor.alignment.edges import Floats
 from tools.doctor.alignment.misaligned import find_misaligned
 from tools.doctor.chunk_scan import Chunk, ChunkResult, read_features, scan
 from tools.doctor.files.duplicates import find_duplicates
-from tools.doctor.files.file_listing import Listing, find_rows, list_files
-from tools.doctor.files.modality_statistics import Totals, describe
-from tools.doctor.files.outliers import compare
-from tools.doctor.findings import Finding, in_order
+from tools.doctor.files.file_listing import Listing, find_modalities, list_files
+from tools.doctor.files.modality_statistics import Totals, compute_statistics
+from tools.doctor.files.outliers import find_outliers
+from tools.doctor.findings import Finding, sort_findings
 from utils.data.folders import CLASSES_FILE, read_class_names
 from utils.logs.errors import RunError, UserError
 
 CHUNK = 32
-SAMPLED = 500
-_PROBED = 32
+DEFAULT_LIMIT = 500
+_MAX_PROBED = 32
 
 
 @dataclass
 class SetReport:
-    """One set: the data set itself, or its validation set.
+    """Results of one set: the data set or its validation set.
 
     Attributes:
         listing: All its files.
-        checked: Names of the samples that were read.
-        result: What was read.
-        pairs: How well each two modalities agree.
-        statistics: By modality, see :func:`tools.doctor.files.summary.describe`.
+        checked: Names of the samples read.
+        result: Results of the scan.
+        pairs: Agreement of each pair of modalities.
+        statistics: By modality; see :func:`tools.doctor.files.summary.compute_statistics`.
     """
 
     listing: Listing
@@ -55,12 +55,12 @@ class SetReport:
 
 @dataclass
 class Diagnosis:
-    """All that is known about a data set, for the report.
+    """All results about a data set.
 
     Attributes:
         sets: The data set, then the validation set if there is one.
         findings: Errors first.
-        seconds: Time it took.
+        seconds: Elapsed time.
     """
 
     sets: list[SetReport]
@@ -74,67 +74,71 @@ def examine_dataset(
     *,
     chosen: Sequence[Modality] = (),
     val: Path | None = None,
-    limit: int | None = SAMPLED,
+    limit: int | None = DEFAULT_LIMIT,
     workers: int = 1,
 ) -> Diagnosis:
     """Examine a data set.
 
     Args:
         root: Folder with one sub-folder per modality.
-        table: Rows to look for.
-        chosen: Rows that must be there; those of ``table`` with a folder if empty.
-        val: Validation set of the same layout.
-        limit: Read so many samples, evenly spread; all if ``None``. Names are always compared.
-        workers: Processes; 1 works in this one.
+        table: Known modalities.
+        chosen: Required modalities; empty: those of ``table`` that have a folder.
+        val: Validation set with the same layout.
+        limit: Number of evenly spaced samples to read; ``None``: all. All names are compared.
+        workers: Processes; 1 runs in the current one.
 
     Raises:
-        UserError: A folder does not exist, or no modality is there.
+        UserError: A folder does not exist or has no modality.
         RunError: A worker process was killed.
     """
     start = time.perf_counter()
-    rows = tuple(row for row in chosen if row.source is None) or find_rows(root, table)
+    modalities = tuple(
+        modality for modality in chosen if modality.source is None
+    ) or find_modalities(root, table)
     try:
-        for row in rows:
-            check_readable(row)
+        for modality in modalities:
+            check_readable(modality)
     except ImageError as err:
         raise UserError(str(err)) from err
     sets: list[SetReport] = []
     findings: list[Finding] = []
     for folder in (root, *([val] if val is not None else [])):
-        report = _examine_set(folder, rows, findings, limit, workers)
+        report = _examine_set(folder, modalities, findings, limit, workers)
         sets.append(report)
-    images = [_of_images(report) for report in sets]
+    images = [_image_records(report) for report in sets]
     findings += find_duplicates(images[0], images[1] if len(sets) > 1 else [])
-    return Diagnosis(sets, in_order(findings), time.perf_counter() - start)
+    return Diagnosis(sets, sort_findings(findings), time.perf_counter() - start)
 
 
 def _examine_set(
     root: Path,
-    rows: Sequence[Modality],
+    modalities: Sequence[Modality],
     findings: list[Finding],
     limit: int | None,
     workers: int,
 ) -> SetReport:
-    rows = _named(root, rows, findings)
-    report = SetReport(list_files(root, rows))
+    modalities = _with_class_names(root, modalities, findings)
+    report = SetReport(list_files(root, modalities))
     listing = report.listing
     findings += listing.findings
     keys = listing.keys()
     count = len(keys) if limit is None else min(limit, len(keys))
     report.checked = [keys[i * len(keys) // count] for i in range(count)]
-    report.result.totals = {row.name: Totals() for row in listing.rows}
-    side = _grid(report)
-    for result in _results(_chunks(report, side), workers, root.name):
+    report.result.totals = {modality.name: Totals() for modality in listing.modalities}
+    side = _edge_grid_side(report)
+    for result in _scan_with_progress(_chunks(report, side), workers, root.name):
         report.result.merge(result)
     findings += report.result.findings
-    for row in listing.rows:
-        records = [r for r in report.result.records if r.modality == row.name]
-        findings += compare(row, records)
-        report.statistics[row.name] = describe(row, report.result.totals[row.name])
+    for modality in listing.modalities:
+        records = [r for r in report.result.records if r.modality == modality.name]
+        findings += find_outliers(modality, records)
+        report.statistics[modality.name] = compute_statistics(
+            modality, report.result.totals[modality.name]
+        )
 
-    def features_of(names: Sequence[str], row: Modality) -> dict[str, Floats]:
-        files = listing.files[row.name]
-        return read_features([(n, files[n]) for n in names if n in files], row, side)
+    def features_of(names: Sequence[str], modality: Modality) -> dict[str, Floats]:
+        files = listing.files[modality.name]
+        return read_features([(n, files[n]) for n in names if n in files], modality, side)
 
     pairs = report.result.pairs
     report.pairs = summarise_pairs(listing, pairs, features_of)
@@ -142,61 +146,70 @@ def _examine_set(
     return report
 
 
-def _named(root: Path, rows: Sequence[Modality], findings: list[Finding]) -> tuple[Modality, ...]:
-    """Rows with the names of ``classes.json``, if the labels have none and are the only ones."""
+def _with_class_names(
+    root: Path, modalities: Sequence[Modality], findings: list[Finding]
+) -> tuple[Modality, ...]:
+    """Add the names of ``classes.json`` if exactly one label modality has no class names."""
     try:
         names = read_class_names(root)
     except UserError as err:
         path = str(root / CLASSES_FILE)
         findings.append(Finding("error", "classes-file", str(err).removeprefix(path), path))
-        return tuple(rows)
-    unnamed = [row for row in rows if row.is_labels and not row.class_names]
+        return tuple(modalities)
+    unnamed = [
+        modality for modality in modalities if modality.is_labels and not modality.class_names
+    ]
     if names is None or len(unnamed) != 1:
-        return tuple(rows)
+        return tuple(modalities)
     return tuple(
-        dataclasses.replace(row, class_names=names) if row in unnamed else row for row in rows
+        dataclasses.replace(modality, class_names=names) if modality in unnamed else modality
+        for modality in modalities
     )
 
 
-def _grid(report: SetReport) -> int:
-    """Side of the grid that edges are compared on: no finer than the files; 0 for tiny ones."""
+def _edge_grid_side(report: SetReport) -> int:
+    """Side of the grid for edges: at most the typical file size; 0 for tiny images."""
     keys = report.checked
     sides = []
-    for i in range(min(_PROBED, len(keys))):
-        for file in report.listing.sample(keys[i * len(keys) // min(_PROBED, len(keys))]).values():
+    for i in range(min(_MAX_PROBED, len(keys))):
+        for file in report.listing.sample(
+            keys[i * len(keys) // min(_MAX_PROBED, len(keys))]
+        ).values():
             try:
                 with Image.open(file.path) as image:
                     sides.append(min(image.size))
             except (OSError, Image.DecompressionBombError):
-                continue  # the scan reports it
+                continue  # reported by the scan
     usual = sorted(sides)[len(sides) // 2] if sides else 0
     return next((side for side in (64, 32) if usual >= side), 0)
 
 
 def _chunks(report: SetReport, side: int) -> list[Chunk]:
-    """Samples of a chunk lie far apart, so that they hardly show the same scene."""
+    """Split the samples; those of a chunk are far apart and rarely show the same scene."""
     keys, listing = report.checked, report.listing
     num_ids = {
-        row.name: min(row.num_classes, len(row.class_names) or row.num_classes)
-        for row in listing.rows
-        if row.is_labels
+        modality.name: min(modality.num_classes, len(modality.class_names) or modality.num_classes)
+        for modality in listing.modalities
+        if modality.is_labels
     }
     count = -(-len(keys) // CHUNK)
     return [
-        Chunk(listing.rows, num_ids, tuple((k, listing.sample(k)) for k in keys[i::count]), side)
+        Chunk(
+            listing.modalities, num_ids, tuple((k, listing.sample(k)) for k in keys[i::count]), side
+        )
         for i in range(count)
     ]
 
 
-def _results(chunks: Sequence[Chunk], workers: int, title: str) -> Iterator[ChunkResult]:
+def _scan_with_progress(chunks: Sequence[Chunk], workers: int, title: str) -> Iterator[ChunkResult]:
     with tqdm(total=sum(len(c.samples) for c in chunks), unit="sample", disable=None) as bar:
         bar.set_description(title)
-        for chunk, result in zip(chunks, _map(chunks, workers), strict=True):
+        for chunk, result in zip(chunks, _scan_chunks(chunks, workers), strict=True):
             bar.update(len(chunk.samples))
             yield result
 
 
-def _map(chunks: Sequence[Chunk], workers: int) -> Iterator[ChunkResult]:
+def _scan_chunks(chunks: Sequence[Chunk], workers: int) -> Iterator[ChunkResult]:
     if workers <= 1 or len(chunks) < 2:
         yield from map(scan, chunks)
         return
@@ -210,6 +223,6 @@ def _map(chunks: Sequence[Chunk], workers: int) -> Iterator[ChunkResult]:
         pool.shutdown(cancel_futures=True)
 
 
-def _of_images(report: SetReport) -> list[Any]:
-    images = {row.name for row in report.listing.rows if not row.is_labels}
+def _image_records(report: SetReport) -> list[Any]:
+    images = {modality.name for modality in report.listing.modalities if not modality.is_labels}
     return [r for r in report.result.records if r.modality in images]

@@ -1,4 +1,4 @@
-"""One thing that is wrong, or worth knowing, about a data set."""
+"""Findings: problems of a data set, or facts worth knowing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Finding:
     """One finding.
 
     Attributes:
-        severity: ``error``: training stops or learns from wrong data. ``warning``: look at it.
-            ``info``: good to know.
-        code: Short name of the kind of finding, the same for all of its kind.
+        severity: ``error``: training would fail or learn from wrong data; ``warning``: needs a
+            look; ``info``: a fact.
+        code: Short name of the kind of finding.
         message: What is wrong and what to do.
-        path: The offending file or folder; empty if it is about many.
-        modality: Name of the row; empty if it is about none.
-        sample: ``sub-folder/name``; empty if it is about none.
+        path: Offending file or folder; empty if there are several.
+        modality: Name of the modality, if any.
+        sample: ``sub-folder/name``, if any.
     """
 
     severity: Severity
@@ -32,13 +32,13 @@ class Finding:
     sample: str = ""
 
     def line(self) -> str:
-        """One line of text."""
+        """Format as one line."""
         where = f"{self.path}: " if self.path else ""
         return f"{self.severity:<8}{self.code:<18}{where}{self.message}"
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first, then by kind and path, each once."""
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Remove duplicates; sort by severity, code and path."""
     return sorted(
         dict.fromkeys(findings),
         key=lambda f: (SEVERITIES.index(f.severity), f.code, f.path, f.message),
@@ -46,7 +46,7 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def count(findings: Iterable[Finding]) -> dict[Severity, int]:
-    """Number of findings by severity."""
+    """Count findings by severity."""
     out: dict[Severity, int] = dict.fromkeys(SEVERITIES, 0)
     for finding in findings:
         out[finding.severity] += 1

@@ -1,4 +1,4 @@
-"""From image files to full batches of equal size."""
+"""Load images and collect them into full batches of equal input size."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Task = str
 
 
 @dataclass(frozen=True)
-class Pending:
-    """An image of the folder, and what it still lacks."""
+class PendingImage:
+    """An image of the folder and the tasks it has no labels for."""
 
     index: int
     tasks: tuple[Task, ...]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """An image as the models of its tasks take it.
+class LoadedImage:
+    """An image resized for the model of each task.
 
     Attributes:
-        index: In the folder.
-        size: Of the upright image.
-        inputs: By task, uint8 ``(3, h, w)``.
+        index: Index in the folder.
+        size: Size of the upright image.
+        inputs: Model inputs by task, uint8 ``(3, h, w)``.
     """
 
     index: int
@@ -42,13 +42,13 @@ class Loaded:
     inputs: dict[Task, Tensor]
 
 
-class RgbFiles(Dataset["Loaded | str"]):
-    """The images that lack something; a bad file gives a message instead."""
+class PendingImages(Dataset["LoadedImage | str"]):
+    """Images without labels; unreadable files yield an error message."""
 
     def __init__(
         self,
         folder: MultiModalFolder,
-        pending: Sequence[Pending],
+        pending: Sequence[PendingImage],
         shapes: Mapping[Task, InputShapes],
     ) -> None:
         """Read ``pending`` of ``folder``, resized to the ``shapes`` of each task."""
@@ -58,28 +58,30 @@ class RgbFiles(Dataset["Loaded | str"]):
         """Number of images."""
         return len(self.pending)
 
-    def __getitem__(self, position: int) -> Loaded | str:
-        """The image, upright, or what is wrong with its file."""
+    def __getitem__(self, position: int) -> LoadedImage | str:
+        """Load an image upright and resized, or return the error message."""
         wanted = self.pending[position]
-        (row,) = self.folder.modalities
+        (modality,) = self.folder.modalities
         try:
-            pixels = read(self.folder.path(wanted.index, row), row)
+            pixels = read(self.folder.path(wanted.index, modality), modality)
         except ImageError as err:
             return str(err)
         image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
         inputs = {
             task: as_tensor(
                 image.resize(
-                    self.shapes[task].of(*image.size), Image.Resampling.BICUBIC, reducing_gap=3.0
+                    self.shapes[task].input_size(*image.size),
+                    Image.Resampling.BICUBIC,
+                    reducing_gap=3.0,
                 )
             )
             for task in wanted.tasks
         }
-        return Loaded(wanted.index, (image.height, image.width), inputs)
+        return LoadedImage(wanted.index, (image.height, image.width), inputs)
 
 
-def read_all(files: RgbFiles, num_workers: int) -> Iterator[Loaded | str]:
-    """Every image in order, read ahead by ``num_workers`` processes."""
+def load_images(files: PendingImages, num_workers: int) -> Iterator[LoadedImage | str]:
+    """Yield every image in order, prefetched by ``num_workers`` processes."""
     workers: dict[str, Any] = {"prefetch_factor": 8} if num_workers else {}
     loader = DataLoader(files, batch_size=None, num_workers=num_workers, **workers)
     yield from loader
@@ -91,26 +93,26 @@ class LabelBatch:
 
     Attributes:
         task: The task.
-        inputs: uint8 ``(B, 3, h, w)``; B is the batch size also where fewer images are left, so
-            that an image gets the same labels whatever its company.
-        images: The images, B or fewer.
+        inputs: uint8 ``(B, 3, h, w)``, padded to the batch size B: an image gets the same labels
+            in any batch.
+        images: At most B images.
     """
 
     task: Task
     inputs: Tensor
-    images: list[Loaded]
+    images: list[LoadedImage]
 
 
-class Batcher:
+class SizeBatcher:
     """Collects images by task and input size until a batch is full."""
 
-    def __init__(self, batch_size: int, patience: int = 8) -> None:
-        """Hold back at most ``patience`` batches of images; then the fullest goes as it is."""
-        self.batch_size, self.limit = batch_size, patience * batch_size
-        self.waiting: dict[tuple[Task, tuple[int, ...]], list[Loaded]] = {}
+    def __init__(self, batch_size: int, max_pending_batches: int = 8) -> None:
+        """Buffer at most ``max_pending_batches`` batches of images; then emit the fullest."""
+        self.batch_size, self.limit = batch_size, max_pending_batches * batch_size
+        self.waiting: dict[tuple[Task, tuple[int, ...]], list[LoadedImage]] = {}
 
-    def add(self, image: Loaded) -> Iterator[LabelBatch]:
-        """Take an image; the batches that are full by it."""
+    def add(self, image: LoadedImage) -> Iterator[LabelBatch]:
+        """Add an image; yield the batches that are ready."""
         for task, x in image.inputs.items():
             key = task, tuple(x.shape)
             self.waiting.setdefault(key, []).append(image)
@@ -119,8 +121,8 @@ class Batcher:
         if sum(map(len, self.waiting.values())) > self.limit:
             yield self._pop(max(self.waiting, key=lambda key: len(self.waiting[key])))
 
-    def rest(self) -> Iterator[LabelBatch]:
-        """Batches of what is left."""
+    def flush(self) -> Iterator[LabelBatch]:
+        """Yield the remaining images as batches."""
         for key in list(self.waiting):
             yield self._pop(key)
 

@@ -1,4 +1,4 @@
-"""Label a folder of images: this process's share, what is there already left alone."""
+"""Label the images of a folder that belong to this process; existing labels are kept."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from tqdm import tqdm
 
 from tools.common.jobs import MAX_PROBLEMS, PRESENT, WRITTEN
 from tools.common.target_folder import Target
-from tools.labelling.image_batches import Batcher, LabelBatch, Pending, RgbFiles, Task, read_all
+from tools.labelling.image_batches import (
+    LabelBatch,
+    PendingImage,
+    PendingImages,
+    SizeBatcher,
+    Task,
+    load_images,
+)
 from tools.labelling.labellers import ClassLabeller, Labeller, build_labeller
 from tools.labelling.options import LabelConfig, LabelDataOptions, LabelRuntimeOptions
-from tools.labelling.png_writers import Writers, sweep
+from tools.labelling.png_writers import PngWriters, remove_stale_files
 from utils.data.folders import MultiModalFolder
 from utils.distributed.world import World
 from utils.logs.errors import UserError, bullet_list
 from utils.training.stepper import choose_precision
 
 
-def lone_world(options: LabelRuntimeOptions) -> World:
-    """This process among those that torchrun started, which work apart: no group is formed.
+def independent_world(options: LabelRuntimeOptions) -> World:
+    """Rank, world size and device of this process, without a process group.
 
-    Shares may take hours and end at different times, which a group's time limits would not bear.
+    Processes work independently and may finish hours apart, beyond the timeouts of a group.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     rank, size, local = (int(os.environ.get(n, d)) for n, d in _TORCHRUN)
     device = torch.device(options.device)
@@ -49,71 +56,71 @@ def source_folder(data: LabelDataOptions) -> MultiModalFolder:
     """The images to label.
 
     Raises:
-        UserError: Missing or empty folder, or two images of one name.
+        UserError: The folder is missing or empty, or two images have the same name.
     """
     path = Path(data.data_path).resolve()
     return MultiModalFolder(path.parent, [replace(data.source, folder=path.name)])
 
 
-class Labelling:
+class FolderLabeller:
     """One process's share of the work."""
 
     def __init__(self, cfg: LabelConfig, world: World) -> None:
         """List the images and load the models.
 
         Raises:
-            UserError: Bad folders or models, or images of other models in the target.
+            UserError: Invalid folders or models, or the target has labels of other models.
         """
         self.cfg, self.world, self.out = cfg, world, Path(cfg.data.out)
         self.folder = source_folder(cfg.data)
         precision = choose_precision(cfg.runtime.precision, world.device)
         self.labellers: dict[Task, Labeller] = {}
         self.targets: dict[Task, Target] = {}
-        for row in cfg.data.rows:
-            labeller = build_labeller(row, cfg.models, world.device, precision)
-            target = Target(self.out / row.data_folder, cfg.data.overwrite)
-            self.labellers[row.name], self.targets[row.name] = labeller, target
+        for modality in cfg.data.task_modalities:
+            labeller = build_labeller(modality, cfg.models, world.device, precision)
+            target = Target(self.out / modality.data_folder, cfg.data.overwrite)
+            self.labellers[modality.name], self.targets[modality.name] = labeller, target
         for task, target in self.targets.items():
             target.claim(self.labellers[task].about)
-        self._sweep()
+        self._remove_staging()
         self.tally: Counter[tuple[Task, str]] = Counter()
         self.problems: list[str] = []
 
     def run(self) -> str:
-        """Label what lacks labels; returns a line of counts.
+        """Label all images without labels; return a summary line.
 
         Raises:
-            UserError: Every bad file found, after all others were labelled.
+            UserError: Lists the bad files, after all others were labelled.
             OSError: A file cannot be written.
         """
-        share = range(self.world.rank, len(self.folder), self.world.size)
+        indices = range(self.world.rank, len(self.folder), self.world.size)
         if self.cfg.data.link != "none":
-            self._link_images(share)
+            self._link_images(indices)
         self._write_class_names()
-        pending = [Pending(i, tasks) for i in share if (tasks := self._lacking(i))]
+        pending = [PendingImage(i, tasks) for i in indices if (tasks := self._missing_tasks(i))]
         try:
             self._label(pending)
         finally:
-            self._sweep()
+            self._remove_staging()
         if self.problems:
             raise UserError(
-                f"{len(self.problems)} problems; mend them and run the same command again, which "
-                f"keeps what is done:\n{bullet_list(self.problems)}"
+                f"{len(self.problems)} problems. Fix them and run the same command again; finished "
+                f"work is kept:\n{bullet_list(self.problems)}"
             )
-        return self._summary(len(share))
+        return self._summary(len(indices))
 
-    def _label(self, pending: list[Pending]) -> None:
+    def _label(self, pending: list[PendingImage]) -> None:
         shapes = {task: labeller.shapes for task, labeller in self.labellers.items()}
-        files = RgbFiles(self.folder, pending, shapes)
-        batcher = Batcher(self.cfg.runtime.batch_size)
+        files = PendingImages(self.folder, pending, shapes)
+        batcher = SizeBatcher(self.cfg.runtime.batch_size)
         total = sum(len(p.tasks) for p in pending)
-        # Of many processes the first shows the way; their shares are of one size.
+        # Only the main process shows a bar; all have the same number of images.
         hide = None if self.world.is_main else True
         with (
             tqdm(total=total, unit="label", disable=hide, smoothing=0.05) as bar,
-            Writers(bar.update) as writers,
+            PngWriters(bar.update) as writers,
         ):
-            for image in read_all(files, self.cfg.data.num_workers):
+            for image in load_images(files, self.cfg.data.num_workers):
                 if isinstance(image, str):
                     self.problems.append(image)
                 else:
@@ -121,16 +128,16 @@ class Labelling:
                         self._write(batch, writers)
                 if len(self.problems) >= MAX_PROBLEMS:
                     break
-            for batch in batcher.rest():
+            for batch in batcher.flush():
                 self._write(batch, writers)
 
-    def _write(self, batch: LabelBatch, writers: Writers) -> None:
+    def _write(self, batch: LabelBatch, writers: PngWriters) -> None:
         sizes = [image.size for image in batch.images]
         made = self.labellers[batch.task].label(batch.inputs, sizes)
         for loaded, image in zip(batch.images, made, strict=True):
             if isinstance(image, str):
-                (row,) = self.folder.modalities
-                self.problems.append(f"{self.folder.path(loaded.index, row)}: {image}")
+                (modality,) = self.folder.modalities
+                self.problems.append(f"{self.folder.path(loaded.index, modality)}: {image}")
                 continue
             writers.put(self.targets[batch.task], self._path(batch.task, loaded.index), image)
             self.tally[batch.task, WRITTEN] += 1
@@ -138,31 +145,31 @@ class Labelling:
     def _path(self, task: Task, index: int) -> Path:
         return self.targets[task].root / f"{self.folder.name(index)}.png"
 
-    def _lacking(self, index: int) -> tuple[Task, ...]:
-        """Tasks whose file is not there."""
-        lacking = []
+    def _missing_tasks(self, index: int) -> tuple[Task, ...]:
+        """Tasks without a label file for an image."""
+        missing = []
         for task, target in self.targets.items():
-            if target.has([self._path(task, index)]):
+            if target.is_done([self._path(task, index)]):
                 self.tally[task, PRESENT] += 1
             else:
-                lacking.append(task)
-        return tuple(lacking)
+                missing.append(task)
+        return tuple(missing)
 
-    def _sweep(self) -> None:
+    def _remove_staging(self) -> None:
         """Remove temporary files."""
         photos = self.out / self.cfg.data.source.data_folder
         for root in (self.out, photos, *(target.root for target in self.targets.values())):
-            sweep(root, alone=self.world.size == 1)
+            remove_stale_files(root, alone=self.world.size == 1)
 
-    def _link_images(self, share: range) -> None:
-        (row,) = self.folder.modalities
+    def _link_images(self, indices: range) -> None:
+        (modality,) = self.folder.modalities
         root = self.out / self.cfg.data.source.data_folder
         target = Target(root, self.cfg.data.overwrite)
-        for index in share:
-            source = self.folder.path(index, row)
+        for index in indices:
+            source = self.folder.path(index, modality)
             path = root / f"{self.folder.name(index)}{source.suffix}"
-            if not target.has([path]):
-                target.place(path, source, self.cfg.data.link)  # type: ignore[arg-type]
+            if not target.is_done([path]):
+                target.add_file(path, source, self.cfg.data.link)  # type: ignore[arg-type]
 
     def _write_class_names(self) -> None:
         for labeller in self.labellers.values():

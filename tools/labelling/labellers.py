@@ -1,4 +1,4 @@
-"""Models of the transformers library that predict the images of a modality."""
+"""Labellers: transformers models that predict a modality from RGB images."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ Array = npt.NDArray[Any]
 Size = tuple[int, int]
 """``(H, W)``."""
 
-# Models that predict depth, not its inverse, and whose configs do not say so.
+# Model types that predict depth, not its inverse, without a config field for it.
 _DEPTH_TYPES = frozenset({"zoedepth", "depth_pro", "glpn"})
-# Classes scored at full size at a time: bounds the memory that a large image takes.
-_CLASSES_AT_ONCE = 16
+# Classes upsampled at a time; bounds memory for large images.
+_CLASS_CHUNK = 16
 _STRIDE = 32
 _ROUNDING = 1e-5
 
 
 class Labeller(ABC):
-    """A model that makes one modality.
+    """A model that predicts one modality.
 
     Attributes:
-        row: The modality.
-        about: What its images are made with, for the record.
-        shapes: Sizes of its inputs.
+        modality: The modality.
+        about: Model and settings, recorded in the target folder.
+        shapes: Input sizes.
     """
 
     def __init__(
         self,
-        row: Modality,
+        modality: Modality,
         name: str,
         short: int | None,
         device: torch.device,
         precision: Precision,
     ) -> None:
         """Load the model ``name``; ``short`` is the shorter side of its input."""
-        self.row, self.name = row, name
-        folder = _folder_of(name)
+        self.modality, self.name = modality, name
+        folder = _download_model(name)
         processor, model = self.load(folder)
         self.model = model.to(device).eval()
         self.config = model.config
@@ -90,14 +90,14 @@ class Labeller(ABC):
 
     @torch.inference_mode()
     def label(self, inputs: Tensor, sizes: Sequence[Size]) -> list[Array | str]:
-        """Images to store.
+        """Predict the images to store.
 
         Args:
-            inputs: Resized images, uint8 ``(B, 3, h, w)``, B no less than the number of ``sizes``.
-            sizes: Of the stored images.
+            inputs: Resized images, uint8 ``(B, 3, h, w)``, B >= number of ``sizes``.
+            sizes: Sizes of the stored images.
 
         Returns:
-            For every size the image, or what was wrong.
+            For each size the image, or an error message.
         """
         x = inputs.to(self.device, non_blocking=True).float() / 255
         with self.precision.autocast():
@@ -114,22 +114,22 @@ class Labeller(ABC):
 class DepthLabeller(Labeller):
     """Depth, near = small, scaled per image to the range that the modality stores.
 
-    Depth models know scene scale and shift poorly or not at all, and pre-training standardises
-    depth per image, which undoes any positive affine map. Inverse depth ``d`` is stored as
-    ``max d - d``: in the order of depth, and bounded where it ends (sky, d = 0).
+    Depth models predict scale and shift poorly, and pre-training standardizes depth per image,
+    which cancels any positive affine map. Inverse depth ``d`` is stored as ``max d - d``: it has
+    the order of depth and stays bounded at infinity (sky, d = 0).
     """
 
     def __init__(
         self,
-        row: Modality,
+        modality: Modality,
         name: str,
         short: int | None,
         device: torch.device,
         precision: Precision,
         output: DepthKind = "auto",
     ) -> None:
-        """See :class:`Labeller`; ``output`` is what the model predicts."""
-        super().__init__(row, name, short, device, precision)
+        """Load the model; ``output`` is what it predicts. See :class:`Labeller`."""
+        super().__init__(modality, name, short, device, precision)
         self.inverse = output == "inverse" or (
             output == "auto" and not _predicts_depth(self.config)
         )
@@ -142,7 +142,7 @@ class DepthLabeller(Labeller):
         return _processor(folder), AutoModelForDepthEstimation.from_pretrained(folder)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Prediction as it is."""
+        """Raw prediction ``(B, 1, h, w)``."""
         predicted: Tensor = self.model(pixel_values=x).predicted_depth
         return predicted.float().unsqueeze(1)
 
@@ -157,45 +157,45 @@ class DepthLabeller(Labeller):
             depth = -depth
         low, high = depth.aminmax()
         span = high - low
-        if span <= _ROUNDING * depth.abs().max():  # a constant, apart from resizing it
+        if span <= _ROUNDING * depth.abs().max():  # constant, up to resizing errors
             span = span.new_tensor(torch.inf)
         share = (depth - low) / span
-        stored = (share * self.row.max_value).round().numpy()
-        return stored.astype(storage_dtype(self.row))
+        stored = (share * self.modality.max_value).round().numpy()
+        return stored.astype(storage_dtype(self.modality))
 
 
 class ClassLabeller(Labeller):
-    """Class ids, every pixel one, from a model that predicts masks with classes.
+    """Class id of every pixel, from a model that predicts masks with classes.
 
-    As in the paper's pseudo labels things and stuff are classes alike: the score of a class is the
-    sum over the masks of (probability of the class) x (probability of the pixel), without the
-    class "nothing". No pixel is left void.
+    Things and stuff are treated alike, as in the paper's pseudo labels: the score of a class is the
+    sum over masks of (class probability) x (pixel probability), without the class "no object".
+    No pixel is void.
     """
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """Image processor and model.
 
         Raises:
-            UserError: It has another number of classes than the modality.
+            UserError: Its number of classes differs from the modality's.
         """
         from transformers import AutoModelForUniversalSegmentation
 
         model = AutoModelForUniversalSegmentation.from_pretrained(folder)
-        classes, row = int(model.config.num_labels), self.row
-        if classes != row.num_classes:
+        classes, modality = int(model.config.num_labels), self.modality
+        if classes != modality.num_classes:
             raise UserError(
-                f"{self.name} predicts {classes} classes, but modality '{row.name}' has "
-                f"num_classes {row.num_classes}. Choose a --semseg_model with {row.num_classes} "
-                f"(133: COCO panoptic), or set --modalities '{{{row.name}: {{num_classes: "
+                f"{self.name} predicts {classes} classes, but modality '{modality.name}' has "
+                f"num_classes {modality.num_classes}. Choose a --semseg_model with as many classes "
+                f"(133: COCO panoptic), or set --modalities '{{{modality.name}: {{num_classes: "
                 f"{classes}}}}}' here and in the pre-training config."
             )
         return _processor(folder), model
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names by id, if the model has some."""
+        """Class names by id, if the model has any."""
         by_id = {int(i): str(name) for i, name in (self.config.id2label or {}).items()}
-        names = [by_id.get(i, "") for i in range(self.row.num_classes)]
+        names = [by_id.get(i, "") for i in range(self.modality.num_classes)]
         named = all(names) and not all(n == f"LABEL_{i}" for i, n in enumerate(names))
         return names if named else None
 
@@ -213,31 +213,33 @@ class ClassLabeller(Labeller):
             raise ValueError("the label model predicts values that are not finite")
         best = scores.new_full(size, -1.0)
         ids = torch.zeros(size, dtype=torch.int32, device=scores.device)
-        for first in range(0, len(scores), _CLASSES_AT_ONCE):
-            part = scores[None, first : first + _CLASSES_AT_ONCE]
+        for first in range(0, len(scores), _CLASS_CHUNK):
+            part = scores[None, first : first + _CLASS_CHUNK]
             top, index = F.interpolate(part, size, mode="bilinear")[0].max(0)
             better = top > best
             ids = torch.where(better, index.int() + first, ids)
             best = torch.maximum(best, top)
-        return ids.cpu().numpy().astype(storage_dtype(self.row))
+        return ids.cpu().numpy().astype(storage_dtype(self.modality))
 
 
 def build_labeller(
-    row: Modality, options: LabelModelOptions, device: torch.device, precision: Precision
+    modality: Modality, options: LabelModelOptions, device: torch.device, precision: Precision
 ) -> Labeller:
-    """The model of a modality.
+    """Build the labeller of a modality.
 
     Raises:
-        UserError: transformers is missing; no such model, no network, another kind of model, or a
-            wrong number of classes.
+        UserError: transformers is not installed, or the model cannot be loaded or does not suit
+            the modality.
     """
-    name = options.semseg_model if row.is_labels else options.depth_model
-    flag = "--semseg_model" if row.is_labels else "--depth_model"
+    name = options.semseg_model if modality.is_labels else options.depth_model
+    flag = "--semseg_model" if modality.is_labels else "--depth_model"
     try:
-        _be_quiet()
-        if row.is_labels:
-            return ClassLabeller(row, name, options.semseg_size, device, precision)
-        return DepthLabeller(row, name, options.depth_size, device, precision, options.depth_output)
+        _silence_transformers()
+        if modality.is_labels:
+            return ClassLabeller(modality, name, options.semseg_size, device, precision)
+        return DepthLabeller(
+            modality, name, options.depth_size, device, precision, options.depth_output
+        )
     except ImportError as err:
         raise UserError(
             f'pseudo labels need the transformers library ({err}): pip install ".[label]"'
@@ -246,13 +248,13 @@ def build_labeller(
         why = str(err).strip().split("\n")[0].rstrip(".")
         raise UserError(
             f"{flag} {name}: cannot be loaded ({why}). Give a folder with config.json, "
-            "preprocessor_config.json and safetensors weights, or a name on huggingface.co. Where "
-            "there is no network, take a folder that `hf download NAME --local-dir FOLDER` made."
+            "preprocessor_config.json and safetensors weights, or a name on huggingface.co. "
+            "Without a network, use a folder made by `hf download NAME --local-dir FOLDER`."
         ) from err
 
 
-def _be_quiet() -> None:
-    """No bars and notes of the library between our own lines."""
+def _silence_transformers() -> None:
+    """Disable progress bars and warnings of the library."""
     import transformers
 
     logging: Any = transformers.logging
@@ -260,8 +262,8 @@ def _be_quiet() -> None:
     logging.set_verbosity_error()
 
 
-def _folder_of(name: str) -> Path:
-    """The folder of that name, or of the files on the Hub, downloaded once for all processes."""
+def _download_model(name: str) -> Path:
+    """Return a local model folder, downloading it from the Hub if ``name`` is not a folder."""
     if Path(name).is_dir():
         return Path(name)
     return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
@@ -284,27 +286,27 @@ def as_tensor(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-# Long over short side. Neighbours differ by less than 21 %: an image is distorted by half of that.
+# Aspect ratios of inputs. Neighbours differ by < 21 %: images are distorted by half of that.
 _RATIOS = (1.0, 7 / 6, 4 / 3, 3 / 2, 16 / 9, 2.1, 2.5, 3.0)
 _DEFAULT_SIDE = 512
 
 
 @dataclass(frozen=True)
 class InputShapes:
-    """How large a model wants its input.
+    """Input sizes of a model: few, which lets images of many sizes share batches.
 
     Attributes:
         short: Shorter side in pixels.
         multiple: Both sides are multiples of this.
-        square: Every image is squashed into a square, as the model was made for.
+        square: Resize every image to a square, as the model was trained.
     """
 
     short: int
     multiple: int
     square: bool
 
-    def of(self, width: int, height: int) -> tuple[int, int]:
-        """``(width, height)`` of the input for an image of that size."""
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return ``(width, height)`` of the input for an image of the given size."""
         ratio = max(width, height) / min(width, height)
         nearest = 1.0 if self.square else min(_RATIOS, key=lambda r: abs(math.log(r / ratio)))
         short, long = self._round(self.short), self._round(self.short * nearest)
@@ -315,12 +317,12 @@ class InputShapes:
 
 
 def input_shapes(processor: Any, multiple: int, short: int | None) -> InputShapes:
-    """What a model's image processor says about sizes.
+    """Read the input sizes of a model from its image processor.
 
     Args:
-        processor: Of transformers.
+        processor: Image processor of transformers.
         multiple: Both sides must be multiples of this.
-        short: Shorter side that the user wants, keeping the aspect ratio.
+        short: Shorter side, keeping the aspect ratio; ``None``: as the model was trained.
     """
     if short is not None:
         return InputShapes(short, multiple, square=False)
@@ -329,7 +331,7 @@ def input_shapes(processor: Any, multiple: int, short: int | None) -> InputShape
         getattr(size, key, None) for key in ("shortest_edge", "longest_edge", "height", "width")
     )
     if shortest:
-        # Equal bounds: a square, for models whose position table knows no other size.
+        # Equal bounds mean a square, for models with a fixed position table.
         return InputShapes(int(shortest), multiple, square=shortest == longest)
     if height and width:
         keeps = bool(getattr(processor, "keep_aspect_ratio", False))

@@ -18,18 +18,18 @@ LinkChoice = Literal["symlink", "hard", "copy", "none"]
 
 @dataclass(frozen=True)
 class LabelDataOptions:
-    """Data: what is read, and what is made."""
+    """Data: input and output."""
 
     data_path: str = option("", "RGB images, NAME.EXT or SUB-FOLDER/NAME.EXT")
-    out: str = option("", "Data root to make: OUT/MODALITY/SUB-FOLDER/NAME.png")
+    out: str = option("", "Data root to write: OUT/MODALITY/SUB-FOLDER/NAME.png")
     tasks: tuple[str, ...] = option(
-        ("depth", "semseg"), "Modalities to make: one-channel images (depth) and labels"
+        ("depth", "semseg"), "Modalities to predict: one-channel images (depth) and labels"
     )
-    link: LinkChoice = option("symlink", "How the RGB images get into OUT/rgb; none: not at all")
+    link: LinkChoice = option("symlink", "How to put the RGB images into OUT/rgb")
     modalities: Mapping[str, Any] = option(
-        dict, "Rows that change the table of modalities, as in the pre-training config"
+        dict, "Changes to the modality table, as in the pre-training config"
     )
-    overwrite: bool = option(False, "Make files anew that are there")
+    overwrite: bool = option(False, "Rewrite existing files")
     num_workers: int = option(4, "Loader processes per GPU", within="[0, inf)")
 
     def table(self) -> ModalityTable:
@@ -42,33 +42,33 @@ class LabelDataOptions:
         return self.table()["rgb"]
 
     @property
-    def rows(self) -> list[Modality]:
+    def task_modalities(self) -> list[Modality]:
         """Rows of the tasks."""
         return select(self.table(), self.tasks)
 
     def problems(self) -> Iterator[str]:
-        """Paths that are missing, tasks that no model makes."""
+        """Missing paths, and tasks that no model predicts."""
         if not self.data_path:
-            yield "data_path: give the folder of RGB images"
+            yield "data_path: missing; set the folder of RGB images"
         if not self.out:
-            yield "out: give the data root to make"
+            yield "out: missing; set the data root to write"
         if not self.tasks:
-            yield "tasks: name at least one modality, such as depth"
+            yield "tasks: empty; set at least one modality, such as depth"
         try:
-            source, rows = self.source, self.rows
+            source, modalities = self.source, self.task_modalities
         except ValueError as err:
             yield from (f"tasks: {line}" for line in str(err).splitlines())
             return
-        for row in rows:
-            if not row.is_labels and (row.num_channels != 1 or row.source):
-                yield f"tasks: no model makes '{row.name}'; only labels and one-channel images"
+        for modality in modalities:
+            if not modality.is_labels and (modality.num_channels != 1 or modality.source):
+                yield f"tasks: '{modality.name}' is neither labels nor a one-channel image"
             try:
-                check_readable(row)
+                check_readable(modality)
             except ImageError as err:
                 yield f"tasks: {err}"
         nested = Path(self.data_path) / source.data_folder
         if self.data_path and nested.is_dir():
-            yield f"data_path: has a folder {nested}; give that one"
+            yield f"data_path: has a sub-folder {nested}; use that one"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writing label images beside the models' work."""
+"""Write label images in threads while the models run."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from tools.common.target_folder import Target
 from tools.labelling.labellers import Array
 
 _THREADS = 4
-_WAITING = 64
+_MAX_QUEUED = 64
 _STALE_SECONDS = 3600
 
 
-class Writers:
-    """Threads that encode and write PNG files; a context that ends when all are on disk."""
+class PngWriters:
+    """Threads that encode and write PNG files; the context exits when all are written."""
 
     def __init__(self, done: Callable[[], object]) -> None:
-        """Call ``done`` after every file, in this thread."""
+        """Call ``done`` after every file, in the caller's thread."""
         self.done = done
-        # One queue per thread: temporary files are named after the file, so that files of one name
-        # in several sub-folders must not be written at once.
+        # One queue per thread, chosen by file name: staged files of the same name would collide.
         self.threads = [ThreadPoolExecutor(1) for _ in range(_THREADS)]
         self.jobs: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Writers:
-        """Begin."""
+    def __enter__(self) -> PngWriters:
+        """Enter the context."""
         return self
 
     def put(self, target: Target, path: Path, image: Array) -> None:
-        """Write a file soon; waits if too many are queued.
+        """Queue a file; wait if too many are queued.
 
         Raises:
             OSError: An earlier file could not be written.
         """
         thread = self.threads[zlib.crc32(path.name.encode()) % len(self.threads)]
         self.jobs.append(thread.submit(target.write_png, path, image))
-        while len(self.jobs) > _WAITING or (self.jobs and self.jobs[0].done()):
+        while len(self.jobs) > _MAX_QUEUED or (self.jobs and self.jobs[0].done()):
             self._collect()
 
     def __exit__(
@@ -52,7 +51,7 @@ class Writers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for all files; what was labelled before an error is kept."""
+        """Wait for all files, also after an error."""
         for thread in self.threads:
             thread.shutdown()
         while self.jobs and kind is None:
@@ -63,18 +62,17 @@ class Writers:
         self.done()
 
 
-def sweep(root: Path, alone: bool) -> None:
-    """Remove what killed runs left in ``root/.tmp``.
+def remove_stale_files(root: Path, alone: bool) -> None:
+    """Remove staged files of killed runs.
 
     Args:
         root: Folder of a modality.
-        alone: No other process writes there: everything goes. Otherwise only files that nobody has
-            touched for an hour.
+        alone: No other process writes there: remove all files, else those older than an hour.
     """
     if alone:
         remove_staging(root)
         return
     for file in (root / STAGING_FOLDER).glob("*"):
-        with suppress(FileNotFoundError):  # another process sweeps, too
+        with suppress(FileNotFoundError):  # another process may remove it first
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()

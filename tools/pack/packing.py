@@ -37,12 +37,11 @@ class PackOptions:
     """How images are packed.
 
     Attributes:
-        max_size: Longest side of what is packed; larger images are made smaller. ``None``: all as
-            they are.
+        max_size: Longest side; larger images are downscaled. ``None``: no downscaling.
         jpeg: ``keep`` JPEG files, or store their pixels ``raw``.
-        codec: Of pixels: ``none``, or ``zlib`` for far fewer bytes and more work to read.
+        codec: Compression of pixels: ``none``, or ``zlib`` for smaller packs and slower reads.
         images_per_shard: Files in a shard.
-        keep_files: Keep the files of images stored as pixels, so that all can be unpacked.
+        keep_files: Also store the original files of images stored as pixels, for unpacking.
     """
 
     max_size: int | None = None
@@ -63,7 +62,7 @@ class _Job:
     options: PackOptions
 
     def fingerprint(self) -> str:
-        """Changes with the options and with the files."""
+        """Hash of the options, and of the names, sizes and times of the files."""
         hashed = blake2b(json.dumps(asdict(self.options)).encode(), digest_size=DIGEST_BYTES)
         for name in self.names:
             stat = (self.source / os.fsdecode(name)).stat()
@@ -72,24 +71,24 @@ class _Job:
 
     @property
     def table(self) -> Path:
-        """Where the shard's records are until all are done."""
+        """Temporary file of the shard's records, until all shards are written."""
         return self.target / layout.file_name(self.shard, _TABLE)
 
     def path(self, part: str) -> Path:
-        """The shard, or its file of originals."""
+        """Path of the shard or of its original files."""
         return self.target / layout.file_name(self.shard, part)
 
 
 def write_packs(
     listing: dict[str, list[bytes]], source: Path, out: Path, options: PackOptions, workers: int
 ) -> Tally:
-    """Pack modality folders; what an interrupted run has done is kept.
+    """Pack modality folders; finished shards of an interrupted run are kept.
 
     Args:
         listing: Sorted ``sub-folder/name.extension`` by modality folder.
         source: Data root.
         out: Folder of the packs.
-        options: How.
+        options: How images are packed.
         workers: Processes.
 
     Returns:
@@ -121,7 +120,7 @@ def write_packs(
 
 
 def copy_loose_files(source: Path, out: Path) -> None:
-    """Files beside the modality folders: class names, splits."""
+    """Copy the files beside the modality folders: class names, splits."""
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             with path.open("rb") as stream, atomic_file(out / path.name) as copy:
@@ -134,20 +133,20 @@ def _pack_shard(job: _Job) -> Tally:
         return Counter({(job.target.name, PRESENT): len(job.names)})
     records = np.zeros(len(job.names), RECORD)
     records["shard"] = job.shard
-    parts = _write(job, records)
+    parts = _write_files(job, records)
     with atomic_file(job.table) as stream:
         about = json.dumps({"fingerprint": fingerprint, "parts": [asdict(p) for p in parts]})
         np.savez(stream, records=records, about=np.frombuffer(about.encode(), np.uint8))
     return Counter({(job.target.name, PACKED): len(job.names)})
 
 
-def _write(job: _Job, records: Records) -> list[Shard]:
+def _write_files(job: _Job, records: Records) -> list[Shard]:
     """Write the files of a shard."""
     parts: list[Shard] = []
 
     def write_shard(files: BinaryIO | None) -> None:
         path = job.path(layout.SHARD)
-        written = write_hashed(path, lambda shard: _fill(shard, job, records, files))
+        written = write_hashed(path, lambda shard: _write_records(shard, job, records, files))
         parts.append(Shard(path.name, *written))
 
     if job.options.keep_files:
@@ -165,8 +164,8 @@ def _fingerprint(job: _Job) -> str:
         raise UserError(f"{job.source}: cannot be read ({err}).") from err
 
 
-def _fill(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None) -> None:
-    """Write all records of a shard, and the files of those that are pixels."""
+def _write_records(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None) -> None:
+    """Write all records of a shard, and the original files of those stored as pixels."""
     offset = file_offset = 0
     for record, name in zip(records, job.names, strict=True):
         path = job.source / os.fsdecode(name)
@@ -174,8 +173,8 @@ def _fill(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None) 
             data = path.read_bytes()
         except OSError as err:
             raise UserError(f"{path}: cannot be read ({err}).") from err
-        data = smaller(data, job.source.name, job.options.max_size)
-        values = pixels_of(data, job.options.jpeg == "keep")
+        data = downscale(data, job.source.name, job.options.max_size)
+        values = pixels_to_store(data, job.options.jpeg == "keep")
         payload = data
         if values is not None:
             record["kind"] = kind_of(values)
@@ -208,7 +207,7 @@ def _has_size(folder: Path, part: Shard) -> bool:
 
 
 class _Table(NamedTuple):
-    """What is known of a shard."""
+    """Contents of a shard's temporary table."""
 
     records: Records
     fingerprint: str
@@ -226,7 +225,7 @@ def _read_table(job: _Job) -> _Table | None:
 
 
 def _finish(jobs: Sequence[_Job], names: list[bytes], options: PackOptions) -> None:
-    """Write index, names and contents of a modality; then the tables of its shards go."""
+    """Write index, names and contents of a modality; delete the tables of its shards."""
     target = jobs[0].target
     tables = [table for job in jobs if (table := _read_table(job)) is not None]
     records = np.concatenate([table.records for table in tables])
@@ -240,33 +239,33 @@ def _finish(jobs: Sequence[_Job], names: list[bytes], options: PackOptions) -> N
     made_of = tuple(table.fingerprint for table in tables)
     contents = Contents(asdict(options), len(records), made_of, tuple(parts))
     write_hashed(target / layout.PACK_FILE, lambda s: s.write(contents.to_json()))
-    for path in _stale(target, {part.name for part in parts}):
+    for path in _find_stale(target, {part.name for part in parts}):
         path.unlink()
 
 
 def _is_packed(jobs: Sequence[_Job]) -> bool:
-    """Whether a finished pack is of these very files and options."""
+    """Whether a finished pack of these files and options exists."""
     target = jobs[0].target
     try:
         contents = layout.read_contents(target)
     except UserError:
         return False
-    whole = all(_has_size(target, part) for part in contents.files)
-    return whole and contents.made_of == tuple(map(_fingerprint, jobs))
+    complete = all(_has_size(target, part) for part in contents.files)
+    return complete and contents.made_of == tuple(map(_fingerprint, jobs))
 
 
-def _stale(target: Path, known: set[str]) -> list[Path]:
-    """Tables, and shards of an earlier run with more of them."""
+def _find_stale(target: Path, known: set[str]) -> list[Path]:
+    """Temporary tables, and surplus shards of an earlier run."""
     endings = (f".{_TABLE}", f".{layout.SHARD}", f".{layout.FILES}")
     return [p for p in target.iterdir() if p.name.endswith(endings) and p.name not in known]
 
 
 _MODES = frozenset({"L", "I;16", "RGB"})
-_QUALITY = 95  # of JPEGs that are made smaller
+_QUALITY = 95  # of downscaled JPEGs
 
 
-def pixels_of(data: bytes, keep_jpeg: bool) -> Array | None:
-    """What is stored instead of a file: grey or RGB pixels; nothing for what stays a file."""
+def pixels_to_store(data: bytes, keep_jpeg: bool) -> Array | None:
+    """Grey or RGB pixels to store instead of the file; ``None`` to store the file."""
     if data.startswith(b"\xff\xd8") and keep_jpeg:
         return None
     values = decode_fast(data)
@@ -277,19 +276,19 @@ def pixels_of(data: bytes, keep_jpeg: bool) -> Array | None:
             image.load()
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright) if upright.mode in _MODES else None
-    except Exception:  # whoever reads the pack gets the file, and says what is wrong with it
+    except Exception:  # store the file: reading the pack reports the error
         return None
 
 
 def kind_of(values: Array) -> Kind:
-    """Kind of the record of pixels."""
+    """Record kind of an array of pixels."""
     if values.ndim == 3:
         return Kind.RGB
     return Kind.GREY16 if values.dtype == np.uint16 else Kind.GREY8
 
 
-def smaller(data: bytes, folder: str, max_size: int | None) -> bytes:
-    """The file of an image whose longest side is at most ``max_size``, if it can be decoded."""
+def downscale(data: bytes, folder: str, max_size: int | None) -> bytes:
+    """Re-encode an image with longest side at most ``max_size``; unreadable files are kept."""
     if max_size is None:
         return data
     try:
@@ -308,13 +307,13 @@ def smaller(data: bytes, folder: str, max_size: int | None) -> bytes:
                 how = {"quality": _QUALITY, "subsampling": 0}
             small.save(file, name, **how)
             return file.getvalue()
-    except Exception:  # as above
+    except Exception:  # reading the pack reports the error
         return data
 
 
 def _is_smooth(folder: str, image_format: str) -> bool:
-    """Whether values between pixels make sense: the table says so, or the format."""
-    for row in default_table().values():
-        if row.data_folder == folder:
-            return row.interpolation != "nearest"
+    """Whether the modality (or, if unknown, the format) allows interpolation."""
+    for modality in default_table().values():
+        if modality.data_folder == folder:
+            return modality.interpolation != "nearest"
     return image_format == "JPEG"

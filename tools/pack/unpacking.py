@@ -1,4 +1,4 @@
-"""Packs -> the files that were packed; and whether a pack is undamaged."""
+"""Unpack packs into the original files, and verify their checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def packed_folders(root: Path) -> list[Path]:
     """The packed modality folders of a data root.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no packs.
     """
     found = sorted(path.parent for path in root.glob(f"*/{PACK_FILE}"))
     if not found:
@@ -29,13 +29,13 @@ def packed_folders(root: Path) -> list[Path]:
 
 
 def verify(root: Path) -> int:
-    """Read every byte of every pack.
+    """Verify the checksum of every file of every pack.
 
     Returns:
-        The number of files that were read.
+        Number of files read.
 
     Raises:
-        UserError: All files whose checksum is not that of packing.
+        UserError: Files with a wrong checksum, all of them.
     """
     problems, count = [], 0
     for folder in packed_folders(root):
@@ -51,17 +51,17 @@ def verify(root: Path) -> int:
                 problems.append(f"{folder / part.name}: {what}")
     if problems:
         raise UserError(
-            f"{len(problems)} damaged files:\n{bullet_list(problems)}\nCopy them again, or remove "
-            f"the {PACK_FILE} beside them and pack the data again."
+            f"{len(problems)} damaged files:\n{bullet_list(problems)}\nCopy them again, or delete "
+            f"the {PACK_FILE} beside them and repack."
         )
     return count
 
 
 def unpack(root: Path, out: Path) -> Counter[str]:
-    """Write every packed file as it was; those that are there already are kept.
+    """Write every packed file; equal existing files are kept.
 
     Returns:
-        Files by modality folder.
+        Number of files by modality folder.
 
     Raises:
         UserError: A pack is damaged, has no originals, or names files outside its folder.
@@ -70,9 +70,9 @@ def unpack(root: Path, out: Path) -> Counter[str]:
     written: Counter[str] = Counter()
     for folder in packed_folders(root):
         pack = PackedFolder(folder)
-        for row in range(len(pack)):
-            name = _safe(pack.name(row), folder)
-            data = _original(pack, row)
+        for index in range(len(pack)):
+            name = _check_name(pack.name(index), folder)
+            data = _original(pack, index)
             path = out / folder.name / name
             if not (path.exists() and path.read_bytes() == data):
                 write_file(out, path, data)
@@ -81,24 +81,24 @@ def unpack(root: Path, out: Path) -> Counter[str]:
     return written
 
 
-def _original(pack: PackedFolder, row: int) -> bytes:
-    record = pack.record(row)
+def _original(pack: PackedFolder, index: int) -> bytes:
+    record = pack.record(index)
     if record["kind"] != Kind.FILE and not record["file_size"]:
         raise UserError(
-            f"{pack.folder} was packed with --no_files: it has the pixels of {pack.name(row)}, "
-            "but not its file."
+            f"{pack.folder} was packed with --no_files: it has the pixels of {pack.name(index)}, "
+            "not the original file."
         )
     try:
-        data = pack.original(row)
+        data = pack.original(index)
     except ImageError as err:
         raise UserError(str(err)) from err
     if blake2b(data, digest_size=DIGEST_BYTES).digest() != record["digest"].tobytes():
-        raise UserError(f"{pack.folder}: {pack.name(row)} is damaged. Copy the pack again.")
+        raise UserError(f"{pack.folder}: {pack.name(index)} is damaged. Copy the pack again.")
     return data
 
 
-def _safe(name: str, folder: Path) -> str:
+def _check_name(name: str, folder: Path) -> str:
     parts: Sequence[str] = PurePosixPath(name).parts
     if os.path.isabs(name) or ".." in parts or not 1 <= len(parts) <= 2:
-        raise UserError(f"{folder}: the pack names a file {name!r}, which it must not.")
+        raise UserError(f"{folder}: unsafe file name {name!r} in the pack.")
     return name

@@ -16,7 +16,7 @@ from utils.logs.errors import UserError, bullet_list
 CLASSES = 150
 SPLITS = {"training": "train", "validation": "val"}
 NAMES_FILE = "objectInfo150.txt"
-UNLABELLED = "all void, left out"
+UNLABELLED = "all void, skipped"
 _PARTS = {"images": ".jpg", "annotations": ".png"}
 
 
@@ -25,15 +25,15 @@ def prepare_ade20k(source: Path, target: Target, link: Link = "hard", workers: i
 
     Args:
         source: ``ADEChallengeData2016``.
-        target: What to make.
-        link: How files are taken over.
+        target: Folder to write.
+        link: How files are linked or copied.
         workers: Processes.
 
     Returns:
         The summary.
 
     Raises:
-        UserError: Files that are missing or not what they should be.
+        UserError: Files are missing or invalid.
         OSError: A file cannot be written.
     """
     files = {part: _list(source, part) for part in _PARTS}
@@ -42,13 +42,13 @@ def prepare_ade20k(source: Path, target: Target, link: Link = "hard", workers: i
     if names:
         target.write_class_names(names, SPLITS.values())
     samples = sorted(files["images"])
-    tally = run_jobs(_Place(source, target, link), samples, workers, "img")
+    tally = run_jobs(_Convert(source, target, link), samples, workers, "img")
     return summary("ade20k", tally, target.root)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Checks and places one image, given its folder and its name."""
+class _Convert:
+    """Check one image and its labels and link them, given folder and name."""
 
     source: Path
     target: Target
@@ -61,21 +61,24 @@ class _Place:
             self.source / part / folder / f"{name}{extension}" for part, extension in _PARTS.items()
         )
         key = f"{ONE_FOLDER}/{name}"
-        at = [self.target.path(split, "rgb", key, ".jpg"), self.target.path(split, "semseg", key)]
-        if self.target.has(at):
+        paths = [
+            self.target.path(split, "rgb", key, ".jpg"),
+            self.target.path(split, "semseg", key),
+        ]
+        if self.target.is_done(paths):
             return Counter({(split, PRESENT): 1})
         if not _has_labels(image, labels):
             return Counter({(split, UNLABELLED): 1})
-        for path, origin in zip(at, (image, labels), strict=True):
-            self.target.place(path, origin, self.link)
+        for path, origin in zip(paths, (image, labels), strict=True):
+            self.target.add_file(path, origin, self.link)
         return Counter({(split, WRITTEN): 1})
 
 
 def _has_labels(image: Path, labels: Path) -> bool:
-    """Check a pair; tells whether any pixel is not void.
+    """Check a pair; return whether any pixel is not void.
 
     Raises:
-        UserError: The label map is not one, or does not fit the image.
+        UserError: The label map is invalid or does not match the image.
     """
     try:
         with Image.open(image) as picture:
@@ -86,7 +89,7 @@ def _has_labels(image: Path, labels: Path) -> bool:
         raise UserError(f"{image} or its label map {labels} cannot be read ({err}).") from err
     if mode not in ("L", "P"):
         raise UserError(
-            f"{labels}: mode {mode} is no map of class ids. This takes ADEChallengeData2016 (150 "
+            f"{labels}: mode {mode} is not a map of class ids. Use ADEChallengeData2016 (150 "
             "classes), not the full ADE20K with its coloured maps."
         )
     if ids.shape != size[::-1]:
@@ -100,16 +103,16 @@ def _has_labels(image: Path, labels: Path) -> bool:
 
 
 def _list(source: Path, part: str) -> set[tuple[str, str]]:
-    """Folder and name of every file of a part."""
+    """List folder and name of every file of a part."""
     found = set()
     for folder in SPLITS:
-        place = source / part / folder
-        if not place.is_dir():
+        folder_path = source / part / folder
+        if not folder_path.is_dir():
             raise UserError(
-                f"{place} does not exist: --source is ADEChallengeData2016, which holds "
+                f"{folder_path} does not exist: --source is ADEChallengeData2016, which holds "
                 "{images,annotations}/{training,validation}."
             )
-        found |= {(folder, p.stem) for p in place.iterdir() if p.suffix == _PARTS[part]}
+        found |= {(folder, p.stem) for p in folder_path.iterdir() if p.suffix == _PARTS[part]}
     return found
 
 
@@ -124,12 +127,12 @@ def _check_pairing(source: Path, files: dict[str, set[tuple[str, str]]]) -> None
         counts = ", ".join(f"{len(have)} {part}" for part, have in files.items())
         raise UserError(
             f"{source}: {counts}; missing files: {len(missing)}\n{bullet_list(missing)}\n"
-            "Every image needs a label map of its name, and the reverse."
+            "Images and label maps must have the same names."
         )
 
 
 def _class_names(path: Path) -> list[str]:
-    """Names by id from the data set's own table (Idx first, Name last); empty without it."""
+    """Class names by id from the data set's table; empty without it."""
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     except (OSError, UnicodeDecodeError):

@@ -35,13 +35,13 @@ COLUMNS = (
 )
 CLASSES = len(NYU40_CLASSES) - 1
 VOID = -1
-FOCAL, FOCAL_WIDTH = 886.81, 1024  # focal length in pixels, of images so wide
-UNUSABLE = "without any label or depth, left out"
+FOCAL, FOCAL_WIDTH = 886.81, 1024  # focal length in pixels at this image width
+UNUSABLE = "without labels or depth, skipped"
 _SCENE, _CAMERA = re.compile(r"ai_\d{3}_\d{3}"), re.compile(r"cam_\d{2}")
 
 
 class Frame(NamedTuple):
-    """One image: its split, its scene, its camera and its number there."""
+    """One image: split, scene, camera and frame number."""
 
     split: str
     scene: str
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
         )
 
     def results(self, target: Target) -> tuple[Path, Path, Path, Path]:
-        """Files to make: rgb, depth, semseg, mask_valid."""
+        """Files to write: rgb, depth, semseg, mask_valid."""
         key = f"{self.scene}/{self.camera}_frame_{self.number:04d}"
         return (
             target.path(self.split, "rgb", key, ".jpg"),
@@ -77,8 +77,8 @@ class Hypersim:
     Attributes:
         source: Folder of the scenes' folders.
         split_csv: ``metadata_images_split_scene_v1.csv``.
-        link: How images are taken over.
-        skip_incomplete: Leave out frames with missing files; else they are an error.
+        link: How images are linked or copied.
+        skip_incomplete: Skip frames with missing files instead of failing.
     """
 
     source: Path
@@ -94,14 +94,14 @@ def prepare_hypersim(job: Hypersim, target: Target, workers: int = 1) -> str:
         The summary.
 
     Raises:
-        UserError: Files that are missing or not what they should be.
+        UserError: Files are missing or invalid.
         OSError: A file cannot be written.
     """
     if not job.source.is_dir():
         raise UserError(f"{job.source} is not a folder: --source holds ai_VVV_NNN/images/...")
     frames = _read_split(job.split_csv)
-    done = [frame for frame in frames if target.has(frame.results(target))]
-    todo, incomplete = _complete(job, sorted(set(frames) - set(done)))
+    done = [frame for frame in frames if target.is_done(frame.results(target))]
+    todo, incomplete = _split_complete(job, sorted(set(frames) - set(done)))
     if not done and not todo:
         raise UserError(f"{job.source} has no complete frame of {job.split_csv}: see the layout.")
     target.write_class_names(NYU40_CLASSES, SPLITS)
@@ -128,7 +128,7 @@ def _rays(height: int, width: int) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class _Convert:
-    """Writes one frame."""
+    """Convert one frame."""
 
     job: Hypersim
     target: Target
@@ -148,7 +148,7 @@ class _Convert:
         stored: list[npt.NDArray[Any]] = [depth, semseg, valid_mask(depth > 0)]
         for path, pixels in zip(paths, stored, strict=True):
             self.target.write_png(path, pixels)
-        self.target.place(rgb, image, self.job.link)
+        self.target.add_file(rgb, image, self.job.link)
         return Counter({(frame.split, WRITTEN): 1})
 
 
@@ -205,14 +205,14 @@ def _read_split(path: Path) -> list[Frame]:
     return frames
 
 
-def _complete(job: Hypersim, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Frames with all files, and the others if these may be skipped."""
+def _split_complete(job: Hypersim, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
+    """Split into frames with all files and incomplete ones, if these may be skipped."""
     missing = {f: [p for p in f.sources(job.source) if not p.is_file()] for f in frames}
     lacking = [frame for frame in frames if missing[frame]]
     if lacking and not job.skip_incomplete:
         raise UserError(
             f"{len(lacking)} of {len(frames)} frames of {job.split_csv} have missing files in "
             f"{job.source}:\n{bullet_list([str(p) for f in lacking for p in missing[f]])}\n"
-            "Download them, or leave these frames out with --skip_incomplete."
+            "Download them, or skip these frames with --skip_incomplete."
         )
     return [frame for frame in frames if not missing[frame]], lacking

@@ -1,4 +1,4 @@
-"""HDF5 and MATLAB files, with errors that say what is wrong with them."""
+"""Readers of HDF5 and MATLAB files with clear errors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy.typing as npt
 
 from utils.logs.errors import UserError
 
-# What loadmat raises for files of other kinds.
+# Errors of loadmat on files of other kinds.
 _BROKEN = (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zlib.error)
 _INSTALL = "pip install '.[data]'"
 
 
 @contextmanager
 def open_hdf5(path: Path, keys: Sequence[str]) -> Iterator[Any]:
-    """An HDF5 file (MATLAB 7.3 files are such) that has data sets named ``keys``.
+    """Open an HDF5 file (or MATLAB 7.3 file) that has data sets named ``keys``.
 
-    MATLAB's axes come in reverse order: its H x W x N is (N, W, H) here.
+    The axes of MATLAB arrays are reversed: H x W x N is (N, W, H) here.
 
     Raises:
-        UserError: Not such a file, or damaged where it is read.
+        UserError: The file is missing, damaged or lacks a key.
     """
     try:
         import h5py
@@ -49,10 +49,10 @@ def open_hdf5(path: Path, keys: Sequence[str]) -> Iterator[Any]:
 
 
 def read_mat(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Whole numbers from a MATLAB file of version 5, flattened.
+    """Read arrays of integers from a MATLAB 5 file, flattened.
 
     Raises:
-        UserError: Not such a file, or without such arrays.
+        UserError: The file is missing, damaged or lacks such an array.
     """
     try:
         from scipy.io import loadmat
@@ -73,6 +73,6 @@ def read_mat(path: Path, keys: Sequence[str]) -> dict[str, npt.NDArray[np.int64]
         values = np.asarray(found.get(key, ())).ravel()
         numeric = values.size and np.issubdtype(values.dtype, np.number)
         if not numeric or (values != np.rint(values)).any():
-            raise UserError(f"{path}: no whole numbers '{key}' in it. Is it the right file?")
+            raise UserError(f"{path}: no array of integers '{key}'. Is it the right file?")
         arrays[key] = values.astype(np.int64)
     return arrays

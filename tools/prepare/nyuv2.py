@@ -1,4 +1,4 @@
-"""NYU Depth v2: from the MATLAB files to folders (Silberman et al. 2012; 40 classes: Gupta 2013).
+"""NYU Depth v2: MATLAB files to folders (Silberman et al. 2012; 40 classes: Gupta 2013).
 
 Axes of the labelled file as HDF5 sees them: images (N, 3, W, H), depths, rawDepths and labels
 (N, W, H).
@@ -24,7 +24,7 @@ SPLIT_KEYS = {"train": "trainNdxs", "test": "testNdxs"}
 MAPPING_KEY = "mapClass"
 CLASSES = len(NYU40_CLASSES) - 1
 INSIDE = (slice(45, 471), slice(41, 601))
-"""Rows and columns without the white frame, as Eigen et al. (2014) cut it."""
+"""Rows and columns without the white border, as in Eigen et al. (2014)."""
 
 _TYPES = {
     "images": ("uint8",),
@@ -41,8 +41,8 @@ class Nyuv2:
     Attributes:
         labelled: ``nyu_depth_v2_labeled.mat``.
         splits: ``splits.mat``.
-        mapping: ``classMapping40.mat``; ``None`` leaves the label maps out.
-        crop: Cut the white frame off.
+        mapping: ``classMapping40.mat``; ``None``: write no label maps.
+        crop: Crop the white border.
     """
 
     labelled: Path
@@ -52,7 +52,7 @@ class Nyuv2:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Arrays that are read."""
+        """Names of the arrays to read."""
         return tuple(_TYPES)[: None if self.mapping else -1]
 
 
@@ -63,7 +63,7 @@ def prepare_nyuv2(job: Nyuv2, target: Target, workers: int = 1) -> str:
         The summary.
 
     Raises:
-        UserError: Files that are not what they should be.
+        UserError: Files are invalid.
         OSError: A file cannot be written.
     """
     count = _check_labelled(job)
@@ -81,7 +81,7 @@ def prepare_nyuv2(job: Nyuv2, target: Target, workers: int = 1) -> str:
 
 @dataclass(frozen=True)
 class _Convert:
-    """Writes one image, given its split and its index from 0."""
+    """Convert one image, given split and index from 0."""
 
     job: Nyuv2
     target: Target
@@ -92,7 +92,7 @@ class _Convert:
         key = f"{ONE_FOLDER}/{index + 1:04d}"
         names = ("rgb", "depth", "mask_valid", *(("semseg",) if self.ids is not None else ()))
         paths = {name: self.target.path(split, name, key) for name in names}
-        if self.target.has(paths.values()):
+        if self.target.is_done(paths.values()):
             return Counter({(split, PRESENT): 1})
         for name, image in self._images(index).items():
             self.target.write_png(paths[name], image)
@@ -117,14 +117,14 @@ class _Convert:
             if int(labels.max()) >= len(self.ids):
                 raise UserError(
                     f"{where}: label {int(labels.max())} is not among the {len(self.ids) - 1} "
-                    f"classes of {job.mapping}. The two files do not belong together."
+                    f"classes of {job.mapping}. The two files do not match."
                 )
             images["semseg"] = self.ids[labels]
         return images
 
 
 def _check_labelled(job: Nyuv2) -> int:
-    """Number of images of a labelled file of the right shapes."""
+    """Check shapes and types of the labelled file; return its number of images."""
     with open_hdf5(job.labelled, job.keys) as file:
         shapes = {key: tuple(file[key].shape) for key in job.keys}
         types = {key: str(file[key].dtype) for key in job.keys}
@@ -142,13 +142,13 @@ def _check_labelled(job: Nyuv2) -> int:
     if job.crop and (height < INSIDE[0].stop or width < INSIDE[1].stop):
         raise UserError(
             f"{job.labelled}: the border of {height} x {width} images is not known, only that of "
-            "480 x 640. Leave --crop_border out."
+            "480 x 640. Remove --crop_border."
         )
     return int(n)
 
 
 def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
-    """Class of 0..40 by label; label 0 is void."""
+    """Class id 0..40 by label; label 0 is void."""
     classes = read_mat(path, [MAPPING_KEY])[MAPPING_KEY]
     if classes.min() < 0 or classes.max() > CLASSES:
         raise UserError(
@@ -159,14 +159,14 @@ def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _read_splits(path: Path, count: int) -> list[tuple[str, int]]:
-    """Split and index from 0 of every image that is in a split."""
+    """Split and index (from 0) of every image in a split."""
     numbers = read_mat(path, list(SPLIT_KEYS.values()))
     samples = [(s, int(i) - 1) for s, key in SPLIT_KEYS.items() for i in numbers[key]]
     wrong = [i + 1 for _, i in samples if not 0 <= i < count]
     if wrong:
         raise UserError(
             f"{path}: image {wrong[0]} does not exist, the labelled file has {count}. The two "
-            "files do not belong together."
+            "files do not match."
         )
     twice = [i + 1 for i, times in Counter(i for _, i in samples).items() if times > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""What the preparation commands share: flags, exit codes, messages."""
+"""Flags, exit codes and messages shared by the preparation commands."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from utils.logs.errors import UserError
 
 
 def make_parser(doc: str | None, source: str) -> argparse.ArgumentParser:
-    """A parser with the flags of every command.
+    """Build a parser with the common flags.
 
     Args:
-        doc: The tool's docstring.
-        source: What ``--source`` is, for the help.
+        doc: Docstring of the command.
+        source: Help of ``--source``.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", type=Path, required=True, help=source)
-    parser.add_argument("--out", type=Path, required=True, help="data set folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument("--workers", type=_positive, default=1, help="processes (1)")
-    parser.add_argument("--overwrite", action="store_true", help="write files that are there anew")
+    parser.add_argument("--overwrite", action="store_true", help="rewrite existing files")
     return parser
 
 
 def add_link(parser: argparse.ArgumentParser) -> None:
-    """Add ``--link``, for files that are taken over as they are."""
+    """Add ``--link``, for files that are used unchanged."""
     parser.add_argument(
         "--link",
         choices=LINKS,
         default=LINKS[0],
-        help="take files over unchanged as hard links (default), symbolic links or copies",
+        help="how to add unchanged files: hard links (default), symbolic links or copies",
     )
 
 
 def finish(target: Target, prepare: Callable[[], str]) -> int:
-    """Prepare, and print the summary or the error.
+    """Run ``prepare`` and print its summary or error.
 
     Returns:
         0 on success, 2 for bad input, 1 when a file cannot be written or a process dies, 130 when
@@ -59,7 +59,7 @@ def finish(target: Target, prepare: Callable[[], str]) -> int:
         print(f"error: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     print(line)
     return 0

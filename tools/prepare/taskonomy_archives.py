@@ -1,4 +1,4 @@
-"""Taskonomy: where the files of each building are, and their split (Zamir et al. 2018)."""
+"""Taskonomy: find the files of each building, check them and arrange them (Zamir et al. 2018)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from utils.data.sets.taskonomy_views import SPLITS_FILE, TASKS, VALID, Subset, b
 from utils.logs.errors import UserError, bullet_list
 
 COMPONENT = "taskonomy"
-"""Folder between task and building in what Omnidata's downloader writes."""
+"""Folder between task and building in downloads made with Omnidata's tool."""
 
 INPUTS = ("rgb", VALID)
-"""Tasks that every training reads."""
+"""Tasks that training always reads."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Taskonomy:
     Attributes:
         source: Folder of the download.
         split_csv: Official CSV with columns id, train, val, test of 0 and 1.
-        tasks: Tasks to arrange; empty takes all that are found.
-        link: How files are taken over; those in archives are unpacked.
-        skip_incomplete: Leave out views without a file of every task; else they are an error.
+        tasks: Tasks to arrange; empty: all found.
+        link: How files are linked or copied; those in archives are unpacked.
+        skip_incomplete: Skip views without a file of every task instead of failing.
     """
 
     source: Path
@@ -54,39 +54,39 @@ def prepare_taskonomy(job: Taskonomy, target: Target, workers: int = 1) -> str:
         The summary.
 
     Raises:
-        UserError: Files that are missing or not what they should be.
+        UserError: Files are missing or invalid.
         OSError: A file cannot be written.
     """
     unknown = [f"'{task}'{did_you_mean(task, TASKS)}" for task in job.tasks if task not in TASKS]
     if unknown:
         raise UserError(f"--tasks: unknown {', '.join(unknown)}. Known: {', '.join(TASKS)}.")
-    splits = _splits(job.split_csv)
+    splits = _read_splits(job.split_csv)
     sources = find_sources(job.source)
     split_of = {name: split for split, names in splits.items() for name in names}
     found = {name: by_task for name, by_task in sources.items() if name in split_of}
     tasks = job.tasks or tuple(t for t in TASKS if any(t in by_task for by_task in found.values()))
-    absent = _absent(found, sorted(split_of), tasks)
-    if not found or not tasks or (absent and not job.skip_incomplete):
+    missing = _find_missing(found, sorted(split_of), tasks)
+    if not found or not tasks or (missing and not job.skip_incomplete):
         raise UserError(
-            f"{job.source}: {len(found)} of the {len(split_of)} buildings of {job.split_csv} are "
-            f"there. Expected TASK/BUILDING/, BUILDING/TASK/ or BUILDING_TASK.tar.\n"
-            f"{bullet_list(absent)}\nDownload the rest, name what you have by --tasks, or leave "
-            "incomplete views out with --skip_incomplete."
+            f"{job.source}: {len(found)} of the {len(split_of)} buildings of {job.split_csv} "
+            f"exist. Expected TASK/BUILDING/, BUILDING/TASK/ or BUILDING_TASK.tar.\n"
+            f"{bullet_list(missing)}\nDownload the rest, limit --tasks to what you have, or skip "
+            "incomplete views with --skip_incomplete."
         )
     buildings = [
         Building(name, split_of[name], {task: tuple(found[name].get(task, ())) for task in tasks})
         for name in sorted(found)
     ]
-    work = Arrange(target, job.link, job.skip_incomplete)
+    work = _Arrange(target, job.link, job.skip_incomplete)
     tally = run_jobs(work, buildings, workers, "building")
     target.write_json(target.root / SPLITS_FILE, splits)
     return summary("taskonomy", tally, target.root) + _remarks(sources, found, tasks)
 
 
 def find_sources(source: Path) -> dict[str, dict[str, list[Path]]]:
-    """Folders and archives by building and task.
+    """Find folders and archives by building and task.
 
-    Found are the folders ``TASK/BUILDING``, ``TASK/taskonomy/BUILDING``, ``BUILDING/TASK``,
+    Recognized are the folders ``TASK/BUILDING``, ``TASK/taskonomy/BUILDING``, ``BUILDING/TASK``,
     ``BUILDING_TASK`` and ``BUILDING_TASK/TASK``, and the archives ``BUILDING_TASK.tar`` there or
     one folder down.
 
@@ -97,21 +97,21 @@ def find_sources(source: Path) -> dict[str, dict[str, list[Path]]]:
         raise UserError(f"{source} is not a folder: --source is the folder of the download.")
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for entry in sorted(source.iterdir()):
-        for name, task, path in _inside(entry):
+        for name, task, path in _scan_entry(entry):
             found[name][task].append(path)
     return {name: dict(by_task) for name, by_task in found.items()}
 
 
-def _inside(entry: Path) -> Iterator[tuple[str, TaskName, Path]]:
-    """Building, task and place of what an entry of the download holds."""
+def _scan_entry(entry: Path) -> Iterator[tuple[str, TaskName, Path]]:
+    """Building, task and path of all folders and archives in an entry of the download."""
     if entry.suffix == ".tar":
-        yield from _by_name(entry)
+        yield from _parse_name(entry)
     if not entry.is_dir():
         return
     children = sorted(entry.iterdir())
     for child in children:
         if child.suffix == ".tar":
-            yield from _by_name(child)
+            yield from _parse_name(child)
     folders = [child for child in children if child.is_dir()]
     if entry.name in TASKS:
         for folder in folders:
@@ -120,7 +120,7 @@ def _inside(entry: Path) -> Iterator[tuple[str, TaskName, Path]]:
             else:
                 yield folder.name, entry.name, folder
         return
-    named = next(_by_name(entry), None)
+    named = next(_parse_name(entry), None)
     if named is not None:
         name, task, _ = named
         yield name, task, entry / task if (entry / task).is_dir() else entry
@@ -128,15 +128,15 @@ def _inside(entry: Path) -> Iterator[tuple[str, TaskName, Path]]:
     yield from ((entry.name, folder.name, folder) for folder in folders if folder.name in TASKS)
 
 
-def _by_name(path: Path) -> Iterator[tuple[str, TaskName, Path]]:
-    """A path named ``BUILDING_TASK``, with or without ``.tar``."""
+def _parse_name(path: Path) -> Iterator[tuple[str, TaskName, Path]]:
+    """Parse a path named ``BUILDING_TASK``, with or without ``.tar``."""
     stem = path.name.removesuffix(".tar")
     for task in TASKS:
         if stem.endswith(f"_{task}"):
             yield stem.removesuffix(f"_{task}"), task, path
 
 
-def _splits(path: Path) -> dict[str, list[str]]:
+def _read_splits(path: Path) -> dict[str, list[str]]:
     splits = {s: sorted(buildings_of("", s, str(path))) for s in get_args(Subset)}
     names = [name for group in splits.values() for name in group]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -149,16 +149,16 @@ def _splits(path: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _absent(
+def _find_missing(
     found: dict[str, dict[str, list[Path]]], wanted: Sequence[str], tasks: Sequence[str]
 ) -> list[str]:
     lines = []
     for name in wanted:
-        lacking = [task for task in tasks if task not in found.get(name, {})]
+        missing_tasks = [task for task in tasks if task not in found.get(name, {})]
         if name not in found:
             lines.append(f"{name}: nothing")
-        elif lacking:
-            lines.append(f"{name}: no {', no '.join(lacking)}")
+        elif missing_tasks:
+            lines.append(f"{name}: no {', no '.join(missing_tasks)}")
     return lines
 
 
@@ -179,7 +179,7 @@ TaskName: TypeAlias = str
 View: TypeAlias = str
 """``point_P_view_V``."""
 
-Places: TypeAlias = dict[View, Path | tuple[Path, tarfile.TarInfo]]
+Sources: TypeAlias = dict[View, Path | tuple[Path, tarfile.TarInfo]]
 """File of each view: on disk, or an archive and its member."""
 
 _NAME = re.compile(r"(point_\d+_view_\d+)_domain_(\w+)\.png")
@@ -195,26 +195,28 @@ class Building:
 
 
 @dataclass(frozen=True)
-class Arrange:
-    """Arranges one building, after checking that its views have a file of every task."""
+class _Arrange:
+    """Arrange one building, after checking that its views have a file of every task."""
 
     target: Target
     link: Link
     skip_incomplete: bool
 
     def __call__(self, building: Building) -> Tally:
-        """Write what is missing.
+        """Write missing files.
 
         Raises:
             UserError: Incomplete views, or a bad archive.
         """
-        places = {task: _places(task, paths) for task, paths in building.sources.items()}
-        views: set[View] = set().union(*places.values())
-        complete = views.intersection(*places.values())
+        files = {task: _find_views(task, paths) for task, paths in building.sources.items()}
+        views: set[View] = set().union(*files.values())
+        complete = views.intersection(*files.values())
         if views - complete and not self.skip_incomplete:
-            raise UserError(_describe(building, places, sorted(views - complete)))
-        done = {view for view in complete if self.target.has(self._paths(building, view).values())}
-        for task, by_view in places.items():
+            raise UserError(_describe_missing(building, files, sorted(views - complete)))
+        done = {
+            view for view in complete if self.target.is_done(self._paths(building, view).values())
+        }
+        for task, by_view in files.items():
             todo = {v: by_view[v] for v in complete - done}
             self._write(building, task, todo)
         counts = {
@@ -231,59 +233,63 @@ class Arrange:
             for task in building.sources
         }
 
-    def _write(self, building: Building, task: TaskName, todo: Places) -> None:
+    def _write(self, building: Building, task: TaskName, todo: Sources) -> None:
         members: dict[Path, list[tuple[tarfile.TarInfo, Path]]] = {}
-        for view, place in todo.items():
+        for view, source_file in todo.items():
             path = self._paths(building, view)[task]
-            if self.target.has([path]):
+            if self.target.is_done([path]):
                 continue
-            if isinstance(place, Path):
-                self.target.place(path, place, self.link)
+            if isinstance(source_file, Path):
+                self.target.add_file(path, source_file, self.link)
             else:
-                members.setdefault(place[0], []).append((place[1], path))
+                members.setdefault(source_file[0], []).append((source_file[1], path))
         for archive, wanted in members.items():
             self._unpack(archive, wanted)
 
     def _unpack(self, archive: Path, wanted: list[tuple[tarfile.TarInfo, Path]]) -> None:
-        """Write members in the archive's order, so that it is read once from front to back."""
-        with _open(archive) as tar:
+        """Write members in the archive's order: one sequential read."""
+        with _open_archive(archive) as tar:
             for member, path in sorted(wanted, key=lambda pair: pair[0].offset):
                 with staged(self.target.root, path) as temp:
                     with temp.open("wb") as file, _stream(tar, member) as stream:
                         shutil.copyfileobj(stream, file)
                     if temp.stat().st_size != member.size:
-                        raise UserError(f"{archive}: {member.name} is cut off. Download it again.")
+                        raise UserError(
+                            f"{archive}: {member.name} is truncated. Download it again."
+                        )
 
 
-def _places(task: TaskName, sources: tuple[Path, ...]) -> Places:
+def _find_views(task: TaskName, sources: tuple[Path, ...]) -> Sources:
     """File of every view of a task."""
-    found: Places = {}
+    found: Sources = {}
     for source in sources:
-        for view, place in (_in_folder if source.is_dir() else _in_archive)(task, source).items():
-            found.setdefault(view, place)  # the download and what was unpacked from it
+        for view, source_file in (_in_folder if source.is_dir() else _in_archive)(
+            task, source
+        ).items():
+            found.setdefault(view, source_file)  # the archive may also be unpacked
     return found
 
 
-def _in_folder(task: TaskName, folder: Path) -> Places:
+def _in_folder(task: TaskName, folder: Path) -> Sources:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries]
     return {view: folder / name for name in names if (view := _view(task, name))}
 
 
-def _in_archive(task: TaskName, archive: Path) -> Places:
-    """Members that are views; their folders are not used.
+def _in_archive(task: TaskName, archive: Path) -> Sources:
+    """Members that are views, whatever their folder.
 
     Raises:
-        UserError: Unreadable, or members that no honest archive of images has.
+        UserError: Unreadable archive, or unsafe members.
     """
-    found: Places = {}
-    with _open(archive) as tar:
+    found: Sources = {}
+    with _open_archive(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts
             if not (member.isreg() or member.isdir()) or ".." in parts or "/" in parts:
                 raise UserError(
-                    f"{archive}: refused, since '{member.name}' is a link, a device or outside "
-                    "the archive's folder. Download it again from its official place."
+                    f"{archive}: unsafe member '{member.name}' (link, device or outside path). "
+                    "Download the archive again from its official source."
                 )
             view = _view(task, parts[-1]) if member.isreg() and parts else None
             if view in found:
@@ -301,13 +307,13 @@ def _view(task: TaskName, name: str) -> View | None:
 def _stream(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     stream = tar.extractfile(member)
     if stream is None:
-        raise UserError(f"{member.name} of the archive is no file.")
+        raise UserError(f"{member.name} of the archive is not a file.")
     return stream
 
 
 @contextmanager
-def _open(archive: Path) -> Iterator[tarfile.TarFile]:
-    """An archive, whose errors are the user's."""
+def _open_archive(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Open an archive; convert its errors to UserError."""
     try:
         with tarfile.open(archive) as tar:
             yield tar
@@ -317,9 +323,11 @@ def _open(archive: Path) -> Iterator[tarfile.TarFile]:
         ) from err
 
 
-def _describe(building: Building, places: Mapping[TaskName, Places], views: list[View]) -> str:
-    lacking = [task for task, by_view in places.items() if views[0] not in by_view]
+def _describe_missing(
+    building: Building, files: Mapping[TaskName, Sources], views: list[View]
+) -> str:
+    missing_tasks = [task for task, by_view in files.items() if views[0] not in by_view]
     return (
-        f"building {building.name}: {len(views)} views lack files, {views[0]} for example has no "
-        f"{', no '.join(lacking)}; --skip_incomplete leaves such views out"
+        f"building {building.name}: {len(views)} views lack files, e.g. {views[0]} has no "
+        f"{', no '.join(missing_tasks)}; --skip_incomplete skips such views"
     )

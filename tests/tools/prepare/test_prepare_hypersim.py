@@ -138,7 +138,7 @@ def test_a_second_run_keeps_files_without_the_download(
     frame_files(source, "ai_001_001", "cam_00", 0)["depth"].unlink()  # done, hence not needed
     capsys.readouterr()
     assert prepare_hypersim.main(arguments(source)) == 0
-    assert "train 3 already there; val 1 written" in capsys.readouterr().out
+    assert "train 3 already present; val 1 written" in capsys.readouterr().out
     assert digests(out) == first
     changed = {name for name, time in stamps(out).items() if time != times[name]}
     assert all(name.startswith("val/") for name in changed)
@@ -166,7 +166,7 @@ def test_frames_that_nothing_can_be_learnt_from_are_left_out(
         frame_files(source, "ai_001_001", "cam_01", 0)["depth"], np.full((H, W), np.nan, np.float16)
     )
     assert prepare_hypersim.main(arguments(source)) == 0
-    assert "train 2 without any label or depth, left out, 1 written" in capsys.readouterr().out
+    assert "train 2 without labels or depth, skipped, 1 written" in capsys.readouterr().out
     assert len(files_of(source.parent / "out/train/rgb")) == 1
 
 

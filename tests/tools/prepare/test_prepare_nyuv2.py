@@ -134,7 +134,7 @@ def test_a_second_run_keeps_files_and_makes_missing_ones(
     (out / ".tmp/1-depth-0002.png").write_bytes(b"half")
     capsys.readouterr()
     assert prepare_nyuv2.main(given) == 0
-    assert "train 2 already there, 1 written; test 1 already there" in capsys.readouterr().out
+    assert "train 2 already present, 1 written; test 1 already present" in capsys.readouterr().out
     assert digests(out) == first and not (out / ".tmp").exists()
     kept = {name for name, time_ in stamps(out).items() if time_ == times[name]}
     assert kept == {name for name in times if "train" not in name or "0002" not in name}

@@ -155,7 +155,7 @@ class TestInterruption:
 
     def test_goes_on(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = files(pack(root, tmp_path / "whole"))
-        done, real = [], packing._write
+        done, real = [], packing._write_files
 
         def dies(job: Any, records: Any) -> Any:
             if len(done) == 4:
@@ -163,10 +163,10 @@ class TestInterruption:
             done.append((job.target.name, job.shard))
             return real(job, records)
 
-        monkeypatch.setattr(packing, "_write", dies)
+        monkeypatch.setattr(packing, "_write_files", dies)
         with pytest.raises(KeyboardInterrupt):
             pack(root, tmp_path / "out")
-        monkeypatch.setattr(packing, "_write", real)
+        monkeypatch.setattr(packing, "_write_files", real)
         assert "again" in message_of(MultiModalFolder, tmp_path / "out", MODALITIES)
         before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.shard")}
         (tmp_path / "out/rgb/.00009.shard.1.tmp").write_bytes(b"left by a kill")

@@ -1,4 +1,4 @@
-"""How well two modalities agree over a data set, and which samples belong together."""
+"""Agreement of two modalities over a data set, and the best partner of each sample."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from tools.doctor.files.file_listing import Listing
 
 Pair = tuple[str, str]
 FeaturesOf = Callable[[Sequence[str], Modality], dict[str, Floats]]
-"""Normalised features by name of the sample, each ``[3, side, side]``."""
+"""Normalized edge features by sample name, each ``[3, side, side]``."""
 
-# In standard deviations of pairs that do not belong together (docs/LOG.md: rendered rooms have at
-# least 7.0 as paired): a pair above this belongs together.
+# A pair this many standard deviations above chance belongs together (rendered rooms: at least 7).
 CERTAIN = 5.0
 _SPREADS = 4.0
 _ENOUGH, _MAX_SHUFFLED = 90, 500
@@ -26,16 +25,16 @@ _ENOUGH, _MAX_SHUFFLED = 90, 500
 
 @dataclass(frozen=True)
 class PairSummary:
-    """How well two modalities agree over the data set; correlations of edges.
+    """Agreement of two modalities over a data set, as correlations of edges.
 
     Attributes:
-        samples: Number compared.
-        median: Of the samples as paired.
-        low: Few true pairs are below, judged by how far the samples spread about the median.
-        chance: Mean of what does not belong together.
+        samples: Number of samples compared.
+        median: Median correlation of samples as paired.
+        low: Lower bound for true pairs, from the spread about the median.
+        chance: Mean correlation of unrelated images.
         std: Its standard deviation.
-        shift_std: That of correlations at far offsets, if it is larger.
-        telling: Whether the pair can tell at all if samples belong together.
+        shift_std: The larger of ``std`` and the standard deviation at far offsets.
+        telling: Whether true pairs can be told from unrelated images at all.
     """
 
     samples: int
@@ -47,30 +46,30 @@ class PairSummary:
     telling: bool
 
     def deviations(self, score: float) -> float:
-        """Standard deviations above chance."""
+        """Standard deviations of ``score`` above chance."""
         return (score - self.chance) / max(self.std, 1e-6)
 
     def shift_deviations(self, score: float) -> float:
-        """The same for the best of many offsets, where repeating patterns agree by chance."""
+        """The same for the best of many offsets, where repeating patterns correlate by chance."""
         return (score - self.chance) / max(self.shift_std, 1e-6)
 
 
 def summarise_pairs(
     listing: Listing, pairs: Mapping[Pair, PairScores], features_of: FeaturesOf
 ) -> dict[Pair, PairSummary]:
-    """How well each two modalities agree, whatever happened to the files.
+    """Summarise each pair of modalities, robust to misaligned files.
 
     Args:
-        listing: Files and rows.
-        pairs: Scores by names of two modalities.
-        features_of: Reads samples again, to see if a set is shuffled as a whole.
+        listing: Files and modalities.
+        pairs: Scores by pair of modality names.
+        features_of: Reads samples again, to detect an entirely shuffled set.
     """
     out = {}
     for pair, scores in pairs.items():
         if scores.keys:
             out[pair] = _summary(scores, scores.shuffled)
             if not out[pair].telling:
-                # True pairs among the shuffled ones would raise what counts as chance.
+                # True pairs among the shuffled ones would raise the chance level.
                 draft = _summary(scores, scores.displaced)
                 if _fits_others(listing, pair, scores, draft, features_of):
                     out[pair] = dataclasses.replace(draft, telling=True)
@@ -84,7 +83,7 @@ def _summary(scores: PairScores, moments: Moments) -> PairSummary:
     spread = 1.4826 * float(np.median(np.abs(np.array(scores.own) - median)))
     low = median - _SPREADS * spread
     draft = PairSummary(len(scores.keys), median, low, chance, std, wide, True)
-    # The best of many turns or shifts is higher by chance, which is taken off.
+    # The best of many turns or shifts is higher by chance: subtract that.
     columns = zip(scores.own, scores.turn_score, scores.shift_score, strict=True)
     best = [max(own, turn - std, shift - 4 * wide) for own, turn, shift in columns]
     telling = std > 0 and draft.deviations(float(np.median(best))) >= CERTAIN
@@ -98,7 +97,7 @@ def _fits_others(
     summary: PairSummary,
     features_of: FeaturesOf,
 ) -> bool:
-    """Whether most samples fit another sample, though hardly any fits its own."""
+    """Whether most samples fit another sample although few fit their own."""
     partners = find_partners(listing, pair, scores.keys[:_MAX_SHUFFLED], features_of)
     best = [score for _, score in partners.values()]
     return bool(best) and summary.deviations(float(np.median(best))) >= CERTAIN + 1
@@ -107,11 +106,11 @@ def _fits_others(
 def find_partners(
     listing: Listing, names: tuple[str, str], keys: list[str], features_of: FeaturesOf
 ) -> dict[str, tuple[str, float]]:
-    """For each doubtful sample the other one whose second modality fits its first best."""
+    """Find for each sample the one whose second modality best fits its first, and the score."""
     if len(keys) < 2:
         return {}
-    rows = {row.name: row for row in listing.rows}
-    mine, theirs = (features_of(keys, rows[name]) for name in names)
+    modalities = {modality.name: modality for modality in listing.modalities}
+    mine, theirs = (features_of(keys, modalities[name]) for name in names)
     known = [key for key in keys if key in mine and key in theirs]
     if len(known) < 2:
         return {}

@@ -1,9 +1,8 @@
-"""How well the edges of two modalities agree: as paired, turned, shifted, and with other samples.
+"""Correlate the edges of two modalities: as paired, turned, shifted, and with other samples.
 
-The correlation of edges (:mod:`tools.doctor.alignment.edges`) of a true pair is several standard
-deviations
-above that of pictures which do not belong together. What those reach is measured on the data set
-itself, by pairing every picture with the other samples of its chunk.
+The edge correlation (:mod:`tools.doctor.alignment.edges`) of a true pair is several standard
+deviations above that of unrelated images. The chance level is measured on the data set itself, by
+pairing every image with the other samples of its chunk.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tools.doctor.alignment.edges import TURNS, Floats, turned
+from tools.doctor.alignment.edges import TURNS, Floats, turn_features
 
-# Shifts up to this share of the side are told from chance; those below _NEAR cells are rounding.
+# Shifts up to this share of the side are searched; those of at most _NEAR cells are rounding.
 _MAX_SHIFT, _NEAR, _FAR = 0.3, 1, 6
 
 
 @dataclass
 class Moments:
-    """Number, sum and sum of squares of correlations."""
+    """Count, sum and sum of squares of correlations."""
 
     n: int = 0
     first: float = 0.0
     second: float = 0.0
 
     def __iadd__(self, values: npt.NDArray[np.floating] | Moments) -> Moments:
-        """Take in values, or the moments of others."""
+        """Add values or other moments."""
         if isinstance(values, Moments):
             self.n, self.first = self.n + values.n, self.first + values.first
             self.second += values.second
@@ -40,7 +39,7 @@ class Moments:
         return self
 
     def mean_and_std(self) -> tuple[float, float]:
-        """Mean and standard deviation; (0, 0) of nothing."""
+        """Mean and standard deviation; (0, 0) if empty."""
         if not self.n:
             return 0.0, 0.0
         mean = self.first / self.n
@@ -54,11 +53,11 @@ class PairScores:
     Attributes:
         keys: Names of the samples.
         own: Correlation as paired.
-        turn: Name of the turn of the second modality that correlates best.
-        turn_score: That correlation.
-        shift: Offset (x, y) of the second modality, as a share of width and height, that correlates
-            best among those that are not small.
-        shift_score: That correlation.
+        turn: Best turn of the second modality.
+        turn_score: Its correlation.
+        shift: Best offset (x, y) of the second modality, as a share of width and height, among
+            those that exceed rounding.
+        shift_score: Its correlation.
         shuffled: Correlations with other samples.
         displaced: Correlations at far offsets.
     """
@@ -73,7 +72,7 @@ class PairScores:
     displaced: Moments = field(default_factory=Moments)
 
     def extend(self, other: PairScores) -> None:
-        """Append the samples of another chunk."""
+        """Append the scores of another chunk."""
         for name in ("keys", "own", "turn", "turn_score", "shift", "shift_score"):
             getattr(self, name).extend(getattr(other, name))
         self.shuffled += other.shuffled
@@ -82,42 +81,42 @@ class PairScores:
 
 @dataclass(frozen=True)
 class Edges:
-    """Normalised features of one modality in a chunk.
+    """Normalized edge features of one modality in a chunk.
 
     Attributes:
-        place: Position in the arrays of each sample that has edges, by its name.
+        index_of: Index into the arrays by sample name, for samples that have edges.
         x: ``[n, 3, side, side]``.
-        spectrum: Their Fourier transform.
+        spectrum: Fourier transform of ``x``.
     """
 
-    place: dict[str, int]
+    index_of: dict[str, int]
     x: Floats
     spectrum: npt.NDArray[np.complex64]
 
     @classmethod
-    def of(cls, keys: Sequence[str], x: Floats) -> Edges:
-        """Leave out the samples without edges."""
-        place = {key: i for i, key in enumerate(keys) if x[i].any()}
+    def from_features(cls, keys: Sequence[str], x: Floats) -> Edges:
+        """Index the samples that have edges and transform all."""
+        index_of = {key: i for i, key in enumerate(keys) if x[i].any()}
         n, channels, side = x.shape[:3]
         spectrum = np.empty((n, channels, side, side // 2 + 1), np.complex64)
-        for i in range(n):  # one by one they stay in the processor's cache
+        for i in range(n):  # one at a time, to stay in the CPU's cache
             spectrum[i] = np.fft.rfft2(x[i])
-        return cls(place, x, spectrum)
+        return cls(index_of, x, spectrum)
 
-    def of_samples(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.complex64]]:
-        """Features and spectra of these samples; not copied if they are all, as usual."""
-        at = [self.place[key] for key in keys]
-        if at == list(range(len(self.x))):
+    def select(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.complex64]]:
+        """Features and spectra of these samples, without a copy if they are all samples."""
+        indices = [self.index_of[key] for key in keys]
+        if indices == list(range(len(self.x))):
             return self.x, self.spectrum
-        return self.x[at], self.spectrum[at]
+        return self.x[indices], self.spectrum[indices]
 
 
 def score_pair(first: Edges, second: Edges) -> PairScores:
-    """Correlations of two modalities of a chunk."""
-    out = PairScores([key for key in first.place if key in second.place])
+    """Correlate two modalities of a chunk."""
+    out = PairScores([key for key in first.index_of if key in second.index_of])
     if not out.keys:
         return out
-    (a, spectrum_a), (b, spectrum_b) = (edges.of_samples(out.keys) for edges in (first, second))
+    (a, spectrum_a), (b, spectrum_b) = (edges.select(out.keys) for edges in (first, second))
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     table = flat_a @ flat_b.T
     out.own = table.diagonal().tolist()
@@ -131,7 +130,7 @@ def score_pair(first: Edges, second: Edges) -> PairScores:
 def _score_turns(out: PairScores, flat_a: Floats, b: Floats) -> None:
     scores = np.stack(
         [
-            np.einsum("nd,nd->n", flat_a, turned(b, turn).reshape(flat_a.shape))
+            np.einsum("nd,nd->n", flat_a, turn_features(b, turn).reshape(flat_a.shape))
             for turn in TURNS.values()
         ]
     )
@@ -141,7 +140,7 @@ def _score_turns(out: PairScores, flat_a: Floats, b: Floats) -> None:
 
 
 def _score_shifts(out: PairScores, surface: Floats) -> None:
-    """Correlations ``[n, side, side]`` at all offsets; the pictures wrap around."""
+    """Correlations ``[n, side, side]`` at all circular offsets."""
     n, side = surface.shape[:2]
     steps = np.fft.fftfreq(side, 1 / side).astype(int)
     distance = np.maximum(np.abs(steps)[:, None], np.abs(steps)[None])

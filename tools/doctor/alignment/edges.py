@@ -1,8 +1,8 @@
-"""Where the edges of a picture are and how they run, on a small grid.
+"""Edge features: strength and orientation of edges on a small grid.
 
-Edges are what photographs, depth, labels and normals of one view have in common. Features are
-``[n, 3, side, side]``: strength, and strength times cosine and sine of twice the angle of the
-gradient, so that an edge from dark to bright counts like one from bright to dark.
+Photos, depth, labels and normals of one view have their edges in common. Features are
+``[n, 3, side, side]``: strength, and strength times cosine and sine of twice the gradient angle,
+which makes dark-to-bright and bright-to-dark edges equal.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ _LEFT, _RIGHT = "turned by 90 degrees to the left", "turned by 90 degrees to the
 INVERSE = {_LEFT: _RIGHT, _RIGHT: _LEFT}
 
 
-def reduce(pixels: Pixels, row: Modality, side: int) -> Floats:
-    """A small version ``[C, side, side]`` of one image, averaged over each cell.
+def downsample(pixels: Pixels, modality: Modality, side: int) -> Floats:
+    """Average an image over the cells of a grid, ``[C, side, side]``.
 
-    Class ids become fixed colours first: averages of ids would mean nothing.
+    Class ids are mapped to fixed colours first: averages of ids are meaningless.
     """
-    if row.is_labels:
+    if modality.is_labels:
         assert isinstance(pixels, np.ndarray)
         coloured = Image.fromarray((pixels & 255).astype(np.uint8, copy=False))
         coloured.putpalette(_ID_COLOURS)
         return _planes(coloured.convert("RGB"), side)
-    if is_scalar_map(row):
-        return _reduce_scalar(np.asarray(pixels), int(np.iinfo(storage_dtype(row)).max), side)
+    if is_scalar_map(modality):
+        return _downsample_scalar(
+            np.asarray(pixels), int(np.iinfo(storage_dtype(modality)).max), side
+        )
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
         pixels = Image.fromarray(pixels)
     if isinstance(pixels, Image.Image):
@@ -50,15 +52,15 @@ def reduce(pixels: Pixels, row: Modality, side: int) -> Floats:
     return _box(pixels.astype(np.float32), side)[None]
 
 
-def features(pictures: Floats, row: Modality) -> Floats:
-    """Features ``[n, 3, side, side]`` of small pictures ``[n, C, side, side]`` of one modality.
+def edge_features(pictures: Floats, modality: Modality) -> Floats:
+    """Edge features ``[n, 3, side, side]`` of small images ``[n, C, side, side]`` of one modality.
 
-    Of scalar maps the second derivative counts: slopes of depth are no edges, creases are. The
-    outermost cells, which have no neighbour on one side, take the features of the next.
+    Scalar maps use second derivatives: a crease in depth is an edge, a slope is not. The outermost
+    cells, which lack a neighbour, copy the features of the next cell.
     """
     left, right = pictures[:, :, 1:-1, :-2], pictures[:, :, 1:-1, 2:]
     above, below = pictures[:, :, :-2, 1:-1], pictures[:, :, 2:, 1:-1]
-    if is_scalar_map(row):
+    if is_scalar_map(modality):
         twice = 2 * pictures[:, :, 1:-1, 1:-1]
         x, y = left + right - twice, above + below - twice
         energy_x, energy_y = np.nan_to_num(_dot(x, x)), np.nan_to_num(_dot(y, y))
@@ -68,7 +70,9 @@ def features(pictures: Floats, row: Modality) -> Floats:
         energy_x, energy_y, cross = _dot(x, x), _dot(y, y), _dot(x, y)
     energy = energy_x + energy_y
     strength = np.sqrt(energy)
-    strength /= strength + (strength.mean(axis=(1, 2), keepdims=True) + _TINY)  # none outweighs all
+    strength /= strength + (
+        strength.mean(axis=(1, 2), keepdims=True) + _TINY
+    )  # saturate strong edges
     energy += _TINY
     share = strength / energy
     out = np.zeros((len(pictures), 3, *pictures.shape[2:]), np.float32)
@@ -79,17 +83,17 @@ def features(pictures: Floats, row: Modality) -> Floats:
     if cross is not None:
         share *= 2
         np.multiply(cross, share, out=inner[:, 2])
-    # A frame without edges would be what all pictures have in common.
+    # A border without edges would correlate in all images.
     out[..., 0], out[..., -1] = out[..., 1], out[..., -2]
     out[:, :, 0], out[:, :, -1] = out[:, :, 1], out[:, :, -2]
     return out
 
 
-def normalised(edges: Floats) -> Floats:
-    """Features whose dot product is their correlation; zero where a picture has no edges.
+def normalize_features(edges: Floats) -> Floats:
+    """Normalize features: dot products become correlations; images without edges become zero.
 
     Args:
-        edges: Of :func:`features`; changed in place.
+        edges: Output of :func:`edge_features`; modified in place.
     """
     edges[:, 0] -= edges[:, 0].mean(axis=(1, 2), keepdims=True)
     flat = edges.reshape(len(edges), -1)
@@ -98,8 +102,8 @@ def normalised(edges: Floats) -> Floats:
     return edges
 
 
-def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
-    """Features of the pictures as they would be if the pictures were turned so."""
+def turn_features(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
+    """Features of the turned images."""
     swap, mirror_x, mirror_y = turn
     source = edges.swapaxes(2, 3) if swap else edges
     out: Floats = source[..., :: -1 if mirror_y else 1, :: -1 if mirror_x else 1].copy()
@@ -111,7 +115,7 @@ def turned(edges: Floats, turn: tuple[bool, bool, bool]) -> Floats:
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
-    """Sum over the channels of the product."""
+    """Dot product over channels."""
     total = a[:, 0] * b[:, 0]
     for c in range(1, a.shape[1]):
         total += a[:, c] * b[:, c]
@@ -128,15 +132,15 @@ def _box(values: Floats, side: int) -> Floats:
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:
-    """Averages over cells; whole pixels are averaged faster than parts of pixels."""
+    """Average over cells; `reduce` is faster where cells are whole pixels."""
     w, h = image.size
     if w >= side and h >= side and not (w % side or h % side):
         return image.reduce((w // side, h // side))
     return image.resize((side, side), Image.Resampling.BOX)
 
 
-def _reduce_scalar(values: Array, top: int, side: int) -> Floats:
-    """Averages over valid pixels; nan, which is no edge, where most are invalid."""
+def _downsample_scalar(values: Array, top: int, side: int) -> Floats:
+    """Average over valid pixels; NaN, which is no edge, where most are invalid."""
     invalid = (values == 0) | (values == top)
     if not invalid.any():
         return _box(values.astype(np.float32), side)[None]

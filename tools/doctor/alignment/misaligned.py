@@ -1,4 +1,4 @@
-"""Which samples are not aligned, which of their files is to blame, and what happened to it."""
+"""Find misaligned samples, the file at fault, and what happened to it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tools.doctor.alignment.edges import INVERSE
 from tools.doctor.files.file_listing import Listing
 from tools.doctor.findings import Finding
 
-# In standard deviations above chance: a pair below this hardly belongs together.
+# A pair fewer standard deviations above chance than this is doubtful.
 DOUBTFUL = 3.5
-# By how much another explanation must beat the pair as it is.
+# By how much another explanation must beat the pair as stored.
 _MARGIN, _WIDE_MARGIN, _SHIFT_MARGIN = 0.06, 0.15, 0.12
-# Partners are sought among so many doubtful samples.
+# Number of doubtful samples to search for partners.
 _MAX_SEARCH = 2000
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """One sample of one pair: whether it agrees, and the best other explanation."""
+    """Verdict on one sample and pair: whether it agrees, and the best other explanation."""
 
     own: float
     agrees: bool
@@ -32,7 +32,7 @@ class _Verdict:
     score: float = -1.0
 
     def what(self, first: bool) -> str:
-        """What happened to the second modality of the pair, or to the first."""
+        """What happened to the second modality of the pair (or the first)."""
         if self.turn:
             return self.turn if first else INVERSE.get(self.turn, self.turn)
         x, y = (round(-100 * v if first else 100 * v) for v in self.shift)
@@ -45,13 +45,14 @@ def find_misaligned(
     summaries: Mapping[Pair, PairSummary],
     features_of: FeaturesOf,
 ) -> Iterator[Finding]:
-    """Findings about samples whose modalities do not show the same view.
+    """Find samples whose modalities do not show the same view.
 
     Args:
-        listing: Files and rows.
-        pairs: Scores by names of two modalities.
-        summaries: Of the same pairs, see :func:`tools.doctor.alignment.agreement.summarise_pairs`.
-        features_of: Reads samples again, to look for the partners of doubtful ones.
+        listing: Files and modalities.
+        pairs: Scores by pair of modality names.
+        summaries: Of the same pairs; see
+            :func:`tools.doctor.alignment.agreement.summarise_pairs`.
+        features_of: Reads samples again, to search partners of doubtful ones.
     """
     verdicts: dict[str, dict[Pair, _Verdict]] = defaultdict(dict)
     for pair, summary in summaries.items():
@@ -63,7 +64,7 @@ def find_misaligned(
     accused: dict[tuple[Pair, str], dict[str, _Verdict]] = defaultdict(dict)
     for key, by_pair in verdicts.items():
         if not all(v.agrees for v in by_pair.values()):
-            culprit = _culprit(by_pair, listing.rows)
+            culprit = _culprit(by_pair, listing.modalities)
             against = (p for p in by_pair if culprit in p and not by_pair[p].agrees)
             witness = max(against, key=lambda p: summaries[p].median)
             accused[witness, culprit][key] = by_pair[witness]
@@ -78,7 +79,7 @@ def _judge(scores: PairScores, summary: PairSummary) -> Iterator[tuple[str, _Ver
         verdict = _Verdict(own, not doubtful)
         if summary.deviations(turn) >= CERTAIN and turn > own + _MARGIN:
             verdict = _Verdict(own, False, turn=scores.turn[i], score=turn)
-        # The best of a thousand offsets is high by chance: it must look like a true pair.
+        # The best of a thousand offsets is high by chance: require a value typical of true pairs.
         bar = (summary.median + summary.chance) / 2
         least = max(own + _SHIFT_MARGIN, verdict.score, bar)
         if shift > least and summary.shift_deviations(shift) >= CERTAIN:
@@ -86,10 +87,10 @@ def _judge(scores: PairScores, summary: PairSummary) -> Iterator[tuple[str, _Ver
         yield key, verdict
 
 
-def _culprit(by_pair: Mapping[Pair, _Verdict], rows: Sequence[Modality]) -> str:
+def _culprit(by_pair: Mapping[Pair, _Verdict], modalities: Sequence[Modality]) -> str:
     """The modality that most disagreeing pairs share.
 
-    Between equals the one whose correlations are least, then one that is not a photograph.
+    Ties: the one with the lowest correlations, then one that is not a photo.
     """
     blame: dict[str, int] = defaultdict(int)
     total: dict[str, float] = defaultdict(float)
@@ -97,7 +98,7 @@ def _culprit(by_pair: Mapping[Pair, _Verdict], rows: Sequence[Modality]) -> str:
         for name in pair:
             blame[name] += -1 if verdict.agrees else 1
             total[name] += verdict.own
-    order = {row.name: (not row.is_photo, -i) for i, row in enumerate(rows)}
+    order = {modality.name: (not modality.is_photo, -i) for i, modality in enumerate(modalities)}
     return max(blame, key=lambda name: (blame[name], -total[name], order[name]))
 
 
@@ -109,7 +110,7 @@ def _explain(
     summary: PairSummary,
     features_of: FeaturesOf,
 ) -> Iterator[Finding]:
-    """Findings about one modality of a pair that does not fit the other in some samples."""
+    """Findings about samples in which ``culprit`` does not fit the other modality of the pair."""
     first = pair[0] == culprit
     other = pair[1] if first else pair[0]
     partners = find_partners(listing, (culprit, other), list(found)[:_MAX_SEARCH], features_of)
@@ -117,26 +118,27 @@ def _explain(
         path = listing.files[culprit][key].path
         against = listing.files[other][key].path
         partner, score = partners.get(key, ("", -1.0))
-        how = f"edges as paired {summary.deviations(verdict.own):.1f} deviations above chance"
+        how = f"edge correlation {summary.deviations(verdict.own):.1f} deviations above chance"
         hardly = summary.deviations(verdict.own) < DOUBTFUL
         fits = score > max(verdict.own + (_MARGIN if hardly else _WIDE_MARGIN), verdict.score)
         if fits and summary.deviations(score) >= CERTAIN:
             text = (
                 f"does not fit {against} but fits {listing.files[other][partner].path} "
-                f"({how}, with that {summary.deviations(score):.1f}): swapped or shuffled. Rename."
+                f"({how}, {summary.deviations(score):.1f} with the latter): swapped or shuffled. "
+                "Rename."
             )
             yield Finding("error", "swapped", text, path, culprit, key)
         elif verdict.score >= 0:
             text = (
-                f"is {verdict.what(first)} against {against} ({how}, put right "
-                f"{summary.deviations(verdict.score):.1f}). Make it again from the same view."
+                f"is {verdict.what(first)} relative to {against} ({how}, "
+                f"{summary.deviations(verdict.score):.1f} when corrected). Regenerate it."
             )
             code = verdict.turn.split()[0] if verdict.turn else "shifted"
             yield Finding("error", code, text, path, culprit, key)
         elif hardly and verdict.own < summary.low:
             text = (
-                f"hardly fits {against} ({how}; the median sample is at "
-                f"{summary.deviations(summary.median):.1f}). Look at both."
+                f"barely fits {against} ({how}; the median sample is at "
+                f"{summary.deviations(summary.median):.1f}). Inspect both."
             )
             yield Finding("warning", "misaligned", text, path, culprit, key)
 
@@ -144,8 +146,8 @@ def _explain(
 def _cannot_tell(pair: Pair, summary: PairSummary) -> Finding:
     a, b = pair
     text = (
-        f"edges of '{a}' and '{b}' agree little in general (median correlation "
+        f"edges of '{a}' and '{b}' correlate weakly in this data set (median "
         f"{summary.median:.2f}, chance {summary.chance:.2f} +- {summary.std:.2f}): swapped or "
-        "shifted files would not show. If they should agree, look at the samples below."
+        "shifted files cannot be detected. If they should agree, inspect the samples below."
     )
     return Finding("info", "registration", text)

@@ -1,4 +1,4 @@
-"""The same picture twice: byte for byte, or encoded again."""
+"""Find duplicate images: identical files, and near duplicates such as re-encoded ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tools.doctor.files.records import FileRecord
 from tools.doctor.findings import Finding, Severity
 
 _SIDE = 16
-# Photographs count as one if their 64-bit hashes differ in few bits and their thumbnails by less
-# than this share of their contrast (encoding again changes it by about 0.01).
+# Photos are near duplicates if their 64-bit hashes differ in few bits and their thumbnails by less
+# than this share of their contrast (re-encoding changes about 0.01).
 _MAX_BITS, _MAX_DIFFERENCE = 6, 0.06
 _NEIGHBOURS = 6
 
 
 def thumbnail(small: npt.NDArray[np.float32]) -> bytes:
-    """16 x 16 grey bytes of a picture ``[C, side, side]`` in 0..255, ``side`` a multiple of 16."""
+    """16 x 16 grey bytes of an image ``[C, side, side]`` in 0..255, ``side`` a multiple of 16."""
     cell = small.shape[1] // _SIDE
     rows = small.reshape(len(small), _SIDE, cell, -1).sum(axis=(0, 2))
     sums = rows.reshape(_SIDE, _SIDE, cell).sum(axis=2)
@@ -28,10 +28,10 @@ def thumbnail(small: npt.NDArray[np.float32]) -> bytes:
 
 
 def find_duplicates(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> Iterator[Finding]:
-    """Findings about images that occur twice, in one set or in both.
+    """Find images that occur twice, within a set or in both.
 
     Args:
-        train: Records of image modalities (not labels: plain maps are alike rightly).
+        train: Records of image modalities (label maps may legitimately be equal).
         val: Those of the validation set.
     """
     split = {id(r): name for name, rs in (("train", train), ("val", val)) for r in rs}
@@ -43,12 +43,12 @@ def find_duplicates(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> I
         first = same[0]
         for record in same[1:]:
             leak = split[id(first)] != split[id(record)]
-            yield _finding(first, record, "is byte for byte", leak, "error" if leak else "warning")
+            yield _finding(first, record, "is identical to", leak, "error" if leak else "warning")
     yield from _near(train, val)
 
 
 def _near(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> Iterator[Finding]:
-    """Pairs that look the same but have other bytes; within one set only their number."""
+    """Find pairs that look the same but differ in bytes; within one set only their number."""
     records = [r for r in (*train, *val) if r.thumb]
     is_val = np.arange(len(records)) >= sum(bool(r.thumb) for r in train)
     if len(records) < 2:
@@ -69,7 +69,7 @@ def _near(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> Iterator[Fi
 
 
 def _close_pairs(thumbs: npt.NDArray[np.uint8]) -> set[tuple[int, int]]:
-    """Pairs of like thumbnails ``[n, 256]``: neighbours when sorted by parts of their hash."""
+    """Pairs of similar thumbnails ``[n, 256]``: neighbours when sorted by parts of their hash."""
     grey = thumbs.reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4))
     bits = (np.roll(grey, -1, axis=2) > grey).reshape(len(grey), 64)
     flat = thumbs.astype(np.float32)
@@ -91,9 +91,9 @@ def _close_pairs(thumbs: npt.NDArray[np.uint8]) -> set[tuple[int, int]]:
 
 def _finding(a: FileRecord, b: FileRecord, how: str, leak: bool, severity: Severity) -> Finding:
     advice = (
-        "The sets share it, so scores will be too good: remove it from one."
+        "It leaks between the sets and inflates scores: remove it from one."
         if leak
-        else "It counts twice: remove one, or check that it is not another sample's file."
+        else "Remove one, or check that it is not another sample's file."
     )
     return Finding(
         severity,

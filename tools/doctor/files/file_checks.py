@@ -1,4 +1,4 @@
-"""One file: its bytes, its format and its pixels, and what is wrong with them by themselves."""
+"""Check one file: bytes, format, pixel values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multimae.images.pixels import Array, ImageError, Pixels, checked, storage_d
 from multimae.images.readers import FORMATS, decode_jpeg
 from multimae.specs.modalities import Modality
 from tools.doctor.files.histograms import Counts, counts_of, quantile
-from tools.doctor.files.records import Examined, FileRecord, is_scalar_map
+from tools.doctor.files.records import CheckedFile, FileRecord, is_scalar_map
 
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -22,16 +22,16 @@ _CONVERTED = frozenset({"CMYK", "YCbCr"})
 _ONE_CHANNEL = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 
 
-def examine(path: str, key: str, row: Modality, num_ids: int) -> Examined:
-    """Read, decode and check one file; whatever is wrong becomes a finding.
+def check_file(path: str, key: str, modality: Modality, num_ids: int) -> CheckedFile:
+    """Read, decode and check one file; problems become findings.
 
     Args:
         path: Image file.
         key: ``sub-folder/name`` of its sample.
-        row: What it should hold.
-        num_ids: Valid class ids are below this, for labels.
+        modality: What it should hold.
+        num_ids: Number of valid class ids, for labels.
     """
-    out = Examined(row, FileRecord(key, row.name, path, 0))
+    out = CheckedFile(modality, FileRecord(key, modality.name, path, 0))
     try:
         with open(path, "rb") as stream:
             data = stream.read()
@@ -51,8 +51,8 @@ def examine(path: str, key: str, row: Modality, num_ids: int) -> Examined:
     return out
 
 
-def _decode(data: bytes, out: Examined) -> Image.Image | None:
-    """The upright image; notes what its format tells."""
+def _decode(data: bytes, out: CheckedFile) -> Image.Image | None:
+    """Decode to an upright image; check the format."""
     if not data:
         text = "is an empty file (0 bytes). Replace it, or remove the sample."
         out.note("error", "empty-file", text)
@@ -82,30 +82,30 @@ def _decode(data: bytes, out: Examined) -> Image.Image | None:
         out.note(
             "warning",
             "exif-rotated",
-            f"has EXIF orientation {orientation}: it is turned upright when read, so maps made "
-            "from the unturned pixels do not fit it. Store the pixels upright, without the tag.",
+            f"has EXIF orientation {orientation} and is rotated when read: maps made from the raw "
+            "pixels do not fit it. Store the pixels upright, without the tag.",
         )
     return upright
 
 
-def _check_format(stored: str | None, mode: str, out: Examined) -> None:
-    """What the stored format and mode say, before any conversion."""
-    row, out.record.mode = out.row, mode
-    if stored == "JPEG" and not row.is_photo:
-        text = "is a JPEG, which changes values at edges. Store it as PNG, from the original."
-        out.note("error" if row.is_labels else "warning", "lossy", text)
-    if mode in _CONVERTED and row.is_photo:
+def _check_format(stored: str | None, mode: str, out: CheckedFile) -> None:
+    """Check the stored format and mode, before any conversion."""
+    modality, out.record.mode = out.modality, mode
+    if stored == "JPEG" and not modality.is_photo:
+        text = "is a JPEG, which alters values at edges. Store the original values as PNG."
+        out.note("error" if modality.is_labels else "warning", "lossy", text)
+    if mode in _CONVERTED and modality.is_photo:
         text = (
-            f"is stored as {mode}: its colours are converted without its profile and come "
-            "out wrong. Convert it to sRGB."
+            f"is stored as {mode} and is decoded without its colour profile, to wrong colours. "
+            "Convert it to sRGB."
         )
         out.note("warning", "colour-mode", text)
 
 
-def _pixels(image: Image.Image, out: Examined) -> Pixels | None:
-    """Pixels as training reads them, or ``None`` if it refuses the mode."""
-    row = out.row
-    if row.is_labels and image.mode in _ONE_CHANNEL:
+def _pixels(image: Image.Image, out: CheckedFile) -> Pixels | None:
+    """Pixels as training reads them, or ``None`` if it rejects the mode."""
+    modality = out.modality
+    if modality.is_labels and image.mode in _ONE_CHANNEL:
         ids = np.asarray(image)
         low = int(ids.min())
         if low < 0 or int(ids.max()) > 65535:
@@ -113,39 +113,39 @@ def _pixels(image: Image.Image, out: Examined) -> Pixels | None:
             return None
         return ids.astype(np.uint16 if ids.dtype.itemsize > 1 else np.uint8, copy=False)
     try:
-        return checked(image, "", row)
+        return checked(image, "", modality)
     except ImageError as err:
         text = str(err).removeprefix(": ")
-        out.note("error", "bit-depth" if _is_wide(image, row) else "colour-mode", text)
+        out.note("error", "bit-depth" if _is_wide(image, modality) else "colour-mode", text)
         return None
 
 
-def _is_wide(image: Image.Image, row: Modality) -> bool:
-    """Whether a file has 16 bits where the row has 8."""
-    return image.mode.startswith("I") and storage_dtype(row).itemsize == 1
+def _is_wide(image: Image.Image, modality: Modality) -> bool:
+    """Whether a file has 16 bits where the modality has 8."""
+    return image.mode.startswith("I") and storage_dtype(modality).itemsize == 1
 
 
-# A photograph whose mean and 99th percentile are below these shares of the range shows nothing.
+# A photo whose mean and 99th percentile are below these shares of the range is black.
 _DARK_MEAN, _DARK_TOP = 0.03, 0.12
 # Interpolated labels: ids between those of both neighbours, as a share of all changes of id.
-# Rendered labels have up to 0.03 of them, resized ones from 0.36 on (docs/LOG.md).
+# Rendered labels have up to 0.03 of them, resized ones 0.36 or more.
 _BLENDED, _BLENDED_ODDS, _MIN_CHANGES = 0.15, 2.0, 30
 _MANY_ROWS = 200
 _MAX_SHOWN = 5
 
 
-def check_values(out: Examined, num_ids: int) -> None:
-    """Note what is wrong with the values of a file; fill the fields of its record."""
+def check_values(out: CheckedFile, num_ids: int) -> None:
+    """Check the values of a file and fill in the statistics of its record."""
     out.record.levels = max(int(np.count_nonzero(c)) for c in out.counts)
-    if out.row.is_labels:
+    if out.modality.is_labels:
         _check_ids(out, num_ids)
-    elif is_scalar_map(out.row):
+    elif is_scalar_map(out.modality):
         _measure_scale(out)
-    elif out.row.is_photo:
+    elif out.modality.is_photo:
         _check_dark(out)
 
 
-def _check_ids(out: Examined, num_ids: int) -> None:
+def _check_ids(out: CheckedFile, num_ids: int) -> None:
     counts = out.counts[0]
     outside = num_ids + np.flatnonzero(counts[num_ids:])
     if len(outside):
@@ -161,23 +161,23 @@ def _check_ids(out: Examined, num_ids: int) -> None:
         share = blended_share(out.pixels)
         if share > _BLENDED:
             text = (
-                f"{share:.0%} of its changes of class pass through an id between the two: the "
-                "labels were resized with interpolation. Resize the originals with nearest."
+                f"has ids between both neighbours at {share:.0%} of its class boundaries: the "
+                "labels were interpolated. Resize the originals with nearest neighbour."
             )
             out.note("error", "label-blended", text)
 
 
 def blended_share(ids: Array) -> float:
-    """Share of the changes of class that pass through an id between the two.
+    """Share of class boundaries that pass through an id between the two classes.
 
     Args:
         ids: ``(H, W)``.
 
     Returns:
-        0 to 1; 0 if there are few changes, or if ids outside the two are about as frequent (noise).
+        0 to 1; 0 if there are few boundaries, or if ids outside the two are as frequent (noise).
     """
     changes = between = outside = 0
-    every = 1 + (ids.shape[0] > _MANY_ROWS)  # every other row tells as much
+    every = 1 + (ids.shape[0] > _MANY_ROWS)  # every other row suffices
     across = ids[::every]
     down = np.ascontiguousarray(ids[:, ::every])
     for before, middle, after in (
@@ -196,23 +196,23 @@ def blended_share(ids: Array) -> float:
 
 
 def valid_counts(counts: Counts, top: int) -> Counts:
-    """Counts without 0 and the largest storable value, which mark invalid pixels."""
+    """Histogram without 0 and the largest storable value, which mark invalid pixels."""
     valid: Counts = counts.copy()
     valid[0] = 0
     valid[top:] = 0
     return valid
 
 
-def _measure_scale(out: Examined) -> None:
-    valid = valid_counts(out.counts[0], int(np.iinfo(storage_dtype(out.row)).max))
+def _measure_scale(out: CheckedFile) -> None:
+    valid = valid_counts(out.counts[0], int(np.iinfo(storage_dtype(out.modality)).max))
     median = quantile(valid, 0.5)
     if median > 0:
         out.record.scale = float(np.log10(median))
         out.record.step = int(np.gcd.reduce(np.flatnonzero(valid)))
 
 
-def _check_dark(out: Examined) -> None:
-    top = out.row.max_value
+def _check_dark(out: CheckedFile) -> None:
+    top = out.modality.max_value
     mean = float(np.mean([c @ np.arange(len(c)) / c.sum() for c in out.counts]))
     if mean >= _DARK_MEAN * top or out.record.levels == 1:
         return

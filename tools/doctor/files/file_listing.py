@@ -1,4 +1,4 @@
-"""Which files there are, and which of them make a sample; nothing here stops at a problem."""
+"""List the files of a data set and pair them by name; problems become findings."""
 
 from __future__ import annotations
 
@@ -29,57 +29,57 @@ class Listing:
 
     Attributes:
         root: Data root.
-        rows: Rows whose folders exist.
+        modalities: Modalities that have a folder.
         files: By modality and ``sub-folder/name``.
-        findings: What is wrong with names and folders.
+        findings: Problems with names and folders.
     """
 
     root: Path
-    rows: tuple[Modality, ...]
+    modalities: tuple[Modality, ...]
     files: dict[str, dict[str, File]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def keys(self) -> list[str]:
-        """Names that any modality has, sorted."""
+        """Names present in any modality, sorted."""
         return sorted(set[str]().union(*self.files.values()))
 
     def sample(self, key: str) -> dict[str, File]:
-        """Files of a sample by modality; missing ones are left out."""
+        """Existing files of a sample by modality."""
         return {name: by_key[key] for name, by_key in self.files.items() if key in by_key}
 
 
-def find_rows(root: Path, table: Iterable[Modality]) -> tuple[Modality, ...]:
-    """Rows of the table that have a folder under ``root``.
+def find_modalities(root: Path, table: Iterable[Modality]) -> tuple[Modality, ...]:
+    """Modalities of the table that have a folder under ``root``.
 
     Raises:
-        UserError: No such folder, or no row has one.
+        UserError: No such folder, or no modality has one.
     """
     _check_root(root)
-    rows = tuple(m for m in table if m.source is None and (root / m.data_folder).is_dir())
-    if not rows:
+    modalities = tuple(m for m in table if m.source is None and (root / m.data_folder).is_dir())
+    if not modalities:
         present = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
         raise UserError(
             f"{root} has no folder of a known modality (folders: {present}). Give the folder that "
             "holds one sub-folder per modality, or declare the modalities in --config."
         )
-    return rows
+    return modalities
 
 
-def list_files(root: Path, rows: Sequence[Modality]) -> Listing:
-    """List all files of the rows under ``root`` and pair them by name.
+def list_files(root: Path, modalities: Sequence[Modality]) -> Listing:
+    """List all files of the modalities under ``root`` and pair them by name.
 
     Raises:
         UserError: ``root`` is not a folder.
     """
     _check_root(root)
-    listing = Listing(root, tuple(m for m in rows if (root / m.data_folder).is_dir()))
-    for row in rows:
-        if row not in listing.rows:
+    listing = Listing(root, tuple(m for m in modalities if (root / m.data_folder).is_dir()))
+    for modality in modalities:
+        if modality not in listing.modalities:
             text = "no folder of this modality. Create it, or set `folder:` in the config."
-            where = str(root / row.data_folder)
-            listing.findings.append(Finding("error", "missing-folder", text, where, row.name))
-    for row in listing.rows:
-        listing.files[row.name] = _list(listing, row)
+            where = str(root / modality.data_folder)
+            listing.findings.append(Finding("error", "missing-folder", text, where, modality.name))
+    for modality in listing.modalities:
+        listing.files[modality.name] = _list(listing, modality)
     listing.findings += _missing(listing)
     return listing
 
@@ -89,14 +89,14 @@ def _check_root(root: Path) -> None:
         raise UserError(f"{root} is not a folder. Give the folder that holds the modalities.")
 
 
-def _list(listing: Listing, row: Modality) -> dict[str, File]:
-    """Files of one modality by name; notes empty folders, clashes and files that are not read."""
-    top = listing.root / row.data_folder
+def _list(listing: Listing, modality: Modality) -> dict[str, File]:
+    """List one modality by name; note empty folders, name clashes and ignored files."""
+    top = listing.root / modality.data_folder
     found: dict[str, File] = {}
     other: list[str] = []
 
     def note(severity: Severity, code: str, text: str, path: str) -> None:
-        listing.findings.append(Finding(severity, code, text, path, row.name))
+        listing.findings.append(Finding(severity, code, text, path, modality.name))
 
     pending = [("", str(top))]
     for prefix, folder in pending:
@@ -117,7 +117,7 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
                 found[key] = _file(entry)
             elif entry.is_dir():
                 if prefix:
-                    text = "lies too deep: its files are not read."
+                    text = "is nested too deeply: its files are not read."
                     note("warning", "nested-folder", text, entry.path)
                 else:
                     pending.append((f"{entry.name}/", entry.path))
@@ -129,32 +129,32 @@ def _list(listing: Listing, row: Modality) -> dict[str, File]:
         note("error", "no-images", "has no images in it or in its sub-folders.", str(top))
     if other:
         text = f"{len(other)} files are not images and are not read, for example {other[0]}"
-        listing.findings.append(Finding("info", "other-files", text, "", row.name))
+        listing.findings.append(Finding("info", "other-files", text, "", modality.name))
     return found
 
 
 def _file(entry: os.DirEntry[str]) -> File:
     try:
         return File(entry.path, entry.stat().st_size)
-    except OSError:  # a dangling link: reading it will be reported
+    except OSError:  # a dangling link, reported when it is read
         return File(entry.path, 0)
 
 
 def _missing(listing: Listing) -> Iterator[Finding]:
-    """Names that another modality has."""
+    """Find samples that lack a file of a modality."""
     union = listing.keys()
-    for row in listing.rows:
-        files = listing.files[row.name]
+    for modality in listing.modalities:
+        files = listing.files[modality.name]
         lacking = [key for key in union if key not in files] if files else []
         suffixes = Counter(Path(f.path).suffix for f in files.values()) if lacking else Counter()
         for key in lacking:
-            path = listing.root / row.data_folder / (key + suffixes.most_common(1)[0][0])
+            path = listing.root / modality.data_folder / (key + suffixes.most_common(1)[0][0])
             have = next(f.path for f in listing.sample(key).values())
             yield Finding(
                 "error",
                 "missing-file",
                 f"does not exist, but {have} does. Add it, or remove the sample.",
                 str(path),
-                row.name,
+                modality.name,
                 key,
             )

@@ -1,4 +1,4 @@
-"""How often every stored value occurs: all statistics follow from these counts, exactly."""
+"""Histograms of stored values, from which all statistics are computed exactly."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from PIL import Image
 from multimae.images.pixels import Pixels
 
 Counts = npt.NDArray[np.int64]
-"""``[values]``: pixels by stored value, from 0."""
+"""``[values]``: number of pixels by stored value, from 0."""
 
 
 def counts_of(pixels: Pixels) -> list[Counts]:
-    """Counts of every channel of one image."""
+    """Histogram of each channel of an image."""
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2:
-        pixels = Image.fromarray(pixels)  # whose histogram is faster
+        pixels = Image.fromarray(pixels)  # its histogram is faster
     if isinstance(pixels, Image.Image):
         table = np.array(pixels.histogram(), dtype=np.int64)
         return list(table.reshape(-1, 256))
@@ -24,7 +24,7 @@ def counts_of(pixels: Pixels) -> list[Counts]:
 
 
 def add(total: Counts, counts: Counts) -> Counts:
-    """Sum of two counts of any lengths."""
+    """Add two histograms of any lengths."""
     long, short = (total, counts) if len(total) >= len(counts) else (counts, total)
     out: Counts = long.copy()
     out[: len(short)] += short
@@ -32,7 +32,7 @@ def add(total: Counts, counts: Counts) -> Counts:
 
 
 def quantile(counts: Counts, q: float) -> float:
-    """Smallest value that at least a share ``q`` of the pixels does not exceed; nan if empty."""
+    """Quantile ``q`` of the stored values; NaN if empty."""
     sums = np.cumsum(counts)
     if not len(sums) or sums[-1] == 0:
         return float("nan")
@@ -40,9 +40,9 @@ def quantile(counts: Counts, q: float) -> float:
 
 
 def moments(counts: Counts) -> tuple[float, float]:
-    """Mean and standard deviation (of the population) of the stored values.
+    """Mean and population standard deviation of the stored values; NaN if empty.
 
-    The sums are exact integers, so that neither the order of files nor their number matters.
+    The sums are exact integers: the order of the files does not matter.
     """
     pairs = [(int(v), int(counts[v])) for v in np.flatnonzero(counts)]
     n = sum(c for _, c in pairs)

@@ -1,4 +1,4 @@
-"""What is kept of a file after it was read."""
+"""Records of checked files."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tools.doctor.findings import Finding, Severity
 _SCALARS = frozenset({"scalar"})
 
 
-def is_scalar_map(row: Modality) -> bool:
-    """Whether a row holds one measured quantity per pixel, such as depth."""
-    return not row.is_labels and row.num_channels == 1 and row.plot in _SCALARS
+def is_scalar_map(modality: Modality) -> bool:
+    """Whether a modality has one measured quantity per pixel, such as depth."""
+    return not modality.is_labels and modality.num_channels == 1 and modality.plot in _SCALARS
 
 
 @dataclass
 class FileRecord:
-    """What is kept of a file.
+    """What the scan keeps of a file.
 
     Attributes:
         key: ``sub-folder/name``.
-        modality: Name of its row.
-        path: Where it is.
+        modality: Name of its modality.
+        path: Path of the file.
         size: Bytes.
         digest: BLAKE2b of its bytes, 128 bits, hexadecimal; empty if it cannot be read.
         mode: Pillow's mode as stored; empty if it cannot be decoded.
         height: Pixels, upright.
         width: Pixels, upright.
-        levels: Number of different stored values, of the channel that has most.
-        scale: Base 10 logarithm of the median of the valid values of a scalar map, or nan.
+        levels: Number of distinct stored values, maximum over channels.
+        scale: Log10 of the median valid value of a scalar map, or NaN.
         step: Greatest common divisor of its valid values, or 0.
-        thumb: 16 x 16 grey bytes of a photograph, for near duplicates.
+        thumb: 16 x 16 grey bytes of a photo, for near duplicates.
     """
 
     key: str
@@ -51,10 +51,10 @@ class FileRecord:
 
 
 @dataclass
-class Examined:
-    """A file after the checks: its record, and its pixels and counts if they could be read."""
+class CheckedFile:
+    """A checked file: record and findings, and pixels and histograms if it could be read."""
 
-    row: Modality
+    modality: Modality
     record: FileRecord
     pixels: Pixels | None = None
     counts: list[Counts] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the report says about one modality: facts, a histogram, the row to put into a config."""
+"""Card of one modality: statistics, chart, and measured values for the config."""
 
 from __future__ import annotations
 
@@ -16,67 +16,70 @@ from tools.doctor.files.histograms import Counts, quantile
 from tools.doctor.files.modality_statistics import Totals
 from tools.doctor.files.records import is_scalar_map
 
-_MOST_CLASSES = 14
+_MAX_CLASSES = 14
 
 
-def modality_card(row: Modality, report: SetReport) -> str:
-    """A card with the statistics of one modality."""
-    facts = report.statistics[row.name]
-    totals = report.result.totals[row.name]
-    records = [r for r in report.result.records if r.modality == row.name and r.mode]
+def modality_card(modality: Modality, report: SetReport) -> str:
+    """HTML card with the statistics of one modality."""
+    facts = report.statistics[modality.name]
+    totals = report.result.totals[modality.name]
+    records = [r for r in report.result.records if r.modality == modality.name and r.mode]
     sizes = Counter(f"{r.height} × {r.width}" for r in records)
     modes = Counter(r.mode for r in records)
     table = [
-        ("files read", f"{facts['files']:,} of {len(report.listing.files[row.name]):,}"),
-        ("size (H × W)", _most(sizes)),
-        ("mode", _most(modes)),
-        *_lines(row, facts),
+        ("files read", f"{facts['files']:,} of {len(report.listing.files[modality.name]):,}"),
+        ("size (H × W)", _most_common(sizes)),
+        ("mode", _most_common(modes)),
+        *_lines(modality, facts),
     ]
     rows = "".join(f"<tr><td>{name}</td><td>{escape(text)}</td></tr>" for name, text in table)
-    chart = _chart(row, facts, totals) if totals.counts else ""
+    chart = _chart(modality, facts, totals) if totals.counts else ""
     return (
-        f'<div class="card"><h3>{escape(row.name)} <span class="soft">{row.kind}</span></h3>'
-        f'<table class="facts">{rows}</table>{chart}{_yaml(row, facts)}</div>'
+        f'<div class="card"><h3>{escape(modality.name)} '
+        f'<span class="soft">{modality.kind}</span></h3>'
+        f'<table class="facts">{rows}</table>{chart}{_yaml(modality, facts)}</div>'
     )
 
 
-def _most(found: Counter[str]) -> str:
+def _most_common(found: Counter[str]) -> str:
     shown = ", ".join(f"{name} ({n:,})" for name, n in found.most_common(3))
     return shown + (f" and {len(found) - 3} others" if len(found) > 3 else "") or "none"
 
 
-def _lines(row: Modality, facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(modality: Modality, facts: dict[str, Any]) -> list[tuple[str, str]]:
     if not facts["files"]:
         return []
-    if row.is_labels:
+    if modality.is_labels:
         pixels = facts["pixels"]
         used = sum(n > 0 for n in pixels)
         void = facts["void_share"]
         share = [("void", f"{void:.2%} (id {facts['void']})")] if void is not None else []
-        return [("ids in use", f"{used} of {row.num_classes}"), *share]
+        return [("ids in use", f"{used} of {modality.num_classes}"), *share]
     lines = [
         ("mean", f"{_numbers(facts['mean'])}  (stored {_numbers(facts['mean_stored'])})"),
         ("std", f"{_numbers(facts['std'])}  (stored {_numbers(facts['std_stored'])})"),
         ("range", ", ".join(f"{a}..{b}" for a, b in zip(facts["min"], facts["max"], strict=True))),
     ]
-    if is_scalar_map(row):
+    if is_scalar_map(modality):
         lines += [("invalid", f"{facts['invalid_share']:.2%}"), ("unit", facts["unit"])]
     return lines
 
 
-def _chart(row: Modality, facts: dict[str, Any], totals: Totals) -> str:
-    if row.is_labels:
+def _chart(modality: Modality, facts: dict[str, Any], totals: Totals) -> str:
+    if modality.is_labels:
         palette = label_palette(len(facts["pixels"]))
         colours = [f"rgb({r},{g},{b})" for r, g, b in palette.tolist()]
         weights = facts["weights"]["median_frequency"]
-        return classes(facts["pixels"], facts["names"], colours, weights, _MOST_CLASSES)
+        return class_table(facts["pixels"], facts["names"], colours, weights, _MAX_CLASSES)
     low, high = 0, 255
-    if is_scalar_map(row) or row.max_value > 255:
+    if is_scalar_map(modality) or modality.max_value > 255:
         valid = totals.counts[0].copy()
         valid[0] = 0
         low, high = 0, int(quantile(valid, 0.999)) if valid.any() else 1
     channels = [np.pad(c, (0, max(0, high + 1 - len(c)))) for c in totals.counts]
-    return histogram([_without_zero(c) if is_scalar_map(row) else c for c in channels], low, high)
+    return histogram(
+        [_without_zero(c) if is_scalar_map(modality) else c for c in channels], low, high
+    )
 
 
 def _without_zero(counts: Counts) -> Counts:
@@ -85,12 +88,12 @@ def _without_zero(counts: Counts) -> Counts:
     return out
 
 
-def _yaml(row: Modality, facts: dict[str, Any]) -> str:
-    """The row's fields as measured, to copy."""
-    if row.is_labels or not facts["files"] or row.normalization != "mean_std":
+def _yaml(modality: Modality, facts: dict[str, Any]) -> str:
+    """Measured mean and std as YAML, to copy into a config."""
+    if modality.is_labels or not facts["files"] or modality.normalization != "mean_std":
         return ""
     fields = [f"{key}: [{_numbers(facts[key])}]" for key in ("mean", "std")]
-    lines = ["modalities:", f"  {row.name}:", *(f"    {field}" for field in fields)]
+    lines = ["modalities:", f"  {modality.name}:", *(f"    {field}" for field in fields)]
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
@@ -99,46 +102,46 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 _WIDTH, _HEIGHT, _BINS = 420, 110, 84
-COLOURS = ("#d1495b", "#3f8f4f", "#2f6db2")
-INK = "#5b6ee1"
+_RGB = ("#d1495b", "#3f8f4f", "#2f6db2")
+_BAR = "#5b6ee1"
 
 
 def histogram(channels: Sequence[Counts], low: int, high: int) -> str:
-    """Stored values of all channels between two ends, over one another."""
+    """SVG histogram of all channels between two stored values."""
     edges = np.linspace(low, high + 1, min(_BINS, high - low + 1) + 1).round().astype(int)
     bars = [
         np.array([counts[a:b].sum() for a, b in zip(edges[:-1], edges[1:], strict=True)])
         for counts in channels
     ]
-    # One value that outweighs all others (void, sky) would flatten the rest.
+    # Clip the bar of a dominant value (void, sky), which would flatten the others.
     tops = np.sort(np.concatenate(bars))
     top = max(1.0, float(min(tops[-1], 4 * np.quantile(tops, 0.95))))
-    colours = COLOURS if len(bars) == len(COLOURS) else (INK,) * len(bars)
+    colours = _RGB if len(bars) == len(_RGB) else (_BAR,) * len(bars)
     shapes = [_bars(b / top, c, 0.55) for b, c in zip(bars, colours, strict=True)]
     marks = "".join(_text(x, f"{v:,}", anchor) for x, v, anchor in _ends(low, high))
     return _svg("".join(shapes) + marks)
 
 
-def classes(
+def class_table(
     pixels: Sequence[int],
     names: Sequence[str],
     colours: Sequence[str],
     weights: Sequence[float],
-    most: int,
+    max_classes: int,
 ) -> str:
-    """Shares and weights of the most frequent classes, as rows of a table."""
+    """HTML table of the most frequent classes with their shares and weights."""
     total = max(1, sum(pixels))
     order = sorted((i for i, n in enumerate(pixels) if n), key=lambda i: -pixels[i])
     head = "<tr><th>id</th><th>class</th><th></th>" + _cells("share", "weight", tag="th") + "</tr>"
     rows = []
-    for i in order[:most]:
+    for i in order[:max_classes]:
         name = escape(names[i]) if i < len(names) else ""
         style = f"width:{max(0.5, 100 * pixels[i] / pixels[order[0]]):.1f}%;background:{colours[i]}"
         rows.append(
             f'<tr><td class="num">{i}</td><td>{name}</td><td class="bar"><i style="{style}"></i>'
             f"</td>{_cells(f'{pixels[i] / total:.2%}', f'{weights[i]:.3g}')}</tr>"
         )
-    rest = len(order) - most
+    rest = len(order) - max_classes
     more = f'<p class="soft">and {rest} more: see statistics.json</p>' if rest > 0 else ""
     return f'<table class="classes">{head}{"".join(rows)}</table>{more}'
 

@@ -1,4 +1,4 @@
-"""What the doctor writes: findings, statistics and manifest as JSON, and the page."""
+"""Write the report folder: HTML page, findings, statistics and manifest."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 from multimae.weights.atomic import atomic_file
 from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.findings import count
-from tools.doctor.report.report_page import page
+from tools.doctor.report.report_page import render_page
 from utils.logs.errors import UserError
 
 FILES = ("report.html", "findings.json", "statistics.json", "manifest.json")
 
 
 def write_report(diagnosis: Diagnosis, out: Path) -> list[Path]:
-    """Write all files of the report into a folder.
+    """Write all files of the report.
 
     Returns:
-        Their paths; the page is the first.
+        Their paths; the HTML page is the first.
 
     Raises:
         UserError: The folder cannot be written.
     """
     texts = {
-        "report.html": page(diagnosis),
+        "report.html": render_page(diagnosis),
         "findings.json": _json(
             {"counts": count(diagnosis.findings), "findings": list(map(asdict, diagnosis.findings))}
         ),
         "statistics.json": _json({str(s.listing.root): _statistics(s) for s in diagnosis.sets}),
-        # Indenting takes Python's own encoder, ten times slower, and files may be millions.
+        # No indent: it selects an encoder ten times slower, and there may be millions of files.
         "manifest.json": _json({str(s.listing.root): _manifest(s) for s in diagnosis.sets}, None),
     }
     try:
@@ -63,7 +63,7 @@ def _statistics(report: SetReport) -> dict[str, Any]:
 
 
 def _manifest(report: SetReport) -> dict[str, Any]:
-    """Counts, and of every file its size and, if it was read, its hash."""
+    """Counts, and the size of every file with its hash if it was read."""
     listing = report.listing
     hashes = {record.path: record.digest for record in report.result.records}
     files: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The report as one HTML page that holds everything it shows."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.files.file_listing import File
 from tools.doctor.findings import SEVERITIES, Finding, Severity, count
 from tools.doctor.report.modality_cards import modality_card
-from tools.doctor.report.thumbnails import picture
+from tools.doctor.report.thumbnails import thumbnail_uri
 
-_SHOWN, _SUSPECTS, _PER_CODE = 12, 12, 200
+_MAX_SAMPLES, _MAX_SUSPECTS, _MAX_PER_CODE = 12, 12, 200
 _STYLE = Path(__file__).with_name("style.css")
 _TITLES = {"error": "errors", "warning": "warnings", "info": "notes"}
 
 
-def page(diagnosis: Diagnosis) -> str:
-    """The whole page."""
-    body = [_head(diagnosis), _findings(diagnosis.findings)]
+def render_page(diagnosis: Diagnosis) -> str:
+    """Render the page."""
+    body = [_header(diagnosis), _findings(diagnosis.findings)]
     for report in diagnosis.sets:
         body += [_suspects(report, diagnosis.findings), _samples(report), _modalities(report)]
         body.append(_agreement(report))
@@ -37,7 +37,7 @@ def page(diagnosis: Diagnosis) -> str:
     )
 
 
-def _head(diagnosis: Diagnosis) -> str:
+def _header(diagnosis: Diagnosis) -> str:
     counts = count(diagnosis.findings)
     checked = sum(len(s.checked) for s in diagnosis.sets)
     total = sum(len(s.listing.keys()) for s in diagnosis.sets)
@@ -51,7 +51,7 @@ def _head(diagnosis: Diagnosis) -> str:
     ]
     verdict = ("good", "ready for training")
     if counts["error"]:
-        verdict = ("error", "not fit for training")
+        verdict = ("error", "not ready for training")
     elif counts["warning"]:
         verdict = ("warning", "look at the warnings first")
     partial = (
@@ -79,9 +79,9 @@ def _findings(findings: Sequence[Finding]) -> str:
     rows = []
     for f in findings:
         shown[f.code] += 1
-        if shown[f.code] <= _PER_CODE:
+        if shown[f.code] <= _MAX_PER_CODE:
             rows.append(_row(f))
-    hidden = {code: n - _PER_CODE for code, n in shown.items() if n > _PER_CODE}
+    hidden = {code: n - _MAX_PER_CODE for code, n in shown.items() if n > _MAX_PER_CODE}
     more = "".join(
         f'<p class="soft">{n:,} more of {code}: see findings.json</p>' for code, n in hidden.items()
     )
@@ -110,7 +110,7 @@ def _row(f: Finding) -> str:
 
 
 def _suspects(report: SetReport, findings: Sequence[Finding]) -> str:
-    """Pictures of samples with findings, a few of every kind first."""
+    """Thumbnails of samples with findings, a few of each kind first."""
     known = {key for by_key in report.listing.files.values() for key in by_key}
     root = str(report.listing.root)
     mine = [f for f in findings if f.sample in known and f.path.startswith(root)]
@@ -121,7 +121,7 @@ def _suspects(report: SetReport, findings: Sequence[Finding]) -> str:
     ranked = sorted((i, f.sample) for fs in by_code.values() for i, f in enumerate(fs[:4]))
     chosen: dict[str, list[Finding]] = {}
     for _, sample in ranked:
-        if len(chosen) < _SUSPECTS:
+        if len(chosen) < _MAX_SUSPECTS:
             chosen[sample] = [f for f in mine if f.sample == sample]
     if not chosen:
         return ""
@@ -132,7 +132,7 @@ def _suspects(report: SetReport, findings: Sequence[Finding]) -> str:
 
 def _samples(report: SetReport) -> str:
     keys = report.checked
-    count_ = min(_SHOWN, len(keys))
+    count_ = min(_MAX_SAMPLES, len(keys))
     figures = [_figure(report, keys[i * len(keys) // count_], []) for i in range(count_)]
     name = escape(report.listing.root.name)
     return f'<h2>Samples of {name}</h2><div class="samples">{"".join(figures)}</div>'
@@ -140,7 +140,9 @@ def _samples(report: SetReport) -> str:
 
 def _figure(report: SetReport, key: str, found: Sequence[Finding]) -> str:
     files = report.listing.sample(key)
-    cells = "".join(_cell(files.get(row.name), row) for row in report.listing.rows)
+    cells = "".join(
+        _cell(files.get(modality.name), modality) for modality in report.listing.modalities
+    )
     worst = min((f.severity for f in found), key=SEVERITIES.index, default="")
     codes = "".join(
         f' <span class="tag {s}">{code} ({escape(modality)})</span>'
@@ -150,27 +152,29 @@ def _figure(report: SetReport, key: str, found: Sequence[Finding]) -> str:
     return f'<figure class="{worst}"><div>{cells}</div>{caption}</figure>'
 
 
-def _cell(file: File | None, row: Modality) -> str:
+def _cell(file: File | None, modality: Modality) -> str:
     if file is None:
-        return f"<span>{escape(row.name)}<br>missing</span>"
-    uri = picture(file, row)
+        return f"<span>{escape(modality.name)}<br>missing</span>"
+    uri = thumbnail_uri(file, modality)
     if uri is None:
-        return f"<span>{escape(row.name)}<br>not readable</span>"
-    return f'<img src="{uri}" alt="{escape(row.name)}" title="{escape(file.path)}">'
+        return f"<span>{escape(modality.name)}<br>not readable</span>"
+    return f'<img src="{uri}" alt="{escape(modality.name)}" title="{escape(file.path)}">'
 
 
 def _modalities(report: SetReport) -> str:
-    cards = [modality_card(row, report) for row in report.listing.rows]
+    cards = [modality_card(modality, report) for modality in report.listing.modalities]
     name = escape(report.listing.root.name)
     return f'<h2>Modalities of {name}</h2><div class="grid">{"".join(cards)}</div>'
 
 
 def _agreement(report: SetReport) -> str:
-    """How well edges agree, pair by pair."""
+    """Table of the edge correlation of each pair of modalities."""
     rows = []
     for (a, b), s in report.pairs.items():
         verdict: tuple[Severity | str, str] = (
-            ("good", "tells pairs apart") if s.telling else ("warning", "cannot tell")
+            ("good", "detects misalignment")
+            if s.telling
+            else ("warning", "too weak to detect misalignment")
         )
         rows.append(
             f"<tr><td>{escape(a)} and {escape(b)}</td>"

@@ -1,4 +1,4 @@
-"""Parametric bathroom fittings, screens, boards, lamps, plants, rugs and hangings."""
+"""Parametric screens, boards, lamps, plants, rugs, clothes and hangings."""
 
 from __future__ import annotations
 

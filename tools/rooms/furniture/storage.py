@@ -1,4 +1,4 @@
-"""Parametric cupboards, shelves, kitchen units and white goods."""
+"""Parametric cupboards and shelves."""
 
 from __future__ import annotations
 
