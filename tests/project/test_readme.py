@@ -22,17 +22,5 @@ def test_python_blocks_run_and_are_short(
     assert len([line for line in code.splitlines() if line.strip()]) <= 5
 
 
-def test_there_are_blocks_and_the_links_lead_somewhere() -> None:
+def test_there_are_blocks() -> None:
     assert BLOCKS
-    pages = (
-        "README.md",
-        "SETUP.md",
-        "PRETRAINING.md",
-        "FINETUNING.md",
-        "docs/MODALITIES.md",
-        "docs/RESULTS.md",
-        "weights/README.md",
-    )
-    for page in pages:
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", (REPO / page).read_text()):
-            assert ((REPO / page).parent / target).exists(), f"{page}: {target}"
