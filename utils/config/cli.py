@@ -1,7 +1,7 @@
-"""The command line of every script: flags to values, and ``--help``.
+"""Command-line parser of every script, and ``--help``.
 
-A hand parser instead of argparse, because argparse stops at the first mistake, accepts
-abbreviations, and cannot say which values the user gave.
+Unlike argparse it reports every mistake, rejects abbreviations, and tells which values the user
+set.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _HELP_INDENT, _HELP_WIDTH = 34, 100
 
 
 class Setting(NamedTuple):
-    """A value as the user gave it, and where."""
+    """A raw value set by the user, and where: a flag, or a file and key."""
 
     option: Option
     value: Any
-    place: str
+    source: str
 
 
 @dataclass
 class CommandLine:
-    """What the arguments say."""
+    """Parsed arguments."""
 
     settings: list[Setting] = field(default_factory=list)
     config_files: list[Path] = field(default_factory=list)
@@ -42,65 +42,65 @@ class CommandLine:
 
 
 def read_command_line(argv: Sequence[str], options: Mapping[str, Option]) -> CommandLine:
-    """Match arguments to options; values stay strings (a list for several).
+    """Match arguments to options; values stay strings, or lists of strings.
 
     Args:
         argv: Arguments without the program's name.
         options: Known options by name.
 
     Returns:
-        Settings in order, with every mistake in ``problems``.
+        Settings in order, and every mistake in ``problems``.
     """
     line = CommandLine()
     by_flag = {flag: option for option in options.values() for flag in option.flags}
-    for flag, words in _groups(argv):
+    for flag, values in _groups(argv):
         option = by_flag.get(flag)
         if option is not None:
-            _read_option(line, option, flag, words)
+            _read_option(line, option, flag, values)
         elif flag in ("--help", "-h"):
             line.help = True
         elif flag == "--print_config":
             line.print_config = True
-            line.problems += [f"{flag}: takes no value, got '{words[0]}'"] if words else []
+            line.problems += [f"{flag}: takes no value, got '{values[0]}'"] if values else []
         elif flag == "--config":
-            line.config_files += [Path(word) for word in words]
-            line.problems += [] if words else ["--config: needs the path of a YAML file"]
+            line.config_files += [Path(value) for value in values]
+            line.problems += [] if values else ["--config: needs the path of a YAML file"]
         elif flag:
             near = did_you_mean(flag, [*by_flag, *RESERVED])
             line.problems.append(f"{flag}: unknown flag{near}")
-        elif words:
-            line.problems.append(f"'{words[0]}': expected a flag (--NAME) first")
+        elif values:
+            line.problems.append(f"'{values[0]}': expected a flag (--NAME) first")
     return line
 
 
 def _groups(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """``--a 1 2 --b=3`` as ``("--a", ["1", "2"]), ("--b", ["3"])``; leading strays under ``""``."""
-    flag, words = "", list[str]()
+    """``--a 1 2 --b=3`` as ``("--a", ["1", "2"]), ("--b", ["3"])``; leading values under ``""``."""
+    flag, values = "", list[str]()
     for arg in argv:
         if not _FLAG.match(arg):
-            words.append(arg)
+            values.append(arg)
             continue
-        yield flag, words
+        yield flag, values
         flag, equals, inline = arg.partition("=")
-        words = [inline] if equals else []
-    yield flag, words
+        values = [inline] if equals else []
+    yield flag, values
 
 
-def _read_option(line: CommandLine, option: Option, flag: str, words: list[str]) -> None:
+def _read_option(line: CommandLine, option: Option, flag: str, values: list[str]) -> None:
     if flag in option.off_flags:
-        if words:
-            line.problems.append(f"{flag}: takes no value, got '{words[0]}'")
+        if values:
+            line.problems.append(f"{flag}: takes no value, got '{values[0]}'")
         line.settings.append(Setting(option, False, flag))
-    elif not words and option.is_bool:
+    elif not values and option.is_bool:
         line.settings.append(Setting(option, True, flag))
-    elif not words:
+    elif not values:
         line.problems.append(f"{flag}: needs a value ({type_name(option.base_hint)})")
-    elif len(words) == 1:
-        line.settings.append(Setting(option, words[0], flag))
+    elif len(values) == 1:
+        line.settings.append(Setting(option, values[0], flag))
     elif option.is_tuple:
-        line.settings.append(Setting(option, words, flag))
+        line.settings.append(Setting(option, values, flag))
     else:
-        line.problems.append(f"{flag}: takes one value, got {len(words)}: {' '.join(words)}")
+        line.problems.append(f"{flag}: takes one value, got {len(values)}: {' '.join(values)}")
 
 
 def _metavar(hint: Any) -> str:
@@ -113,10 +113,10 @@ def _metavar(hint: Any) -> str:
 
 
 def format_help(cfg: Any, options: Mapping[str, Option], program: str) -> str:
-    """The text of ``--help``: flags by section, headed by the first line of its docstring."""
+    """Text of ``--help``: flags by section, under the first line of the section's docstring."""
     lines = [f"usage: {program} [--config FILE.yaml ...] [--FLAG VALUE ...]", "", _title(cfg), ""]
     lines += [
-        _entry("--config FILE.yaml", "Read options from YAML; the command line wins over it"),
+        _entry("--config FILE.yaml", "Read options from YAML; the command line overrides it"),
         _entry("--print_config", "Print the resolved config as YAML and exit"),
     ]
     for section, group in sections_of(cfg):

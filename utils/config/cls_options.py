@@ -18,7 +18,7 @@ from utils.config.options import RuntimeOptions
 
 @dataclass(frozen=True)
 class ClsDataOptions(FinetuneDataOptions):
-    """Data: what is read, and how it is augmented."""
+    """Data and augmentation."""
 
     data_path: str = option(
         "ADD_DATA_PATH_HERE/rgb", "Training images, MODALITY/CLASS/NAME; or a modality's folder"
@@ -54,7 +54,7 @@ class ClsDataOptions(FinetuneDataOptions):
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
     def problems(self) -> Iterator[str]:
-        """Ranges that are none."""
+        """Invalid ranges."""
         yield from super().problems()
         if self.cutmix_minmax is not None and len(self.cutmix_minmax) != 2:
             yield "cutmix_minmax: give two numbers"
@@ -83,11 +83,11 @@ class ClsOptimOptions(FinetuneOptimOptions):
     """Optimiser and schedule."""
 
     opt_betas: tuple[float, ...] | None = option(
-        None, "Betas of Adam; none: the optimiser's own", within="[0, 1)"
+        None, "Betas of Adam; none: the optimiser's default", within="[0, 1)"
     )
     blr: float = option(5e-4, "Learning rate per 256 images of global batch", within="(0, inf)")
     lr: float | None = option(  # type: ignore[assignment]
-        None, "Learning rate, whatever the batch; none: from --blr", within="(0, inf)"
+        None, "Absolute learning rate; none: from --blr", within="(0, inf)"
     )
     layer_decay: float = option(0.65, "Learning-rate factor per layer", within="(0, 1]")
     min_lr: float = option(1e-6, "Learning rate the cosine falls to", within="[0, inf)")
@@ -124,7 +124,7 @@ class ClsConfig(FinetuneConfig):
         return self.runtime.epochs if late else self.log.eval_freq
 
     def problems(self) -> Iterator[str]:
-        """Batches that cannot be paired for Mixup."""
+        """Odd batches, which Mixup cannot pair."""
         yield from super().problems()
         if self.data.mixes and self.runtime.batch_size % 2:
             yield f"batch_size: {self.runtime.batch_size} is odd; Mixup and CutMix pair images"

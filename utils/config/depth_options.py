@@ -23,7 +23,7 @@ DEEPEST = 65535.0  # largest 16-bit value, in mm
 
 @dataclass(frozen=True)
 class DepthDataOptions(FinetuneDataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
     use_mask_valid: bool = option(
         False,
@@ -33,7 +33,9 @@ class DepthDataOptions(FinetuneDataOptions):
     dataset_name: str = option("nyu", "Name of the data set, for logs")
     aug_name: Literal["nyu-augs"] = option("nyu-augs", "Augmentation")
     color_augs: bool = option(False, "Jitter colours of the training images")
-    max_train_images: int | None = option(1000, "Train on N images, spread out", within="[1, inf)")
+    max_train_images: int | None = option(
+        1000, "Train on N images, evenly spread", within="[1, inf)"
+    )
     max_val_images: int | None = option(100, "Evaluate on N images", within="[1, inf)")
     max_test_images: int | None = option(100, "Test on N images", within="[1, inf)")
     depth_folder: str = option("depth", "Folder of the true depth, 16-bit PNG in mm")
@@ -41,7 +43,7 @@ class DepthDataOptions(FinetuneDataOptions):
     depth_std: float = option(777.5723, "Deviation of the target in mm", within="(0, inf)")
 
     def target(self) -> Modality:
-        """Row of the true depth: normalised as ``(mm - depth_mean) / depth_std``."""
+        """Modality of the true depth, normalised as ``(mm - depth_mean) / depth_std``."""
         return Modality(
             TARGET,
             num_channels=1,
@@ -103,7 +105,7 @@ class DepthConfig(FinetuneConfig):
     checkpoint: DepthCheckpointOptions = field(default_factory=DepthCheckpointOptions)
 
     def problems(self) -> Iterator[str]:
-        """Inputs that would be the answer."""
+        """Inputs that read the target."""
         yield from super().problems()
         known = {} if list(self.data.problems()) else self.table()
         for name in self.in_names:

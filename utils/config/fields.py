@@ -1,8 +1,7 @@
-"""Options as dataclass fields: how one is declared, and the flat list of all of a config's.
+"""Options as dataclass fields.
 
 A config is a frozen dataclass whose fields are *sections* (frozen dataclasses of options) or
-options themselves. Outside the code the sections do not exist: every option has one flat name,
-the same as a flag and as a YAML key.
+options. Users see one flat namespace: an option's name is its flag and its YAML key.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ def option(default: Any, help: str, *, within: str | None = None, off: str | Non
     For example ``lr: float = option(1e-4, "Learning rate", within="(0, inf)")``.
 
     Args:
-        default: Value, or a function that makes it (for mappings and for what depends on the
-            machine).
+        default: Value, or a factory (for mappings and for values that depend on the machine).
         help: One line for ``--help``.
         within: Interval that every number of the value must lie in, e.g. ``"[0, 1)"``.
-        off: Further flag, without dashes, that sets a boolean to false, beside ``--no_NAME``.
+        off: Alias, without dashes, of ``--no_NAME``.
     """
     metadata = {"help": help, "within": within, "off": off}
     if callable(default):
@@ -41,7 +39,7 @@ class Option:
 
     Attributes:
         name: Flag without dashes, YAML key and field name.
-        section: Name of the config's field that holds it; empty for the config itself.
+        section: Field of the config that holds it; empty for the config itself.
         hint: Annotated type.
         default: Value in the config's default instance.
         help: One line for ``--help``.
@@ -59,7 +57,7 @@ class Option:
 
     @property
     def path(self) -> str:
-        """Where the code finds it, e.g. ``optim.lr``."""
+        """Attribute path, e.g. ``optim.lr``."""
         return f"{self.section}.{self.name}" if self.section else self.name
 
     @property
@@ -109,7 +107,7 @@ class Option:
 
 
 def sections_of(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """``(name, section)`` of a config; the config itself, last and named ``""``."""
+    """``(name, section)`` pairs of a config; last the config itself under ``""``."""
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         if dataclasses.is_dataclass(value):
@@ -118,7 +116,7 @@ def sections_of(cfg: Any) -> Iterator[tuple[str, Any]]:
 
 
 def options_of(cfg: Any) -> dict[str, Option]:
-    """Every option of a config instance by name, with its values there as defaults.
+    """Options of a config instance by name; its values are their defaults.
 
     Raises:
         TypeError: Two options share a flag.

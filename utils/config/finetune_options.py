@@ -24,7 +24,7 @@ Split = Literal["eval", "test"]
 
 @dataclass(frozen=True)
 class FinetuneDataOptions(DataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
     test_data_path: str | None = option(None, "Test images, for --test")
@@ -34,10 +34,10 @@ class FinetuneDataOptions(DataOptions):
     )
 
     def problems(self) -> Iterator[str]:
-        """Statistics that the checkpoint knows and this script does not."""
+        """Statistics that only pre-training computes."""
         yield from super().problems()
-        for name, row in self.modalities.items():
-            if isinstance(row, Mapping) and row.get("normalization") == "computed":
+        for name, spec in self.modalities.items():
+            if isinstance(spec, Mapping) and spec.get("normalization") == "computed":
                 yield (
                     f"modalities: {name}: normalization: computed is for pre-training; give the "
                     "mean and std that its log names"
@@ -51,14 +51,14 @@ class FinetuneModelOptions(ModelOptions):
     model: str = option("multivit_base", "Registered builder of the model")
 
     def problems(self) -> Iterator[str]:
-        """Models that mask, beside what every script checks."""
+        """Models that mask their inputs."""
         yield from super().problems()
         if self.model.startswith("pretrain_"):
             yield f"model: {self.model} masks its inputs; fine-tuning needs a multivit_*"
 
     @property
     def encoder_drop_path(self) -> float:
-        """Drop-path rate of the encoder, whatever the script calls it."""
+        """Drop-path rate of the encoder, under one name for all scripts."""
         return 0.0
 
 
@@ -106,9 +106,9 @@ class FinetuneOptimOptions(OptimOptions):
     """Optimiser and schedule."""
 
     opt_betas: tuple[float, ...] | None = option(
-        (0.9, 0.999), "Betas of Adam; none: the optimiser's own", within="[0, 1)"
+        (0.9, 0.999), "Betas of Adam; none: the optimiser's default", within="[0, 1)"
     )
-    lr: float = option(1e-4, "Learning rate, whatever the batch", within="(0, inf)")
+    lr: float = option(1e-4, "Absolute learning rate", within="(0, inf)")
     layer_decay: float = option(0.75, "Learning-rate factor per layer", within="(0, 1]")
     scale_input_lr: bool = option(True, "Decay the learning rate of the input adapters, too")
     freeze_transformer: bool = option(False, "Do not train the encoder blocks")
@@ -127,18 +127,18 @@ class StartOptions:
 
     finetune: str = option("", "Pre-trained weights: a path or an https URL")
     model_key: str = option("model|module", "Where a checkpoint has its weights, by preference")
-    model_prefix: str = option("", "Prefix of the weights' names to take off")
-    model_ema: bool = option(False, "Keep an average of the weights; score and save that")
+    model_prefix: str = option("", "Prefix to strip from the weights' names")
+    model_ema: bool = option(False, "Average the weights (EMA); evaluate and save the average")
     model_ema_decay: float = option(0.9999, "Decay of the average", within="[0, 1)")
     model_ema_force_cpu: bool = option(False, "Keep the average on the CPU")
     eval: bool = option(False, "Score on --eval_data_path, do not train")
     test: bool = option(False, "Score the best checkpoint on the test set, do not train")
     dist_eval: bool = option(
-        False, "Accepted for old commands: evaluation always shares the set out, exactly"
+        False, "Accepted for old commands: evaluation is always sharded, with exact metrics"
     )
 
     def problems(self) -> Iterator[str]:
-        """URLs that are not safe."""
+        """URLs other than https."""
         if "://" in self.finetune and not self.finetune.startswith("https://"):
             yield "finetune: only https:// URLs are loaded; download other files first"
 
@@ -148,7 +148,7 @@ class FinetuneLogOptions(LogOptions):
     """Logs and evaluation."""
 
     log_images_wandb: bool = option(
-        False, "Accepted for old commands: pictures go to every log that is on"
+        False, "Accepted for old commands: pictures go to every active log"
     )
     log_images_freq: int = option(
         5, "Epochs between pictures, drawn when the model is evaluated", within="[1, inf)"
@@ -162,7 +162,7 @@ class FinetuneLogOptions(LogOptions):
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Base of the fine-tuning configurations; each script subclasses sections."""
+    """Base of the fine-tuning configurations."""
 
     data: FinetuneDataOptions = field(default_factory=FinetuneDataOptions)
     model: FinetuneModelOptions = field(default_factory=FinetuneModelOptions)
@@ -182,7 +182,7 @@ class FinetuneConfig:
         return self.data.in_names
 
     def problems(self) -> Iterator[str]:
-        """Durations and modalities that do not fit each other, tests without a set."""
+        """Contradictory durations and modalities, tests without a test set."""
         warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
         if self.optim.warmup_steps <= 0 and warmup >= epochs and not self.scores_only:
             yield (
@@ -191,8 +191,8 @@ class FinetuneConfig:
             )
         if self.start.model_ema_force_cpu and self.runtime.parallel == "fsdp":
             yield (
-                "model_ema_force_cpu: parallel fsdp shares the average out over the processes; "
-                "leave it away, or use parallel ddp"
+                "model_ema_force_cpu: parallel fsdp shards the average; drop the flag, or use "
+                "parallel ddp"
             )
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"

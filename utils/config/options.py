@@ -1,8 +1,4 @@
-"""The options of the scripts: sections that all share, and those of pre-training.
-
-Inside the code options are grouped (``cfg.optim.blr``), as flags and YAML keys they are flat. A
-script with other defaults passes its own instance of a section, or subclasses it to add options.
-"""
+"""Sections of options that all scripts share; scripts subclass them to add options."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Data: what is read, and how."""
+    """Data."""
 
     data_path: str = option(
         "ADD_DATA_PATH_HERE", "Training images: one sub-folder per modality, same file names"
@@ -50,7 +46,7 @@ class DataOptions:
     eval_data_path: str | None = option(None, "Validation images, laid out as --data_path")
     in_domains: str = option("rgb", "Input modalities, joined by '-'")
     modalities: Mapping[str, Any] = option(
-        dict, "Rows that change or extend the table of modalities: {name: {field: value}}"
+        dict, "Modalities to change or add: {name: {field: value}}"
     )
     standardize_depth: bool = option(
         False, "Standardise depth per image, by the mean and variance of its middle 80 %"
@@ -60,9 +56,7 @@ class DataOptions:
     )
     train_interpolation: Interpolation = option("bicubic", "Interpolation that resizes rgb")
     num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")
-    fast_decode: bool = option(
-        False, "Decode training photos faster, with values that differ a little"
-    )
+    fast_decode: bool = option(False, "Decode training photos faster; values differ slightly")
     pin_mem: bool = option(True, "Load batches into page-locked memory")
     eval_batch_size: int | None = option(
         None, "Images per GPU in evaluation; none: --batch_size", within="[1, inf)"
@@ -71,15 +65,15 @@ class DataOptions:
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
     on_bad_sample: Literal["error", "skip"] = option(
-        "error", "What a training sample with a bad or missing file does; evaluation always stops"
+        "error", "Bad or missing training file: stop, or skip the sample; evaluation always stops"
     )
     max_bad_samples: int = option(
-        100, "With --on_bad_sample skip: stop after more bad samples than this", within="[0, inf)"
+        100, "With --on_bad_sample skip: maximum number of bad samples", within="[0, inf)"
     )
 
     @property
     def skips_bad(self) -> bool:
-        """Whether training leaves bad samples out."""
+        """Whether training skips bad samples."""
         return self.on_bad_sample == "skip"
 
     @property
@@ -90,16 +84,17 @@ class DataOptions:
     def table(self) -> ModalityTable:
         """The modality table of this run.
 
-        The historical flags change rows where ``modalities`` does not set the same field.
+        Fields set under ``modalities`` override the historical flags.
 
         Raises:
             ValueError: Every problem in ``modalities``, one per line.
         """
-        rows: dict[str, Any] = {name: dict(row) for name, row in self._rows_by_flags().items()}
-        for key, row in self.modalities.items():
+        specs: dict[str, Any] = dict(self._fields_by_flags())
+        for key, fields in self.modalities.items():
             name = str(key)  # YAML reads names like `1` and `no` as other types
-            rows[name] = {**rows.get(name, {}), **row} if isinstance(row, Mapping) else row
-        table = make_table(rows)
+            merge = isinstance(fields, Mapping)
+            specs[name] = {**specs.get(name, {}), **fields} if merge else fields
+        table = make_table(specs)
         for name, modality in table.items():
             if modality.source is not None:
                 source, own = table[modality.source], self.modalities.get(name, {})
@@ -107,7 +102,7 @@ class DataOptions:
                 table[name] = dataclasses.replace(modality, **followed)
         return table
 
-    def _rows_by_flags(self) -> dict[str, dict[str, Any]]:
+    def _fields_by_flags(self) -> dict[str, dict[str, Any]]:
         half = {"mean": (0.5,), "std": (0.5,)}
         return {
             "rgb": {
@@ -118,7 +113,7 @@ class DataOptions:
         }
 
     def problems(self) -> Iterator[str]:
-        """Modalities that are declared wrongly, unknown or targets only."""
+        """Modalities that are invalid, unknown or targets only."""
         table: ModalityTable = {}
         try:
             table = self.table()
@@ -151,10 +146,10 @@ class ModelOptions:
     model: str = option("pretrain_multimae_base", "Registered builder of the model")
     patch_size: int = option(16, "Patch side in full-resolution pixels", within="[1, inf)")
     input_size: int = option(224, "Image side in pixels", within="[1, inf)")
-    num_global_tokens: int = option(1, "Learned tokens beside the patches", within="[0, inf)")
+    num_global_tokens: int = option(1, "Learned global tokens", within="[0, inf)")
 
     def problems(self) -> Iterator[str]:
-        """Unknown models, image sizes that patches do not tile."""
+        """Unknown models, image sizes that the patch size does not divide."""
         try:
             find_builder(self.model)
         except ValueError as err:
@@ -175,10 +170,10 @@ class OptimOptions:
     opt: str = option("adamw", "Optimiser, by its name in timm")
     opt_eps: float = option(1e-8, "Epsilon of Adam", within="(0, inf)")
     opt_betas: tuple[float, ...] | None = option(
-        (0.9, 0.95), "Betas of Adam; none: the optimiser's own", within="[0, 1)"
+        (0.9, 0.95), "Betas of Adam; none: the optimiser's default", within="[0, 1)"
     )
     momentum: float = option(0.9, "Momentum of SGD", within="[0, 1)")
-    clip_grad: float | None = option(None, "Clip the gradient norm here", within="(0, inf)")
+    clip_grad: float | None = option(None, "Maximum gradient norm", within="(0, inf)")
     weight_decay: float = option(0.05, "Weight decay", within="[0, inf)")
     weight_decay_end: float | None = option(
         None, "Weight decay at the end of its cosine schedule; none: constant", within="[0, inf)"
@@ -213,7 +208,7 @@ class RuntimeOptions:
         None, "Stop after this many steps, with the schedule of the full run", within="[1, inf)"
     )
     schedule_to_max_steps: bool = option(
-        False, "The schedule of rates ends at --max_steps, not with the last epoch"
+        False, "End the schedules at --max_steps instead of the last epoch"
     )
     batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)")
     start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
@@ -222,36 +217,31 @@ class RuntimeOptions:
         "auto", "Autocast type; auto: the best the device has"
     )
     seed: int = option(0, "Seed of every random generator", within="[0, inf)")
-    deterministic: bool = option(
-        False, "Only algorithms whose results are the same every time; slower on a GPU"
-    )
+    deterministic: bool = option(False, "Use deterministic algorithms only; slower on a GPU")
     on_nonfinite: Literal["stop", "skip", "rollback"] = option(
         "stop",
-        "A loss is not finite: stop; skip: leave the update out, which waits for the device in "
-        "every step; rollback: go back to the last checkpoint and leave the batch out",
+        "On NaN/Inf: stop; skip the update (synchronises with the device every step); rollback to "
+        "the last checkpoint and skip the batch",
     )
     grad_checkpointing: bool = option(
-        False, "Compute activations again in the backward pass: less memory, a third more time"
+        False, "Recompute activations in the backward pass: less memory, a third more time"
     )
     num_threads: int | None = option(
-        None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
+        None, "CPU threads of PyTorch; none: its default", within="[1, inf)"
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
-        "Several processes: ddp, a copy of the model on each; fsdp: model, gradients and "
-        "optimiser shared out over them",
+        "ddp: replicate the model on every process; fsdp: shard model, gradients and optimiser",
     )
-    find_unused_params: bool = option(
-        True, "DDP: let parts of the model have no gradient; looked for once, in the first step"
-    )
+    find_unused_params: bool = option(True, "DDP: allow unused parameters, found in the first step")
     show_user_warnings: bool = option(False, "Show Python's UserWarnings")
     world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)")
     local_rank: int = option(-1, "Rank on this machine; torchrun sets it", within="[-1, inf)")
-    dist_on_itp: bool = option(False, "Take the ranks from Open MPI's environment")
+    dist_on_itp: bool = option(False, "Read the ranks from Open MPI's environment")
     dist_url: str = option("env://", "Address where the processes meet")
 
     def problems(self) -> Iterator[str]:
-        """Devices that do not exist in PyTorch, runs that are over before they start."""
+        """Unknown devices, runs that end before they start."""
         yield from device_problems(self.device)
         if self.start_epoch > self.epochs:
             yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
@@ -264,18 +254,16 @@ class CheckpointOptions:
     output_dir: str = option(
         "", "Folder of checkpoints, logs and pictures; empty: nothing is saved"
     )
-    resume: str = option("", "Checkpoint to go on from")
-    auto_resume: bool = option(True, "Go on from the newest checkpoint of --output_dir")
+    resume: str = option("", "Checkpoint to resume from")
+    auto_resume: bool = option(True, "Resume from the newest checkpoint of --output_dir")
     save_ckpt: bool = option(True, "Write checkpoints")
     save_ckpt_freq: int = option(20, "Epochs between checkpoints", within="[1, inf)")
     save_ckpt_steps: int | None = option(None, "Steps between checkpoints", within="[1, inf)")
     save_ckpt_minutes: float | None = option(
         None, "Minutes between checkpoints, by the clock of rank 0", within="(0, inf)"
     )
-    keep_ckpts: int = option(
-        0, "Newest checkpoints after epochs that are kept; 0: all", within="[0, inf)"
-    )
-    async_save: bool = option(True, "Write checkpoints while the training goes on")
+    keep_ckpts: int = option(0, "Keep the last N epoch checkpoints; 0: all", within="[0, inf)")
+    async_save: bool = option(True, "Write checkpoints in the background")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 Options are grouped inside the code (``cfg.optim.blr``) and flat outside (``--blr``, ``blr:``).
 Precedence: default < ``--config FILE.yaml`` (the later file wins) < command line. Every mistake is
-reported at once, before anything is built. Options are declared with :func:`option` in
-``utils/options.py``.
+reported at once, before anything is built.
 """
 
 from __future__ import annotations
@@ -42,7 +41,9 @@ class Checked(Protocol):
 
 
 def parse_config(cls: type[T], argv: Sequence[str] | None = None) -> T:
-    """The config of a script from its arguments; ``--help`` and ``--print_config`` exit with 0.
+    """Build the config of a script from its arguments.
+
+    ``--help`` and ``--print_config`` print and exit with 0.
 
     Args:
         cls: Config class: a frozen dataclass of sections whose fields all have defaults. It and
@@ -68,17 +69,17 @@ def parse_config(cls: type[T], argv: Sequence[str] | None = None) -> T:
     settings += line.settings
 
     values: dict[str, Any] = {}
-    places: dict[str, str] = {}
+    sources: dict[str, str] = {}
     failed: set[str] = set()
-    for known, raw, place in settings:
+    for known, raw, source in settings:
         try:
             values[known.name] = known.coerce(_parse_inline(raw) if known.is_mapping else raw)
-            places[known.name] = place
+            sources[known.name] = source
         except ValueError as err:
-            problems.append(f"{place}: {err}")
+            problems.append(f"{source}: {err}")
             failed.add(known.name)
     cfg = _replace(base, options, values)
-    problems += _contradictions(cfg, places, failed)
+    problems += _contradictions(cfg, sources, failed)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(
@@ -130,16 +131,16 @@ def _replace(base: T, options: Mapping[str, Option], values: Mapping[str, Any]) 
     return result
 
 
-def _contradictions(cfg: Any, places: Mapping[str, str], failed: set[str]) -> Iterator[str]:
-    """Problems that the sections and the config find in themselves, under the user's spelling.
+def _contradictions(cfg: Any, sources: Mapping[str, str], failed: set[str]) -> Iterator[str]:
+    """Problems across options, reported under the flag or key that the user wrote.
 
-    Those about an option that already has a bad value would speak of its default: left out.
+    Skips options that failed to parse, whose defaults would be reported instead.
     """
     for _, group in sections_of(cfg):
         for problem in group.problems() if isinstance(group, Checked) else ():
             name, colon, rest = problem.partition(":")
             if name not in failed:
-                yield places.get(name, name) + colon + rest
+                yield sources.get(name, name) + colon + rest
 
 
 def _read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[list[Setting], list[str]]:
@@ -166,7 +167,7 @@ def _read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[list[S
 
 
 def _parse_inline(value: Any) -> Any:
-    """A mapping given on the command line as YAML text."""
+    """Parse a mapping written as YAML on the command line."""
     if not isinstance(value, str):
         return value
     try:
@@ -187,7 +188,7 @@ def _one_line(err: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that notes duplicate keys, which YAML forbids and PyYAML lets pass."""
+    """Safe loader that records duplicate keys, which PyYAML accepts silently."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -198,17 +199,17 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            row = key.start_mark.line + 1
+            line = key.start_mark.line + 1
             if key.value in seen:
                 self.duplicates.append(
-                    f"line {row}: key '{key.value}' is already on line {seen[key.value]}"
+                    f"line {line}: key '{key.value}' is already on line {seen[key.value]}"
                 )
-            seen[key.value] = row
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe dumper that writes lists in one line and spells aliases out."""
+    """Safe dumper that writes lists in one line and expands aliases."""
 
     def represent_sequence(
         self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None

@@ -22,14 +22,14 @@ from utils.config.options import (
 
 @dataclass(frozen=True)
 class PretrainDataOptions(DataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
     in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
     out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
     missing: Literal["error", "allow"] = option(
         "error",
-        "What a sample without a file of some modality does; allow: its budget goes to the others, "
-        "and the missing one has no loss",
+        "Sample without a file of some modality: stop, or allow (its tokens go to the other "
+        "modalities, and it has no loss)",
     )
     hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
     crop_scale: tuple[float, float] = option(
@@ -40,7 +40,7 @@ class PretrainDataOptions(DataOptions):
     )
 
     def problems(self) -> Iterator[str]:
-        """Wrong modalities, empty ranges."""
+        """Invalid modalities, empty ranges."""
         yield from super().problems()
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, key)
@@ -54,7 +54,9 @@ class PretrainModelOptions(ModelOptions):
 
     num_encoded_tokens: int = option(98, "Visible patches, all modalities", within="[1, inf)")
     alphas: float = option(
-        1.0, "Dirichlet concentration of the modalities' shares in them", within="(0, inf)"
+        1.0,
+        "Dirichlet concentration of the modalities' shares of visible patches",
+        within="(0, inf)",
     )
     sample_tasks_uniformly: bool = option(
         False, "Draw a subset of the modalities first, every one equally likely"
@@ -66,13 +68,13 @@ class PretrainModelOptions(ModelOptions):
     decoder_use_task_queries: bool = option(True, "Queries from a modality's own visible tokens")
     decoder_use_xattn: bool = option(True, "Cross-attention to the tokens of all modalities")
     extra_norm_pix_loss: bool = option(
-        True, "Also predict rgb normalised per patch, with a decoder of its own"
+        True, "Also predict rgb normalised per patch, by a separate decoder"
     )
-    loss_on_unmasked: bool = option(False, "Count visible patches in the loss, too")
+    loss_on_unmasked: bool = option(False, "Include visible patches in the loss")
     fp32_output_adapters: str = option("", "Modalities decoded in float32, joined by '-'")
 
     def problems(self) -> Iterator[str]:
-        """Models that do not mask, sizes that do not fit each other."""
+        """Models without masking, incompatible sizes."""
         yield from super().problems()
         if self.model.startswith("multivit_"):
             yield f"model: {self.model} does not mask; pre-training needs a pretrain_multimae_*"
@@ -91,7 +93,7 @@ class PretrainOptimOptions(OptimOptions):
     skip_grad: float | None = option(
         None, "Skip steps whose gradient norm exceeds this", within="(0, inf)"
     )
-    decay_norm_bias: bool = option(True, "Decay biases and norms, too (as published)")
+    decay_norm_bias: bool = option(True, "Apply weight decay to biases and norms (as published)")
     task_balancer: Literal["none", "uncertainty"] = option("none", "Weights of the losses")
     balancer_lr_scale: float = option(
         1.0, "Learning rate of the balancer, relative to the model's", within="(0, inf)"
@@ -105,10 +107,12 @@ class PretrainStartOptions:
     init_weights: str = option(
         "", "Weights of a MultiMAE or a ViT (MAE, timm, DINO) to start from: a path or an https URL"
     )
-    init_key: str = option("model|module|state_dict|teacher", "Where that file has its weights")
-    init_prefix: str = option("", "Prefix of the weights' names to take off")
+    init_key: str = option(
+        "model|module|state_dict|teacher", "Keys of the weights in that file, by preference"
+    )
+    init_prefix: str = option("", "Prefix to strip from the weights' names")
     train_only: str = option(
-        "", "Modalities whose own parts alone are trained, joined by '-'; empty: everything is"
+        "", "Train the adapters and decoders of these modalities only, joined by '-'; empty: all"
     )
 
     @property
@@ -119,22 +123,22 @@ class PretrainStartOptions:
         )
 
     def problems(self) -> Iterator[str]:
-        """URLs that are not safe."""
+        """URLs other than https."""
         for problem in self.weights.problems():
             yield problem.replace("finetune", "init_weights", 1)
 
 
 @dataclass(frozen=True)
 class PretrainRuntimeOptions(RuntimeOptions):
-    """Run: duration, device, processes, how the step is computed."""
+    """Run: duration, device, processes, compilation."""
 
-    compile: bool = option(False, "Compile model and losses: minutes at the start, faster steps")
+    compile: bool = option(False, "Compile model and losses: minutes of start-up, faster steps")
 
     def problems(self) -> Iterator[str]:
-        """What does not go together."""
+        """Incompatible options."""
         yield from super().problems()
         if self.compile and self.parallel == "fsdp":
-            yield "compile: does not go with parallel fsdp, which gathers block by block"
+            yield "compile: incompatible with parallel fsdp, which gathers block by block"
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,11 @@ class PretrainConfig:
         names = split_names(self.data.out_domains)
         if not self.model.extra_norm_pix_loss:
             return names
-        copies = (row.name for row in self.table().values() if row.norm_pix and row.source in names)
+        copies = (m.name for m in self.table().values() if m.norm_pix and m.source in names)
         return tuple(dict.fromkeys((*names, *copies)))
 
     def problems(self) -> Iterator[str]:
-        """Modalities, sizes and durations that do not fit each other."""
+        """Contradictory modalities, sizes and durations."""
         warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
         if self.optim.warmup_steps <= 0 and warmup >= epochs:
             yield (
@@ -188,7 +192,7 @@ class PretrainConfig:
             return
         size, patch = self.model.input_size, self.model.patch_size
         for name in dict.fromkeys(n for n in (*self.in_names, *outputs) if n in table):
-            row = table[name]
-            side = max(1, (row.patch_size or patch) // row.stride) * row.stride
+            m = table[name]
+            side = max(1, (m.patch_size or patch) // m.stride) * m.stride
             if size % side and side != patch:
                 yield f"input_size: {size} is not divisible by {side}, the patch side of '{name}'"

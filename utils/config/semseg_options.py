@@ -20,7 +20,7 @@ MASK_VALID = "mask_valid"
 
 @dataclass(frozen=True)
 class SemsegDataOptions(FinetuneDataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
     in_domains: str = option("rgb", "Inputs, joined by '-'; also pseudo_semseg")
     standardize_depth: bool = option(
@@ -33,7 +33,7 @@ class SemsegDataOptions(FinetuneDataOptions):
     num_classes: int = option(150, "Classes of the label maps, void aside", within="[2, 254]")
     dataset_name: str = option("ade20k", "Name of the data set, for logs")
     seg_reduce_zero_label: bool = option(False, "Label 0 is void; the others count from 1")
-    seg_use_void_label: bool = option(False, "Learn void as a class of its own (never scored)")
+    seg_use_void_label: bool = option(False, "Learn void as one more class (never scored)")
     aug_name: Literal["simple"] = option("simple", "Augmentation")
     label_folder: str = option("semseg", "Folder of the label maps")
 
@@ -49,13 +49,13 @@ class SemsegDataOptions(FinetuneDataOptions):
             if folder in split_names(self.in_domains):
                 table[name] = dataclasses.replace(table[name], folder=folder)
         if self.load_pseudo_depth:
-            for name, row in table.items():
-                if row.plot == "scalar":
-                    table[name] = dataclasses.replace(row, folder=f"pseudo_{row.data_folder}")
+            for name, m in table.items():
+                if m.plot == "scalar":
+                    table[name] = dataclasses.replace(m, folder=f"pseudo_{m.data_folder}")
         return table
 
     def target(self, class_names: tuple[str, ...] = ()) -> Modality:
-        """Row of the label maps as the model predicts them: ids ``0 .. num_classes - 1``."""
+        """Modality of the label maps as the model predicts them: ids ``0 .. num_classes - 1``."""
         return Modality(
             TARGET,
             kind="labels",
@@ -68,7 +68,7 @@ class SemsegDataOptions(FinetuneDataOptions):
         )
 
     def problems(self) -> Iterator[str]:
-        """Inputs that would be the answer, beside what every script checks."""
+        """Inputs that read the labels."""
         yield from super().problems()
         table = self.table() if not list(super().problems()) else {}
         for name in self.in_names:

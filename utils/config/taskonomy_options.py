@@ -21,7 +21,7 @@ from utils.data.sets.taskonomy_views import TASKS, taskonomy_modalities
 
 @dataclass(frozen=True)
 class TaskonomyDataOptions(FinetuneDataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
     out_domains: str = option("normal", "Predicted tasks, joined by '-'")
     standardize_depth: bool = option(
@@ -31,7 +31,9 @@ class TaskonomyDataOptions(FinetuneDataOptions):
     taskonomy_splits: str = option(
         "", "Official CSV of the buildings' split; empty: splits.json, or by name"
     )
-    max_train_images: int | None = option(1000, "Train on N views, spread out", within="[1, inf)")
+    max_train_images: int | None = option(
+        1000, "Train on N views, evenly spread", within="[1, inf)"
+    )
     max_val_images: int | None = option(100, "Evaluate on N views", within="[1, inf)")
     max_test_images: int | None = option(54514, "Test on N views", within="[1, inf)")
 
@@ -41,7 +43,7 @@ class TaskonomyDataOptions(FinetuneDataOptions):
         return split_names(self.out_domains)
 
     def table(self) -> ModalityTable:
-        """The usual table; Taskonomy's tasks where it has no row of that name."""
+        """The modality table, extended by Taskonomy's tasks."""
         return {**taskonomy_modalities(), **super().table()}
 
     def problems(self) -> Iterator[str]:
@@ -72,7 +74,7 @@ class TaskonomyModelOptions(DenseModelOptions):
 class TaskonomyOptimOptions(FinetuneOptimOptions):
     """Optimiser and schedule."""
 
-    lr: float = option(3e-4, "Learning rate, whatever the batch", within="(0, inf)")
+    lr: float = option(3e-4, "Absolute learning rate", within="(0, inf)")
 
 
 @dataclass(frozen=True)
