@@ -31,7 +31,7 @@ from tools.rooms import (  # noqa: E402
 )
 from tools.rooms.generate import Job, make_rooms  # noqa: E402
 from tools.rooms.rendering import tracer as tracer_module  # noqa: E402
-from tools.rooms.sample_files import SettingsError, paths  # noqa: E402
+from tools.rooms.sample_files import SettingsError, sample_paths  # noqa: E402
 
 SIZE = 64
 
@@ -174,7 +174,7 @@ def test_files_do_not_depend_on_workers_and_resume(tmp_path: Path) -> None:
     assert len(before) == 7 * 5 + 4
     # Nothing is left to do; a missing file is made again, and what a kill left is cleared.
     assert make_rooms(Job(one, 5, 2, SIZE), progress=False) == 0
-    victim = paths(one, "multimae", "train", 3)["depth"]
+    victim = sample_paths(one, "multimae", "train", 3)["depth"]
     victim.unlink()
     (one / ".tmp").mkdir()
     (one / ".tmp" / "1-depth-000003.png").write_bytes(b"\x89PNG half")
@@ -200,7 +200,7 @@ def test_multimae_files(tmp_path: Path) -> None:
         }
         assert len(names["rgb"]) == count and all(v == names["rgb"] for v in names.values())
     s = room(1)
-    files = paths(tmp_path, "multimae", "train", 1)
+    files = sample_paths(tmp_path, "multimae", "train", 1)
     assert files["rgb"].parent.name == s.room_type
     assert (np.asarray(Image.open(files["depth"])) == s.depth_mm).all()
     assert Image.open(files["depth"]).mode in ("I;16", "I")

@@ -1,7 +1,7 @@
-"""Further modalities of rooms, computed from their photos, depth and labels.
+"""Derived modalities of rooms, computed from photos, depth and labels.
 
-Stand-ins for sensors that the renderer does not have, each stored as such data often are: edges as
-8-bit PNG, six spectral bands as a 16-bit array, temperatures as a float TIFF with holes.
+They imitate other sensors, in typical formats: edges as 8-bit PNG, six spectral bands as a 16-bit
+array, temperatures as a float TIFF with missing values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 _F32 = npt.NDArray[np.float32]
 _SOURCES = {"rgb": (".jpg", ".png"), "depth": (".png",), "semseg": (".png",)}
 _COLOURED = frozenset({"rgb"})
-_STEP_MM = 400.0  # a jump of depth that is an edge of full strength
+_STEP_MM = 400.0  # depth discontinuity of an edge of full strength
 _AMBIENT = 21.0
 _WARMER = {
     **{"lamp": 24.0, "television": 11.0, "refrigerator": 4.0, "person": 12.0, "ceiling": 1.6},
@@ -50,7 +50,7 @@ def edges(room: Room) -> bytes:
     texture = 5 * np.hypot(rows, columns)
     depth = room.depth.astype(np.float32)
     jump = np.zeros_like(depth)
-    # The second difference is nought on planes, however steep they are.
+    # The second difference is zero on planes of any slope.
     jump[1:-1] = np.abs(depth[2:] - 2 * depth[1:-1] + depth[:-2])
     jump[:, 1:-1] = np.maximum(
         jump[:, 1:-1], np.abs(depth[:, 2:] - 2 * depth[:, 1:-1] + depth[:, :-2])
@@ -62,8 +62,8 @@ def edges(room: Room) -> bytes:
 def multispectral(room: Room) -> bytes:
     """Blue, green, red, red edge, near and short-wave infrared, uint16 (H, W, 6), as ``.npy``.
 
-    The visible bands are linear in light. The others are its brightness times what a material,
-    which stands for the class, reflects of them.
+    The visible bands are linear RGB. The others are brightness times a reflectance drawn per
+    class.
     """
     srgb = room.rgb.astype(np.float32) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
@@ -79,10 +79,10 @@ def multispectral(room: Room) -> bytes:
 
 
 def thermal(room: Room) -> bytes:
-    """Degrees Celsius as float32 TIFF; not a number beyond the range of the sensor.
+    """Degrees Celsius as float32 TIFF; NaN beyond the range of the sensor.
 
-    A surface has its class's temperature, rises with height in the picture and with the light it
-    takes in; a thermal camera is soft.
+    Temperature depends on the class and rises with height in the image and with brightness; the
+    image is blurred like that of a thermal camera.
     """
     warmer = np.array([_WARMER.get(name, 0.0) for name in NYU40_CLASSES], np.float32)
     degrees = _AMBIENT + warmer[np.minimum(room.semseg, len(warmer) - 1)]
@@ -95,7 +95,7 @@ def thermal(room: Room) -> bytes:
 
 @dataclass(frozen=True)
 class Derived:
-    """A modality that can be made: its extension, and the bytes of a file from a room."""
+    """A derived modality: file extension, and the encoder of a room."""
 
     suffix: str
     encode: Callable[[Room], bytes]
@@ -109,7 +109,7 @@ DERIVED = {
 
 
 def derive(root: Path, names: list[str]) -> int:
-    """Add modalities to a folder of rooms; files that are there are left alone.
+    """Add modalities to a folder of rooms; existing files are kept.
 
     Args:
         root: Folder with rgb, depth and semseg, or one with such folders (train, val).
@@ -119,7 +119,7 @@ def derive(root: Path, names: list[str]) -> int:
         Number of samples.
 
     Raises:
-        UserError: It is no such folder, or a sample lacks a file.
+        UserError: The folder has no rooms, or a sample lacks a file.
     """
     roots = [root] if (root / "rgb").is_dir() else sorted(p.parent for p in root.glob("*/rgb"))
     if not roots:
@@ -149,12 +149,14 @@ def _load(root: Path, key: Path) -> Room:
             with Image.open(found) as image:
                 arrays[name] = np.asarray(image.convert("RGB") if name in _COLOURED else image)
         except OSError as err:
-            raise UserError(f"{found} cannot be read ({err}). Render it anew.") from err
+            raise UserError(
+                f"{found} cannot be read ({err}). Delete it and render it again."
+            ) from err
     return Room(**arrays)
 
 
 def _blurred(values: _F32, sigma: float) -> _F32:
-    """Gaussian blur; the border is repeated."""
+    """Gaussian blur with edge padding."""
     reach = max(1, round(3 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
     kernel /= kernel.sum()

@@ -1,4 +1,4 @@
-"""Making a data set: the same files whatever the number of workers or interruptions."""
+"""Render a data set over processes; the files do not depend on workers or interruptions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from tools.common.staging import remove_staging
 from tools.rooms.furniture.sh3f import ModelLibrary, load_library
 from tools.rooms.rendering.tracer import require_tracer
 from tools.rooms.sample import SPLITS, render_room
-from tools.rooms.sample_files import Settings, claim, complete, digest, write_index, write_sample
+from tools.rooms.sample_files import (
+    Settings,
+    claim_folder,
+    file_digest,
+    is_complete,
+    write_index,
+    write_sample,
+)
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A data set to make.
+    """Settings of a data set.
 
     Attributes:
         out: Folder.
@@ -29,7 +36,7 @@ class Job:
         val: Number of validation samples.
         size: Width and height in pixels.
         seed: Seed of the data set.
-        workers: Number of processes; 1 renders in this one.
+        workers: Number of processes; 1 renders in the current one.
         furniture: Sweet Home 3D archives.
         layout: "multimae" or "taskonomy".
     """
@@ -45,7 +52,7 @@ class Job:
 
 
 class _Worker:
-    """Renders and writes samples; holds the library of its process."""
+    """Render and write samples; holds the furniture library of its process."""
 
     library: ModelLibrary | None = None
     job: Job | None = None
@@ -72,10 +79,10 @@ class _Worker:
 
 
 def make_rooms(job: Job, progress: bool = True) -> int:
-    """Make a data set, or what is missing of it.
+    """Render the missing samples of a data set.
 
     Args:
-        job: What to make.
+        job: Settings of the data set.
         progress: Show a bar with images per second, on a terminal.
 
     Returns:
@@ -92,8 +99,10 @@ def make_rooms(job: Job, progress: bool = True) -> int:
     if job.furniture:
         # Read once here so that a bad archive is reported before anything is written.
         load_library(list(job.furniture))
-    settings = Settings(job.size, job.seed, job.layout, tuple(digest(p) for p in job.furniture))
-    claim(job.out, settings)
+    settings = Settings(
+        job.size, job.seed, job.layout, tuple(file_digest(p) for p in job.furniture)
+    )
+    claim_folder(job.out, settings)
     remove_staging(job.out)
     counts = {"train": job.train, "val": job.val}
     write_index(job.out, settings, counts)
@@ -101,7 +110,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
         (split, i)
         for split in SPLITS
         for i in range(counts[split])
-        if not complete(job.out, job.layout, split, i)
+        if not is_complete(job.out, job.layout, split, i)
     ]
     hide = None if progress else True
     with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
@@ -112,7 +121,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
 
 
 def _run(job: Job, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Make samples, in this process or in several."""
+    """Render samples, in this process or in several."""
     workers = min(job.workers, len(todo))
     if workers <= 1:
         _Worker.start(job)

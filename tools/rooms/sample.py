@@ -15,7 +15,7 @@ from tools.rooms.interior.floor_plan import FloorPlan, cut_openings
 from tools.rooms.interior.shell import build, make_walls
 from tools.rooms.materials.palette import Kit
 from tools.rooms.materials.textures import Materials
-from tools.rooms.rendering.camera import choose
+from tools.rooms.rendering.camera import choose_view
 from tools.rooms.rendering.lighting import Lights, Pane
 from tools.rooms.rendering.mesh import F32, expand
 from tools.rooms.rendering.render import Frame, render
@@ -66,7 +66,7 @@ class RoomSample:
         return np.asarray(self.depth_mm.astype(np.float32) * self.ray_length(), np.float32)
 
     def reshading(self) -> NDArray[np.uint8]:
-        """Return the brightness of white matter lit by a lamp at the camera, uint8 [S, S]."""
+        """Return the shading of a white surface lit from the camera, uint8 [S, S]."""
         n = self.normals.astype(np.float32) / 127.5 - 1
         size = len(n)
         c = (((np.arange(size) + 0.5) / size - 0.5) / self.focal).astype(np.float32)
@@ -84,14 +84,14 @@ class RoomSample:
         depth = self.depth_mm.astype(np.float32)
         jump = np.zeros_like(depth)
         for axis in (0, 1):
-            # The second difference is nought on planes, however steep they are.
+            # The second difference is zero on planes of any slope.
             bend = np.abs(ndimage.correlate1d(depth, [1, -2, 1], axis, mode="nearest"))
             jump = np.maximum(jump, bend)
         return np.clip(jump / 500 * 65535, 0, 65535).astype(np.uint16)
 
 
 def room_type(index: int) -> str:
-    """Return the room type of an index: the types take turns."""
+    """Return the room type of an index; the types alternate."""
     return ROOM_TYPES[index % len(ROOM_TYPES)]
 
 
@@ -134,7 +134,7 @@ def render_room(
 def _attempt(
     rng: np.random.Generator, kind: str, split: str, size: int, library: ModelLibrary | None
 ) -> Frame | None:
-    """Furnish a room and render its best view; None if no view is fit."""
+    """Furnish a room and render its best view; None if no view is acceptable."""
     mats = Materials()
     kit = Kit(rng, mats)
     (w0, w1), (d0, d1) = recipes.SIZES[kind]
@@ -147,7 +147,7 @@ def _attempt(
     recipes.furnish(plan, kind)
     mesh = expand(shell.pieces + plan.pieces, int(rng.integers(2**31)))
     tracer = Tracer(mesh)
-    camera = choose(plan, tracer, rng, kind)
+    camera = choose_view(plan, tracer, rng, kind)
     if camera is None:
         return None
     return render(Scene(tracer, mats, _lights(plan)), camera, size)

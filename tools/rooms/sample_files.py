@@ -1,4 +1,4 @@
-"""File layouts: where a sample's files go, and writing them so that a kill leaves no halves."""
+"""File layouts of rooms: paths, index files, and writing of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.common.staging import write_file
 from tools.rooms.classes import NYU40_CLASSES
 from tools.rooms.sample import SPLITS, RoomSample, room_type
 
-Image_ = NDArray[np.uint8] | NDArray[np.uint16]
+ImageArray = NDArray[np.uint8] | NDArray[np.uint16]
 LAYOUTS = ("multimae", "taskonomy")
 MODALITIES = ("rgb", "depth", "semseg", "normals", "mask_valid")
 TASKS = (
@@ -36,12 +36,12 @@ VERSION = 1
 
 
 class SettingsError(ValueError):
-    """The folder holds samples of other settings."""
+    """The folder has samples made with other settings."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all samples of one folder share.
+    """Settings common to all samples of a folder.
 
     Attributes:
         size: Width and height in pixels.
@@ -58,7 +58,7 @@ class Settings:
     version: int = VERSION
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file.
 
     Raises:
@@ -71,15 +71,15 @@ def digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def claim(out: Path, settings: Settings) -> None:
-    """Mark a folder with the settings, or check that it has the same.
+def claim_folder(out: Path, settings: Settings) -> None:
+    """Record the settings of a folder, or check them against the recorded ones.
 
     Args:
         out: Data set folder; made if missing.
         settings: Settings of this run.
 
     Raises:
-        SettingsError: The folder was made with other settings, or its mark is unreadable.
+        SettingsError: The folder was made with other settings, or rooms.json is unreadable.
     """
     out.mkdir(parents=True, exist_ok=True)
     mark = out / "rooms.json"
@@ -113,7 +113,7 @@ def write_index(out: Path, settings: Settings, counts: dict[str, int]) -> None:
     splits: dict[str, list[str]] = {}
     for split in SPLITS:
         names = {building(split, i) for i in range(counts.get(split, 0))}
-        # A shorter run into the same folder must not forget what a longer one has made.
+        # Keep the buildings that a longer run into the same folder has made.
         names |= {p.name for p in (out / "rgb").glob(f"{split}_*")}
         splits[split] = sorted(names)
     write_file(out, out / "splits.json", (json.dumps(splits, indent=2) + "\n").encode())
@@ -124,7 +124,7 @@ def building(split: str, index: int) -> str:
     return f"{split}_{index // POINTS_PER_BUILDING:04d}"
 
 
-def paths(out: Path, layout: str, split: str, index: int) -> dict[str, Path]:
+def sample_paths(out: Path, layout: str, split: str, index: int) -> dict[str, Path]:
     """Return the files of a sample by modality.
 
     Args:
@@ -143,13 +143,13 @@ def paths(out: Path, layout: str, split: str, index: int) -> dict[str, Path]:
     return {t: out / t / building(split, index) / f"{stem}_{t}.png" for t in TASKS}
 
 
-def complete(out: Path, layout: str, split: str, index: int) -> bool:
-    """Tell whether all files of a sample are there."""
-    return all(p.exists() for p in paths(out, layout, split, index).values())
+def is_complete(out: Path, layout: str, split: str, index: int) -> bool:
+    """Tell whether all files of a sample exist."""
+    return all(p.exists() for p in sample_paths(out, layout, split, index).values())
 
 
 def write_sample(out: Path, layout: str, split: str, index: int, sample: RoomSample) -> None:
-    """Write all files of a sample, each by way of a temporary file.
+    """Write all files of a sample.
 
     Args:
         out: Data set folder.
@@ -159,11 +159,11 @@ def write_sample(out: Path, layout: str, split: str, index: int, sample: RoomSam
         sample: The sample.
     """
     images = aligned_images(sample) if layout == "multimae" else _taskonomy(sample)
-    for key, path in paths(out, layout, split, index).items():
+    for key, path in sample_paths(out, layout, split, index).items():
         write_file(out, path, _encode(images[key], path.suffix))
 
 
-def aligned_images(sample: RoomSample) -> dict[str, Image_]:
+def aligned_images(sample: RoomSample) -> dict[str, ImageArray]:
     """Return the images of the multimae layout by folder."""
     return {
         "rgb": sample.rgb,
@@ -174,7 +174,7 @@ def aligned_images(sample: RoomSample) -> dict[str, Image_]:
     }
 
 
-def _taskonomy(sample: RoomSample) -> dict[str, Image_]:
+def _taskonomy(sample: RoomSample) -> dict[str, ImageArray]:
     """Return the images of the taskonomy layout; depth in 1/512 m, 65535 where invalid."""
     bad = sample.mask_valid == 0
 
@@ -193,7 +193,7 @@ def _taskonomy(sample: RoomSample) -> dict[str, Image_]:
     }
 
 
-def _encode(image: Image_, suffix: str) -> bytes:
+def _encode(image: ImageArray, suffix: str) -> bytes:
     """Encode an image as JPEG or PNG; uint16 becomes a 16-bit grey PNG."""
     if suffix == ".png":
         return encode_png(image)

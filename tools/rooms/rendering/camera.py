@@ -1,4 +1,4 @@
-"""Cameras: rays, and the choice of a view worth keeping."""
+"""Pinhole camera, and the choice of a good view of a room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.rooms.rendering.tracer import Tracer
 
 _PLAIN = np.array([CLASS_IDS[n] for n in ("wall", "floor", "ceiling", "curtain", "door")])
 _SHELL = _PLAIN[:3]
-# What must be seen of each type of room, so that its type can be told.
+# Classes that must be visible in each type of room, to make it recognizable.
 _KEYS: dict[str, tuple[str, ...]] = {
     "bathroom": ("bathtub", "toilet", "sink"),
     "bedroom": ("bed", "pillow"),
@@ -67,7 +67,7 @@ class Camera:
         return self.rays(x.ravel(), y.ravel())
 
 
-def look(eye: NDArray[np.float64], target: NDArray[np.float64], fov: float) -> Camera:
+def look_at(eye: NDArray[np.float64], target: NDArray[np.float64], fov: float) -> Camera:
     """Return a level camera (no roll) at `eye` that looks at `target`; fov in radians."""
     back = eye - target
     back = back / np.linalg.norm(back)
@@ -77,12 +77,12 @@ def look(eye: NDArray[np.float64], target: NDArray[np.float64], fov: float) -> C
     return Camera(eye.astype(np.float32), axes, float(0.5 / np.tan(fov / 2)))
 
 
-def _candidate(plan: FloorPlan, rng: np.random.Generator) -> Camera | None:
+def _draw_view(plan: FloorPlan, rng: np.random.Generator) -> Camera | None:
     """Draw a view from a free spot near the edge of the room towards the furniture."""
     w, d = plan.shell.width, plan.shell.depth
     for _ in range(12):
         t = rng.uniform(0, 2 * np.pi)
-        # Towards the rim of the room: views from the middle see too little.
+        # Near the walls: views from the middle see too little.
         x = w / 2 + np.cos(t) * (w / 2 - rng.uniform(0.25, 0.6)) * 1.25
         y = d / 2 + np.sin(t) * (d / 2 - rng.uniform(0.25, 0.6)) * 1.25
         x, y = float(np.clip(x, 0.25, w - 0.25)), float(np.clip(y, 0.25, d - 0.25))
@@ -104,11 +104,11 @@ def _candidate(plan: FloorPlan, rng: np.random.Generator) -> Camera | None:
     reach = max(float(np.hypot(goal[0] - x, goal[1] - y)), 0.8)
     drop = np.tan(np.radians(rng.uniform(3, 17))) * reach
     eye, target = np.array([x, y, eye_z]), np.array([goal[0], goal[1], eye_z - drop])
-    return look(eye, target, np.radians(rng.uniform(*FOV_DEGREES)))
+    return look_at(eye, target, np.radians(rng.uniform(*FOV_DEGREES)))
 
 
 def _score(tracer: Tracer, camera: Camera, room: str) -> float:
-    """Rate a view by a coarse rendering; negative means unfit."""
+    """Score a view by a coarse rendering; negative means unacceptable."""
     ray = camera.grid(PROBE)
     hits = tracer.cast(np.repeat(camera.eye[None], len(ray), 0), ray)
     if (hits.prim < 0).any():
@@ -129,8 +129,10 @@ def _score(tracer: Tracer, camera: Camera, room: str) -> float:
     return things + 0.09 * min(kinds, 10) + 0.1 * min(middle, 3.0) + min(key, 0.3)
 
 
-def choose(plan: FloorPlan, tracer: Tracer, rng: np.random.Generator, room: str) -> Camera | None:
-    """Choose the best of some random views; None when no view is fit.
+def choose_view(
+    plan: FloorPlan, tracer: Tracer, rng: np.random.Generator, room: str
+) -> Camera | None:
+    """Choose the best of some random views; None if none is acceptable.
 
     Args:
         plan: The furnished room.
@@ -140,7 +142,7 @@ def choose(plan: FloorPlan, tracer: Tracer, rng: np.random.Generator, room: str)
     """
     best, camera = 0.0, None
     for _ in range(CANDIDATES):
-        view = _candidate(plan, rng)
+        view = _draw_view(plan, rng)
         if view is None:
             continue
         score = _score(tracer, view, room) * float(rng.uniform(0.8, 1.0))

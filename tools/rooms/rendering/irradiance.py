@@ -1,4 +1,4 @@
-"""Light at all pixels of a view, from a coarser grid of light samples."""
+"""Irradiance at all pixels of a view, interpolated from a coarser grid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def irradiance_map(scene: Scene, s: Surface, size: int) -> F32:
     six, weight = _upsample(coarse, s, size)
     thin = np.flatnonzero(weight < 0.02)
     if len(thin):
-        # Details that the coarse grid has missed are lit on their own, with two patterns.
+        # Sample details that the coarse grid missed, with two patterns.
         at = np.tile(thin, 2)
         pattern = np.repeat(np.array([0, 2]), len(thin))
         own = _irradiance(scene, s.point[at], s.normal[at], s.face[at], pattern)
@@ -40,11 +40,11 @@ def irradiance_map(scene: Scene, s: Surface, size: int) -> F32:
     straight, share = six[:, :3], six[:, 3:]
     straight += lt.small_lamps(scene.lights, s.point, s.normal) * share
     straight += lt.sunlight(scene.tracer, scene.lights, s.point, s.normal, s.face)
-    # A sixth of the pixels is plenty for means.
+    # A sixth of the pixels suffices for means.
     some = np.flatnonzero(scene.glow[s.material[::6]] == 0) * 6
     mean = straight[some].mean(0)
     rho = np.clip(s.color[some].mean(0), 0.2, 0.6)
-    # Light that has bounced: a diffuse room passes on rho, rho^2, ... of what it gets.
+    # Indirect light: a diffuse room reflects rho, rho^2, ... of the direct light.
     share *= mean * rho / (1 - rho) * np.float32(0.9) + np.float32(0.1) * mean.mean()
     straight += share
     return straight

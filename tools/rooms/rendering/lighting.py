@@ -1,8 +1,8 @@
-"""Light in a room: windows, lamps, sun, and what walls and furniture pass on.
+"""Light in a room: windows, lamps, sun and ambient occlusion.
 
-Every pixel of a 2x2 block uses one of four fixed, stratified sample patterns, and a filter
-that respects edges then averages exactly over such blocks. So shadows are as smooth as with
-four times the rays, and there is no random grain.
+Every pixel of a 2x2 block uses one of four fixed, stratified sample patterns; an edge-aware
+filter then averages over such blocks. Shadows are as smooth as with four times the rays, without
+noise.
 """
 
 from __future__ import annotations
@@ -166,9 +166,9 @@ def gather(
     face: F32,
     pattern: NDArray[np.int64],
 ) -> F32:
-    """Return the share of the room's ambient light that reaches points, with colour, [N, 3].
+    """Return the fraction of the room's ambient light that reaches points, per channel, [N, 3].
 
-    Rays that end on something near bring its colour, dimmed; others bring full light.
+    Rays that hit something near contribute its dimmed colour; others contribute full light.
 
     Args:
         tracer: The scene.
@@ -195,7 +195,7 @@ def gather(
     x = np.minimum(hits.t[near] / np.float32(GATHER_REACH), 1)
     w = x * (2 - x)
     color = albedo[tracer.mesh.material[hits.prim[near]]]
-    # What is missing at each point, summed over its rays.
+    # Occluded light at each point, summed over its rays.
     loss = ((1 - w) * full[near])[:, None] * (1 - np.float32(0.65) * color)
     who = near // k
     out = np.empty((n, 3), np.float32)

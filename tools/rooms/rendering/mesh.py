@@ -1,8 +1,8 @@
 """Geometry as instances of a few unit templates, expanded at once per room.
 
 A piece of furniture is a list of template instances (a box, a cylinder, a cushion ...), each
-with a scale, a rotation, a position, a material and a class. Expanding all instances of a
-room with a handful of numpy calls is what makes building a room a matter of milliseconds.
+with a scale, a rotation, a position, a material and a class. All instances of a room
+are expanded with a few numpy calls, which takes milliseconds.
 
 Axes: x and y span the floor, z points up, metres. A piece has its back at y = 0, its front
 towards +y, is centred on x = 0 and stands on z = 0.
@@ -45,7 +45,7 @@ class Template:
 
 @dataclass
 class RawMesh:
-    """Triangles that are no template: an imported model, in the axes of a piece.
+    """Triangles of an imported model, in the axes of a piece.
 
     Attributes:
         tri: Corners in metres, float32 [F, 3, 3].
@@ -68,14 +68,14 @@ class Piece:
     """One piece of furniture: instances of templates, or an imported mesh.
 
     Attributes:
-        cls: Class id given to parts that name none.
+        cls: Default class id of its parts.
         width: Extent along x, metres.
         depth: Extent along y, metres.
         height: Extent along z, metres.
         rows: Template instances.
         raw: Imported triangles with their class id.
         glow: Local positions (x, y, z) of small lights that the piece carries.
-        marks: Local x of parts that others must know of, by name.
+        marks: Local x of named parts that placement needs.
     """
 
     cls: int
