@@ -1,1 +1,7 @@
-"""Images."""
+"""Images: from a file to pixels, from pixels to model inputs.
+
+Start with :mod:`~multimae.images.readers` (a file to stored pixels) and
+:mod:`~multimae.images.pixels` (their types and checks). :mod:`~multimae.images.views` crops and
+resizes them, :mod:`~multimae.images.preprocess` normalises batches on the device, and
+:mod:`~multimae.images.inputs` does all of it for a model in use.
+"""

@@ -1,4 +1,4 @@
-"""From images as they are stored to a batch of model inputs, as a model's description says."""
+"""From stored images to a batch of model inputs, as a model's spec says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 
 Images = Mapping[str, ImageLike | Sequence[ImageLike] | Tensor]
-"""Images by modality: one each, lists of one length, or tensors that are model inputs already."""
+"""Images by modality: one each, lists of equal length, or tensors that are model inputs."""
 
 PHOTO_PADDING, PADDING = 128, 254
 """Stored values of padding in photos, and in other images (SPEC section 6)."""
@@ -28,14 +28,14 @@ PHOTO_PADDING, PADDING = 128, 254
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of model inputs and where it comes from.
+    """A batch of model inputs and the images it was made from.
 
     Attributes:
         x: Modality -> batch in model space.
-        raw: Modality -> batch of stored values at the model's resolution; empty if tensors were
-            given.
-        views: Per sample, the box of the image that the model sees; empty if tensors were given.
-        inside: ``(h, w)`` of each sample that are no padding, at full resolution.
+        raw: Modality -> batch of stored values at the model's resolution; empty for
+            tensors.
+        views: Per sample, the box of the image that the model sees; empty for tensors.
+        inside: ``(h, w)`` of each sample without padding, at full resolution.
     """
 
     x: dict[str, Tensor]
@@ -51,12 +51,12 @@ class Inputs:
 def load_inputs(
     images: Images | ImageLike | Tensor, spec: ModelSpec, device: torch.device | str = "cpu"
 ) -> Inputs:
-    """A batch for the model.
+    """Load images and convert them to a batch of model inputs.
 
     Args:
-        images: See :data:`Images`. What is no mapping is taken for the model's first input.
-        spec: The model's description.
-        device: Where it goes.
+        images: See :data:`Images`. Anything but a mapping is the model's first input.
+        spec: Spec of the model.
+        device: Device of the batch.
 
     Raises:
         ValueError: No image, unknown modalities, lists of unequal length, images that do not fit
@@ -64,35 +64,35 @@ def load_inputs(
     """
     if not isinstance(images, Mapping):
         images = {spec.inputs[0].name: images}
-    rows = _rows(images, spec)
-    tensors = [m for m in rows if isinstance(images[m.name], Tensor)]
+    modalities = _select(images, spec)
+    tensors = [m for m in modalities if isinstance(images[m.name], Tensor)]
     if tensors:
-        if len(tensors) < len(rows):
-            raise ValueError("give all modalities as images, or all as model inputs (tensors)")
-        x = {m.name: cast(Tensor, images[m.name]).to(device) for m in rows}
+        if len(tensors) < len(modalities):
+            raise ValueError("pass all modalities as images, or all as model inputs (tensors)")
+        x = {m.name: cast(Tensor, images[m.name]).to(device) for m in modalities}
         return Inputs(x, {}, (), ())
-    listed = {m.name: _as_list(images[m.name]) for m in rows}
+    listed = {m.name: _as_list(images[m.name]) for m in modalities}
     counts = {name: len(values) for name, values in listed.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
-        raise ValueError(f"modalities need lists of one length, at least one: got {counts}")
+        raise ValueError(f"modalities need lists of equal length, at least 1: got {counts}")
     samples = [
-        _frame({m.name: to_pixels(listed[m.name][i], m) for m in rows}, rows, spec)
-        for i in range(len(listed[rows[0].name]))
+        _resize({m.name: to_pixels(listed[m.name][i], m) for m in modalities}, modalities, spec)
+        for i in range(len(listed[modalities[0].name]))
     ]
     sizes = {tuple(next(iter(s.images.values())).shape[-2:]) for s in samples}
     if len(sizes) > 1:
-        raise ValueError(f"images of one batch come to unlike sizes {sizes}: give them one by one")
-    raw = {m.name: torch.stack([s.images[m.name] for s in samples]).to(device) for m in rows}
+        raise ValueError(f"resized images of a batch differ in size {sizes}: pass them singly")
+    raw = {m.name: torch.stack([s.images[m.name] for s in samples]).to(device) for m in modalities}
     if spec.resize_mode == "pad":
         inside = torch.stack([s.mask for s in samples]).to(device)
-        x = prepare_padded(raw, rows, inside)
+        x = prepare_padded(raw, modalities, inside)
     else:
-        x = prepare(raw, rows)
+        x = prepare(raw, modalities)
     return Inputs(x, raw, tuple(s.view for s in samples), tuple(s.inside for s in samples))
 
 
 @dataclass(frozen=True)
-class _Framed:
+class _Resized:
     """One sample at the model's size."""
 
     images: dict[str, Tensor]
@@ -101,8 +101,10 @@ class _Framed:
     mask: Tensor
 
 
-def _frame(pixels: Mapping[str, Pixels], rows: Sequence[Modality], spec: ModelSpec) -> _Framed:
-    """Bring a sample to the model's size."""
+def _resize(
+    pixels: Mapping[str, Pixels], modalities: Sequence[Modality], spec: ModelSpec
+) -> _Resized:
+    """Resize a sample as ``spec.resize_mode`` says."""
     check_same_view(pixels, {name: "images" for name in pixels})
     size = max(size_of(p) for p in pixels.values())
     box = (spec.image_size, spec.image_size)
@@ -110,25 +112,25 @@ def _frame(pixels: Mapping[str, Pixels], rows: Sequence[Modality], spec: ModelSp
     if spec.resize_mode == "crop":
         view = centred_view(size, box, spec.crop_pct)
     elif spec.resize_mode == "pad":
-        out = fit_size(size, box, max(m.stride for m in rows))
+        out = fit_size(size, box, max(m.stride for m in modalities))
     else:
-        unit = math.lcm(*(math.lcm(m.patch_size or spec.patch_size, m.stride) for m in rows))
+        unit = math.lcm(*(math.lcm(m.patch_size or spec.patch_size, m.stride) for m in modalities))
         out = cover_size(size, box, unit)
-    images = {m.name: cut(pixels[m.name], m, view, _reduced(out, m.stride)) for m in rows}
+    images = {m.name: cut(pixels[m.name], m, view, _reduced(out, m.stride)) for m in modalities}
     mask = torch.ones(out, dtype=torch.bool)
     if spec.resize_mode == "pad":
-        images = {m.name: pad(images[m.name], m, box) for m in rows}
+        images = {m.name: pad(images[m.name], m, box) for m in modalities}
         mask = F.pad(mask, (0, box[1] - out[1], 0, box[0] - out[0]))
-    return _Framed(images, view, out, mask)
+    return _Resized(images, view, out, mask)
 
 
 def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:
-    """Fill an image of stored values up at bottom and right.
+    """Pad an image of stored values at bottom and right.
 
     Args:
-        image: ``(..., h, w)`` at the modality's resolution; what is larger already stays.
-        modality: Its row.
-        size: ``(H, W)`` wanted, at full resolution.
+        image: ``(..., h, w)`` at the modality's resolution; a larger side is not changed.
+        modality: Its modality.
+        size: ``(H, W)`` of the result, at full resolution.
     """
     h, w = _reduced(size, modality.stride)
     below, right = max(0, h - image.shape[-2]), max(0, w - image.shape[-1])
@@ -138,13 +140,13 @@ def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:
     return F.pad(image, (0, right, 0, below), value=value)
 
 
-def _rows(images: Mapping[str, Any], spec: ModelSpec) -> list[Modality]:
-    """Rows of the given images, in the model's order."""
+def _select(images: Mapping[str, Any], spec: ModelSpec) -> list[Modality]:
+    """Modalities of ``images``, in the model's order."""
     names = [m.name for m in spec.inputs]
     unknown = [name for name in images if name not in names]
     if unknown or not images:
-        given = f"no input {', '.join(map(repr, unknown))}" if unknown else "no images given"
-        raise ValueError(f"{given}: this model takes {', '.join(names)}")
+        reason = f"no input {', '.join(map(repr, unknown))}" if unknown else "no images"
+        raise ValueError(f"{reason}: this model takes {', '.join(names)}")
     return [m for m in spec.inputs if m.name in images]
 
 

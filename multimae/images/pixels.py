@@ -1,7 +1,7 @@
-"""Stored pixels: their types, and whether they are what a modality declares.
+"""Stored pixels: their types, and checks that they are what a modality declares.
 
-No value is changed; what does not fit is an error. Pixels stay in Pillow where Pillow will resample
-them (8-bit grey and RGB) and are arrays otherwise.
+Values are never changed; what does not fit is an error. Images that Pillow can resample (8-bit grey
+and RGB) are Pillow images, all others arrays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
 class ImageError(ValueError):
-    """An image that does not hold what its modality declares; says which, why and what to do."""
+    """An image that does not fit its modality; the message names the file and a remedy."""
 
 
 def storage_dtype(modality: Modality) -> np.dtype[Any]:
@@ -82,7 +82,7 @@ def check_same_view(
 
 
 def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
-    """Pixels of a decoded, upright image; ``source`` says where it is from.
+    """Check a decoded, upright image against its modality; ``source`` is for messages.
 
     Raises:
         ImageError: It does not hold what the modality declares.
@@ -93,7 +93,7 @@ def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
 
 
 def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
-    """Pixels of an array ``(H, W)`` or ``(H, W, C)`` of stored values.
+    """Check an array ``(H, W)`` or ``(H, W, C)`` of stored values against its modality.
 
     Raises:
         ImageError: It does not fit the modality.
@@ -133,14 +133,14 @@ def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
 
 
 def _floats(values: Array, source: object, modality: Modality) -> Array:
-    """Values of ``storage: float``."""
+    """Check values of ``storage: float``."""
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
     values = np.ascontiguousarray(values, dtype=np.float32)
     if modality.no_data is None and not np.isfinite(values).all():
         raise ImageError(
-            f"{source}: modality '{modality.name}' has values that are not finite. Say that these "
-            "pixels have no value, no_data: .nan in the config's `modalities:` section, or mend it."
+            f"{source}: modality '{modality.name}' has values that are not finite. Replace them, "
+            "or declare these pixels empty: no_data: .nan in the config's `modalities:` section."
         )
     return values
 
@@ -155,7 +155,7 @@ def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
 
 
 def class_ids(ids: Array, source: object, modality: Modality) -> Array:
-    """Class ids as they are, if the modality has them all."""
+    """Check that the modality has every class id."""
     known = ids if modality.no_data is None else ids[ids != modality.no_data]
     low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
     if low < 0 or high >= modality.num_classes:

@@ -1,7 +1,7 @@
-"""From stored pixel values to what the model sees, on the device, driven by the modality table.
+"""From stored pixel values to model inputs, on the device, as each modality declares.
 
-Data loaders hand over pixels as they are stored (8- or 16-bit integers): a quarter to a half of the
-bytes of float tensors. Everything here runs after the copy to the device and copies nothing back.
+Data loaders return stored values (8- or 16-bit integers), a quarter to a half of the bytes of float
+tensors. Everything here runs after the copy to the device and copies nothing back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ROBUST_EPS = 1e-6
 
 
 def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None) -> Tensor:
-    """Stored values as model input.
+    """Convert stored values to model input.
 
     Args:
         raw: Images ``(B, C, H, W)`` or class ids ``(B, H, W)`` of any real dtype, uint16 included.
-        modality: Row of the table.
-        valid: Bool ``(B, 1, H, W)``, for images. Other pixels count in no statistics and become 0
-            after normalisation; all are valid if ``None``.
+        modality: Modality of the values.
+        valid: Bool ``(B, 1, H, W)``, for images. Other pixels are ignored in statistics and become
+            0 after normalisation; all are valid if ``None``.
 
     Returns:
         Images: float32 ``(B, C, H, W)``, normalised as ``modality.normalization`` says. Labels:
@@ -47,7 +47,7 @@ def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None)
     if modality.normalization == "computed":
         raise ValueError(
             f"modality '{modality.name}': normalization: computed has no statistics yet; "
-            "pre-training computes them, elsewhere give mean and std"
+            "pre-training computes them; elsewhere set mean and std"
         )
     if modality.normalization == "robust":
         x = standardize_robust(raw, valid)
@@ -62,7 +62,7 @@ def pixels_with_value(raw: Tensor, modality: Modality) -> Tensor | None:
 
     Returns:
         Bool, images ``(B, 1, H, W)`` (True where every channel has a value), labels ``(B, H, W)``;
-        ``None`` if the row declares no such value.
+        ``None`` if the modality has no such value.
     """
     if modality.no_data is None:
         return None
@@ -81,12 +81,12 @@ def statistics_of(raw: Tensor, modality: Modality) -> tuple[Tensor, Tensor]:
 def from_model_output(
     x: Tensor, modality: Modality, statistics: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Inverse of :func:`to_model_input` for images, on the [0, 1] scale of the stored range.
+    """Invert :func:`to_model_input` for images, on the [0, 1] scale of the stored range.
 
     Args:
         x: ``(B, C, H, W)`` in the model's normalisation.
-        modality: Row of the table.
-        statistics: For ``robust`` rows, what :func:`statistics_of` gave for the true images.
+        modality: Modality of ``x``.
+        statistics: For ``robust`` normalisation, :func:`statistics_of` the true images.
 
     Returns:
         float32 ``(B, C, H, W)``; predictions may fall outside [0, 1] and are not clipped.
@@ -110,12 +110,12 @@ def from_model_output(
 
 
 def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dict[str, Tensor]:
-    """Model inputs and targets of one batch.
+    """Convert a batch of stored values to model inputs and targets.
 
     Args:
         images: Stored values by modality name, see :func:`to_model_input`.
-        modalities: Rows to prepare. A row with a ``source`` gets the source's prepared tensor
-            itself, not a copy.
+        modalities: Modalities to prepare. One with a ``source`` shares the prepared tensor of its
+            source.
 
     Returns:
         Prepared tensors by modality name, in the order of ``modalities``.
@@ -139,17 +139,17 @@ def prepare_padded(
     inside: Tensor,
     valid: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Model inputs of images that were filled up to one size (SPEC section 6).
+    """Convert images that were padded to one size to model inputs (SPEC section 6).
 
     Args:
         images: Stored values by modality name, see :func:`to_model_input`.
-        modalities: Rows to prepare.
+        modalities: Modalities to prepare.
         inside: Bool ``(B, H, W)`` at full resolution, False where images were padded.
-        valid: As ``inside``, for scalar maps, which have further pixels without a value.
+        valid: As ``inside``, for scalar maps, in which more pixels may have no value.
 
     Returns:
-        Prepared tensors: padding is class ``num_classes`` in label maps, and counts in no
-        statistics and is 0 in scalar maps.
+        Prepared tensors: padding is class ``num_classes`` in label maps; in scalar maps it is
+        ignored in statistics and 0.
     """
     valid = inside if valid is None else valid
     out = {}
@@ -170,8 +170,8 @@ def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``(B, ...)`` of any real dtype.
-        valid: Bool, broadcast to ``x``: what counts in the statistics. With fewer than 3 such
-            values a sample is divided by 1e-3.
+        valid: Bool, broadcast to ``x``: values that enter the statistics. With fewer than 3
+            of them a sample is divided by 1e-3.
 
     Returns:
         float32 of the same shape; zeros where a sample is constant.
@@ -186,7 +186,7 @@ def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
 def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each sample without its lowest and highest 10 % of values.
 
-    Of the ``n`` sorted values ``[int(0.1 n) : int(0.9 n)]`` count; the variance is unbiased and
+    Uses the sorted values ``[int(0.1 n) : int(0.9 n)]`` of ``n``; the variance is unbiased, and
     1e-6 is added to it inside the root.
 
     Args:
@@ -204,14 +204,13 @@ def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if high - low < 2:
         raise ValueError(f"robust statistics need at least 3 values per sample, got {n}")
     if flat.device.type == "cpu":
-        # The order inside the kept range is irrelevant, so selecting does what sorting would:
-        # 64 x 128 x 128 uint16 take 6 ms on 2 cores, against 28 ms with torch.sort (as float32).
+        # The order within the range is irrelevant: partitioning is faster than torch.sort.
         kept = torch.from_numpy(np.partition(flat.numpy(), (low, high - 1), axis=1)[:, low:high])
         kept = kept.float()
     else:
         kept = flat.float().sort(dim=1).values[:, low:high]
-    # Around one of its own values a constant sample sums to exactly zero, and large values keep
-    # their precision.
+    # Centred on one of its values, a constant sample has variance exactly zero, and large values
+    # keep their precision.
     origin = kept[:, :1]
     var, offset = torch.var_mean(kept - origin, dim=1, keepdim=True)
     shape = (-1,) + (1,) * (x.ndim - 1)
@@ -223,8 +222,8 @@ def _valid_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     values = x.float().masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values
     count = valid.expand_as(x).flatten(1).sum(dim=1, keepdim=True)
     low, high = ((share * count).long() for share in ROBUST_RANGE)
-    place = torch.arange(values.shape[1], device=x.device)
-    kept = (place >= low) & (place < high)
+    index = torch.arange(values.shape[1], device=x.device)
+    kept = (index >= low) & (index < high)
     n = kept.sum(dim=1, keepdim=True)
     origin = torch.where(n > 0, values.gather(1, low.clamp_max(values.shape[1] - 1)), 0.0)
     offset = torch.where(kept, values - origin, 0.0)
@@ -237,7 +236,7 @@ def _valid_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=128)
 def _affine(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(C, 1, 1)`` of ``mean_std``; kept, as each upload would stall the GPU."""
+    """Scale and shift ``(C, 1, 1)`` of ``mean_std``; cached, as each upload would stall the GPU."""
     with torch.inference_mode(False):  # an inference tensor could not serve a training step later
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (modality.mean, modality.std))
         scale, shift = 1 / (modality.max_value * std), -mean / std

@@ -1,8 +1,7 @@
-"""Views: a box cut out of every modality of a sample, each at its own resolution.
+"""Views: one crop box for all modalities of a sample, cut at the resolution of each.
 
 Interpolated images go through Pillow (crop, then resize with antialiasing). ``nearest`` modalities
-take the pixel whose area holds the output pixel's centre, in exact integer arithmetic, so that
-values and class ids are only ever copied.
+copy the stored pixel under each output pixel's centre, found in exact integer arithmetic.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ class View(NamedTuple):
     flip: bool = False
 
 
-def centred_view(size: Size, shape: Size, share: float = 1.0) -> View:
+def centred_view(size: Size, shape: Size, crop_pct: float = 1.0) -> View:
     """The largest centred view with the proportions of ``shape``.
 
     Args:
         size: ``(H, W)`` of the image.
         shape: ``(h, w)``: only its proportions matter.
-        share: Of that view's sides that is kept, in (0, 1].
+        crop_pct: Share of that view's sides to keep, in (0, 1].
     """
     height, width = largest_box(size, shape)
-    height, width = (max(1, round(side * share)) for side in (height, width))
+    height, width = (max(1, round(side * crop_pct)) for side in (height, width))
     return View(size, (size[0] - height) // 2, (size[1] - width) // 2, height, width)
 
 
@@ -55,7 +54,7 @@ def largest_box(size: Size, shape: Size) -> Size:
 
 
 def fit_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
-    """Size of a whole image inside ``box``, its longest side touching it, in whole ``unit``.
+    """Size that fits a full image into ``box``, its sides rounded to multiples of ``unit``.
 
     Args:
         size: ``(H, W)`` of the image.
@@ -64,20 +63,20 @@ def fit_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
         scale: Factor on the result.
     """
     factor = scale * min(box[0] / size[0], box[1] / size[1])
-    return _in_units(size, factor, unit)
+    return _scaled(size, factor, unit)
 
 
 def cover_size(size: Size, box: Size, unit: int) -> Size:
-    """Size of a whole image around ``box``, its shortest side touching it, in whole ``unit``."""
-    return _in_units(size, max(box[0] / size[0], box[1] / size[1]), unit)
+    """Size with which a full image covers ``box``, its sides rounded to multiples of ``unit``."""
+    return _scaled(size, max(box[0] / size[0], box[1] / size[1]), unit)
 
 
 def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
     """A view of one modality as a tensor of stored values.
 
     Args:
-        pixels: The whole image.
-        modality: Its row.
+        pixels: The full image.
+        modality: Its modality.
         view: Box to cut out, and whether to mirror it.
         out: ``(h, w)`` of the result.
 
@@ -129,35 +128,35 @@ def nearest(array: Array, view: View, out: Size, *, flip: bool = False) -> Array
     if flip:
         columns = columns[::-1]
     first, last = int(rows[0]), int(rows[-1])
-    if last - first < out[0]:  # rows are copied faster than columns are picked out of them
+    if last - first < out[0]:  # few rows: picking columns first copies less
         return array[first : last + 1].take(columns, axis=1).take(rows - first, axis=0)
     return array.take(rows, axis=0).take(columns, axis=1)
 
 
-def _in_units(size: Size, factor: float, unit: int) -> Size:
+def _scaled(size: Size, factor: float, unit: int) -> Size:
     h, w = (max(1, round(side * factor / unit)) * unit for side in size)
     return h, w
 
 
 def _nearest_indices(
-    start: int, length: int, out: int, stored: int, of: int
+    start: int, length: int, out: int, stored: int, full: int
 ) -> npt.NDArray[np.int64]:
-    """floor((start + (i + 1/2) * length / out) * stored / of) for i in 0..out-1, exactly."""
-    if stored == of:
+    """floor((start + (i + 1/2) * length / out) * stored / full) for i in 0..out-1, exactly."""
+    if stored == full:
         return start + _centres(length, out)
     i = np.arange(out, dtype=np.int64)
-    return (2 * out * start + (2 * i + 1) * length) * stored // (2 * out * of)
+    return (2 * out * start + (2 * i + 1) * length) * stored // (2 * out * full)
 
 
 @lru_cache(maxsize=2048)
 def _centres(length: int, out: int) -> npt.NDArray[np.int64]:
-    """floor((i + 1/2) * length / out) for i in 0..out-1, exactly; not to be written to."""
+    """floor((i + 1/2) * length / out) for i in 0..out-1, exactly; read-only, as it is cached."""
     i = np.arange(out, dtype=np.int64)
     return (2 * i + 1) * length // (2 * out)
 
 
 def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resampling) -> Array:
-    """Antialiased resize of a view (flip aside), as Pillow crops and resizes.
+    """Antialiased resize of a view without its flip, as Pillow crops and resizes.
 
     Args:
         pixels: Pillow image of mode L or RGB, or array ``(H, W)`` / ``(H, W, C)``.
@@ -170,7 +169,7 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
     """
     if isinstance(pixels, Image.Image) or _is_pillow_like(pixels):
         return np.asarray(_crop_resize(pixels, view, out, resample))
-    # Pillow does not resample 16 bits, and weighs colours by alpha: floats, channel by channel.
+    # Pillow cannot resample 16 bits, and weights colours by alpha: use floats, channel by channel.
     bands = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
     resized = [np.asarray(_crop_resize(b.astype(np.float32), view, out, resample)) for b in bands]
     array: Array = resized[0] if pixels.ndim == 2 else np.stack(resized, axis=-1)
@@ -181,15 +180,15 @@ def interpolate(pixels: Pixels, view: View, out: Size, resample: Image.Resamplin
 
 
 def _is_pillow_like(array: Array) -> bool:
-    """Whether Pillow resamples such values as they are: 8-bit grey or RGB."""
+    """Whether Pillow can resample the values directly: 8-bit grey or RGB."""
     return array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2] == 3)
 
 
 def _crop_resize(image: Pixels, view: View, out: Size, resample: Image.Resampling) -> Image.Image:
     """Resize the box as if the pixels beyond it (rounded outwards) did not exist."""
-    (h, w), (of_h, of_w) = size_of(image), view.image_size
-    left, right = view.left * w / of_w, (view.left + view.width) * w / of_w
-    top, bottom = view.top * h / of_h, (view.top + view.height) * h / of_h
+    (h, w), (full_h, full_w) = size_of(image), view.image_size
+    left, right = view.left * w / full_w, (view.left + view.width) * w / full_w
+    top, bottom = view.top * h / full_h, (view.top + view.height) * h / full_h
     x, y = int(left), int(top)
     x_end, y_end = math.ceil(right), math.ceil(bottom)
     crop = (

@@ -124,7 +124,8 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """
     if get_worker_info() is None:
         return torch.stack(list(tensors))
-    out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype).share_memory_()
+    out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype)
+    out.share_memory_()  # type: ignore[no-untyped-call]
     return torch.stack(list(tensors), out=out)
 
 

@@ -1,4 +1,4 @@
-"""From folders to batches: the data set, its batches, its loaders and the check before training."""
+"""From folders to batches: the data set, its loaders, and the check of files before training."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from utils.logs.errors import UserError, bullet_list
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
-    """Samples of a folder, transformed; asked by :class:`SampleKey`.
+    """Transformed samples of a folder, indexed by :class:`SampleKey`.
 
     Attributes:
-        skip_bad: Whether bad samples are given as :class:`BadSample`.
-        known_bad: Bad samples known before training (see :func:`check_samples`).
+        skip_bad: Whether bad samples are returned as :class:`BadSample`.
+        known_bad: Bad samples found before training (see :func:`check_samples`).
     """
 
     def __init__(
@@ -40,20 +40,21 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         skip_bad: bool = False,
         fast_decode: bool = False,
     ) -> None:
-        """Wire reading and transform.
+        """Check that image files can hold the modalities.
 
         Args:
             folder: Index of the files.
             transform: Joint transform of the same modalities.
-            seed: Of the augmentation.
+            seed: Seed of the augmentation.
             patch_size: Patch side in full-resolution pixels; smaller images are refused.
-            limit: Only so many samples, spread evenly over the folder; all if ``None``.
-            skip_bad: Give samples whose files are bad as :class:`BadSample`; for training only, as
-                a score over fewer samples is another score.
-            fast_decode: Photographs at nearly the same values (:mod:`utils.data.fast_decode`).
+            limit: Number of samples, evenly spaced in the folder; all if ``None``.
+            skip_bad: Return samples with bad files as :class:`BadSample`; for training only, as
+                scores over fewer samples are not comparable.
+            fast_decode: Decode photos faster, with nearly the same values
+                (:mod:`utils.data.fast_decode`).
 
         Raises:
-            UserError: A modality is declared in a way that image files cannot hold.
+            UserError: Image files cannot hold a modality as declared.
         """
         try:
             for m in folder.modalities:
@@ -70,61 +71,60 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         return min(len(self.folder), self.limit or len(self.folder))
 
     def __getitem__(self, key: SampleKey) -> Sample | BadSample:
-        """The sample of ``key.index`` as augmented in ``key.epoch``.
+        """Sample ``key.index`` with the augmentation of ``key.epoch``.
 
         Raises:
-            UserError: A file of the sample is bad; the message says which and why. Not with
-                ``skip_bad``.
+            UserError: A file of the sample is bad; the message names it. Not with ``skip_bad``.
         """
-        place = self._place(key.index)
-        pixels, problems = self._read(place)
+        index = self._folder_index(key.index)
+        pixels, problems = self._read(index)
         if not problems:
             try:
                 with sample_rng(self.seed, key):
                     images = self.transform(pixels)
                 absent = tuple(m.name for m in self.folder.modalities if m.name not in pixels)
-                return Sample(images, self.folder.name(place), absent)
-            except ImageError as err:  # of what is decoded only now
+                return Sample(images, self.folder.name(index), absent)
+            except ImageError as err:  # of a photo that is decoded by the transform
                 problems = [str(err)]
         if self.skip_bad:
-            return BadSample(self.folder.name(place), " ".join(problems))
+            return BadSample(self.folder.name(index), " ".join(problems))
         raise UserError(problems[0])
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Samples:
-        """The samples of a batch, with the block that their keys come with."""
+        """Samples of a batch, and the shared-memory block of their keys."""
         samples = Samples(self[key] for key in keys)
         samples.block = keys.block if isinstance(keys, BatchKeys) else None
         return samples
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
-        return self.folder.name(self._place(index))
+        return self.folder.name(self._folder_index(index))
 
     def has(self, index: int, modality: Modality) -> bool:
         """Whether a sample has a file of a modality."""
-        return self.folder.has(self._place(index), modality)
+        return self.folder.has(self._folder_index(index), modality)
 
     def problems(self, index: int) -> list[str]:
-        """What is wrong with the files of a sample, one message each; empty if nothing."""
-        return self._read(self._place(index), thorough=True)[1]
+        """Problems with the files of a sample, one message each."""
+        return self._read(self._folder_index(index), thorough=True)[1]
 
-    def _place(self, index: int) -> int:
-        """Where a sample of this set stands in the folder."""
+    def _folder_index(self, index: int) -> int:
+        """Index in the folder of a sample of this set."""
         return index * len(self.folder) // len(self)
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
-        """Pixels of all modalities of a place in the folder, or what is wrong with them.
+        """Pixels of all modalities of a sample of the folder, and problems with them.
 
-        ``thorough``: compare checksums, and decode everything now.
+        ``thorough``: compare checksums, and decode everything immediately.
         """
-        how = {"verify": thorough, "fast": self.fast_decode and not thorough}
+        options = {"verify": thorough, "fast": self.fast_decode and not thorough}
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
             if not self.folder.has(index, m):
                 continue
             try:
-                pixels[m.name] = self.folder.read(index, m, self.patch_size, **how)
+                pixels[m.name] = self.folder.read(index, m, self.patch_size, **options)
             except ImageError as err:
                 problems.append(str(err))
         try:
@@ -136,24 +136,24 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
 
 def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> list[BadSample]:
-    """Read up to ``count`` evenly spread samples, so that bad files are known before training.
+    """Read up to ``count`` evenly spaced samples to find bad files before training.
 
     Args:
-        dataset: What to read; its ``known_bad`` is set.
-        count: Samples to read.
-        max_bad: Bad samples that a set with ``skip_bad`` may have.
+        dataset: Data set to read; its ``known_bad`` is set.
+        count: Number of samples to read.
+        max_bad: Number of bad samples allowed in a set with ``skip_bad``.
 
     Returns:
-        Of a set with ``skip_bad``: samples that lack a file, and the bad ones among those read.
+        For a set with ``skip_bad``: samples that lack a file, and bad ones among those read.
 
     Raises:
-        UserError: With every bad file found; of a set with ``skip_bad`` only if more than
-            ``max_bad`` samples are bad.
+        UserError: Lists every bad file; for a set with ``skip_bad`` only if more than ``max_bad``
+            samples are bad.
     """
     total, root = len(dataset), dataset.folder.root
     count = min(count, total)
-    places = [i * total // count for i in range(count)]
-    found = {i: problems for i in places if (problems := dataset.problems(i))}
+    indices = [i * total // count for i in range(count)]
+    found = {i: problems for i in indices if (problems := dataset.problems(i))}
     if not dataset.skip_bad:
         problems = [p for of_sample in found.values() for p in of_sample]
         if problems:
@@ -168,7 +168,7 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
         raise UserError(
             f"{len(bad)} bad samples in {root} ({len(dataset.folder.incomplete)} lack a file, "
             f"{len(found)} of {count} read cannot be used), more than max_bad_samples {max_bad}:\n"
-            f"{bullet_list([b.problem for b in bad])}\nMend the files, or raise --max_bad_samples."
+            f"{bullet_list([b.problem for b in bad])}\nFix the files, or raise --max_bad_samples."
         )
     dataset.known_bad = bad
     return bad
@@ -181,20 +181,20 @@ def build_train_loader(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int = 2,
-    held: int = 1,
+    num_held: int = 1,
 ) -> DataLoader[Any]:
-    """Loader of training batches (:class:`Batch`), those that ``sampler`` was last set to.
+    """Build the loader of the training batches (:class:`Batch`) that ``sampler`` selects.
 
     Args:
         dataset: Training samples.
-        sampler: Order and share of this rank.
-        num_workers: Decoding processes, kept over epochs; 0 decodes in this one. The batches are
-            the same for any number.
-        pin_memory: Put batches in page-locked memory, for faster copies to a GPU.
+        sampler: Order of the samples, and the shard of this rank.
+        num_workers: Worker processes, persistent across epochs; 0 decodes in this process. Batches
+            are the same for any number.
+        pin_memory: Copy batches to page-locked memory, for faster copies to a GPU.
         prefetch_factor: Batches that each worker prepares ahead.
-        held: Batches that the training has at a time. More of them cost time, and are the same.
+        num_held: Batches that training holds at a time. Holding more is correct, but slower.
     """
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, held)
+    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, num_held)
 
 
 def build_eval_loader(
@@ -205,8 +205,8 @@ def build_eval_loader(
     pin_memory: bool,
     prefetch_factor: int = 2,
 ) -> DataLoader[Any]:
-    """Loader of evaluation batches (:class:`Batch`); arguments as in :func:`build_train_loader`."""
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, held=1)
+    """Build the loader of evaluation batches; arguments as in :func:`build_train_loader`."""
+    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, num_held=1)
 
 
 def _build(
@@ -215,17 +215,17 @@ def _build(
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int,
-    held: int,
+    num_held: int,
 ) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     batches: Sampler[list[SampleKey]] = sampler
     reuse_pillow_memory()
     if num_workers:
-        # What processes work on or have ready, what the training has, and what it takes next.
-        count = num_workers * prefetch_factor + 2 * held
+        # Batches that workers are preparing or have ready, that training holds, and the next ones.
+        count = num_workers * prefetch_factor + 2 * num_held
         pool = SharedMemoryPool(count, sampler.batch_size * dataset.transform.sample_bytes())
         batches = PooledBatchSampler(sampler, pool)
-        atexit.register(end_workers)  # where no script does it
+        atexit.register(end_workers)  # for callers that are not scripts
         workers = {
             "prefetch_factor": prefetch_factor,
             "persistent_workers": True,
@@ -237,7 +237,7 @@ def _build(
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         collate_fn=collate,
-        # Each iterator draws a base seed: from here, it leaves the training's own generator alone.
+        # Every iterator draws a base seed; this generator spares the global one.
         generator=torch.Generator(),
         **workers,
     )

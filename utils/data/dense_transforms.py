@@ -26,12 +26,12 @@ SCALES = (0.1, 2.0)
 class SegEvalTransform(JointTransform):
     """Longest side to the input size, padded at bottom and right; emits :data:`INSIDE`."""
 
-    def choose(self, size: Size) -> View:
-        """The whole image."""
+    def draw_view(self, size: Size) -> View:
+        """The full image."""
         return View(size, 0, 0, *size)
 
     def sample_bytes(self) -> int:
-        """With :data:`INSIDE`."""
+        """Add the size of :data:`INSIDE`."""
         return super().sample_bytes() + math.prod(self.input_size)
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
@@ -39,18 +39,18 @@ class SegEvalTransform(JointTransform):
         return self._pad(self._resized(pixels, 1.0, False))
 
     def _resized(self, pixels: Mapping[str, Pixels], scale: float, flip: bool) -> dict[str, Tensor]:
-        """The whole sample, its longest side at ``scale`` times the input's, in whole strides."""
+        """Resize so that the longest side is ``scale`` times the input size, in full strides."""
         size = max(size_of(p) for p in pixels.values())
         unit = max(m.stride for m in self.modalities)
         h, w = fit_size(size, self.input_size, unit, scale)
-        view = self.choose(size)._replace(flip=flip)
+        view = self.draw_view(size)._replace(flip=flip)
         return {
             m.name: self._cut(pixels[m.name], m, view, (h // m.stride, w // m.stride))
             for m in self.modalities
         }
 
     def _pad(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fill up to the input size at bottom and right."""
+        """Pad to the input size at bottom and right."""
         out = {}
         inside = torch.zeros(self.input_size, dtype=torch.bool)
         for m in self.modalities:
@@ -77,7 +77,7 @@ class SegTrainTransform(SegEvalTransform):
         """See :class:`JointTransform`.
 
         Args:
-            modalities: Rows of the table.
+            modalities: See the base class.
             input_size: Side, or ``(H, W)``, of the outputs.
             scales: Range of the scale jitter.
             hflip: Probability of mirroring.
@@ -99,15 +99,15 @@ class SegTrainTransform(SegEvalTransform):
         return self._pad(images)
 
     def _crop(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A random window of the input size out of what is larger, in whole strides."""
+        """Cut out a random window of the input size, aligned with the strides."""
         unit = max(m.stride for m in self.modalities)
         sizes = [
             (x.shape[-2] * m.stride, x.shape[-1] * m.stride)
             for m, x in ((m, images[m.name]) for m in self.modalities)
         ]
         offsets = [
-            int(torch.randint(0, max(0, side - wanted) // unit + 1, ())) * unit
-            for side, wanted in zip(sizes[0], self.input_size, strict=True)
+            int(torch.randint(0, max(0, side - target) // unit + 1, ())) * unit
+            for side, target in zip(sizes[0], self.input_size, strict=True)
         ]
         out = {}
         for m in self.modalities:
@@ -119,7 +119,7 @@ class SegTrainTransform(SegEvalTransform):
 
 
 class DepthTrainTransform(JointTransform):
-    """Shortest side to the input size, flip, random crop; colour jitter and grey on request."""
+    """Shortest side to the input size, flip, random crop; optional colour jitter and greyscale."""
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class DepthTrainTransform(JointTransform):
         """See :class:`JointTransform`.
 
         Args:
-            modalities: Rows of the table.
+            modalities: See the base class.
             input_size: Side, or ``(H, W)``, of the outputs.
             hflip: Probability of mirroring.
-            colour: Jitter the colours of photos and sometimes (p 0.2) make them grey.
+            colour: Apply colour jitter and, with probability 0.2, greyscale to photos.
         """
         super().__init__(modalities, input_size)
         self.hflip = hflip
@@ -144,8 +144,8 @@ class DepthTrainTransform(JointTransform):
             else None
         )
 
-    def choose(self, size: Size) -> View:
-        """The largest view of the input's shape, anywhere along the longer side."""
+    def draw_view(self, size: Size) -> View:
+        """The largest view of the input's shape, at a random position along the longer side."""
         height, width = largest_box(size, self.input_size)
         top = int(torch.randint(0, size[0] - height + 1, ()))
         left = int(torch.randint(0, size[1] - width + 1, ()))

@@ -1,8 +1,7 @@
-"""``--fast_decode``: photographs at nearly the same values, in a fraction of the time.
+"""``--fast_decode``: faster decoding of photos, with nearly the same values.
 
-The view is known before the photograph is decoded: libjpeg leaves out the frequencies that a
-smaller view does not show, and the smoothing of colours that are stored at half the resolution.
-PyTorch's 8-bit kernel resizes instead of Pillow.
+A photo is decoded after its view is drawn: libjpeg skips frequencies above the resolution of the
+view and the smoothing of subsampled colours. PyTorch's 8-bit kernel resizes instead of Pillow.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from multimae.images.views import View, cut
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 
-_SMALLEST = 2  # of DCT scaling: at least 1/2
+_MIN_REDUCTION = 2  # libjpeg gains little from scales between 1/2 and 1
 
 
-class Photo:
+class LazyPhoto:
     """An 8-bit RGB image that is decoded when a view is cut out of it.
 
     Attributes:
@@ -32,12 +31,12 @@ class Photo:
     """
 
     def __init__(self, path: str, stored: bytes | Array, size: Size) -> None:
-        """``stored``: a JPEG file, or its pixels."""
+        """``stored``: bytes of a JPEG file, or its pixels."""
         self.path, self._stored = path, stored
         self.shape = (*size, 3)
 
-    def at_least(self, height: float, width: float) -> Array:
-        """Pixels, at the smallest scale of libjpeg with that many rows and columns.
+    def decode(self, min_height: float, min_width: float) -> Array:
+        """Decode at the smallest libjpeg scale with at least this height and width.
 
         Raises:
             ImageError: The file is damaged.
@@ -47,11 +46,11 @@ class Photo:
         import simplejpeg
 
         reduced: dict[str, Any] = {}
-        if 2 * height <= self.shape[0] and 2 * width <= self.shape[1]:
+        if 2 * min_height <= self.shape[0] and 2 * min_width <= self.shape[1]:
             reduced = {
-                "min_height": math.ceil(height),
-                "min_width": math.ceil(width),
-                "min_factor": _SMALLEST,
+                "min_height": math.ceil(min_height),
+                "min_width": math.ceil(min_width),
+                "min_factor": _MIN_REDUCTION,
             }
         try:
             return cast(
@@ -63,10 +62,10 @@ class Photo:
             ) from err
 
 
-def as_photo(
+def lazy_photo(
     path: str, modality: Modality, stored: bytes | Array, patch_size: int
 ) -> Pixels | None:
-    """A :class:`Photo`, which transforms take like pixels; ``None`` for whatever else it is."""
+    """A :class:`LazyPhoto` in place of pixels; ``None`` for anything but an RGB photo."""
     smooth = modality.interpolation != "nearest" and not modality.hflip_negate
     if not (modality.is_photo and smooth):
         return None
@@ -76,11 +75,11 @@ def as_photo(
         size = (stored.shape[0], stored.shape[1]) if stored.ndim == 3 else None
     if size is None or min(size) < max(1, patch_size // modality.stride):
         return None
-    return cast(Pixels, Photo(path, stored, size))
+    return cast(Pixels, LazyPhoto(path, stored, size))
 
 
-def cut_photo(photo: Photo, modality: Modality, view: View, out: Size) -> Tensor:
-    """As :func:`multimae.images.views.cut`, up to small differences.
+def cut_photo(photo: LazyPhoto, modality: Modality, view: View, out: Size) -> Tensor:
+    """Cut a view as :func:`multimae.images.views.cut` does, up to small differences.
 
     Returns:
         uint8 ``(3, h, w)``.
@@ -88,10 +87,10 @@ def cut_photo(photo: Photo, modality: Modality, view: View, out: Size) -> Tensor
     Raises:
         ImageError: The file is damaged.
     """
-    (of_h, of_w), (h, w) = view.image_size, photo.shape[:2]
-    # As many rows and columns of the whole image as give the view no fewer than it is asked for.
-    image = photo.at_least(out[0] * of_h / view.height, out[1] * of_w / view.width)
-    if image.shape[:2] != (h, w) or (of_h, of_w) != (h, w):
+    (full_h, full_w), (h, w) = view.image_size, photo.shape[:2]
+    # The scale at which the view has at least the output's resolution.
+    image = photo.decode(out[0] * full_h / view.height, out[1] * full_w / view.width)
+    if image.shape[:2] != (h, w) or (full_h, full_w) != (h, w):
         return cut(image, modality, view, out)
     box = image[view.top : view.top + view.height, view.left : view.left + view.width]
     pixels = torch.from_numpy(box).permute(2, 0, 1)[None]

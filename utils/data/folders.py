@@ -1,9 +1,9 @@
-"""Aligned image folders: which files exist, and which of them belong to one sample.
+"""Aligned image folders: which files exist, which of them form a sample, and how they are read.
 
 Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
 modality folder; a modality folder may be packed (:mod:`utils.data.pack`). A sample is the files of
-one ``sub-folder/name`` in all modality folders, whatever their extensions; a file missing somewhere
-is an error, or leaves the sample out if that is asked for, and never shifts the pairing of others.
+one ``sub-folder/name`` in all modality folders, with any extension. A missing file is an error, or
+the sample is skipped; it never shifts the pairing of other samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multimae.images.pixels import Array, Pixels
 from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
-from utils.data.fast_decode import as_photo
+from utils.data.fast_decode import lazy_photo
 from utils.data.pack.layout import is_packed
 from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError, bullet_list
@@ -31,23 +31,23 @@ from utils.logs.errors import UserError, bullet_list
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; beside the modality folders."""
 SETTINGS_FILE = "prepared.json"
-"""What the files of a modality were made with; beside them."""
+"""Settings that the files of a modality were made with; beside them."""
 LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
-_ABSENT = 255  # code of an extension
+_ABSENT = 255  # instead of the index of an extension
 
 
-def readable(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
-    """Rows with files of their own: those without a ``source``.
+def stored_modalities(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
+    """Modalities that have files: those without a ``source``.
 
     Raises:
-        ValueError: The source of a row is not among ``modalities``, so nothing says how to read it.
+        ValueError: The source of a modality is not among ``modalities``.
     """
-    rows = tuple(m for m in modalities if m.source is None)
-    names = {m.name for m in rows}
+    stored = tuple(m for m in modalities if m.source is None)
+    names = {m.name for m in stored}
     for m in modalities:
         if m.data_name not in names:
-            raise ValueError(f"modality '{m.name}' is computed from '{m.source}': pass both rows")
-    return rows
+            raise ValueError(f"modality '{m.name}' is computed from '{m.source}': pass both")
+    return stored
 
 
 class MultiModalFolder:
@@ -55,8 +55,8 @@ class MultiModalFolder:
 
     Attributes:
         root: Data root.
-        modalities: Rows that have files (see :func:`readable`).
-        incomplete: A file of every sample that was left out, and what that sample lacks.
+        modalities: Modalities that have files (see :func:`stored_modalities`).
+        incomplete: For every skipped sample, one of its files and a message about missing ones.
     """
 
     def __init__(
@@ -71,52 +71,54 @@ class MultiModalFolder:
 
         Args:
             root: Data root.
-            modalities: Rows to pair; those with a ``source`` are not read.
-            skip_incomplete: Leave out samples that lack a file.
-            allow_missing: Keep them; see :meth:`has`.
+            modalities: Modalities to pair; those with a ``source`` have no files.
+            skip_incomplete: Skip samples that lack a file.
+            allow_missing: Keep samples that lack a file; see :meth:`has`.
 
         Raises:
             UserError: Root or folders missing or empty, ambiguous names, or names that do not
-                match; with ``skip_incomplete`` only if none does.
+                match; with ``skip_incomplete`` only if no sample is complete.
         """
         self.root = Path(root)
         self._root = os.fspath(self.root)
-        self.modalities = readable(modalities)
+        self.modalities = stored_modalities(modalities)
         folders = _modality_folders(root, self.modalities)
         self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
         found = {
             m.name: _scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
             for m in self.modalities
         }
-        # Chosen among the names that any modality has: which samples those are does not depend on
-        # what others lack.
-        chosen = set(self.select(sorted(set().union(*found.values()))))
-        complete = chosen if allow_missing else chosen.intersection(*found.values())
+        # Select among the names of any modality, as missing files must not change the subset.
+        selected = set(self.select(sorted(set().union(*found.values()))))
+        complete = selected if allow_missing else selected.intersection(*found.values())
         self.incomplete: list[tuple[Path, str]] = []
-        if len(complete) < len(chosen):
+        if len(complete) < len(selected):
             if not (skip_incomplete and complete):
-                _refuse_incomplete(folders, found, chosen)
-            self.incomplete = [self._lack(k, folders, found) for k in sorted(chosen - complete)]
-        # One flat buffer per column: Python strings would be copied into every worker process, page
-        # by page, as their reference counts change.
+                _refuse_incomplete(folders, found, selected)
+            self.incomplete = [
+                self._missing_files(k, folders, found) for k in sorted(selected - complete)
+            ]
+        # Flat buffers: Python strings would be copied to every worker, page by page, as their
+        # reference counts change.
         keys = sorted(map(os.fsencode, complete))
         self._keys: npt.NDArray[np.bytes_] = np.array(keys, dtype=np.bytes_)
         names = list(map(os.fsdecode, keys))
         self._extensions: dict[str, tuple[list[str], npt.NDArray[Any]]] = {}
         for name, by_key in found.items():
-            kinds = sorted({by_key[k] for k in names if k in by_key})
-            code = {ext: i for i, ext in enumerate(kinds)}
-            places = (code[by_key[k]] if k in by_key else _ABSENT for k in names)
-            column = np.fromiter(places, np.uint8, len(names))
-            self._extensions[name] = kinds, column
-        self._rows = {m.name: self._rows_in(m) for m in self.modalities if m.name in self._packs}
+            extensions = sorted({by_key[k] for k in names if k in by_key})
+            index_of = {ext: i for i, ext in enumerate(extensions)}
+            indices = (index_of[by_key[k]] if k in by_key else _ABSENT for k in names)
+            self._extensions[name] = extensions, np.fromiter(indices, np.uint8, len(names))
+        self._pack_indices = {
+            m.name: self._indices_in_pack(m) for m in self.modalities if m.name in self._packs
+        }
 
     def suffix(self, modality: Modality) -> str:
-        """What every file name of a modality ends with, before its extension."""
+        """Ending of every file name of a modality, before the extension."""
         return ""
 
     def select(self, names: list[str]) -> list[str]:
-        """Those of the sorted names ``sub-folder/name`` that belong to this set."""
+        """Names that belong to this set, of the sorted ``sub-folder/name`` of all samples."""
         return names
 
     def __len__(self) -> int:
@@ -132,13 +134,13 @@ class MultiModalFolder:
         return bool(self._extensions[modality.name][1][index] != _ABSENT)
 
     def patterns(self) -> dict[tuple[str, ...], int]:
-        """Which modalities samples have, and a sample that has just these."""
-        there = np.stack([column != _ABSENT for _, column in self._extensions.values()], axis=1)
-        rows, first = np.unique(there, axis=0, return_index=True)
+        """Combinations of modalities that samples have, and the first sample with each."""
+        present = np.stack([column != _ABSENT for _, column in self._extensions.values()], axis=1)
+        patterns, first = np.unique(present, axis=0, return_index=True)
         names = list(self._extensions)
         return {
-            tuple(n for n, here in zip(names, row, strict=True) if here): int(index)
-            for row, index in zip(rows, first, strict=True)
+            tuple(n for n, has in zip(names, pattern, strict=True) if has): int(index)
+            for pattern, index in zip(patterns, first, strict=True)
         }
 
     def path(self, index: int, modality: Modality) -> Path:
@@ -146,8 +148,8 @@ class MultiModalFolder:
         return Path(self._file(index, modality))
 
     def _file(self, index: int, modality: Modality) -> str:
-        kinds, column = self._extensions[modality.name]
-        name, ending = self.name(index), self.suffix(modality) + kinds[int(column[index])]
+        extensions, column = self._extensions[modality.name]
+        name, ending = self.name(index), self.suffix(modality) + extensions[int(column[index])]
         return f"{self._root}/{modality.data_folder}/{name}{ending}"
 
     def read(
@@ -166,7 +168,7 @@ class MultiModalFolder:
             modality: The modality.
             patch_size: Smaller images are refused.
             verify: Compare packed images with their checksums.
-            fast: Photographs are decoded when they are cut (:mod:`utils.data.fast_decode`).
+            fast: Decode photos only when a view is cut (:mod:`utils.data.fast_decode`).
 
         Raises:
             ImageError: The file is bad, or not what the modality declares.
@@ -176,31 +178,31 @@ class MultiModalFolder:
         if pack is None:
             stored = read_bytes(path, modality)
         else:
-            stored = pack.read(int(self._rows[modality.name][index]), verify)
+            stored = pack.read(int(self._pack_indices[modality.name][index]), verify)
         if fast:
-            photo = as_photo(path, modality, stored, patch_size)
+            photo = lazy_photo(path, modality, stored, patch_size)
             if photo is not None:
                 return photo
         if isinstance(stored, np.ndarray):
             return check_pixels(stored, path, modality, patch_size)
         return read_fast(path, modality, patch_size, stored)
 
-    def _rows_in(self, m: Modality) -> npt.NDArray[np.int64]:
-        """Where a packed modality has its images, by sample."""
-        kinds, column = self._extensions[m.name]
-        endings = {i: os.fsencode(self.suffix(m) + kind) for i, kind in enumerate(kinds)}
-        codes = column.tolist()
-        wanted = [key + endings.get(code, b"") for key, code in zip(self._keys, codes, strict=True)]
-        return np.searchsorted(self._packs[m.name].names, np.array(wanted, np.bytes_))
+    def _indices_in_pack(self, m: Modality) -> npt.NDArray[np.int64]:
+        """Index of every sample's image in the pack of a modality."""
+        extensions, column = self._extensions[m.name]
+        endings = {i: os.fsencode(self.suffix(m) + ext) for i, ext in enumerate(extensions)}
+        pairs = zip(self._keys, column.tolist(), strict=True)
+        names = [key + endings.get(i, b"") for key, i in pairs]
+        return np.searchsorted(self._packs[m.name].names, np.array(names, np.bytes_))
 
-    def _lack(
+    def _missing_files(
         self, key: str, folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]
     ) -> tuple[Path, str]:
-        """A file of an incomplete sample, and a message about those that are not there."""
+        """A file of an incomplete sample, and a message about its missing ones."""
         have = next(m for m in self.modalities if key in found[m.name])
         path = folders[have.name] / f"{key}{self.suffix(have)}{found[have.name][key]}"
-        lacking = ", ".join(f"'{n}' ({folders[n]})" for n in found if key not in found[n])
-        return path, f"{path}: no file of the same name for modality {lacking}."
+        missing = ", ".join(f"'{n}' ({folders[n]})" for n in found if key not in found[n])
+        return path, f"{path}: no file of the same name for modality {missing}."
 
 
 class SamplePaths(Mapping[str, Path]):
@@ -209,19 +211,19 @@ class SamplePaths(Mapping[str, Path]):
     def __init__(self, folder: MultiModalFolder, index: int) -> None:
         """``index``: the sample."""
         self._folder, self._index = folder, index
-        self._rows = {m.name: m for m in folder.modalities}
+        self._modalities = {m.name: m for m in folder.modalities}
 
     def __getitem__(self, name: str) -> Path:
         """File of a modality."""
-        return self._folder.path(self._index, self._rows[name])
+        return self._folder.path(self._index, self._modalities[name])
 
     def __iter__(self) -> Iterator[str]:
         """The modalities."""
-        return iter(self._rows)
+        return iter(self._modalities)
 
     def __len__(self) -> int:
         """Number of modalities."""
-        return len(self._rows)
+        return len(self._modalities)
 
 
 def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[str, Path]:
@@ -251,18 +253,18 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
 
 
 def _refuse_incomplete(
-    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]], chosen: set[str]
+    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]], selected: set[str]
 ) -> None:
-    """Raise a UserError that says what each modality lacks of the ``chosen`` names."""
+    """Raise a UserError with the ``selected`` names that each modality lacks."""
     problems = []
     for name, have in found.items():
-        missing = chosen - have.keys()
+        missing = selected - have.keys()
         if missing:
             examples = ", ".join(nsmallest(3, missing)) + (", ..." if len(missing) > 3 else "")
             problems.append(
-                f"'{name}' ({folders[name]}): {len(missing)} of {len(chosen)} missing: {examples}"
+                f"'{name}' ({folders[name]}): {len(missing)} of {len(selected)} missing: {examples}"
             )
-    common = len(chosen.intersection(*found.values()))
+    common = len(selected.intersection(*found.values()))
     raise UserError(
         "file names do not match between the modalities:\n"
         f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "
@@ -286,7 +288,7 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise UserError(f"{path}: not readable as JSON ({err}). Mend or remove the file.") from err
+        raise UserError(f"{path}: not readable as JSON ({err}). Fix or remove the file.") from err
     names = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f'{path}: expected {{"classes": ["name of id 0", "name of id 1", ...]}}.')
@@ -317,13 +319,13 @@ def sub_folders(folder: Path) -> list[str]:
 def _scan(
     folder: Path, modality: str, ending: str = "", pack: PackedFolder | None = None
 ) -> dict[str, str]:
-    """``{sub-folder/name: extension}`` of every image.
+    """Map ``sub-folder/name`` to the extension of every image.
 
     Args:
         folder: Of the modality.
         modality: For messages.
-        ending: Names must end with it, and it is taken off; others are passed over.
-        pack: The folder's pack, if it is one.
+        ending: Ending of the names to keep; it is stripped.
+        pack: Pack of the folder, if it is packed.
 
     Raises:
         UserError: No images, or the same name twice.
@@ -331,8 +333,8 @@ def _scan(
     found: dict[str, str] = {}
     clashes: list[str] = []
     packed = range(0 if pack is None else len(pack))
-    unread: Counter[str] = Counter()
-    names = _images(folder, modality, unread) if pack is None else map(pack.name, packed)
+    unreadable: Counter[str] = Counter()
+    names = _images(folder, modality, unreadable) if pack is None else map(pack.name, packed)
     for name in names:
         stem, dot, suffix = name.rpartition(".")
         if not stem.endswith(ending):
@@ -349,24 +351,24 @@ def _scan(
     if not found:
         raise UserError(
             f"modality '{modality}': no images in {folder} or its sub-folders"
-            f"{_without_reader(unread)}.\nThe layout is "
+            f"{_without_reader(unreadable)}.\nThe layout is "
             f"{LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(SUFFIXES))}."
         )
     return found
 
 
-def _without_reader(unread: Counter[str]) -> str:
-    """The files of a folder that nothing reads, by extension."""
-    if not unread:
+def _without_reader(unreadable: Counter[str]) -> str:
+    """Part of a message: files of a folder that have no reader, by extension."""
+    if not unreadable:
         return ""
-    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unread.most_common(3))
+    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unreadable.most_common(3))
     return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
 
 
-def _images(folder: Path, modality: str, unread: Counter[str] | None = None) -> Iterator[str]:
+def _images(folder: Path, modality: str, unreadable: Counter[str] | None = None) -> Iterator[str]:
     """``sub-folder/name.extension`` of every image, without a stat per file.
 
-    Other files are counted in ``unread``, by extension.
+    Other files are counted in ``unreadable``, by extension.
     """
     pending = [("", str(folder))]
     for prefix, path in pending:
@@ -380,7 +382,7 @@ def _images(folder: Path, modality: str, unread: Counter[str] | None = None) -> 
                         yield prefix + entry.name
                     elif not prefix and entry.is_dir():
                         pending.append((f"{entry.name}/", entry.path))
-                    elif stem and dot and unread is not None:
-                        unread[dot + suffix] += 1
+                    elif stem and dot and unreadable is not None:
+                        unreadable[dot + suffix] += 1
         except OSError as err:
             raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err

@@ -1,4 +1,4 @@
-"""Which samples, in which order, with which random numbers.
+"""Order of samples, batches of a rank, and random numbers of a sample.
 
 Order and augmentation are pure functions of (seed, epoch, index): the same on any number of ranks
 and workers, and after a resume in the middle of an epoch.
@@ -20,7 +20,7 @@ from utils.training.seeding import mix_seed
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a data set is asked for: sample ``index``, augmented as in ``epoch``."""
+    """Key of a data set: sample ``index`` with the augmentation of ``epoch``."""
 
     epoch: int
     index: int
@@ -29,7 +29,7 @@ class SampleKey:
 @contextmanager
 def sample_rng(seed: int, key: SampleKey) -> Iterator[None]:
     """Seed torch's CPU generator, which torchvision draws from, for one sample; then restore it."""
-    # torch.manual_seed would reseed the accelerators too, and nothing would restore them.
+    # torch.manual_seed would also reseed the accelerators.
     generator = torch.default_generator
     state = generator.get_state()
     try:
@@ -40,10 +40,10 @@ def sample_rng(seed: int, key: SampleKey) -> Iterator[None]:
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):
-    """This rank's share of every global batch.
+    """Shard of every global batch for this rank.
 
-    The epoch's order is cut into global batches of ``batch_size * world_size``; rank ``r`` takes
-    rows ``r * batch_size ...`` of each. One rank with batch 2B and two ranks with batch B thus
+    The epoch's order is cut into global batches of ``batch_size * world_size``; rank ``r`` gets
+    samples ``r * batch_size ...`` of each. One rank with batch 2B and two ranks with batch B thus
     train on the same global batches. Every rank gets the same number of batches, all of full size.
     """
 
@@ -65,13 +65,13 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
             batch_size: Samples per batch and rank.
             rank: This process.
             world_size: Number of processes.
-            seed: Of the order.
-            shuffle: Draw a new order every epoch; otherwise the data set's own.
-            drop_last: Leave out what does not fill a global batch; otherwise fill the last one up
-                from the start of the epoch's order.
+            seed: Seed of the order.
+            shuffle: Draw a new order every epoch; otherwise keep that of the data set.
+            drop_last: Drop the last, incomplete global batch; otherwise fill it from the start of
+                the epoch's order.
 
         Raises:
-            UserError: There is no sample, or ``drop_last`` leaves no batch.
+            UserError: There is no sample, or no full batch with ``drop_last``.
         """
         self.num_samples, self.batch_size = num_samples, batch_size
         self.rank, self.world_size = rank, world_size
@@ -88,16 +88,16 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, all its batches."""
+        """Select all batches of an epoch for the next iteration."""
         self.set_range(epoch * len(self), (epoch + 1) * len(self), len(self))
 
     def set_range(self, start: int, stop: int, per_epoch: int) -> None:
-        """Choose the next iteration's batches out of those of all epochs, one after the other.
+        """Select the batches of the next iteration, numbered across epochs.
 
         Args:
-            start: The first batch: ``epoch * per_epoch + place in the epoch``.
-            stop: The batch after the last.
-            per_epoch: Batches taken from every epoch.
+            start: First batch: ``epoch * per_epoch + index in the epoch``.
+            stop: Batch after the last.
+            per_epoch: Batches used of every epoch.
 
         Raises:
             ValueError: An epoch has fewer batches than ``per_epoch``, or the range runs backwards.
@@ -105,24 +105,24 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         if not 0 <= start <= stop:
             raise ValueError(f"cannot start at batch {start} of {stop}")
         if not 0 < per_epoch <= len(self):
-            raise ValueError(f"cannot take {per_epoch} batches: an epoch has {len(self)}")
+            raise ValueError(f"cannot use {per_epoch} batches per epoch: an epoch has {len(self)}")
         self._range, self._per_epoch = range(start, stop), per_epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, whatever the next iteration is of."""
+        """Batches of a full epoch, whatever range is selected."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """The chosen batches."""
+        """Yield the selected batches."""
         batches, per_epoch = self._range, self._per_epoch
-        order, of_epoch = torch.zeros(0), -1
+        order, current = torch.zeros(0), -1
         for number in batches:
             epoch, batch = divmod(number, per_epoch)
-            if epoch != of_epoch:
-                order, of_epoch = self._order(epoch), epoch
+            if epoch != current:
+                order, current = self._order(epoch), epoch
             first = batch * self.global_batch + self.rank * self.batch_size
-            rows = torch.arange(first, first + self.batch_size) % self.num_samples
-            yield [SampleKey(epoch, index) for index in order[rows].tolist()]
+            indices = torch.arange(first, first + self.batch_size) % self.num_samples
+            yield [SampleKey(epoch, index) for index in order[indices].tolist()]
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
@@ -134,9 +134,9 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 class EvalBatchSampler(Sampler[list[SampleKey]]):
     """Every sample exactly once over all ranks.
 
-    Rank ``r`` takes samples ``r, r + world_size, ...`` in order. Nothing is repeated to even the
-    ranks out, so their numbers of batches and samples may differ by one: reduce sums and counts,
-    not means, and do not communicate per batch.
+    Rank ``r`` gets samples ``r, r + world_size, ...`` in order. No sample is repeated, so the
+    numbers of batches and samples of the ranks may differ by one: reduce sums and counts, not
+    means, and do not communicate per batch.
 
     Attributes:
         max_batch_size: Samples in a full batch; the same on every rank.
@@ -155,6 +155,6 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
         return -(-len(self._indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """Batches of this rank; the last may be smaller."""
+        """Yield the batches of this rank; the last may be smaller."""
         for first in range(0, len(self._indices), self.batch_size):
             yield [SampleKey(0, i) for i in self._indices[first : first + self.batch_size]]

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a data set's modalities, and whether they fit a checkpoint's."""
+"""Mean and standard deviation of a data set, and warnings if a checkpoint expects others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.logs.errors import UserError
 
 MEASURED_IMAGES = 256
 WARNING_IMAGES = 64
-MOST_DEVIATIONS = 3.0
+MAX_DEVIATION = 3.0
 
 Numbers = tuple[float, ...]
 _Sums = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ _Sums = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all pixels with a value, per channel, on the scale of ``mean`` and ``std`` of a row."""
+    """Per channel, over all pixels with a value, on the scale of a modality's ``mean``."""
 
     mean: Numbers
     std: Numbers
@@ -38,36 +38,37 @@ class Statistics:
 
 
 def measure(
-    folder: MultiModalFolder, rows: Sequence[Modality], images: int = MEASURED_IMAGES
+    folder: MultiModalFolder, modalities: Sequence[Modality], images: int = MEASURED_IMAGES
 ) -> dict[str, Statistics]:
-    """Statistics of image rows on evenly spread samples of a folder.
+    """Measure image modalities on evenly spaced samples of a folder.
 
-    Files that cannot be read are passed over: the check before training speaks of them.
+    Skips files that cannot be read: the check before training reports them.
 
     Raises:
-        UserError: No file of a row can be read, or it is constant.
+        UserError: No file of a modality can be read, or a channel is constant.
     """
-    places = _spread(len(folder), images)
-    return {m.name: _of_row(folder, m, places) for m in rows if not m.is_labels}
+    count = min(images, len(folder))
+    indices = [i * len(folder) // count for i in range(count)]
+    return {m.name: _measure(folder, m, indices) for m in modalities if not m.is_labels}
 
 
-def resolve_statistics(rows: Sequence[Modality], root: str | Path) -> list[Modality]:
-    """Rows with ``normalization: computed`` as ``mean_std`` rows with the statistics of ``root``.
+def resolve_statistics(modalities: Sequence[Modality], root: str | Path) -> list[Modality]:
+    """Turn ``normalization: computed`` into ``mean_std`` with the statistics of ``root``.
 
-    A row with a ``source`` takes those of its source.
+    A modality with a ``source`` gets those of its source.
 
     Raises:
         UserError: Folders or files that cannot be read.
     """
-    wanted = {m.data_name for m in rows if m.normalization == "computed"}
+    names = {m.data_name for m in modalities if m.normalization == "computed"}
     known: dict[str, Statistics] = {}
-    for m in rows:
-        if m.name in wanted:
+    for m in modalities:
+        if m.name in names:
             known |= measure(MultiModalFolder(root, [m]), [m])
-    return [_filled(m, known.get(m.data_name)) for m in rows]
+    return [_resolved(m, known.get(m.data_name)) for m in modalities]
 
 
-def _filled(m: Modality, statistics: Statistics | None) -> Modality:
+def _resolved(m: Modality, statistics: Statistics | None) -> Modality:
     if m.normalization != "computed" or statistics is None:
         return m
     return dataclasses.replace(
@@ -78,12 +79,12 @@ def _filled(m: Modality, statistics: Statistics | None) -> Modality:
 def statistics_mismatches(
     measured: Mapping[str, Statistics], trained: Sequence[Modality], source: str
 ) -> list[str]:
-    """Warnings about data that is nowhere near what a checkpoint was trained on.
+    """Warnings about data far from that of a checkpoint.
 
     Args:
-        measured: Of the data.
-        trained: Rows of the checkpoint.
-        source: Its name.
+        measured: Statistics of the data.
+        trained: Modalities of the checkpoint.
+        source: Name of the checkpoint.
 
     Returns:
         One message per modality whose data, normalised as the checkpoint did, has a mean more than
@@ -100,9 +101,7 @@ def statistics_mismatches(
         off = [(a - b) / s for a, b, s in zip(found.mean, mean, std, strict=True)]
         spread = [a / s for a, s in zip(found.std, std, strict=True)]
         far = max(map(abs, off))
-        if far > MOST_DEVIATIONS or not all(
-            1 / MOST_DEVIATIONS <= s <= MOST_DEVIATIONS for s in spread
-        ):
+        if far > MAX_DEVIATION or not all(1 / MAX_DEVIATION <= s <= MAX_DEVIATION for s in spread):
             warnings.append(
                 f"warning: modality '{m.name}': the data has mean {_few(found.mean)} and standard "
                 f"deviation {_few(found.std)} ({found.images} images), {source} was trained with "
@@ -114,30 +113,30 @@ def statistics_mismatches(
 
 
 def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
-    """What :func:`statistics_mismatches` says about a data set and a weight file.
+    """:func:`statistics_mismatches` between a data set and a weight file.
 
-    Files that do not describe their model (published ones, ViTs) know no statistics.
+    Files without a model spec (published ones, ViTs) have no statistics to compare.
     """
     try:
         trained = read_spec(weights).rows
     except (CheckpointError, OSError):
         return []
-    rows = [m for m in dataset.folder.modalities if m.normalization == "mean_std"]
+    measurable = [m for m in dataset.folder.modalities if m.normalization == "mean_std"]
     try:
         return statistics_mismatches(
-            measure(dataset.folder, rows, WARNING_IMAGES), trained, weights
+            measure(dataset.folder, measurable, WARNING_IMAGES), trained, weights
         )
-    except UserError as err:  # nothing to compare; a run need not end for that
+    except UserError as err:  # nothing to compare, which need not stop a run
         return [f"warning: {err}"]
 
 
-def _of_row(folder: MultiModalFolder, m: Modality, places: Sequence[int]) -> Statistics:
+def _measure(folder: MultiModalFolder, m: Modality, indices: Sequence[int]) -> Statistics:
     count = np.zeros(m.num_channels)
     total, squares = count.copy(), count.copy()
     images = 0
-    for place in places:
+    for index in indices:
         try:
-            pixels = np.asarray(read(folder.path(place, m), m))
+            pixels = np.asarray(read(folder.path(index, m), m))
         except ImageError:
             continue
         values = pixels.reshape(-1, m.num_channels).astype(np.float64)
@@ -158,21 +157,16 @@ def _statistics(
     if not images or not count.all():
         raise UserError(
             f"modality '{m.name}': no file of {folder.root / m.data_folder} has a value to compute "
-            "statistics from. Check the files, or give mean and std."
+            "statistics from. Check the files, or set mean and std."
         )
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     if (std < 1e-8).any():
         raise UserError(
             f"modality '{m.name}': a channel of {folder.root / m.data_folder} is constant: "
-            f"standard deviation {_few(std.tolist())}. Drop the channel, or give mean and std."
+            f"standard deviation {_few(std.tolist())}. Drop the channel, or set mean and std."
         )
     return Statistics(tuple(mean.tolist()), tuple(std.tolist()), images)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    count = min(count, total)
-    return [i * total // count for i in range(count)]
 
 
 def _few(values: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
 """One geometric transform for all modalities of a sample.
 
-A view (crop box and flip) is chosen once, at the resolution of the largest modality, and then cut
-out of every modality at its own resolution (:mod:`multimae.images.views`).
+A view (crop box and flip) is drawn once, at the resolution of the largest modality, and then cut
+out of every modality at the resolution of its files (:mod:`multimae.images.views`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from multimae.images.pixels import Pixels, size_of, storage_dtype
 from multimae.images.views import View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.modalities import Modality
-from utils.data.fast_decode import Photo, cut_photo
-from utils.data.folders import readable
+from utils.data.fast_decode import LazyPhoto, cut_photo
+from utils.data.folders import stored_modalities
 from utils.logs.errors import UserError
 
-_TRIES = 10  # of a random box
+_MAX_TRIES = 10  # to draw a box inside the image
 
 
 class JointTransform(ABC):
@@ -36,7 +36,7 @@ class JointTransform(ABC):
         """Fix the output sizes.
 
         Args:
-            modalities: Rows of the table; those with a ``source`` are passed over.
+            modalities: Modalities; those with a ``source`` have no images.
             input_size: Side, or ``(H, W)``, of full-resolution outputs.
 
         Raises:
@@ -44,7 +44,7 @@ class JointTransform(ABC):
         """
         h, w = as_size(input_size)
         self.input_size: Size = (h, w)
-        self.modalities = readable(modalities)
+        self.modalities = stored_modalities(modalities)
         for m in self.modalities:
             if h % m.stride or w % m.stride:
                 raise UserError(
@@ -53,23 +53,23 @@ class JointTransform(ABC):
                 )
 
     @abstractmethod
-    def choose(self, size: Size) -> View:
+    def draw_view(self, size: Size) -> View:
         """View of a sample whose largest modality has this size."""
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
         """See the class."""
-        view = self.choose(max(size_of(p) for p in pixels.values()))
+        view = self.draw_view(max(size_of(p) for p in pixels.values()))
         return {
-            m.name: self._cut(pixels[m.name], m, view) if m.name in pixels else self._empty(m)
+            m.name: self._cut(pixels[m.name], m, view) if m.name in pixels else self._placeholder(m)
             for m in self.modalities
         }
 
     def sample_bytes(self) -> int:
-        """Bytes of the tensors of a sample."""
-        return sum(self._empty(m).nbytes for m in self.modalities)
+        """Size of the tensors of a sample in bytes."""
+        return sum(self._placeholder(m).nbytes for m in self.modalities)
 
-    def _empty(self, m: Modality) -> Tensor:
-        """What stands for a modality that a sample lacks."""
+    def _placeholder(self, m: Modality) -> Tensor:
+        """Tensor of a modality that a sample lacks."""
         h, w = (side // m.stride for side in self.input_size)
         value = 0 if m.no_data is None else m.no_data
         shape = (h, w) if m.is_labels else (m.num_channels, h, w)
@@ -77,7 +77,7 @@ class JointTransform(ABC):
 
     def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
         out = out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
-        if isinstance(pixels, Photo):
+        if isinstance(pixels, LazyPhoto):
             return cut_photo(pixels, m, view, out)
         return cut(pixels, m, view, out)
 
@@ -96,7 +96,7 @@ class TrainTransform(JointTransform):
         """See :class:`JointTransform`.
 
         Args:
-            modalities: Rows of the table.
+            modalities: See the base class.
             input_size: Side, or ``(H, W)``, of full-resolution outputs.
             scale: Range of the crop's share of the image area.
             ratio: Range of the crop's width / height.
@@ -106,16 +106,16 @@ class TrainTransform(JointTransform):
         self.scale, self.ratio, self.hflip = scale, ratio, hflip
         self._log_ratio = torch.log(torch.tensor(ratio)).tolist()
 
-    def choose(self, size: Size) -> View:
+    def draw_view(self, size: Size) -> View:
         """Random view."""
         top, left, h, w = self._box(size)
         return View(size, top, left, h, w, bool(torch.rand(()) < self.hflip))
 
     def _box(self, size: Size) -> tuple[int, int, int, int]:
-        """Top, left, height, width: torchvision's RandomResizedCrop draw by draw, in less time."""
+        """Top, left, height, width; the same draws as torchvision's RandomResizedCrop, faster."""
         height, width = size
         drawn = torch.empty(1)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             area = height * width * drawn.uniform_(*self.scale).item()
             aspect = drawn.uniform_(*self._log_ratio).exp_().item()
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -133,6 +133,6 @@ class TrainTransform(JointTransform):
 class EvalTransform(JointTransform):
     """The largest centred view of the input's shape: shortest side to input size, centre crop."""
 
-    def choose(self, size: Size) -> View:
+    def draw_view(self, size: Size) -> View:
         """Centred view."""
         return centred_view(size, self.input_size)

@@ -79,7 +79,7 @@ def train_loader(
         sampler,
         num_workers=cfg.data.num_workers,
         pin_memory=cfg.data.pin_mem,
-        held=cfg.optim.update_freq,
+        num_held=cfg.optim.update_freq,
     )
     return loader, sampler
 

@@ -171,7 +171,7 @@ def test_four_channels_are_resampled_independently():
     ],
 )
 def test_eval_view_is_the_largest_centred_one(stored, size, view):
-    assert EvalTransform([RGB], size).choose(stored)[1:5] == view
+    assert EvalTransform([RGB], size).draw_view(stored)[1:5] == view
 
 
 def test_input_size_must_be_a_multiple_of_the_stride():

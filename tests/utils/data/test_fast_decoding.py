@@ -21,7 +21,7 @@ from tools.bench_loader import Variant, interleave
 from utils.data import batches
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset, build_train_loader
-from utils.data.fast_decode import Photo
+from utils.data.fast_decode import LazyPhoto
 from utils.data.folders import MultiModalFolder
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
@@ -146,7 +146,7 @@ def test_boxes_are_those_of_torchvision(scale: tuple[float, float], size: tuple[
     theirs = v2.RandomResizedCrop(32, scale)
     for seed in range(40):
         torch.manual_seed(seed)
-        view = ours.choose(size)
+        view = ours.draw_view(size)
         torch.manual_seed(seed)
         box = theirs.get_params(torch.empty(0, *size), list(scale), [3 / 4, 4 / 3])
         assert tuple(view[1:5]) == tuple(map(int, box))
@@ -183,7 +183,7 @@ class TestFastDecode:
         exact, fast = self.datasets(root, side)
         for i in range(12):
             theirs, ours = exact[SampleKey(i, i)].images, fast[SampleKey(i, i)].images
-            assert isinstance(fast._read(i)[0]["rgb"], Photo)
+            assert isinstance(fast._read(i)[0]["rgb"], LazyPhoto)
             difference = (ours["rgb"].int() - theirs["rgb"].int()).abs().float()
             assert difference.mean() <= 2 and ours["rgb"].shape == theirs["rgb"].shape
             assert torch.equal(ours["depth"], theirs["depth"])
