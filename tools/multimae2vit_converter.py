@@ -17,8 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.weights.convert import multimae_to_vit
-from multimae.weights.load import extract_state_dict, read_checkpoint, save_state_dict
+from multimae.cli import convert, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,19 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="keep all global tokens under that name, and a pos_embed of the patches only",
     )
     args = parser.parse_args(argv)
-    try:
-        state = extract_state_dict(read_checkpoint(args.multimae_ckpt_path))
-        state, unused = multimae_to_vit(
-            state, modality=args.modality, keep_global_tokens=args.keep_global_tokens
+    return exit_code(
+        lambda: convert(
+            args.multimae_ckpt_path,
+            args.vit_ckpt_path,
+            to="vit",
+            modality=args.modality,
+            keep_global_tokens=args.keep_global_tokens,
         )
-        save_state_dict(state, args.vit_ckpt_path)
-    except (ValueError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 2
-    print(f"{args.vit_ckpt_path}: {len(state)} tensors converted, {len(unused)} unused")
-    for key in unused:
-        print(f"  unused: {key}")
-    return 0
+    )
 
 
 if __name__ == "__main__":

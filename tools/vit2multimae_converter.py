@@ -16,8 +16,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.weights.convert import vit_to_multimae
-from multimae.weights.load import extract_state_dict, read_checkpoint, save_state_dict
+from multimae.cli import convert, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--multimae_ckpt_path", required=True, help="file to write")
     parser.add_argument("--modality", default="rgb", help="input that the patches belong to")
     args = parser.parse_args(argv)
-    try:
-        state = extract_state_dict(read_checkpoint(args.vit_ckpt_path))
-        state, unused = vit_to_multimae(state, modality=args.modality)
-        save_state_dict(state, args.multimae_ckpt_path)
-    except (ValueError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 2
-    print(f"{args.multimae_ckpt_path}: {len(state)} tensors converted, {len(unused)} unused")
-    for key in unused:
-        print(f"  unused: {key}")
-    return 0
+    return exit_code(
+        lambda: convert(
+            args.vit_ckpt_path, args.multimae_ckpt_path, to="multimae", modality=args.modality
+        )
+    )
 
 
 if __name__ == "__main__":
