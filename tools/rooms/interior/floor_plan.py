@@ -100,7 +100,7 @@ class FloorPlan:
         return (min(xs), min(ys), spot.z, max(xs), max(ys), spot.z + p.height)
 
     def put(self, spot: Spot, solid: bool = True) -> Spot:
-        """Place a piece without asking whether there is room for it."""
+        """Place a piece without a collision test."""
         p = spot.piece
         placed = Piece(p.cls, p.width, p.depth, p.height)
         placed.put(p, spot.x, spot.y, spot.z, spot.yaw)
@@ -197,8 +197,8 @@ class FloorPlan:
             return None
         return self.try_wall(p, spot.wall, spot.u, z, 0.0)
 
-    def look(self, spot: Spot | None) -> None:
-        """Mark a piece as worth looking at."""
+    def add_focus(self, spot: Spot | None) -> None:
+        """Add a piece to the points that views may look at."""
         if spot is not None:
             self.focus.append(spot.local(0.0, spot.piece.depth / 2))
 

@@ -62,7 +62,7 @@ def tv_corner(plan: FloorPlan, walls: list[Wall] | None) -> None:
     """Place a low cupboard with a television on it."""
     stand = sg.cupboard(plan.kit, "tv")
     spot = plan.against(stand, 0.0, 0.5, walls, middle=True)
-    plan.look(spot)
+    plan.add_focus(spot)
     if spot is None:
         return
     tv = plan.make("television", lambda k: fx.television(k, True), (1.4, 0.4, 0.95))
@@ -79,7 +79,7 @@ def laid_table(plan: FloorPlan, top: Piece, cx: float, cy: float, yaw: float) ->
     plates = [(x, 0.2) for x in xs] + [(x, d - 0.2) for x in xs]
     tb.set_table(top, kit, plates if kit.chance(0.7) else [])
     spot = plan.on_floor(top, cx, cy, yaw)
-    plan.look(spot)
+    plan.add_focus(spot)
     if spot is None:
         return
     model = plan.make("chair", st.chair, (0.65, 0.7, 1.2))

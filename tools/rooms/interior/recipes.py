@@ -59,7 +59,7 @@ def bedroom(plan: FloorPlan) -> None:
         middle=True,
         tries=40,
     )
-    plan.look(bed)
+    plan.add_focus(bed)
     if bed is not None:
         for side in (-1, 1):
             stand = plan.make("night stand", lambda k: sg.cupboard(k, "night"), (0.7, 0.6, 0.75))
@@ -69,11 +69,13 @@ def bedroom(plan: FloorPlan) -> None:
             w = bed.piece.width + 1.1
             x, y = bed.local(0.0, bed.piece.depth - 0.9)
             plan.put(Spot(fx.rug(kit, w, 1.5), x, y, 0.002, bed.yaw), False)
-    plan.look(plan.against(plan.make("wardrobe", lambda k: sg.cupboard(k, "wardrobe")), 0.0, 0.5))
+    plan.add_focus(
+        plan.against(plan.make("wardrobe", lambda k: sg.cupboard(k, "wardrobe")), 0.0, 0.5)
+    )
     dresser = plan.against(
         plan.make("dresser", lambda k: sg.cupboard(k, "dresser"), (1.8, 0.7, 1.3)), 0.0, 0.5
     )
-    plan.look(dresser)
+    plan.add_focus(dresser)
     clutter_on(plan, dresser)
     if dresser is not None:
         if kit.chance(0.6):
@@ -100,7 +102,7 @@ def living_room(plan: FloorPlan) -> None:
         middle=True,
         tries=40,
     )
-    plan.look(sofa)
+    plan.add_focus(sofa)
     if sofa is not None:
         plan.above(fx.picture(kit, kit.uniform(0.8, 1.4), kit.uniform(0.5, 0.7)), sofa, 1.3)
         x, y = sofa.local(0.0, sofa.piece.depth + 0.75)
@@ -134,7 +136,9 @@ def living_room(plan: FloorPlan) -> None:
     else:
         tv_corner(plan, None)
     for _ in range(int(kit.rng.integers(1, 3))):
-        plan.look(plan.against(plan.make("bookshelf", sg.bookshelf, (1.8, 0.6, 2.3)), 0.0, 0.4))
+        plan.add_focus(
+            plan.against(plan.make("bookshelf", sg.bookshelf, (1.8, 0.6, 2.3)), 0.0, 0.4)
+        )
     if kit.chance(0.5):
         clutter_on(
             plan, plan.against(plan.make("cabinet", lambda k: sg.cupboard(k, "cabinet")), 0.0, 0.4)
@@ -156,7 +160,7 @@ def dining_room(plan: FloorPlan) -> None:
     centre_rug(plan, fx.rug(kit, w + 1.3, d + 1.3), cx, cy, yaw)
     for _ in range(2):
         side = plan.against(plan.make("cabinet", lambda k: sg.cupboard(k, "cabinet")), 0.0, 0.3)
-        plan.look(side)
+        plan.add_focus(side)
         clutter_on(plan, side)
         if side is not None:
             plan.above(fx.picture(kit, kit.uniform(0.6, 1.1), 0.5), side, 1.4)
@@ -177,10 +181,10 @@ def kitchen(plan: FloorPlan) -> None:
     run = ki.counter_run(kit, width, True, True)
     first = width / 2 + 0.03 if left else main.length - width / 2 - 0.03
     spot = plan.try_wall(run, main, first, 0.0, 0.5) or plan.against(run, 0.0, 0.5, tries=30)
-    plan.look(spot)
+    plan.add_focus(spot)
     if spot is not None:
         placed = plan.beside(fridge, spot, 1) or plan.beside(fridge, spot, -1)
-        plan.look(placed or plan.against(fridge, 0.0, 0.4))
+        plan.add_focus(placed or plan.against(fridge, 0.0, 0.4))
         _upper(plan, spot, width)
     other = ki.counter_run(kit, kit.uniform(1.1, 1.8), False, False)
     second = plan.against(other, 0.0, 0.6, tries=10) if kit.chance(0.7) else None
@@ -218,16 +222,16 @@ def bathroom(plan: FloorPlan) -> None:
     """A tub with its curtain, a toilet, a basin below a mirror, towels."""
     kit = plan.kit
     tub = plan.against(plan.make("bathtub", ba.bathtub, (2.0, 1.1, 0.9)), 0.0, 0.4, tries=40)
-    plan.look(tub)
+    plan.add_focus(tub)
     if tub is not None and kit.chance(0.6):
         x, y = tub.local(0.0, tub.piece.depth - 0.1)
         plan.put(Spot(ba.shower_curtain(kit, tub.piece.width), x, y, 0.0, tub.yaw), False)
     basin = plan.against(plan.make("sink", ba.vanity, (1.3, 0.7, 1.2)), 0.0, 0.5, tries=30)
-    plan.look(basin)
+    plan.add_focus(basin)
     if basin is not None:
         plan.above(ba.mirror(kit, min(0.9, basin.piece.width), kit.uniform(0.7, 0.9)), basin, 1.15)
     wc = plan.against(plan.make("toilet", ba.toilet, (0.6, 0.9, 1.1)), 0.0, 0.45, tries=30)
-    plan.look(wc)
+    plan.add_focus(wc)
     if wc is not None and wc.wall is not None:
         for side in (-1, 1):
             if plan.try_wall(ba.paper_roll(kit), wc.wall, wc.u + side * 0.36, 0.7, 0.0):
@@ -247,10 +251,12 @@ def office(plan: FloorPlan) -> None:
     """One to three desks with swivel chairs, a whiteboard, shelves, boxes, papers."""
     kit = plan.kit
     for _ in range(int(kit.rng.integers(2, 4))):
-        plan.look(desk_place(plan, plan.shell.walls))
+        plan.add_focus(desk_place(plan, plan.shell.walls))
     plan.hang(fx.whiteboard(kit), 1.0)
     for _ in range(int(kit.rng.integers(1, 3))):
-        plan.look(plan.against(plan.make("bookshelf", sg.bookshelf, (1.8, 0.6, 2.3)), 0.0, 0.3))
+        plan.add_focus(
+            plan.against(plan.make("bookshelf", sg.bookshelf, (1.8, 0.6, 2.3)), 0.0, 0.3)
+        )
     for _ in range(2):
         clutter_on(
             plan, plan.against(plan.make("cabinet", lambda k: sg.cupboard(k, "cabinet")), 0.0, 0.3)
@@ -269,7 +275,7 @@ def library(plan: FloorPlan) -> None:
     shelf = sg.bookshelf(kit)
     for _ in range(int(kit.rng.integers(5, 9))):
         model = plan.make("bookshelf", sg.bookshelf, (1.8, 0.6, 2.4)) if kit.chance(0.4) else shelf
-        plan.look(plan.against(model, 0.0, 0.55, tries=20))
+        plan.add_focus(plan.against(model, 0.0, 0.55, tries=20))
     cx, cy = plan.shell.width / 2, plan.shell.depth / 2
     if kit.chance(0.5):
         w = kit.uniform(1.2, 1.6)
@@ -282,7 +288,7 @@ def library(plan: FloorPlan) -> None:
             spot = plan.on_floor(
                 seat, cx + s, cy, np.pi / 2 * (1 if s > 0 else -1) + kit.uniform(-0.4, 0.4)
             )
-            plan.look(spot)
+            plan.add_focus(spot)
         clutter_on(plan, plan.on_floor(tb.table(kit, 0.5, 0.5, 0.45), cx, cy + 0.1, 0.0))
     plan.scatter(plan.make("floor lamp", fx.floor_lamp, (0.6, 0.6, 2.1)))
     if kit.chance(0.5):

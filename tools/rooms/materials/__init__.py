@@ -1,5 +1,6 @@
-"""Materials: what surfaces look like.
+"""Materials: the colours and patterns of surfaces.
 
-``palette`` draws the colours and materials of one room, ``patterns`` computes tileable textures
-(wood, tiles, fabric, prints), ``textures`` samples them at ray hits. Start with ``palette.Kit``.
+``palette.Kit`` draws the materials of one room so that they match: start there. ``textures`` holds
+the material table of a room and evaluates it at surface points; ``patterns`` are the procedural
+patterns it uses (wood, tiles, fabric, prints).
 """

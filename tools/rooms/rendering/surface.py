@@ -1,4 +1,4 @@
-"""What rays see: positions, normals and colours of surface points."""
+"""Surfaces: positions, normals and colours of the points that rays hit."""
 
 from __future__ import annotations
 
