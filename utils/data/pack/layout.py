@@ -1,10 +1,10 @@
-"""What a packed modality folder holds.
+"""Files of a packed modality folder.
 
 ``DIR/{modality folder}/``:
 
-- ``00000.shard`` ...: records one behind the other, what training reads;
-- ``00000.files`` ...: the original files of images that the shard has as plain pixels; training
-  does not need them;
+- ``00000.shard`` ...: consecutive records, which training reads;
+- ``00000.files`` ...: the original files of images that the shard stores as pixels; not needed by
+  training;
 - ``names.npy``: ``sub-folder/name.extension`` of every file, sorted; ``index.npy``: one
   :data:`RECORD` for each;
 - ``pack.json``: sizes and checksums of all these, written last.
@@ -32,7 +32,7 @@ VERSION = 1
 
 
 class Kind(IntEnum):
-    """What a record is."""
+    """Content of a record."""
 
     FILE = 0  # the file itself
     GREY8 = 1  # uint8 (H, W): Pillow's mode L
@@ -49,16 +49,16 @@ DTYPES: dict[Kind, np.dtype[Any]] = {
 RECORD = np.dtype(
     [
         ("kind", "u1"),
-        ("packed", "u1"),  # pixels: whether zlib has packed their bytes
+        ("packed", "u1"),  # whether zlib compressed the pixels
         ("shard", "<u4"),
         ("height", "<u4"),  # of pixels
         ("width", "<u4"),
         ("offset", "<u8"),
         ("size", "<u8"),
         ("crc", "<u4"),  # of the record
-        ("file_offset", "<u8"),  # of the original file of pixels
+        ("file_offset", "<u8"),  # original file of pixels
         ("file_size", "<u8"),
-        ("digest", "V16"),  # of the file that was packed (blake2b)
+        ("digest", "V16"),  # of the original file (blake2b)
     ]
 )
 
@@ -84,10 +84,10 @@ class Contents:
     """``pack.json`` of a modality.
 
     Attributes:
-        options: How it was packed.
-        count: Images in it.
-        made_of: One fingerprint of options and packed files for each shard.
-        files: Everything else in the folder.
+        options: Options of the packing.
+        count: Number of images.
+        made_of: For each shard a fingerprint of options and packed files.
+        files: All other files in the folder.
     """
 
     options: dict[str, Any]
@@ -96,7 +96,7 @@ class Contents:
     files: tuple[Shard, ...]
 
     def to_json(self) -> bytes:
-        """The text of the file."""
+        """Bytes of the file."""
         return (json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
 
 
@@ -111,7 +111,7 @@ def file_name(shard: int, part: str) -> str:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a modality folder is packed, or was about to be."""
+    """Whether a modality folder is packed, fully or in part."""
     return (folder / PACK_FILE).exists() or (folder / file_name(0, SHARD)).exists()
 
 
@@ -119,7 +119,7 @@ def read_contents(folder: Path) -> Contents:
     """``pack.json`` of a modality folder.
 
     Raises:
-        UserError: It is not there, as packing was interrupted, or it is damaged.
+        UserError: The file is missing, as packing was interrupted, or damaged.
     """
     path = folder / PACK_FILE
     try:
@@ -131,7 +131,7 @@ def read_contents(folder: Path) -> Contents:
     except FileNotFoundError as err:
         raise UserError(
             f"{folder} has shards but no {PACK_FILE}: packing was interrupted. Run "
-            "tools/pack_dataset.py again with the same options; it goes on from there."
+            "tools/pack_dataset.py again with the same options; it continues from there."
         ) from err
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise UserError(

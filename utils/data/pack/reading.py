@@ -1,4 +1,4 @@
-"""Packed modality folders for training: any image at once, and no more memory than that takes."""
+"""Read packed modality folders: random access, with memory for one image at a time."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from utils.data.pack.layout import (
 from utils.logs.errors import UserError, bullet_list
 
 OPEN_FILES = 64
-"""Shards that a process keeps open."""
+"""Maximum number of shards that a process keeps open."""
 
 
 class PackedFolder:
     """The files of one modality.
 
-    Records are read, not mapped: pages of mapped shards would count as memory of every process.
+    Records are read, not memory-mapped: mapped pages would count as memory of every process.
 
     Attributes:
-        folder: Where the shards are.
+        folder: Folder of the shards.
         contents: ``pack.json``.
         names: ``sub-folder/name.extension`` as bytes, sorted.
     """
@@ -47,7 +47,7 @@ class PackedFolder:
         """Open the index; sizes of all shards are checked.
 
         Raises:
-            UserError: Files are missing, damaged or of another size than they should be.
+            UserError: Files are missing, damaged or of the wrong size.
         """
         self.folder = folder
         self.contents = read_contents(folder)
@@ -64,58 +64,58 @@ class PackedFolder:
         return len(self._records)
 
     def __getstate__(self) -> dict[str, object]:
-        """For a worker that is not forked: it opens its own files."""
+        """Drop open files; a spawned worker opens its own."""
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def record(self, row: int) -> np.void:
-        """Where and what a file is."""
-        found: np.void = self._records[row]
+    def record(self, index: int) -> np.void:
+        """Position and kind of a file."""
+        found: np.void = self._records[index]
         return found
 
-    def read(self, row: int, verify: bool = False) -> bytes | Array:
-        """A file as it was, or its pixels.
+    def read(self, index: int, verify: bool = False) -> bytes | Array:
+        """Bytes of a file, or its pixels.
 
         Args:
-            row: Its place in ``names``.
+            index: Index in ``names``.
             verify: Compare with the checksum.
 
         Raises:
-            ImageError: The record cannot be read, or is not what was packed.
+            ImageError: The record cannot be read, or its checksum is wrong.
         """
-        record = self.record(row)
+        record = self.record(index)
         kind = Kind(int(record["kind"]))
         shard = file_name(int(record["shard"]), SHARD)
         offset, size = int(record["offset"]), int(record["size"])
         values = self._bytes(shard, offset, size)
         if verify and zlib.crc32(values.data) != int(record["crc"]):
             raise ImageError(
-                f"{self.folder / shard}: wrong checksum of {self.name(row)}. Copy the shard again, "
-                "or pack the data again; tools/pack_dataset.py --verify finds all damage."
+                f"{self.folder / shard}: wrong checksum of {self.name(index)}. Copy the shard "
+                "again, or pack the data again; tools/pack_dataset.py --verify finds all damage."
             )
         if kind is Kind.FILE:
             return values.tobytes()
         if record["packed"]:
-            values = _unpack(values, DTYPES[kind].itemsize, self.folder / shard, self.name(row))
+            values = _unpack(values, DTYPES[kind].itemsize, self.folder / shard, self.name(index))
         shape = shape_of(kind, int(record["height"]), int(record["width"]))
         pixels: Array = values.view(DTYPES[kind]).reshape(shape)
         return pixels
 
-    def original(self, row: int) -> bytes:
-        """The file as it was, bit for bit.
+    def original(self, index: int) -> bytes:
+        """Original bytes of a file.
 
         Raises:
-            ImageError: It was not kept, or cannot be read.
+            ImageError: The original is missing or cannot be read.
         """
-        record = self.record(row)
+        record = self.record(index)
         if record["kind"] == Kind.FILE:
-            return bytes(self.read(row))
+            return bytes(self.read(index))
         name = file_name(int(record["shard"]), FILES)
         offset, size = int(record["file_offset"]), int(record["file_size"])
         return self._bytes(name, offset, size).tobytes()
 
-    def name(self, row: int) -> str:
+    def name(self, index: int) -> str:
         """``sub-folder/name.extension``."""
-        return os.fsdecode(self.names[row])
+        return os.fsdecode(self.names[index])
 
     def _bytes(self, file: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
         values = np.empty(size, np.uint8)
@@ -140,7 +140,7 @@ class PackedFolder:
 
 
 def pack_planes(values: Array) -> bytes:
-    """Pixels in fewer bytes: all low bytes, then all high bytes, packed by zlib."""
+    """Compress pixels with zlib: all low bytes, then all high bytes."""
     planes = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     planes = planes.reshape(-1, values.dtype.itemsize).T
     return zlib.compress(planes.tobytes(), 1)
@@ -157,7 +157,7 @@ def _unpack(
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
-    """An array that stays on the disk."""
+    """Memory-mapped array."""
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array

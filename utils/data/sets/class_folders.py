@@ -25,7 +25,7 @@ from utils.logs.errors import UserError, bullet_list
 
 DEFAULT_CROP_PCT = 224 / 256
 CROP_SCALE = (0.08, 1.0)
-# What RandAugment does to colours alone: with several modalities the geometry has to be shared.
+# Colour operations of RandAugment; with several modalities they must share all geometry.
 COLOUR_OPS = (
     "AutoContrast",
     "Equalize",
@@ -61,13 +61,13 @@ def data_root(path: str, inputs: Sequence[Modality]) -> Path:
     """The folder of the modality folders: ``path``, or its parent if ``path`` is one of them."""
     root = Path(path)
     inside, beside = (
-        all((place / m.data_folder).is_dir() for m in inputs) for place in (root, root.parent)
+        all((folder / m.data_folder).is_dir() for m in inputs) for folder in (root, root.parent)
     )
     return root.parent if beside and not inside else root
 
 
 def find_classes(folder: MultiModalFolder, num_classes: int | None = None) -> ClassIndex:
-    """Classes of a training set, sorted by name; ``num_classes`` of them, if that is given.
+    """Classes of a training set, sorted by name; checks ``num_classes`` unless ``None``.
 
     Raises:
         UserError: Images without a class folder, or another number of classes.
@@ -83,7 +83,7 @@ def find_classes(folder: MultiModalFolder, num_classes: int | None = None) -> Cl
 
 
 def check_classes(folder: MultiModalFolder, classes: ClassIndex) -> None:
-    """Raise a UserError if a set has classes that the training set has not."""
+    """Raise a UserError if a set has classes that the training set does not have."""
     unknown = sorted(set(_class_names(folder)) - set(classes.names))
     if unknown:
         raise UserError(
@@ -106,8 +106,8 @@ def _class_names(folder: MultiModalFolder) -> list[str]:
 class ClassTrainTransform(TrainTransform):
     """Random resized crop and flip of all modalities; RandAugment or colour jitter of photos.
 
-    With one input RandAugment has all its operations; with several only those on colours, as a
-    rotated photo would no longer fit its depth.
+    With one input RandAugment uses all its operations; with several only those on colours, as a
+    rotated photo would no longer match its depth.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class ClassTrainTransform(TrainTransform):
         """See :class:`TrainTransform`.
 
         Args:
-            modalities: Rows of the inputs.
+            modalities: Modalities of the inputs.
             input_size: Side of the outputs.
             auto_augment: timm's description of RandAugment, AutoAugment or AugMix; empty: none.
-            colour_jitter: Strength of the jitter that replaces it.
+            colour_jitter: Strength of the jitter used instead of it.
 
         Raises:
             UserError: timm does not know the description, or it moves pixels of one modality.
@@ -157,17 +157,17 @@ class ClassEvalTransform(EvalTransform):
         input_size: int | Size,
         crop_pct: float = DEFAULT_CROP_PCT,
     ) -> None:
-        """``crop_pct``: share of the shortest side that is kept."""
+        """``crop_pct``: share of the shortest side to keep."""
         super().__init__(modalities, input_size)
         self.crop_pct = crop_pct
 
-    def choose(self, size: Size) -> View:
+    def draw_view(self, size: Size) -> View:
         """Centred view."""
         return centred_view(size, self.input_size, self.crop_pct)
 
 
 def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic") -> Any:
-    # timm takes two seconds to load, which --help should not pay.
+    # timm takes two seconds to import; --help must not wait for it.
     from timm.data import auto_augment as timm_augment
 
     resample = Image.Resampling[interpolation.upper()]
@@ -175,18 +175,18 @@ def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic")
     try:
         if description.startswith("rand"):
             ops = None if alone else list(COLOUR_OPS)
-            return _mended(timm_augment.rand_augment_transform(description, options, ops))
+            return _clamp_posterize(timm_augment.rand_augment_transform(description, options, ops))
         if not alone:
             raise ValueError("only rand-... keeps several modalities aligned")
         if description.startswith("augmix"):
-            return _mended(timm_augment.augment_and_mix_transform(description, options))
-        return _mended(timm_augment.auto_augment_transform(description, options))
+            return _clamp_posterize(timm_augment.augment_and_mix_transform(description, options))
+        return _clamp_posterize(timm_augment.auto_augment_transform(description, options))
     except (AssertionError, ValueError, KeyError) as err:
         raise UserError(f"--aa {description}: {err or 'timm does not know it'}") from err
 
 
-def _mended(augment: Any) -> Any:
-    """Keep one bit where timm's strongest Posterize keeps none, which Pillow refuses since 13."""
+def _clamp_posterize(augment: Any) -> Any:
+    """Keep at least one bit: timm's strongest Posterize keeps none, an error since Pillow 13."""
     policies = getattr(augment, "policy", None) or [augment.ops]
     for op in (op for policy in policies for op in policy):
         if op.name.startswith("Posterize"):
@@ -213,39 +213,39 @@ def _other_generators_seeded() -> Iterator[None]:
 
 
 def mix(
-    mixup: Any, x: Mapping[str, Tensor], target: Tensor, rows: Sequence[Modality]
+    mixup: Any, x: Mapping[str, Tensor], target: Tensor, modalities: Sequence[Modality]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Mixup and CutMix of every modality alike.
+    """Apply the same Mixup or CutMix to every modality.
 
-    All images are mixed as one stack of channels by timm's Mixup. One more channel, 1 for one
-    partner of a pair and 0 for the other, comes out as each pixel's share of its own sample: label
-    maps, which cannot be blended, are taken from the partner with the larger share.
+    timm's Mixup mixes all images as one stack of channels. One more channel, 1 for one partner of
+    a pair and 0 for the other, becomes each pixel's share of its own sample: label maps, which
+    cannot be blended, come from the partner with the larger share.
 
-    The middle sample of an odd batch (one from which bad samples were left out) is its own partner:
-    it comes out as it was.
+    The middle sample of an odd batch (one without its bad samples) is paired with itself and does
+    not change.
 
     Args:
         mixup: ``timm.data.Mixup``; it pairs sample ``i`` with ``B - 1 - i``.
         x: Model inputs, images (B, C, H/s, W/s) or ids (B, H/s, W/s).
         target: Class ids (B,).
-        rows: Rows of ``x``.
+        modalities: Modalities of ``x``.
 
     Returns:
         The mixed inputs, and soft targets (B, classes).
     """
     if len(target) % 2:
         middle = len(target) // 2
-        places = [*range(middle + 1), *range(middle, len(target))]
-        even = {name: value[places] for name, value in x.items()}
-        mixed, soft = mix(mixup, even, target[places], rows)
-        kept = [i for i in range(len(places)) if i != middle + 1]
+        indices = [*range(middle + 1), *range(middle, len(target))]
+        even = {name: value[indices] for name, value in x.items()}
+        mixed, soft = mix(mixup, even, target[indices], modalities)
+        kept = [i for i in range(len(indices)) if i != middle + 1]
         return {name: value[kept] for name, value in mixed.items()}, soft[kept]
-    full = max(x[m.name].shape[-1] * m.stride for m in rows)
-    height = max(x[m.name].shape[-2] * m.stride for m in rows)
-    images = [m for m in rows if not m.is_labels]
+    width = max(x[m.name].shape[-1] * m.stride for m in modalities)
+    height = max(x[m.name].shape[-2] * m.stride for m in modalities)
+    images = [m for m in modalities if not m.is_labels]
     batch = len(target)
     first = (torch.arange(batch, device=target.device) < batch // 2).float()
-    owner = first.view(-1, 1, 1, 1).expand(-1, 1, height, full)
+    owner = first.view(-1, 1, 1, 1).expand(-1, 1, height, width)
     grown = [_enlarge(x[m.name], m.stride) for m in images]
     stack, soft = mixup(torch.cat([owner, *grown], dim=1).contiguous(), target)
     own = torch.where(first.view(-1, 1, 1) > 0, stack[:, 0], 1 - stack[:, 0])
@@ -255,11 +255,11 @@ def mix(
         channels = x[m.name].shape[1]
         out[m.name] = stack[:, start : start + channels, :: m.stride, :: m.stride]
         start += channels
-    for m in rows:
+    for m in modalities:
         if m.is_labels:
             keep = own[:, :: m.stride, :: m.stride] >= 0.5
             out[m.name] = torch.where(keep, x[m.name], x[m.name].flip(0))
-    return {m.name: out[m.name] for m in rows}, soft
+    return {m.name: out[m.name] for m in modalities}, soft
 
 
 def _enlarge(x: Tensor, stride: int) -> Tensor:

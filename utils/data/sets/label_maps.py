@@ -1,4 +1,4 @@
-"""Samples for semantic segmentation: inputs, a label map, and which label maps are refused."""
+"""Samples for semantic segmentation: inputs, a label map, and checks of label maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IGNORE = 255
 
 
 class SegmentationDataset(MultiModalDataset):
-    """Samples of a folder whose row ``target`` holds label maps as data sets store them."""
+    """Samples of a folder whose modality ``target`` holds label maps as data sets store them."""
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class SegmentationDataset(MultiModalDataset):
         skip_bad: bool = False,
         fast_decode: bool = False,
     ) -> None:
-        """As the base class.
+        """Add the classes to the base class.
 
         Args:
-            folder: Index of the files, ``target`` among its rows.
-            transform: Joint transform of the same rows.
-            target: Row of the stored label maps (ids up to 255).
-            num_classes: Classes, void aside.
+            folder: Index of the files, ``target`` among its modalities.
+            transform: Joint transform of the same modalities.
+            target: Modality of the stored label maps (ids up to 255).
+            num_classes: Classes without void.
             zero_is_void: Ids are ``1 .. num_classes`` and 0 is void; else ``0 .. num_classes - 1``.
-            seed: Of the augmentation.
+            seed: As in the base class, like all below.
             patch_size: Smaller images are refused.
-            limit: Only so many samples, spread evenly.
-            skip_bad: Give bad samples as such.
-            fast_decode: Photographs at nearly the same values.
+            limit: Number of samples.
+            skip_bad: Return bad samples as :class:`BadSample`.
+            fast_decode: Decode photos faster.
         """
         super().__init__(
             folder,
@@ -93,13 +93,13 @@ class SegmentationDataset(MultiModalDataset):
 
 
 def stored_target(target: Modality) -> Modality:
-    """The row that reads label maps as stored: every 8-bit id, void included."""
+    """Modality that reads label maps as stored: every 8-bit id, void included."""
     return dataclasses.replace(target, num_classes=IGNORE + 1)
 
 
 def reduced_class_names(
     names: Sequence[str] | None, num_classes: int, zero_is_void: bool
 ) -> tuple[str, ...]:
-    """Names of the predicted classes from those of the stored ids, if they fit."""
+    """Names of the predicted classes from those of the stored ids; empty if counts differ."""
     names = tuple(names or ())[int(zero_is_void) :]
     return names if len(names) == num_classes else ()

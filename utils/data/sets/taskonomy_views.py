@@ -43,7 +43,7 @@ def _scalar(name: str, max_value: float = 65535.0) -> Modality:
     )
 
 
-# Row of a task, and how many of its channels are predicted.
+# Modality of a task, and how many of its channels are predicted.
 TASKS: dict[str, tuple[Modality, int]] = {
     "depth_zbuffer": (_scalar("depth_zbuffer", FARTHEST), 1),
     "depth_euclidean": (_scalar("depth_euclidean", FARTHEST), 1),
@@ -65,8 +65,8 @@ TASKS: dict[str, tuple[Modality, int]] = {
 
 
 def taskonomy_modalities() -> ModalityTable:
-    """Rows of all tasks by name."""
-    return {name: row for name, (row, _) in TASKS.items()}
+    """Modalities of all tasks by name."""
+    return {name: modality for name, (modality, _) in TASKS.items()}
 
 
 class TaskonomyFolder(MultiModalFolder):
@@ -85,10 +85,10 @@ class TaskonomyFolder(MultiModalFolder):
 
         Args:
             root: Folder of the tasks' folders.
-            modalities: Rows to pair.
+            modalities: Modalities to pair.
             buildings: Those of the subset.
             limit: Largest number of views.
-            skip_incomplete: Leave out views that lack a file.
+            skip_incomplete: Skip views that lack a file.
 
         Raises:
             UserError: As the base class; also if no view is left.
@@ -106,14 +106,14 @@ class TaskonomyFolder(MultiModalFolder):
         return f"_domain_{modality.data_folder}"
 
     def select(self, names: list[str]) -> list[str]:
-        """The views of the subset's buildings, thinned out."""
+        """Evenly spaced views of the subset's buildings."""
         keys = [key for key in names if key.partition("/")[0] in self.buildings]
         count = min(len(keys), self.limit or len(keys))
         return [keys[i * len(keys) // count] for i in range(count)]
 
 
 class TaskonomyDataset(MultiModalDataset):
-    """Views, of which each must have a valid pixel."""
+    """Views with at least one valid pixel each."""
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
@@ -126,11 +126,11 @@ class TaskonomyDataset(MultiModalDataset):
 def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> frozenset[str]:
     """Buildings of a subset.
 
-    They come from ``split_file`` (the official CSV with columns id, train, val, test of 0 and 1),
-    else from ``root/splits.json``, else the folders of a task are shared out 8 : 1 : 1 by name.
+    Read from ``split_file`` (the official CSV with columns id, train, val, test of 0 and 1), else
+    from ``root/splits.json``; without either the folders of a task are split 8 : 1 : 1 by name.
 
     Raises:
-        UserError: Unreadable file, or nothing to share out.
+        UserError: Unreadable file, or too few buildings to split.
     """
     if split_file:
         return _from_csv(Path(split_file), subset)
@@ -139,7 +139,7 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
         try:
             return frozenset(json.loads(listed.read_text(encoding="utf-8")).get(subset, ()))
         except (OSError, ValueError, AttributeError) as err:
-            raise UserError(f"{listed}: not a split list ({err}). Mend or remove it.") from err
+            raise UserError(f"{listed}: not a split list ({err}). Fix or remove it.") from err
     try:
         tasks = [p for p in sorted(Path(root).iterdir()) if p.is_dir() and p.name in TASKS]
     except OSError as err:
@@ -147,8 +147,8 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
     names = sub_folders(tasks[0]) if tasks else []
     if len(names) < 3:
         raise UserError(
-            f"{root}: {len(names)} buildings are too few to share out. Expected "
-            "TASK/BUILDING/point_P_view_V_domain_TASK.png; or give the split as a CSV."
+            f"{root}: {len(names)} buildings are too few to split. Expected "
+            "TASK/BUILDING/point_P_view_V_domain_TASK.png; or pass the split as a CSV."
         )
     step = min(10, len(names))
     chosen = {
@@ -161,7 +161,7 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
 
 
 def valid_pixels(depth_zbuffer: Tensor) -> Tensor:
-    """Where a view is valid: not saturated, nor within 4 pixels of what is.
+    """Mask of valid pixels: neither saturated nor within 4 pixels of a saturated one.
 
     Args:
         depth_zbuffer: Stored values (B, 1, H, W).
