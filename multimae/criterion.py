@@ -1,19 +1,22 @@
-"""Losses (SPEC section 4).
+"""Losses, of images and of tokens, and their balancing (SPEC section 4).
 
 The masked losses work on tokens: images are cut into patches once, and a mask (B, N) selects
-rows. ``forward`` takes images, ``per_sample`` takes a decoder's per-token output.
+tokens. ``forward`` takes images, ``per_sample`` takes a decoder's per-token output.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimae.nn.label_loss import patch_cross_entropy
-from multimae.nn.patches import patch_statistics, patchify
-from multimae.nn.tokens import Size, as_size
+from multimae.nn.tokens import Size, as_size, patch_statistics, patchify
 from multimae.specs.modalities import Modality
+
+IGNORED = -100
+"""Label of pixels that are ignored."""
 
 
 class _MaskedLoss(nn.Module):
@@ -62,7 +65,7 @@ class _MaskedLoss(nn.Module):
 def mean_over_counted(losses_b: Tensor, counted_b: Tensor) -> Tensor:
     """Mean over the samples that count; 0 (with a graph) if none does.
 
-    A plain nan-mean would send NaN gradients through the samples it leaves out.
+    ``torch.nanmean`` would send NaN gradients through the samples it ignores.
     """
     return (losses_b * counted_b).sum() / counted_b.sum().clamp_min(1)
 
@@ -115,10 +118,12 @@ class MaskedCrossEntropyLoss(_MaskedLoss):
         labels = patchify(target, self.patch_size)  # (B, N, P*P)
         b, n, p = labels.shape
         logits, labels = pred_bnp.reshape(b * n, -1, p), labels.reshape(b * n, p)
-        if not self.label_smoothing:
-            return patch_cross_entropy(logits, labels).view(b, n)
         loss = F.cross_entropy(
-            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
+            logits.float(),
+            labels,
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
         return loss.view(b, n, p).mean(dim=-1)
 
@@ -127,12 +132,48 @@ MaskedLoss = MaskedMSELoss | MaskedL1Loss | MaskedCrossEntropyLoss
 
 
 def build_loss(modality: Modality, patch_size: int | Size) -> MaskedLoss:
-    """Pre-training loss of a modality, as its table row says."""
+    """Pre-training loss of a modality, as its specification says."""
     patch = modality.patch_size or patch_size
     if modality.loss == "cross_entropy":
         return MaskedCrossEntropyLoss(patch, modality.stride)
     kind = MaskedL1Loss if modality.loss == "l1" else MaskedMSELoss
     return kind(patch, modality.stride, modality.norm_pix)
+
+
+def per_sample_where(
+    loss: MaskedLoss, pred_bnp: Tensor, target: Tensor, valid: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss of each sample over the pixels that have a value, and whether it counts.
+
+    Args:
+        loss: Of the modality; not one that standardises patches.
+        pred_bnp: (B, N, C*P*P), entries (channel, row, column).
+        target: (B, C, H, W), or class ids (B, H, W); what it holds at other pixels is not read.
+        valid: Bool (B, 1, H, W), for labels (B, H, W).
+        mask: (B, N), 1 = counted; ``None`` counts every token.
+
+    Returns:
+        losses (B,), the mean over counted tokens' pixels, 0 where there are none; counted (B,).
+    """
+    patches = patchify(valid.to(pred_bnp.dtype), loss.patch_size)  # (B, N, P*P)
+    if isinstance(loss, MaskedCrossEntropyLoss):
+        per_token = loss.per_token(pred_bnp, target.masked_fill(~valid, IGNORED))
+    else:
+        channels = pred_bnp.shape[-1] // patches.shape[-1]
+        wanted = loss.target_patches(target).to(pred_bnp.dtype)
+        seen = patches.repeat(1, 1, channels).bool()
+        # Nothing is wrong where there is no value, and no gradient flows from there.
+        per_token = loss.per_token(torch.where(seen, pred_bnp, wanted), target)
+    share = patches.float().mean(dim=-1)  # of a token's pixels; the loss is a mean over all
+    weight = torch.ones_like(share) if mask is None else mask.to(share.dtype)
+    count = (share * weight).sum(dim=1)
+    total = (per_token * weight).sum(dim=1)
+    return total / torch.where(count > 0, count, 1.0), count > 0
+
+
+def without_absent(mask: Tensor, present: Tensor) -> Tensor:
+    """A mask (B, N) that counts nothing of the samples that are not ``present`` (B,)."""
+    return mask * present.to(mask.dtype).unsqueeze(1)
 
 
 def masked_l1_loss(pred: Tensor, target: Tensor, mask_valid: Tensor | None = None) -> Tensor:
@@ -171,3 +212,37 @@ def _valid_difference(
         return diff, diff.new_full((), float(diff.numel()))
     valid = (mask_valid > 0).expand_as(diff)
     return diff.masked_fill(~valid, 0.0), valid.sum().clamp_min(1)
+
+
+class NoWeightingStrategy(nn.Module):
+    """Losses pass unchanged."""
+
+    def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task -> loss."""
+        return dict(losses)
+
+
+class UncertaintyWeightingStrategy(nn.Module):
+    """Homoscedastic uncertainty (Kendall et al. 2018): ``exp(-s_t) * L_t + s_t``, ``s`` learned.
+
+    A task whose loss is exactly 0 (nothing was masked) contributes exactly 0.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        """One learned ``log_vars`` entry per task, initially 0."""
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.log_vars = nn.Parameter(torch.zeros(len(self.tasks)))
+
+    def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task -> weighted loss.
+
+        Raises:
+            KeyError: A loss whose task was not declared.
+        """
+        out = {}
+        for name, loss in losses.items():
+            log_var = self.log_vars[self.tasks.index(name)]
+            weighted = torch.exp(-log_var) * loss + log_var
+            out[name] = torch.where(loss == 0.0, loss, weighted)
+        return out

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from multimae.nn.layers import trunc_normal_, xavier_uniform_
 from multimae.nn.masking import gather_tokens
-from multimae.nn.patches import patchify
-from multimae.nn.pos_embed import PositionCache, forget_positions, sincos_2d
-from multimae.nn.tokens import Size, as_size
+from multimae.nn.tokens import PositionCache, Size, as_size, patchify, sincos_2d
 
 
 class _PatchAdapter(nn.Module):
@@ -37,7 +35,6 @@ class _PatchAdapter(nn.Module):
         self.patch_size: Size = (max(1, ph // stride_level), max(1, pw // stride_level))
         self.dim_tokens: int | None = None
         self.positions = PositionCache()
-        self.register_load_state_dict_pre_hook(forget_positions)  # type: ignore[no-untyped-call]
 
     def grid(self, height: int, width: int, name: str = "input") -> Size:
         """Token grid of an input of (height, width) pixels in this modality's own resolution.
@@ -68,19 +65,19 @@ class _PatchAdapter(nn.Module):
             self.pos_emb, (rows, cols), self.pos_emb_mode
         )
 
-    def forward_some(self, x: Tensor, places_bk: Tensor) -> Tensor:
+    def forward_patches(self, x: Tensor, patch_ids_bk: Tensor) -> Tensor:
         """Tokens of some patches of every sample: (b, k) -> (b, k, D).
 
         The same numbers as those of the whole image (to rounding), without projecting the rest.
 
         Args:
             x: As for ``forward``.
-            places_bk: Patches, row-major.
+            patch_ids_bk: Patches, row-major.
         """
         grid = self.grid(x.shape[-2], x.shape[-1])
-        patches = gather_tokens(patchify(x, self.patch_size), places_bk)
+        patches = gather_tokens(patchify(x, self.patch_size), patch_ids_bk)
         positions = self.positions.tokens(self.pos_emb, grid, self.pos_emb_mode)
-        return self._project(patches) + F.embedding(places_bk, positions[0])
+        return self._project(patches) + F.embedding(patch_ids_bk, positions[0])
 
     def _project(self, patches_bkp: Tensor) -> Tensor:
         """Patch vectors (channel, row, column), or labels (row, column) -> (b, k, D)."""
@@ -217,11 +214,11 @@ class SemSegInputAdapter(_PatchAdapter):
         self.grid(x.shape[1], x.shape[2])
         return self._to_tokens(self.class_emb(x).permute(0, 3, 1, 2))
 
-    def forward_some(self, x: Tensor, places_bk: Tensor) -> Tensor:
+    def forward_patches(self, x: Tensor, patch_ids_bk: Tensor) -> Tensor:
         """As for images; averaged class embeddings are made for the whole map."""
         if self.interpolate_class_emb:
-            return gather_tokens(self(x), places_bk)
-        return super().forward_some(x, places_bk)
+            return gather_tokens(self(x), patch_ids_bk)
+        return super().forward_patches(x, patch_ids_bk)
 
     def _project(self, patches_bkp: Tensor) -> Tensor:
         conv: nn.Conv2d = self.proj  # type: ignore[assignment]

@@ -26,7 +26,7 @@ from multimae.nn.masking import (
 )
 from multimae.nn.network import MultiModalTransformer
 from multimae.nn.tokens import TokenLayout
-from multimae.specs.sizes import MULTIVIT, PRETRAIN
+from multimae.specs.registry import MULTIVIT, PRETRAIN
 from multimae.weights.pretrained import Pretrained
 
 
@@ -79,7 +79,8 @@ class MultiMAE(MultiModalTransformer, Pretrained):
             tokens (B, n+g, d) if there are no output adapters; and the masks by modality.
 
         Raises:
-            ValueError: Sizes that disagree or do not divide, unknown budget, unequal masks.
+            ValueError: Sizes that disagree or do not divide, unequal masks, or
+                ``num_encoded_tokens`` beyond the number of tokens.
         """
         tokens, layout = self.embed(x)
         if not mask_inputs:

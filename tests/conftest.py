@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multimae.specs.sizes import SIZES
+from multimae.specs.registry import SIZES
 
 torch.set_num_threads(1)
 SIZES["nano"] = {"dim_tokens": 64, "depth": 2, "num_heads": 4}

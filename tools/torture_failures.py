@@ -23,7 +23,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
-from multimae.specs.sizes import SIZES
+from multimae.specs.registry import SIZES
 from tools.torture.failures import FAILURES, arm, try_failure
 from tools.torture.small_runs import SIZE, RunFactory
 from utils.distributed.script import run_script

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from multimae.nn.linear import AVX2, Linear
-
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 NormLayer = Callable[[int], nn.Module]
 
@@ -23,30 +21,19 @@ NormLayer = Callable[[int], nn.Module]
 def attend(q_bhne: Tensor, k_bhme: Tensor, v_bhme: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention with scale ``1/sqrt(e)``.
 
-    By the fused kernel where it wins (docs/PERFORMANCE.md), else by two plain matrix products: the
-    same numbers up to rounding.
+    In training on a CPU two plain matrix products, whose backward pass is faster there; otherwise
+    the fused kernel. Both give the same numbers up to rounding.
 
     Returns:
         (b, h, n, e).
     """
-    if _fused_wins(q_bhne.device.type, dropout):
+    if q_bhne.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q_bhne, k_bhme, v_bhme, dropout_p=dropout)
     weights = (q_bhne / math.sqrt(q_bhne.shape[-1])) @ k_bhme.transpose(-2, -1)
     weights = weights.softmax(dim=-1)
     if dropout:
         weights = F.dropout(weights, dropout)
     return weights.to(v_bhme.dtype) @ v_bhme
-
-
-def _fused_wins(device_type: str, dropout: float) -> bool:
-    """Whether the fused kernel is the faster one.
-
-    It is on GPUs, in inference, and on CPUs without AVX-512: on those with it, plain products win
-    in the backward pass. The choice depends on the machine alone, so that runs can be repeated.
-    """
-    if device_type != "cpu" or not torch.is_grad_enabled():
-        return device_type in ("cpu", "cuda")
-    return not dropout and AVX2
 
 
 class Attention(nn.Module):
@@ -65,8 +52,8 @@ class Attention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x_bnd: Tensor) -> Tensor:
@@ -94,9 +81,9 @@ class CrossAttention(nn.Module):
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.q = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, dim * 2, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, dim * 2, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x_bnd: Tensor, context_bmd: Tensor) -> Tensor:
@@ -116,9 +103,9 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         """``dim`` -> ``hidden_dim`` -> ``dim``."""
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which tokens the encoder sees: Dirichlet sampling over modalities (SPEC section 2).
 
-Shapes: b batch, N tokens of all modalities, n visible tokens (the budget).
+Shapes: b batch, N tokens of all modalities, n visible tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TokenMasks:
 def sample_masks(
     layout: TokenLayout,
     batch_size: int,
-    num_visible: int,
+    num_encoded_tokens: int,
     alphas: float | Sequence[float] = 1.0,
     sample_tasks_uniformly: bool = False,
     generator: torch.Generator | None = None,
@@ -53,16 +53,16 @@ def sample_masks(
     rows: tuple[int, int] | None = None,
     present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
-    """Draw exactly ``num_visible`` visible tokens per sample.
+    """Draw exactly ``num_encoded_tokens`` visible tokens per sample.
 
-    Shares of the budget are Dirichlet(alphas) over the modalities; each modality shows
-    ``round(share * budget)`` random patches, and rounding is mended by dropping or adding random
-    ones. No host synchronisation.
+    Shares are Dirichlet(alphas) over the modalities; each modality shows
+    ``round(share * num_encoded_tokens)`` random patches, and random ones are dropped or added for
+    the exact number. No host synchronisation.
 
     Args:
         layout: The full sequence.
         batch_size: b.
-        num_visible: Budget n; at most the number of tokens.
+        num_encoded_tokens: n; at most the number of tokens.
         alphas: Concentration, one for all or one per modality.
         sample_tasks_uniformly: First draw a non-empty subset of modalities uniformly; the others
             get almost no share.
@@ -70,17 +70,18 @@ def sample_masks(
         device: Where to draw.
         rows: Keep only the samples ``start .. stop-1`` of the draw: processes that draw with the
             same generator seed and keep their own rows agree with one process.
-        present: Modality -> (b,) bool of the kept samples; a sample's budget goes to the modalities
-            that it has. They must have as many tokens. Complete samples are drawn as without it.
+        present: Modality -> (b,) bool of the kept samples; a sample's tokens come from the
+            modalities that it has, which must have as many tokens. Complete samples are drawn
+            as without it.
 
     Raises:
-        ValueError: The budget is not in 1..N, or alphas do not fit.
+        ValueError: It is not in 1..N, or alphas do not fit.
     """
     sizes = [s.num_tokens for s in layout.slices.values()]
     total = sum(sizes)
-    if not 1 <= num_visible <= total:
+    if not 1 <= num_encoded_tokens <= total:
         raise ValueError(
-            f"num_encoded_tokens = {num_visible} is not in 1..{total}, "
+            f"num_encoded_tokens = {num_encoded_tokens} is not in 1..{total}, "
             f"the tokens of {', '.join(layout.slices)} at {layout.image_size}"
         )
     keep = slice(*rows) if rows is not None else slice(None)
@@ -88,7 +89,7 @@ def sample_masks(
         batch_size, len(sizes), alphas, sample_tasks_uniformly, generator, device
     )
     absent = _absent(layout, present, len(shares[keep]), device)
-    counts = (_shared_among(shares[keep], absent) * num_visible).round()
+    counts = (_renormalize_shares(shares[keep], absent) * num_encoded_tokens).round()
     noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
     drawn = torch.cat(
         [
@@ -97,10 +98,11 @@ def sample_masks(
         ],
         dim=1,
     )
-    # Drawn tokens sort first; fresh noise breaks ties, which drops or fills to the budget.
+    # Drawn tokens sort first. Fresh noise chooses those dropped or added for the exact number: the
+    # noise of the draw would favour the larger modalities.
     ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
     order = _absent_last(ties - drawn.float(), absent, sizes)
-    return _from_order(order.argsort(dim=1), num_visible, layout)
+    return _from_order(order.argsort(dim=1), num_encoded_tokens, layout)
 
 
 def _absent(
@@ -116,7 +118,7 @@ def _absent(
     return ~torch.stack([present.get(name, there).to(device) for name in layout.slices], dim=1)
 
 
-def _shared_among(shares: Tensor, absent: Tensor | None) -> Tensor:
+def _renormalize_shares(shares: Tensor, absent: Tensor | None) -> Tensor:
     """Shares of the modalities that are there; rows that are complete stay as they are."""
     if absent is None:
         return shares
@@ -183,12 +185,12 @@ def _rank(noise: Tensor) -> Tensor:
     return noise.argsort(dim=1).argsort(dim=1)
 
 
-def _from_order(order_bn: Tensor, num_visible: int, layout: TokenLayout) -> TokenMasks:
+def _from_order(order_bn: Tensor, num_encoded_tokens: int, layout: TokenLayout) -> TokenMasks:
     """Masks of the permutation that puts visible tokens first."""
     ids_restore = order_bn.argsort(dim=1)
-    masked = (ids_restore >= num_visible).long()
+    masked = (ids_restore >= num_encoded_tokens).long()
     task_masks = {name: masked[:, s.start : s.stop] for name, s in layout.slices.items()}
-    return TokenMasks(order_bn[:, :num_visible], ids_restore, task_masks)
+    return TokenMasks(order_bn[:, :num_encoded_tokens], ids_restore, task_masks)
 
 
 def _dirichlet_shares(

@@ -21,8 +21,7 @@ from multimae.nn.layers import (
     trunc_normal_,
 )
 from multimae.nn.masking import TokenMasks, gather_tokens
-from multimae.nn.patches import unpatchify
-from multimae.nn.tokens import Size, TokenLayout
+from multimae.nn.tokens import Size, TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 
 DEFAULT_INPUT = "rgb"  # what a bare tensor is taken for
@@ -116,7 +115,7 @@ class MultiModalTransformer(nn.Module):
             size = layout.slices[name].num_tokens
             count = min(size, num_visible)
             order = masks.task_masks[name].argsort(dim=1, stable=True)
-            tokens.append(self.input_adapters[name].forward_some(image, order[:, :count]))  # type: ignore[operator]
+            tokens.append(self.input_adapters[name].forward_patches(image, order[:, :count]))  # type: ignore[operator]
             places.append(start + order.argsort(dim=1))
             start += count
         place = torch.cat(places, dim=1).gather(1, masks.ids_keep)

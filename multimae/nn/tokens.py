@@ -1,14 +1,22 @@
-"""Where each modality's tokens lie in the encoder's sequence.
+"""Tokens on their grids: layout of the sequence, patches of images, position tables.
 
 The sequence is ``[tokens of modality 1 ... tokens of modality M, global tokens]``; a
 :class:`TokenLayout` describes it to every decoder and head (the ``input_info`` of their forward).
+Patch vectors are laid out (channel, row, column).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
 Size = tuple[int, int]
+
+PATCH_VARIANCE_EPS = 1e-6
 
 
 def as_size(value: int | Size) -> Size:
@@ -64,3 +72,116 @@ class TokenLayout:
     def num_task_tokens(self) -> int:
         """Tokens of all modalities, global tokens not counted."""
         return sum(s.num_tokens for s in self.slices.values())
+
+
+def patchify(image: Tensor, patch_size: Size) -> Tensor:
+    """Image (B, C, H, W) -> patches (B, N, C*P*P); tokens row-major, entries (channel, row, col).
+
+    Label maps (B, H, W) give (B, N, P*P).
+
+    Raises:
+        ValueError: H or W is not a multiple of the patch.
+    """
+    ph, pw = patch_size
+    height, width = image.shape[-2:]
+    if height % ph or width % pw:
+        raise ValueError(f"size {height}x{width} is not divisible by the patch size {ph}x{pw}")
+    if image.ndim == 3:
+        return rearrange(image, "b (h p) (w q) -> b (h w) (p q)", p=ph, q=pw)
+    return rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=ph, q=pw)
+
+
+def unpatchify(patches: Tensor, grid: Size, patch_size: Size) -> Tensor:
+    """Patches (B, N, C*P*P) on ``grid`` -> image (B, C, H, W); inverse of :func:`patchify`."""
+    (h, w), (ph, pw) = grid, patch_size
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=ph, q=pw)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every patch, as ``norm_pix`` targets use them.
+
+    The variance is unbiased, and 1e-6 is added to it inside the root (SPEC section 4).
+
+    Args:
+        patches: (..., C*P*P).
+
+    Returns:
+        Both (..., 1).
+    """
+    var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, torch.sqrt(var + PATCH_VARIANCE_EPS)
+
+
+def sincos_2d(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2D sin-cos table.
+
+    With row r, column c and frequencies ``w_i = 10000^(-i/(dim/4))`` the channels are the blocks
+    ``[sin r*w, cos r*w, sin c*w, cos c*w]``.
+
+    Returns:
+        (1, dim, height, width), float32.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sin-cos positions need a width divisible by 4, got {dim}")
+    quarter = dim // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows = torch.arange(height, dtype=torch.float64).outer(omega)  # (h, dim/4)
+    cols = torch.arange(width, dtype=torch.float64).outer(omega)  # (w, dim/4)
+    rows = torch.cat([rows.sin(), rows.cos()], dim=1).T[:, :, None].expand(-1, -1, width)
+    cols = torch.cat([cols.sin(), cols.cos()], dim=1).T[:, None, :].expand(-1, height, -1)
+    return torch.cat([rows, cols]).unsqueeze(0).float()
+
+
+def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    """Resize a table (1, D, h, w) to ``grid``; a table of that size is returned as it is.
+
+    Args:
+        table: Position table.
+        grid: Wanted (rows, columns).
+        mode: ``bicubic`` or ``bilinear`` (align_corners False).
+
+    Returns:
+        (1, D, rows, columns) in the table's dtype.
+    """
+    # A symbol, in torch.export, is not compared: that would fix the size. The result is the same.
+    symbolic = any(isinstance(size, torch.SymInt) for size in grid)
+    if not symbolic and tuple(table.shape[-2:]) == tuple(grid):
+        return table
+    return F.interpolate(table, size=grid, mode=mode, align_corners=False)
+
+
+def pos_emb_tokens(table: Tensor, grid: Size, mode: str) -> Tensor:
+    """Table (1, D, h, w) resized to ``grid`` and flattened row-major: (1, rows*columns, D)."""
+    return resize_pos_emb(table, grid, mode).flatten(2).transpose(1, 2)
+
+
+class PositionCache:
+    """Resized position tables that are not trained, by grid and dtype.
+
+    An entry holds the table it was made of and its version, which PyTorch increases with every
+    in-place change, so that loaded weights are noticed.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._entries: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = {}
+
+    def tokens(
+        self, table: Tensor, grid: Size, mode: str, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """:func:`pos_emb_tokens` in ``dtype``; trained tables are resized every time."""
+        dtype = table.dtype if dtype is None else dtype
+        symbolic = any(isinstance(side, torch.SymInt) for side in grid)
+        if table.requires_grad or symbolic or torch.compiler.is_compiling():
+            return pos_emb_tokens(table, grid, mode).to(dtype)
+        key = (grid, mode, dtype, table.device)
+        entry = self._entries.get(key)
+        if entry is None or entry[0] is not table or entry[1] != table._version:
+            # A tensor made in inference mode could not be used in a training step later.
+            with torch.inference_mode(False), torch.no_grad():
+                tokens = pos_emb_tokens(table, grid, mode).to(dtype).contiguous()
+            entry = self._entries[key] = (table, table._version, tokens)
+        return entry[2]

@@ -21,11 +21,8 @@ from multimae.nn.layers import (
     run_blocks,
     trunc_normal_,
 )
-from multimae.nn.linear import Linear
 from multimae.nn.masking import gather_tokens
-from multimae.nn.patches import unpatchify
-from multimae.nn.pos_embed import PositionCache, forget_positions, sincos_2d
-from multimae.nn.tokens import Size, TokenLayout, as_size
+from multimae.nn.tokens import PositionCache, Size, TokenLayout, as_size, sincos_2d, unpatchify
 
 
 class SpatialOutputAdapter(nn.Module):
@@ -100,7 +97,7 @@ class SpatialOutputAdapter(nn.Module):
         shape = (dim_tokens, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate)
         self.decoder_transformer = nn.Sequential(*(Block(*shape, r, norm_layer) for r in rates))
         patch_dim = num_channels * self.patch_size[0] * self.patch_size[1]
-        self.out_proj = Linear(dim_tokens, patch_dim)
+        self.out_proj = nn.Linear(dim_tokens, patch_dim)
         if dim_tokens_enc is not None:
             self.init(dim_tokens_enc)
 
@@ -111,7 +108,6 @@ class SpatialOutputAdapter(nn.Module):
             return nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.dim_tokens)))
 
         self.positions = PositionCache()
-        self.register_load_state_dict_pre_hook(forget_positions)  # type: ignore[no-untyped-call]
         self.mask_token = token()
         self.task_embeddings = nn.ParameterDict({name: token() for name in context_tasks})
         h, w = (
@@ -122,7 +118,7 @@ class SpatialOutputAdapter(nn.Module):
 
     def init(self, dim_tokens_enc: int = 768) -> None:
         """Build the projection from the encoder's width."""
-        self.proj_context = Linear(dim_tokens_enc, self.dim_tokens)
+        self.proj_context = nn.Linear(dim_tokens_enc, self.dim_tokens)
 
     def grid(self, layout: TokenLayout) -> Size:
         """Token grid of the output for an image of the layout's size."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.nn.patches import patch_statistics, patchify, unpatchify
+from multimae.nn.tokens import patch_statistics, patchify, unpatchify
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
 from multimae.specs.modalities import Modality
 

@@ -1,4 +1,4 @@
-"""From modality rows and options to models, by registered name."""
+"""Build models from modalities and options, by registered name."""
 
 from __future__ import annotations
 
@@ -10,26 +10,16 @@ from torch import nn
 
 from multimae.multimae import MultiMAE, MultiViT
 from multimae.nn.tokens import Size
-from multimae.specs.adapters import (
-    DecoderOptions,
-    input_adapter,
-    input_adapters,
-    spatial_output_adapter,
-    spatial_output_adapters,
-)
 from multimae.specs.modalities import Modality
-from multimae.specs.sizes import MULTIVIT, PRETRAIN, SIZES, encoder_shape, split_name
-
-__all__ = [
-    "SIZES",
-    "DecoderOptions",
-    "build_multivit",
-    "build_pretrain_model",
-    "encoder_shape",
-    "find_builder",
-    "input_adapter",
-    "spatial_output_adapter",
-]
+from multimae.specs.registry import (
+    MULTIVIT,
+    PRETRAIN,
+    SIZES,
+    DecoderOptions,
+    input_adapters,
+    spatial_output_adapters,
+    split_name,
+)
 
 Builder = Callable[..., MultiMAE]
 
@@ -60,9 +50,9 @@ def build_pretrain_model(
 
     Args:
         name: Registered builder, e.g. ``pretrain_multimae_base``.
-        inputs: Rows of the inputs, in sequence order.
-        outputs: Rows of the targets.
-        patch_size: Patch side where a row names none.
+        inputs: Input modalities, in sequence order.
+        outputs: Target modalities.
+        patch_size: Patch side where a modality has none.
         image_size: Full-resolution size for the position tables.
         num_global_tokens: Learned global tokens.
         drop_path_rate: Stochastic depth of the encoder.
@@ -99,16 +89,16 @@ def build_multivit(
 
     Args:
         name: Registered builder, e.g. ``multivit_base``.
-        inputs: Rows of the inputs, in sequence order.
+        inputs: Input modalities, in sequence order.
         heads: Output name -> head.
-        patch_size: Patch side where a row names none.
+        patch_size: Patch side where a modality has none.
         image_size: Full-resolution size for the position tables.
         num_global_tokens: Learned global tokens.
         drop_rate: Dropout of projections and MLPs.
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the encoder.
         learnable_pos_emb: Train the position tables.
-        padding_class: Label inputs have one class more, ``num_classes``, where images are padded.
+        padding_class: Label inputs have a further class, ``num_classes``, for padded pixels.
 
     Raises:
         ValueError: Unknown name, or a builder of models that mask.

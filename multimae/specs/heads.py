@@ -15,7 +15,7 @@ from multimae.output_adapters import (
 )
 from multimae.output_adapters.dpt import dpt_defaults
 from multimae.specs.modalities import Modality
-from multimae.specs.sizes import encoder_shape
+from multimae.specs.registry import encoder_shape
 
 HeadKind = Literal["segmenter", "convnext", "dpt"]
 _HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768

@@ -15,10 +15,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from multimae.specs.adapters import DecoderOptions, input_adapters, spatial_output_adapters
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, make_table, select
-from multimae.specs.sizes import MULTIVIT, SIZES, split_name
+from multimae.specs.registry import (
+    MULTIVIT,
+    SIZES,
+    DecoderOptions,
+    input_adapters,
+    spatial_output_adapters,
+    split_name,
+)
 
 ResizeMode = Literal["crop", "pad", "whole"]
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from multimae.specs.adapters import DecoderOptions
 from multimae.specs.modalities import Modality, default_table
-from multimae.specs.sizes import PRETRAIN, find_size
+from multimae.specs.registry import PRETRAIN, DecoderOptions, find_size
 from multimae.specs.spec import ModelSpec
 
 _INPUTS, _OUTPUTS = "input_adapters", "output_adapters"

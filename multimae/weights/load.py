@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multimae.nn.pos_embed import resize_pos_emb
+from multimae.nn.tokens import resize_pos_emb
 from multimae.weights.convert import is_vit_state_dict
 from multimae.weights.files import (
     CheckpointError,

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from multimae.multimae import MultiMAE
 from multimae.nn.layers import LayerNorm
 from multimae.nn.network import DEFAULT_INPUT
-from multimae.nn.pos_embed import pos_emb_tokens, resize_pos_emb, sincos_2d
-from multimae.nn.tokens import as_size
+from multimae.nn.tokens import as_size, pos_emb_tokens, resize_pos_emb, sincos_2d
 from multimae.specs.modalities import default_table
-from multimae.specs.sizes import SIZES, split_name
+from multimae.specs.registry import SIZES, split_name
 from multimae.weights.convert import multimae_to_vit
 
 __all__ = ["MultiMAEVisionTransformer", "checkpoint_filter_fn", "from_multimae"]

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multimae.criterion import (
+    IGNORED,
     MaskedCrossEntropyLoss,
     MaskedL1Loss,
     MaskedMSELoss,
+    UncertaintyWeightingStrategy,
     build_loss,
     masked_berhu_loss,
     masked_l1_loss,
     masked_mse_loss,
 )
-from multimae.nn import label_loss
-from multimae.nn.balancing import UncertaintyWeightingStrategy
-from multimae.nn.patches import patchify, unpatchify
+from multimae.nn.tokens import patchify, unpatchify
 from multimae.specs.modalities import default_table
 
 LOSSES = {
@@ -99,34 +99,18 @@ def test_patches_fold_back() -> None:
     assert torch.equal(patchify(image, (4, 6))[0, 1, :6], image[0, 0, 0, 6:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens_at_a_time", [1, 3, 100])
-def test_labels_in_pieces_are_torchs_cross_entropy(
-    tokens_at_a_time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(label_loss._PIECE, "cpu", tokens_at_a_time * 5 * 4)
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(7, 5, 4, generator=generator)).to(dtype)
-    labels = torch.randint(5, (7, 4), generator=generator)
-    labels[2, 1:], labels[4] = label_loss.IGNORED, label_loss.IGNORED
-    weights = torch.rand(7, generator=generator)
-    results = []
-    for own in (True, False):
-        x = logits.clone().requires_grad_()
-        loss = (
-            label_loss.patch_cross_entropy(x, labels)
-            if own
-            else F.cross_entropy(x.float(), labels, reduction="none").mean(dim=-1)
-        )
-        (loss * weights).sum().backward()
-        assert x.grad is not None and x.grad.dtype == dtype
-        results.append((loss.detach(), x.grad.float()))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0)
-    tolerance = 1e-6 if dtype == torch.float32 else 8e-3
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=tolerance, atol=1e-7)
-    assert not results[0][1][4].any() and results[0][0][4] == 0
-    with torch.no_grad():
-        assert torch.equal(label_loss.patch_cross_entropy(logits, labels), results[0][0])
+def test_ignored_labels_count_as_zero() -> None:
+    logits = torch.randn(2, 12, 4, 4)
+    labels = torch.randint(12, (2, 4, 4))
+    loss = MaskedCrossEntropyLoss(2)
+    all_pixels = loss.per_token(patchify(logits, (2, 2)), labels)
+    ignored = labels.clone()
+    ignored[0, 0, 0], ignored[1, :2, :2] = IGNORED, IGNORED
+    some_pixels = loss.per_token(patchify(logits, (2, 2)), ignored)
+    pixel = F.cross_entropy(logits[:1, :, 0, 0], labels[:1, 0, 0])
+    torch.testing.assert_close(some_pixels[0, 0], all_pixels[0, 0] - pixel / 4)
+    assert some_pixels[1, 0] == 0
+    torch.testing.assert_close(some_pixels[:, 1:], all_pixels[:, 1:])
 
 
 def test_losses_come_from_the_table() -> None:

@@ -13,21 +13,18 @@ from multimae.criterion import (
     MaskedCrossEntropyLoss,
     MaskedL1Loss,
     MaskedMSELoss,
+    NoWeightingStrategy,
+    UncertaintyWeightingStrategy,
     build_loss,
     masked_berhu_loss,
     masked_l1_loss,
     masked_mse_loss,
 )
 from multimae.multimae import MultiMAE, MultiViT
-from multimae.nn.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
-from multimae.nn.pos_embed import sincos_2d
-from multimae.specs.build import (
-    DecoderOptions,
-    build_pretrain_model,
-    input_adapter,
-    spatial_output_adapter,
-)
+from multimae.nn.tokens import sincos_2d
+from multimae.specs.build import build_pretrain_model
 from multimae.specs.modalities import ModalityTable, default_table, make_table, select
+from multimae.specs.registry import DecoderOptions, input_adapter, spatial_output_adapter
 from tests.support.golden import DATA, assert_close, golden
 
 PRETRAIN = [

@@ -14,7 +14,7 @@ from multimae.output_adapters.convnext import ConvNeXtAdapter
 from multimae.output_adapters.dpt import DPTOutputAdapter, dpt_defaults
 from multimae.output_adapters.linear import LinearOutputAdapter
 from multimae.output_adapters.segmenter import SegmenterMaskTransformerAdapter
-from multimae.specs.build import SIZES
+from multimae.specs.registry import SIZES
 from tests.support.golden import assert_close, golden
 
 HEADS: dict[str, type[nn.Module]] = {

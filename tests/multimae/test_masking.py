@@ -143,3 +143,12 @@ def test_bad_task_masks_are_explained() -> None:
         masks_from_task_masks({"m0": visible, "m1": unequal}, layout)
     with pytest.raises(ValueError, match=r"\[0\] visible"):
         masks_from_task_masks({"m0": visible + 1, "m1": visible + 1}, layout)
+
+
+def test_small_modalities_are_not_dropped_more_often() -> None:
+    """Five tokens of three equal shares: 2 + 2 + 2 are drawn, and any one of the six is dropped."""
+    layout = TokenLayout.from_grids((16, 16), {"a": (1, 2), "b": (8, 8), "c": (8, 8)}, 1)
+    generator = torch.Generator().manual_seed(0)
+    masks = sample_masks(layout, 4000, 5, alphas=1e6, generator=generator)
+    visible = (1 - masks.task_masks["a"].float()).sum(dim=1).mean()
+    assert visible.item() == pytest.approx(2 - 1 / 3, abs=0.03)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-
-from multimae.nn.linear import ONEDNN_LINEAR
 
 _aten = torch.ops.aten
 # Their results, or the shapes of their results, are needed on the host.
@@ -82,15 +79,8 @@ class Product:
         return 2 * self.b * self.m * self.k * self.n
 
 
-_LINEAR = [op for op in (ONEDNN_LINEAR,) if op is not None]
 # Matrix products, and which argument is the first factor; the second one follows.
-_FACTORS = {
-    _aten.mm: 0,
-    _aten.bmm: 0,
-    _aten.addmm: 1,
-    _aten.baddbmm: 1,
-    **dict.fromkeys(_LINEAR, 0),
-}
+_FACTORS = {_aten.mm: 0, _aten.bmm: 0, _aten.addmm: 1, _aten.baddbmm: 1}
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -112,15 +102,10 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet: Any = getattr(func, "overloadpacket", None)
         first = _FACTORS.get(packet)
         if first is not None:
-            self.found[_product(packet, *args[first : first + 2])] += 1
+            a, b = args[first : first + 2]
+            batch = len(a) if a.ndim == 3 else 1
+            self.found[Product(batch, a.shape[-2], a.shape[-1], b.shape[-1], a.dtype)] += 1
         return func(*args, **(kwargs or {}))
-
-
-def _product(operator: Any, a: Tensor, b: Tensor) -> Product:
-    k = a.shape[-1]
-    if operator in _LINEAR:  # of (..., k) and (n, k)
-        return Product(1, a.numel() // k, k, len(b), a.dtype)
-    return Product(len(a) if a.ndim == 3 else 1, a.shape[-2], k, b.shape[-1], a.dtype)
 
 
 @dataclass
@@ -177,12 +162,7 @@ def _attention_backward_flops(_: Any, q: Any, k: Any, *__: Any, **___: Any) -> i
     return 2 * _attention_flops(q, k, k)  # weights computed again are no work of the model
 
 
-def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return int(2 * math.prod(x) * weight[0])
-
-
 _CPU_KERNELS = {
-    **dict.fromkeys(_LINEAR, _linear_flops),
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.sizes import SIZES
+from multimae.specs.registry import SIZES
 from utils.config.fields import option
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig

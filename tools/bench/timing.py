@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from multimae.nn.layers import run_blocks
-from multimae.nn.linear import onednn_linear, onednn_takes
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from tools.bench.counting import Product
 from utils.tasks.pretraining import PretrainTask
@@ -122,8 +121,7 @@ def burst_of(device: torch.device) -> int:
 class ProductTimes:
     """How long matrix products take by themselves, measured again and again; the shortest counts.
 
-    On a CPU by either of PyTorch's libraries. What attention multiplies inside a fused kernel is
-    not among them.
+    Products inside a fused attention kernel are not counted.
     """
 
     def __init__(self, products: Iterable[Product], device: torch.device) -> None:
@@ -138,11 +136,8 @@ class ProductTimes:
             a = torch.randn(*shape, product.m, product.k, device=self.device).to(product.dtype)
             b = torch.randn(*shape, product.k, product.n, device=self.device).to(product.dtype)
 
-            ways: list[Callable[[], Tensor]] = [partial(torch.matmul, a, b)]
-            if product.b == 1 and onednn_takes(a, b):
-                ways.append(partial(onednn_linear, a, b.t()))
-            runs = [before, *(seconds(way, self.device, repeats=2) for way in ways)]
-            self.spent[product] = Spent(min(r.wall for r in runs), min(r.cpu for r in runs))
+            run = seconds(partial(torch.matmul, a, b), self.device, repeats=2)
+            self.spent[product] = Spent(min(before.wall, run.wall), min(before.cpu, run.cpu))
 
     def ceiling(self, products: Mapping[Product, int]) -> Ceiling:
         """FLOP/s of a step that does nothing but its products, each as often as it occurs."""

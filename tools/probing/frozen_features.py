@@ -18,7 +18,7 @@ from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
 from multimae.specs.build import build_multivit
 from multimae.specs.modalities import Modality
-from multimae.specs.sizes import MULTIVIT, find_size
+from multimae.specs.registry import MULTIVIT, find_size
 from multimae.weights.load import (
     CheckpointError,
     LoadReport,

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from multimae.specs.build import find_builder
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Interpolation, ModalityTable, default_table, make_table
+from multimae.specs.registry import split_name
 from utils.config.fields import option
 from utils.distributed.devices import default_device, device_problems
 
@@ -151,7 +151,7 @@ class ModelOptions:
     def problems(self) -> Iterator[str]:
         """Unknown models, image sizes that the patch size does not divide."""
         try:
-            find_builder(self.model)
+            split_name(self.model)
         except ValueError as err:
             yield f"model: {err}"
         size, patch = self.input_size, self.patch_size

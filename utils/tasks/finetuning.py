@@ -20,7 +20,7 @@ from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture
 from multimae.specs.heads import HeadSpec, reads_all_layers
 from multimae.specs.modalities import Modality, select
-from multimae.specs.sizes import MULTIVIT, encoder_shape
+from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import described, save_model

@@ -13,15 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multimae.criterion import MaskedLoss, build_loss, mean_over_counted
+from multimae.criterion import (
+    MaskedLoss,
+    NoWeightingStrategy,
+    UncertaintyWeightingStrategy,
+    build_loss,
+    mean_over_counted,
+    per_sample_where,
+    without_absent,
+)
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
-from multimae.nn.balancing import NoWeightingStrategy, UncertaintyWeightingStrategy
 from multimae.nn.masking import TokenMasks, sample_masks
-from multimae.nn.partial_targets import per_sample_where, without_absent
 from multimae.nn.tokens import TokenLayout
-from multimae.specs.build import DecoderOptions
 from multimae.specs.modalities import Modality, select
+from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
 from utils.checkpoint.start_weights import REPORT, load_pretrained
 from utils.config.options import split_names

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from multimae.criterion import MaskedMSELoss
 from multimae.multimae import PatchPredictions
 from multimae.nn.masking import TokenMasks
-from multimae.nn.patches import unpatchify
-from multimae.nn.tokens import TokenLayout
+from multimae.nn.tokens import TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.plotting.grids import reconstruction_grid
 from multimae.specs.modalities import Modality

@@ -17,10 +17,10 @@ from torch import nn
 from multimae import ModelSpec, MultiMAE, MultiViT, make_table
 from multimae.inference.export import export_onnx, export_program, onnx_differences
 from multimae.inference.programs import make_plan
-from multimae.nn.pos_embed import sincos_2d
-from multimae.specs.adapters import DecoderOptions
+from multimae.nn.tokens import sincos_2d
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import select
+from multimae.specs.registry import DecoderOptions
 from tests.support.golden import assert_close
 from tools import export_onnx as command
 

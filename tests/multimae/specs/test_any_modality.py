@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 
 import run_pretraining_multimae
-from multimae.criterion import build_loss
-from multimae.nn.partial_targets import per_sample_where
+from multimae.criterion import build_loss, per_sample_where
 from multimae.specs.modalities import Modality, make_table
 from multimae.weights.pretrained import read_spec
 from tests.support.image_folders import message_of

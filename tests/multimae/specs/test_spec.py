@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import run_pretraining_multimae
 from multimae import ModelSpec, MultiMAE
-from multimae.specs.build import DecoderOptions
 from multimae.specs.modalities import make_table, select
+from multimae.specs.registry import DecoderOptions
 from multimae.weights.load import CheckpointError, read_checkpoint
 from multimae.weights.pretrained import KEY, read_spec, save_model
 from tests.support.scenes import tiny_run, write_scenes

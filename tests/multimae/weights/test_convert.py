@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from multimae.specs.build import SIZES
+from multimae.specs.registry import SIZES
 from multimae.weights.convert import is_vit_state_dict, multimae_to_vit, vit_to_multimae
 from multimae.weights.load import extract_state_dict, load_weights, read_checkpoint, save_state_dict
 from tests.support.golden import assert_close, golden

@@ -16,8 +16,9 @@ from multimae.images.preprocess import prepare
 from multimae.images.readers import read
 from multimae.inference.encode import Encoding
 from multimae.plotting import attention_grid
-from multimae.specs.build import DecoderOptions, build_pretrain_model
+from multimae.specs.build import build_pretrain_model
 from multimae.specs.modalities import default_table, make_table, select
+from multimae.specs.registry import DecoderOptions
 from multimae.weights.guess import guess_spec
 from multimae.weights.pretrained import CONFIG, WEIGHTS
 from tests.support.scenes import write_scene

@@ -11,7 +11,7 @@ from PIL import Image
 
 from multimae import MultiMAE
 from multimae.images.preprocess import prepare
-from multimae.nn.patches import patchify
+from multimae.nn.tokens import patchify
 from multimae.weights.pretrained import read_spec
 from tools.rooms.generate import Job, make_rooms
 from utils.data.batches import collate

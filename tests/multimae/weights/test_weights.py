@@ -18,7 +18,7 @@ from multimae.input_adapters import SemSegInputAdapter
 from multimae.multimae import MultiViT
 from multimae.output_adapters.dpt import DPTOutputAdapter
 from multimae.output_adapters.linear import LinearOutputAdapter
-from multimae.specs.build import SIZES
+from multimae.specs.registry import SIZES
 from multimae.weights.convert import vit_to_multimae
 from multimae.weights.load import (
     CheckpointError,

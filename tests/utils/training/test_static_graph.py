@@ -61,7 +61,9 @@ def collate_one(scenes: Path, task: PretrainTask) -> Batch:
 
 def test_losses_of_nothing_take_part(scenes: Path) -> None:
     task, batch = setup(scenes)
-    task.masks = replace(task.masks, num_visible=EVERYTHING)  # nothing is masked: losses are 0
+    task.masks = replace(
+        task.masks, num_encoded_tokens=EVERYTHING
+    )  # nothing is masked: losses are 0
     assert without_gradient(task, batch, 0) == set()
     assert task(batch, StepPosition(0, 0, 4)).loss.item() == 0.0
 

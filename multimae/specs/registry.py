@@ -1,4 +1,7 @@
-"""From rows of the modality table to input adapters and pre-training decoders."""
+"""Registered model names, encoder sizes, and adapters made from modalities.
+
+A model's name is ``KIND_SIZE``: ``pretrain_multimae_base``, ``multivit_tiny``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,54 @@ from dataclasses import dataclass
 from multimae.input_adapters import InputAdapter, PatchedInputAdapter, SemSegInputAdapter
 from multimae.nn.tokens import Size
 from multimae.output_adapters.spatial import SpatialOutputAdapter
+from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
+
+# Base and large are the published sizes.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim_tokens": 192, "depth": 12, "num_heads": 3},
+    "small": {"dim_tokens": 384, "depth": 12, "num_heads": 6},
+    "base": {"dim_tokens": 768, "depth": 12, "num_heads": 12},
+    "large": {"dim_tokens": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"dim_tokens": 1280, "depth": 32, "num_heads": 16},
+}
+
+PRETRAIN, MULTIVIT = "pretrain_multimae", "multivit"
+KINDS = (PRETRAIN, MULTIVIT)
+
+
+def model_names() -> list[str]:
+    """``pretrain_multimae_tiny`` to ``multivit_huge``."""
+    return [f"{kind}_{size}" for kind in KINDS for size in SIZES]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Kind and size of a registered name.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest.
+    """
+    kind, _, size = name.rpartition("_")
+    if kind not in KINDS or size not in SIZES:
+        known = model_names()
+        near = did_you_mean(name, known)
+        raise ValueError(f"unknown model '{name}'{near} Known: {', '.join(known)}")
+    return kind, size
+
+
+def encoder_shape(name: str) -> tuple[int, int]:
+    """``(depth, dim)`` of a registered model.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    dims = SIZES[split_name(name)[1]]
+    return dims["depth"], dims["dim_tokens"]
+
+
+def find_size(blocks: int, width: int | None) -> str | None:
+    """The size of an encoder with ``blocks`` blocks of ``width``, if it is registered."""
+    return next((s for s in SIZES if encoder_shape(f"{MULTIVIT}_{s}") == (blocks, width)), None)
 
 
 @dataclass(frozen=True)
@@ -32,8 +82,8 @@ def input_adapter(
     """Input adapter of a modality.
 
     Args:
-        modality: Its row.
-        patch_size: The model's patch side, where the row names none.
+        modality: The modality's specification.
+        patch_size: The model's patch side, where the modality has none.
         image_size: Full-resolution size for the position table.
         learnable_pos_emb: Train the position table.
         emb_padding_idx: Padding class of label maps.
@@ -59,21 +109,21 @@ def input_adapter(
 
 
 def input_adapters(
-    rows: Sequence[Modality],
+    modalities: Sequence[Modality],
     patch_size: int | Size,
     image_size: int | Size,
     learnable_pos_emb: bool = False,
     padding_class: bool = False,
 ) -> dict[str, InputAdapter]:
-    """Input adapters of rows, in order, by name.
+    """Input adapters of modalities, in order, by name.
 
     Args:
-        rows: The inputs.
-        patch_size: Patch side where a row names none.
+        modalities: The inputs.
+        patch_size: Patch side where a modality has none.
         image_size: Full-resolution size for the position tables.
         learnable_pos_emb: Train the position tables.
-        padding_class: Label inputs have one class more, ``num_classes``, where images are padded;
-            those with ``no_data`` have it in any case.
+        padding_class: Label inputs have a further class, ``num_classes``, for padded pixels;
+            those with ``no_data`` always have it.
     """
     return {
         m.name: input_adapter(
@@ -83,7 +133,7 @@ def input_adapters(
             learnable_pos_emb,
             m.num_classes if m.is_labels and (padding_class or m.no_data is not None) else None,
         )
-        for m in rows
+        for m in modalities
     }
 
 
@@ -111,14 +161,15 @@ def spatial_output_adapter(
 
 
 def spatial_output_adapters(
-    rows: Sequence[Modality],
+    modalities: Sequence[Modality],
     inputs: Sequence[Modality],
     patch_size: int | Size,
     image_size: int | Size,
     decoder: DecoderOptions,
 ) -> dict[str, SpatialOutputAdapter]:
-    """Pre-training decoders of rows, by name, for a model with these ``inputs``."""
+    """Pre-training decoders of modalities, by name, for a model with these ``inputs``."""
     context = [m.name for m in inputs]
     return {
-        m.name: spatial_output_adapter(m, context, patch_size, image_size, decoder) for m in rows
+        m.name: spatial_output_adapter(m, context, patch_size, image_size, decoder)
+        for m in modalities
     }
