@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multimae.weights.pretrained import save_model
-from utils.checkpoint.files import resume
+from utils.checkpoint.resume import resume
 from utils.config.parse import parse_config, to_flat_dict
 from utils.config.pretrain_options import PretrainConfig
 from utils.distributed.script import run_script

@@ -1,4 +1,4 @@
-"""What all processes must agree on between two steps."""
+"""Flags that all processes must agree on between two steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from utils.distributed.world import World
 
 
 class Control(NamedTuple):
-    """What one process has to say, or what all have said together.
+    """Flags of one process, or reduced over all.
 
     Attributes:
-        stop: A signal asked for an end.
-        save: The time for a save has come.
+        stop: A signal asked to stop.
+        save: A checkpoint is due by the clock.
         failed: Rank 0 could not save.
         empty: No sample of a batch could be read.
         bad_samples: Samples that could not be read.
@@ -30,15 +30,15 @@ class Control(NamedTuple):
 
 
 class ControlGroup:
-    """Exchanges :class:`Control` over the CPU, so that no accelerator is waited for."""
+    """All-reduces :class:`Control` over gloo on the CPU, without synchronising the accelerator."""
 
     def __init__(self, world: World) -> None:
-        """Collective: all processes make it at the same time."""
+        """Create the group (collective)."""
         self.world = world
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def all_reduce(self, mine: Control) -> Control:
-        """The same answer on all processes: any of the flags, all bad samples."""
+        """Reduce over processes: any of the flags, the sum of bad samples."""
         if self._group is None:
             return mine
         row = torch.tensor([*map(int, mine)], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""How a training script begins and ends: signals, errors, exit codes, peers that are gone."""
+"""Entry and exit of a training script: signals, errors, exit codes, dead peers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch.distributed as dist
 from utils.distributed.signals import end_workers, stopping_at_once
 from utils.logs.errors import RunError, UserError, print_error
 
-# What gloo, NCCL and the store say when a process of the run is gone.
-_LOST = (
+# Messages of gloo, NCCL and the store when a peer has died.
+_PEER_MESSAGES = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused",
     "socket", "nccl", "gloo", "timed out",
 )  # fmt: skip
@@ -25,9 +25,8 @@ def run_script(main: Callable[[], object]) -> None:
 
     Exits with 0, with the code of a :class:`UserError`, or with 1.
 
-    Of several processes those that end because another has failed say so in one line, so that the
-    cause is told once. They leave without tidying up: a process group whose peers are gone may wait
-    for them for ever.
+    A process that fails because a peer failed prints one line, so that the cause appears once. It
+    exits without cleaning up: destroying a process group with dead peers may block forever.
     """
     code = 0
     try:
@@ -49,29 +48,30 @@ def run_script(main: Callable[[], object]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    # The interpreter would look through all that it has loaded for garbage: a second or two.
+    # Skip the final garbage collection over all loaded modules: one to two seconds.
     gc.freeze()
     if code:
         raise SystemExit(code)
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error of a collective says that another process is gone."""
+    """Whether a collective failed because a peer died."""
     if not dist.is_initialized():
         return False
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _LOST)
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _PEER_MESSAGES)
 
 
 def worker_killed(error: BaseException) -> RunError | None:
-    """The error of a run whose loader lost a worker, if ``error`` says that."""
+    """Turn the error of a killed loader worker into a :class:`RunError`, else ``None``."""
     died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    # Batches are handed over through a socket, whose other end may be gone first.
+    # Batches arrive through a socket, which may close before the worker is reported dead.
     if died or isinstance(error, ConnectionError | EOFError):
         return RunError(
             f"a loader process was killed ({error}). Most often memory ran out: lower "
-            "--num_workers or --batch_size. Run the same command to go on from the last checkpoint."
+            "--num_workers or --batch_size. Run the same command to resume from the last "
+            "checkpoint."
         )
     return None
 

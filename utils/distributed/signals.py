@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT, SIGUSR1."""
+"""Signals that stop a run: SIGTERM, SIGINT, SIGUSR1."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from utils.logs.errors import UserError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-EXIT_CODE = 143  # of a process that SIGTERM ends: job schedulers know it
+EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise
 GRACE_PERIOD_S = 15.0
-"""Seconds that one of several processes has to see a signal, before it is ended."""
+"""Seconds for a process of a distributed run to react to a signal before it exits."""
 
-_understood = threading.Event()
+_acknowledged = threading.Event()
 
 
 class Stopped(UserError):
@@ -30,14 +30,14 @@ class Stopped(UserError):
 
 
 class StopRequest:
-    """Remembers that a signal asked for an end; the loop looks between two steps.
+    """Records a stop signal; the loop checks it between two steps.
 
     Attributes:
-        name: Of the signal; ``None`` as long as there was none.
+        name: Name of the signal received, or ``None``.
     """
 
     def __init__(self) -> None:
-        """Nothing was asked yet."""
+        """No signal yet."""
         self.name: str | None = None
         self._interruptible = False
 
@@ -56,7 +56,7 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, a signal raises :class:`Stopped` at once: for what can simply be done again."""
+        """Inside, a signal raises :class:`Stopped` at once: for work that can be repeated."""
         self._interruptible = True
         try:
             if self.name is not None:
@@ -79,8 +79,8 @@ class StopRequest:
 def stopping_at_once() -> Iterator[None]:
     """A signal inside the context raises :class:`Stopped`: before and after the training.
 
-    Python's handlers run between two of its instructions. A process that waits elsewhere, in a
-    collective whose peers are gone, would not hear them: a thread ends it after ``GRACE_PERIOD_S``.
+    Python runs handlers between bytecode instructions, so a process blocked in a collective whose
+    peers have died never runs them: a thread ends it after ``GRACE_PERIOD_S``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         read_end, write_end = os.pipe()
@@ -93,28 +93,28 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def acknowledge() -> None:
-    """The request to stop has been understood: what follows may take its time."""
-    _understood.set()
+    """Cancel the grace period: the process is handling the signal."""
+    _acknowledged.set()
 
 
 def _guard(read_end: int) -> None:
-    """End the process if nobody understands a signal."""
+    """Exit if a stop signal is not acknowledged in time."""
     stopping = {int(number) for number in STOPPING}
     while data := os.read(read_end, 64):
-        if stopping & set(data) and not _understood.wait(GRACE_PERIOD_S):
+        if stopping & set(data) and not _acknowledged.wait(GRACE_PERIOD_S):
             os._exit(EXIT_CODE)
 
 
 def leave_to_parent(*_: Any) -> None:
-    """In a loader's worker: the process that trains decides about signals, and ends its workers."""
+    """Ignore stop signals in a loader worker: the training process ends its workers."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """End the loader's workers, for a process that is about to end itself.
+    """Kill the loader workers before this process exits.
 
-    They do not hear SIGTERM, by which Python would end them and then wait for them for ever.
+    They ignore SIGTERM, so Python would terminate and join them forever.
     """
     workers = [p for p in multiprocessing.active_children() if p.daemon]
     if workers and threading.current_thread() is threading.main_thread():
@@ -122,4 +122,4 @@ def end_workers() -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.join(timeout=1)  # of one that waits for a disk, not for ever
+        worker.join(timeout=1)  # a worker blocked on a disk may not exit

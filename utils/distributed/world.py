@@ -1,4 +1,4 @@
-"""Processes: who am I, how do we add up."""
+"""The processes of a run: rank, world size, device, collectives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from utils.config.options import RuntimeOptions
-from utils.distributed.host_memory import keep_freed_memory
 from utils.logs.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
@@ -29,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run.
+    """This process in the run's process group.
 
     Attributes:
         rank: 0 .. size-1; rank 0 logs and saves.
         size: Number of processes.
-        device: What this process computes on.
+        device: Device of this process.
     """
 
     rank: int
@@ -51,7 +50,7 @@ class World:
         return f"{self.size} x {self.device.type}"
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of every process's tensor, on all of them."""
+        """All-reduce: the sum over processes."""
         if self.size == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
@@ -59,25 +58,25 @@ class World:
         return total.to(tensor.device)
 
     def max(self, tensor: Tensor) -> Tensor:
-        """Element-wise largest of every process's tensor, on all of them."""
+        """All-reduce: the element-wise maximum over processes."""
         if self.size == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return total.to(tensor.device)
 
-    def broadcast_from_main(self, find: Callable[[], T]) -> T:
-        """What ``find`` returns on rank 0, on all processes.
+    def broadcast_from_main(self, fn: Callable[[], T]) -> T:
+        """Call ``fn`` on rank 0 and broadcast its result.
 
         Raises:
-            UserError: What it raises there, on all of them.
+            UserError: Raised by ``fn`` on rank 0; raised on every rank.
         """
         if self.size == 1:
-            return find()
+            return fn()
         found: list[Any] = [None, None]
         if self.is_main:
             try:
-                found[0] = find()
+                found[0] = fn()
             except UserError as err:
                 found[1] = str(err)
         dist.broadcast_object_list(found, device=self.device)
@@ -101,7 +100,7 @@ def init_world(options: RuntimeOptions) -> World:
     MPI's. Backend: nccl on CUDA, gloo elsewhere.
 
     Raises:
-        UserError: The wanted device is not there.
+        UserError: The device is not available.
     """
     prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -115,8 +114,6 @@ def init_world(options: RuntimeOptions) -> World:
         torch.use_deterministic_algorithms(True)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -132,14 +129,14 @@ def init_world(options: RuntimeOptions) -> World:
 
 
 def fresh_store(store: Store, rank: int, size: int) -> Store:
-    """A store of this start alone, in one that earlier starts of the run may have used.
+    """Namespace a rendezvous store for this start of the run.
 
-    torchrun keeps its store over ``--max_restarts``: processes that are started again would find
-    the addresses of those that are gone. Rank 0 chooses a name and tells it to every process that
-    says hello, until each has said that it knows: a process that is gone cannot.
+    torchrun keeps its store across ``--max_restarts``, so restarted processes would read the
+    addresses of dead ones. Rank 0 picks a prefix and sends it to every rank that registers, until
+    each live rank has acknowledged it.
 
     Raises:
-        RuntimeError: Not all processes have come in time.
+        RuntimeError: A rank did not register in time.
     """
     own = uuid4().hex
     if rank:
@@ -151,7 +148,7 @@ def fresh_store(store: Store, rank: int, size: int) -> Store:
     missing = set(range(1, size))
     while missing:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"ranks {sorted(missing)} timed out: they have not come")
+            raise RuntimeError(f"ranks {sorted(missing)} timed out before joining")
         for other in sorted(missing):
             if store.check([f"hello/{other}"]):
                 store.set(f"session/{store.get(f'hello/{other}').decode()}", own)
@@ -161,10 +158,10 @@ def fresh_store(store: Store, rank: int, size: int) -> Store:
 
 
 def shutdown() -> None:
-    """Leave the process group, after everything that trained with it is gone.
+    """Leave the process group once its DDP modules are garbage-collected.
 
-    A DDP module that outlives the group destroys it while holding the interpreter's lock, which
-    gloo's threads may be waiting for: that hangs at exit, now and then.
+    A DDP module that outlives the group destroys it while holding the GIL, which gloo's threads
+    may need: a rare deadlock at exit.
     """
     if dist.is_initialized():
         gc.collect()

@@ -24,7 +24,7 @@ from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import described, save_model
-from utils.checkpoint.files import best_checkpoint, resume
+from utils.checkpoint.resume import best_checkpoint, resume
 from utils.checkpoint.start_weights import REPORT, fetch, load_pretrained
 from utils.config.finetune_options import FinetuneConfig, Split
 from utils.config.options import split_names

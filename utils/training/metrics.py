@@ -1,8 +1,7 @@
-"""Metrics pooled exactly over a whole set, whatever the batches and the number of processes.
+"""Metrics pooled over a whole set, independent of batch size and world size.
 
-Every meter keeps nothing but sums in one float64 vector. Processes add their vectors
-(``all_reduce(meter.state())``, then ``load``) and get the same numbers as a single one would, to
-the last digit: the sums are of integers, or exact (:mod:`utils.training.exact_sum`).
+A meter keeps only sums, in one float64 vector. Processes all-reduce their vectors
+(``all_reduce(meter.state())``, then ``load``).
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-
-from utils.training.exact_sum import LIMBS, carry, limbs_of_sum, total
 
 
 class Meter(ABC):
@@ -59,32 +56,13 @@ class Meter(ABC):
     def compute(self) -> dict[str, float]:
         """The metrics by name; nan where nothing was counted."""
 
-    def _add(self, sums: Sequence[Tensor]) -> None:
-        self._sums += torch.stack([s.double() for s in sums]).to(self._sums.device)
-
-
-class ExactMeter(Meter):
-    """Base of the meters of real numbers, whose sums do not depend on the order of their terms.
-
-    Args:
-        size: Number of sums.
-        device: See :class:`Meter`.
-    """
-
-    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
-        """Start at zero."""
-        super().__init__(size * LIMBS, device)
-
     def _add(self, terms: Sequence[Tensor]) -> None:
-        """Add all values of ``terms[i]`` to sum ``i``."""
-        limbs = torch.stack([limbs_of_sum(t).to(self._sums.device) for t in terms])
-        self._sums = carry(self._sums.view(-1, LIMBS) + limbs).flatten()
-
-    def _totals(self) -> list[float]:
-        return [total(limbs) for limbs in self._sums.view(-1, LIMBS).tolist()]
+        """Add the sum of ``terms[i]`` (any shape) to sum ``i``."""
+        sums = torch.stack([t.detach().double().sum() for t in terms])
+        self._sums += sums.to(self._sums.device)
 
 
-class MeanMeter(ExactMeter):
+class MeanMeter(Meter):
     """Weighted means of named values, such as a loss per modality.
 
     Args:
@@ -122,7 +100,7 @@ class MeanMeter(ExactMeter):
 
     def compute(self) -> dict[str, float]:
         """Mean by name."""
-        sums = self._totals()
+        sums = self._sums.tolist()
         return {name: _ratio(sums[2 * i], sums[2 * i + 1]) for i, name in enumerate(self.names)}
 
 
@@ -231,7 +209,7 @@ class SegmentationMeter(Meter):
         }
 
 
-class DepthMeter(ExactMeter):
+class DepthMeter(Meter):
     """Errors of a depth map in millimetres, over all valid pixels of a set (SPEC section 6).
 
     Args:
@@ -279,7 +257,7 @@ class DepthMeter(ExactMeter):
 
         ``log10`` keeps its historical name; it is the root mean square of natural logarithms.
         """
-        count, *sums = self._totals()
+        count, *sums = self._sums.tolist()
         d1, d2, d3, rel, srel, square, log_square = (_ratio(s, count) for s in sums)
         return {
             "delta_1": d1,

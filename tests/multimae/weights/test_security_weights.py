@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,8 @@ from tools import (
 )
 from tools.app.engine import Engine
 from tools.torture.fingerprint import fingerprint
-from utils.checkpoint.files import latest_checkpoint, restore
-from utils.checkpoint.manifest import Entry, read_manifest, write_manifest
+from utils.checkpoint.files import Record, read_records
+from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.start_weights import read_pretrained
 from utils.config.finetune_options import StartOptions
 from utils.logs.errors import UserError, exit_on_user_error
@@ -188,10 +190,10 @@ def arguments_of(script: str, data: Path, output_dir: Path) -> list[str]:
 
 PLANTED = {
     "--auto_resume": "checkpoint-1.pth",
-    "in the manifest": "checkpoint-1.pth",
+    "with a record": "checkpoint-1.pth",
     "best": "checkpoint-best.pth",
 }
-ARRIVALS = [("pretraining", door) for door in ("--resume", "--auto_resume", "in the manifest")]
+ARRIVALS = [("pretraining", door) for door in ("--resume", "--auto_resume", "with a record")]
 ARRIVALS += [("cls", door) for door in ("--resume", "--finetune", "--eval", *PLANTED)]
 ARRIVALS += [("semseg", "--eval"), ("depth", "--finetune"), ("taskonomy", "--resume")]
 
@@ -214,10 +216,10 @@ def test_scripts(
         path = folder / PLANTED[door]
         path.write_bytes((files / f"{name}.pth").read_bytes())
         more = ["--eval"] if door == "best" else []
-        if door == "in the manifest":
+        if door == "with a record":
             written = checksum(path)
-            entry = Entry(path.name, 2, 1, written.size, written.digest, at_epoch_end=True)
-            write_manifest(folder, [entry])
+            record = Record(path.name, 2, 1, written.size, written.digest, at_epoch_end=True)
+            path.with_name(f"{path.name}.json").write_text(json.dumps([asdict(record)]))
     else:
         more = ["--eval", "--resume"] if door == "--eval" else [door]
         more.append(str(path))
@@ -248,10 +250,11 @@ def test_what_looks_for_checkpoints(name: str, files: Path, tmp_path: Path) -> N
         fingerprint(tmp_path)
 
 
-def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path) -> None:
+def test_records_name_nothing_outside_their_folder(tmp_path: Path) -> None:
     names = ["checkpoint-1.pth", "../mine.pth", "/etc/passwd", "a/b.pth", "..", ""]
-    write_manifest(tmp_path, [Entry(name, 1, 1, 0, "", at_epoch_end=True) for name in names])
-    assert [entry.file for entry in read_manifest(tmp_path)] == ["checkpoint-1.pth"]
+    records = [asdict(Record(name, 1, 1, 0, "", at_epoch_end=True)) for name in names]
+    (tmp_path / "checkpoint-1.pth.json").write_text(json.dumps(records))
+    assert [record.file for record in read_records(tmp_path)] == ["checkpoint-1.pth"]
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ import utils.checkpoint.saving
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
-from utils.checkpoint.files import latest_checkpoint, write_checkpoint
-from utils.checkpoint.manifest import read_manifest
+from utils.checkpoint.files import read_records, write_checkpoint
+from utils.checkpoint.resume import latest_checkpoint
 from utils.checkpoint.saving import snapshot
 from utils.data.batches import Batch
 from utils.logs.errors import RunError
@@ -61,10 +62,43 @@ def test_by_epoch_by_step_and_how_many_are_kept(scenes: Path, tmp_path: Path) ->
     main(tiny_run(scenes, tmp_path, *more, "--batch_size", "2"))
     between = {"checkpoint-step18.pth", "checkpoint-step21.pth"}
     epochs = {"checkpoint-5.pth", "checkpoint-6.pth"}
-    assert names(tmp_path) == {*between, *epochs, "manifest.json"}
-    entries = read_manifest(tmp_path / "checkpoints")
-    assert [entry.step for entry in entries] == [18, 20, 21, 24]
-    assert all(entry.verifies(tmp_path / "checkpoints") for entry in entries)
+    assert names(tmp_path) == with_records(*between, *epochs)
+    records = read_records(tmp_path / "checkpoints")
+    assert [record.step for record in records] == [18, 20, 21, 24]
+    assert all(record.matches(tmp_path / "checkpoints") for record in records)
+
+
+def with_records(*checkpoints: str) -> set[str]:
+    return {*checkpoints, *(f"{name}.json" for name in checkpoints)}
+
+
+@pytest.mark.parametrize("epoch_first", [False, True])
+def test_two_saves_at_one_step_leave_no_file_behind(tmp_path: Path, epoch_first: bool) -> None:
+    for epoch in range(1, 6):
+        for at_epoch_end in (epoch_first, not epoch_first):
+            done = epoch if at_epoch_end or epoch_first else epoch - 1
+            contents = {"step": 10 * epoch, "epoch": done}
+            write_checkpoint(contents, tmp_path, at_epoch_end=at_epoch_end, keep=1)
+    kept = ("checkpoint-5.pth", "checkpoint-step40.pth", "checkpoint-step50.pth")
+    assert {p.name for p in tmp_path.iterdir()} == with_records(*kept)
+    assert read_records(tmp_path)[-1].file == "checkpoint-5.pth"
+
+
+def test_a_folder_with_a_manifest_is_read_and_upgraded(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for epoch in (1, 2):
+        write_checkpoint({"step": epoch, "epoch": epoch}, folder, at_epoch_end=True)
+    entries = [asdict(record) for record in read_records(folder)]
+    for path in folder.glob("*.json"):
+        path.unlink()
+    (folder / "manifest.json").write_text(json.dumps({"version": 1, "checkpoints": entries}))
+    newest = folder / "checkpoint-2.pth"
+    assert latest_checkpoint(tmp_path) == newest
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    assert latest_checkpoint(tmp_path) == folder / "checkpoint-1.pth"
+    write_checkpoint({"step": 3, "epoch": 3}, folder, at_epoch_end=True)
+    kept = with_records(*(f"checkpoint-{n}.pth" for n in (1, 2, 3)))
+    assert {p.name for p in folder.iterdir()} == kept
 
 
 def test_by_minutes(scenes: Path, tmp_path: Path) -> None:
@@ -72,7 +106,7 @@ def test_by_minutes(scenes: Path, tmp_path: Path) -> None:
     main(tiny_run(scenes, tmp_path, *more))
     assert {"checkpoint-step2.pth", "checkpoint-step3.pth", "checkpoint-1.pth"} <= names(tmp_path)
     main(tiny_run(scenes, tmp_path / "rarely", *more[:-1], "60"))
-    assert names(tmp_path / "rarely") == {"checkpoint-1.pth", "manifest.json"}
+    assert names(tmp_path / "rarely") == with_records("checkpoint-1.pth")
 
 
 def test_saving_in_the_background_saves_what_was_there(
@@ -143,7 +177,7 @@ def test_a_save_that_fails_ends_the_run_and_leaves_the_older_ones(
         patched.setattr(torch, "save", full)
         with pytest.raises(RunError, match="could not be written to .* [(]No space left on device"):
             main(tiny_run(scenes, tmp_path, *more))
-    assert names(tmp_path) == {"checkpoint-1.pth", "manifest.json"}
+    assert names(tmp_path) == with_records("checkpoint-1.pth")
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints/checkpoint-1.pth"
     main(tiny_run(scenes, tmp_path, *more))
     main(tiny_run(scenes, tmp_path / "alone", *more))
