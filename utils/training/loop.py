@@ -246,7 +246,7 @@ def evaluate(
     state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
     """TrainingRun every evaluator on the model in evaluation mode and log one row."""
-    model = _to_device_of(state.model, state.full_scored_model())
+    model = to_device_of(state.model, state.full_scored_model())
     state.task.eval()
     model.eval()
     values: dict[str, float] = {}
@@ -257,7 +257,7 @@ def evaluate(
     return values
 
 
-def _to_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
+def to_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
     """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
     here, there = (next(m.parameters()).device for m in (reference, model))
     return model if here == there else copy.deepcopy(model).to(here)

@@ -30,7 +30,7 @@ from utils.distributed.world import World
 from utils.logs.logger import _open_wandb
 from utils.tasks.base import PictureEvaluator
 from utils.tasks.depth_estimation import HEAD, DepthFinetuning
-from utils.training.loop import due_evaluators, on_device_of
+from utils.training.loop import due_evaluators, to_device_of
 
 REPO = Path(__file__).parents[3]
 PAGE = (REPO / "FINETUNING.md").read_text()
@@ -114,9 +114,9 @@ def test_depth_pictures_name_their_scale(data: Path) -> None:
 
 def test_an_average_elsewhere_is_copied_to_the_model() -> None:
     here, there = nn.Linear(2, 2, device="meta"), nn.Linear(2, 2)
-    moved = on_device_of(here, there)
+    moved = to_device_of(here, there)
     assert moved is not there and next(moved.parameters()).device.type == "meta"
-    assert next(there.parameters()).device.type == "cpu" and on_device_of(there, there) is there
+    assert next(there.parameters()).device.type == "cpu" and to_device_of(there, there) is there
 
 
 def test_the_average_is_scored_and_kept(data: Path, tmp_path: Path) -> None:
