@@ -1,10 +1,10 @@
-"""Try a pre-trained model in the browser: reveal patches, edit them, see what becomes of it.
+"""Try a pre-trained model in the browser: reveal and edit patches, see the predictions.
 
     python tools/demo_app.py
     python tools/demo_app.py --weights output/mine/model.safetensors --examples /data/mine/val
 
-Serves on loopback only and calls nobody. Uploads live in a temporary folder, which is removed when
-the page is closed with Ctrl+C.
+Serves on the loopback interface only and makes no network requests. Uploads go to a temporary
+folder that is removed on exit. Ctrl+C stops the server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         type=Path,
         default=REPO / "weights" / "multimae-tiny_rooms.safetensors",
-        help="weight file that describes its model (the shipped one)",
+        help="weights with an embedded model spec (the shipped ones)",
     )
     parser.add_argument(
         "--examples",
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl+C; 2 if that is not possible."""
+    """Serve until Ctrl+C; return 2 on an error."""
     args = parse(argv)
     try:
         with serve(args.weights, args.examples, args.port) as address:

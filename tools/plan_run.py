@@ -1,4 +1,4 @@
-"""Measure this machine for a minute and say how to run a configuration on it.
+"""Measure this machine for a minute and suggest how to run a configuration on it.
 
     python tools/plan_run.py --config cfgs/pretrain/rooms/tiny.yaml --seconds 60
     python tools/plan_run.py --config cfgs/finetune/cls/ft_in1k_100e_multimae-b.yaml --data_path ...
@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 from tools.planner.advice import advise
 from tools.planner.plan_options import read_plan_config
 from tools.planner.plan_report import as_json, table
-from tools.planner.planned_run import set_up
+from tools.planner.planned_run import build_run
 from utils.distributed.world import init_world
 from utils.logs.errors import UserError, exit_on_user_error
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = init_world(cfg.runtime)
     if world.size > 1:
         raise UserError("plan_run.py runs in one process: start it with python, not torchrun")
-    run = set_up(cfg, world)
+    run = build_run(cfg, world)
     print(f"{cfg.model.model} on {world.device}: measuring for about {cfg.plan.seconds:.0f} s")
     advice = advise(run)
     print(table(run, advice))

@@ -1,12 +1,12 @@
-"""Let runs fail and measure how they end.
+"""Make runs fail and check how they end.
 
     python tools/torture_failures.py --trials 10
 
 A loss that is not finite on one rank, an exception while rank 0 saves, a full disk, an exception
 on one rank, a killed rank, a killed loader worker, SIGTERM to one rank or to the launcher of two;
-SIGTERM, SIGINT and SIGUSR1 to a run of one process: every process must end by itself within 30 s,
-with an exit code other than 0 (143 after a signal; launchers have their own), and the cause must
-be named once. The last line is JSON. Needs Linux (/proc).
+SIGTERM, SIGINT and SIGUSR1 to a run of one process: every process must exit within 30 s
+with a non-zero code (143 after a signal to a single process), and the output must name the cause
+once. The last line is JSON. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 import run_pretraining_multimae
 from multimae.specs.registry import SIZES
-from tools.torture.failures import FAILURES, arm, try_failure
+from tools.torture.failures import FAILURES, inject, try_failure
 from tools.torture.small_runs import SIZE, RunFactory
 from utils.distributed.script import run_script
 
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=10, help="of each kind")
+    parser.add_argument("--trials", type=int, default=10, help="trials of each kind")
     parser.add_argument("--kinds", nargs="+", default=list(FAILURES), choices=list(FAILURES))
     parser.add_argument("--data_path", type=Path, default=Path("examples/rooms"))
-    parser.add_argument("--work", type=Path, help="folder for the runs; temporary if not given")
+    parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     runs = RunFactory([str(Path(__file__).resolve()), CHILD], options.data_path, steps=400)
     report: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "slowest_s": round(max(trial.seconds for trial in trials), 1),
                 "codes": sorted({trial.code for trial in trials}),
                 "named": sorted({trial.named for trial in trials}),
-                "hangs": sum(trial.left > 0 for trial in trials),
+                "hangs": sum(trial.hanging > 0 for trial in trials),
             }
             print(kind, json.dumps(report[kind]), flush=True)
     print(json.dumps(report))
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_child(argv: Sequence[str]) -> int:
-    """The run that fails."""
+    """Train with the injected failure."""
     SIZES["nano"] = SIZE
     output_dir = Path(argv[list(argv).index("--output_dir") + 1])
-    arm(output_dir)
+    inject(output_dir)
     run_script(lambda: run_pretraining_multimae.main(argv))
     return 0
 

@@ -1,12 +1,12 @@
-"""Kill training runs at random moments and compare what becomes of them with runs left alone.
+"""Kill training runs at random moments and compare them with uninterrupted runs.
 
     python tools/torture_resume.py --kills 50 --in_save 20
 
-Chains of runs on 1 and 2 processes with 0 and 2 loader workers are killed by SIGKILL, some in the
-middle of a save (proved by the half-written file left behind), and started again by the same
-command until they end. Every chain must then hold the same bits as a run that was never killed:
-model, optimiser, balancer, generators, position, logged losses, and the names of the samples of
-every step in order. The last line is JSON. Needs Linux (/proc).
+Runs on 1 and 2 processes with 0 and 2 loader workers are killed by SIGKILL, some in the middle of a
+save (verified by the half-written file), and restarted with the same command until they finish.
+Every result must be bit-identical to that of an uninterrupted run: model, optimizer, balancer,
+generators, position, logged losses, and sample names of every step in order. The last line is JSON.
+Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHILD = "child"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Torture; 0 if every chain ended as the runs left alone did, else 1."""
+    """Run the kills; return 1 if a result differs from the uninterrupted run's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [CHILD]:
         train_child(arguments[1:])
@@ -43,17 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs in all")
-    parser.add_argument("--in_save", type=int, default=20, help="of these, inside a save")
-    parser.add_argument("--per_chain", type=int, default=5, help="kills of one run")
-    parser.add_argument("--steps", type=int, default=48, help="steps of a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="number of SIGKILLs")
+    parser.add_argument("--in_save", type=int, default=20, help="kills inside a save")
+    parser.add_argument("--per_chain", type=int, default=5, help="kills per run")
+    parser.add_argument("--steps", type=int, default=48, help="steps per run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     parser.add_argument("--layouts", nargs="+", default=["1x0", "2x2", "1x2", "2x0"],
                         help="processes x loader workers")  # fmt: skip
     parser.add_argument("--data_path", type=Path, default=Path("examples/rooms"))
-    parser.add_argument(
-        "--work", type=Path, help="folder for the runs; a temporary one if not given"
-    )
+    parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     layouts = [Layout.parse(text) for text in options.layouts]
     chains: list[Chain] = chains_of(
@@ -68,20 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_child(argv: Sequence[str]) -> None:
-    """The run that is killed: pre-training that writes down the samples of every step."""
+    """Pre-train, recording the samples of every step."""
     SIZES["nano"] = SIZE
     output_dir = Path(argv[list(argv).index("--output_dir") + 1])
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / f"samples-{os.environ.get('RANK', '0')}.jsonl"
     step = Stepper.step
 
-    def noted(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
+    def recorded(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
         names = [name for batch in batches for name in batch.names]
         with path.open("a") as file:
             file.write("\n" + json.dumps([state.step, *names]))
         return step(self, state, batches)
 
-    Stepper.step = noted  # type: ignore[method-assign]
+    Stepper.step = recorded  # type: ignore[method-assign]
     run_script(lambda: run_pretraining_multimae.main(argv))
 
 

@@ -158,7 +158,7 @@ def test_a_visit(visit: tuple[Page, list[str], list[str]], tmp_path: Path) -> No
         {"name": "mine.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
     )
     page.wait_for_function("document.querySelector('#status').innerText.includes('your image')")
-    assert "not given" in page.locator("#row-depth").inner_text()
+    assert "not available" in page.locator("#row-depth").inner_text()
 
     hosts = {urlparse(url).hostname for url in requests if url.startswith("http")}
     assert hosts == {"127.0.0.1"} and all(

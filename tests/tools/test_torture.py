@@ -68,7 +68,7 @@ def test_the_launcher_starts_it_again(scenes: Path, tmp_path: Path) -> None:
     finish(runs.start(Layout(2, 1), tmp_path / "alone"), tmp_path / "alone")
     patient = RunFactory(FAIL, scenes, 16, launcher=("--max_restarts=1",))
     trial = try_failure("killed_rank", patient, tmp_path / "killed", 0)
-    assert (trial.code, trial.left) == (0, 0)
+    assert (trial.code, trial.hanging) == (0, 0)
     ends = [{**fingerprint(tmp_path / run), "samples": ""} for run in ("alone", "killed")]
     assert ends[0] == ends[1]
 

@@ -1,4 +1,4 @@
-"""The Gradio application, and starting it."""
+"""The Gradio application and its server settings."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from tools.app.uploads import MAX_BYTES
 from utils.logs.errors import UserError
 
 HOST = "127.0.0.1"
-# Uploads are deleted after this many seconds, looked for this often.
-_LIFETIME, _INTERVAL = 600, 60
-_QUEUE = 256
-_PARALLEL = 2
+_UPLOAD_LIFETIME_S, _CLEANUP_INTERVAL_S = 600, 60
+_MAX_QUEUE = 256
+_CONCURRENCY = 2
 _SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 
 
 def build(weights: Path, examples: Path) -> gr.Blocks:
-    """The page of a model.
+    """Build the page of a model.
 
     Raises:
-        UserError: The weights or the examples cannot be used.
+        UserError: The weights or the examples are invalid.
     """
     engine = Engine(weights)
     scenes = read_examples(examples, engine.spec)
@@ -41,22 +40,22 @@ def build(weights: Path, examples: Path) -> gr.Blocks:
         title=TITLE,
         analytics_enabled=False,
         fill_width=True,
-        delete_cache=(_INTERVAL, _LIFETIME),
+        delete_cache=(_CLEANUP_INTERVAL_S, _UPLOAD_LIFETIME_S),
     ) as blocks:
         parts = build_layout(engine, scenes)
         Events(parts, Session(engine), scenes).bind(blocks)
-    blocks.queue(default_concurrency_limit=_PARALLEL, max_size=_QUEUE)
+    blocks.queue(default_concurrency_limit=_CONCURRENCY, max_size=_MAX_QUEUE)
     return blocks
 
 
 def launch(blocks: gr.Blocks, port: int | None) -> str:
-    """Serve on loopback in the background.
+    """Serve on the loopback interface in a background thread.
 
     Returns:
-        The address.
+        The URL.
 
     Raises:
-        UserError: The port is taken.
+        UserError: The port is in use.
     """
     middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
@@ -84,11 +83,11 @@ def launch(blocks: gr.Blocks, port: int | None) -> str:
             css=static("page.css"),
         )
     except OSError as err:
-        raise UserError(f"port {port} cannot be used: choose another --port ({err})") from err
+        raise UserError(f"port {port} is not available, choose another --port: {err}") from err
     return str(address)
 
 
-# The browser may load and call nothing but this server; gr.HTML compiles templates: 'unsafe-eval'.
+# Restrict the browser to this server. gr.HTML compiles templates, hence 'unsafe-eval'.
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -119,7 +118,7 @@ class SecurityHeaders:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Pass everything on; extend the start of a response."""
+        """Forward the call, adding headers to the response start."""
 
         async def extended(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The page's own components: a painter of patches, a picker of examples, a saver of files."""
+"""Custom components: patch painter, example picker, file download."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _STATIC = Path(__file__).with_name("static")
 
 @cache
 def static(name: str) -> str:
-    """Text of a file that belongs to the page."""
+    """Return the text of a file in ``static/``."""
     return (_STATIC / name).read_text(encoding="utf-8")
 
 
 def painter(modality: Modality, grid: Size) -> gr.HTML:
-    """One input's patches; the value is ``{"visible": bits, "edits": {patch: value}}``.
+    """Build the patch painter of one input; value ``{"visible": bits, "edits": {patch: value}}``.
 
-    A function, since Gradio writes a stub file beside every subclass of a component.
+    A function, because Gradio writes a stub file beside every component subclass.
 
     Args:
-        modality: The input's row.
+        modality: Spec of the input.
         grid: Rows and columns of its patches.
     """
     palette = label_palette(modality.num_classes) if modality.is_labels else ()
@@ -54,7 +54,7 @@ def painter(modality: Modality, grid: Size) -> gr.HTML:
 
 
 def picker(titles: Sequence[str], uris: Sequence[str]) -> gr.HTML:
-    """Thumbnails; ``select`` reports ``index``, the value is the index shown as chosen."""
+    """Build the example thumbnails; value and ``select`` event hold the chosen index."""
     buttons = "".join(
         f'<button type="button" data-index="{i}" aria-pressed="false" title="{escape(title)}">'
         f'<img src="{uri}" alt="{escape(title)}"></button>'
@@ -70,7 +70,7 @@ def picker(titles: Sequence[str], uris: Sequence[str]) -> gr.HTML:
 
 
 def saver() -> gr.HTML:
-    """Hands ``{"name", "data", "count"}`` to the browser as a download."""
+    """Build the component that downloads a ``{"name", "data", "count"}`` value."""
     return gr.HTML(
         {},
         html_template="",

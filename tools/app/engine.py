@@ -1,4 +1,4 @@
-"""The model behind the page: one for all visitors, one prediction at a time."""
+"""The model behind the page, shared by all visitors; one prediction at a time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from utils.logs.errors import UserError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model makes of some visible patches.
+    """The model's outputs for a set of visible patches.
 
     Attributes:
         outputs: ``(C, h, w)`` in model space, logits ``(K, h, w)`` for labels, by output.
-        truth: The given images in model space, ids ``(h, w)`` for labels, by input.
-        raw: The given images as stored, by input.
+        truth: Input images in model space, ids ``(h, w)`` for labels, by input.
+        raw: Input images as stored, by input.
         visible: Masks by input.
-        seconds: How long it took, waiting excluded.
+        seconds: Inference time, without waiting for the lock.
     """
 
     outputs: Mapping[str, Tensor]
@@ -40,13 +40,13 @@ class Prediction:
 
 
 class Engine:
-    """Draws visible patches and predicts the rest. Safe to share between threads."""
+    """Samples visible patches and predicts all outputs. Thread-safe."""
 
     def __init__(self, weights: Path) -> None:
-        """Load a weight file that describes its model.
+        """Load weights with an embedded model spec.
 
         Raises:
-            UserError: It is missing, unreadable, or says nothing about its model.
+            UserError: The file is missing, unreadable, or has no model spec or decoders.
         """
         try:
             self._model = MultiMAE.from_pretrained(weights)
@@ -60,17 +60,17 @@ class Engine:
 
     @property
     def inputs(self) -> tuple[Modality, ...]:
-        """Rows of the inputs."""
+        """Specs of the inputs."""
         return self.spec.inputs
 
     @property
     def outputs(self) -> tuple[Modality, ...]:
-        """Rows of the outputs; without an input of that name there is no truth."""
+        """Specs of the outputs. Ground truth exists where the input of that name does."""
         return self.spec.outputs
 
     @property
-    def total(self) -> int:
-        """Patches of all inputs."""
+    def num_patches(self) -> int:
+        """Number of patches over all inputs."""
         return sum(rows * columns for rows, columns in self.grids.values())
 
     def draw(
@@ -80,45 +80,45 @@ class Engine:
         alphas: Mapping[str, float],
         seed: int,
     ) -> dict[str, Mask]:
-        """Random visible patches of the given images.
+        """Sample visible patches.
 
         Args:
             pixels: Stored values by input.
-            num_encoded_tokens: How many patches; all there are, if there are fewer.
+            num_encoded_tokens: Number of visible patches, capped at all patches.
             alphas: Dirichlet concentration by input.
-            seed: The same seed gives the same patches.
+            seed: Seed of the sampling.
         """
-        rows = [m for m in self.inputs if m.name in pixels]
-        layout = self._model.layout({m.name: pixels[m.name].shape[:2] for m in rows})
+        modalities = [m for m in self.inputs if m.name in pixels]
+        layout = self._model.layout({m.name: pixels[m.name].shape[:2] for m in modalities})
         num_encoded_tokens = min(max(1, num_encoded_tokens), layout.num_task_tokens)
         generator = torch.Generator().manual_seed(seed)
         masks = sample_masks(
-            layout, 1, num_encoded_tokens, [alphas[m.name] for m in rows], generator=generator
+            layout, 1, num_encoded_tokens, [alphas[m.name] for m in modalities], generator=generator
         ).task_masks
         return {
             name: (mask[0] == 0).numpy().reshape(self.grids[name]) for name, mask in masks.items()
         }
 
     def predict(self, pixels: Mapping[str, Array], visible: Mapping[str, Mask]) -> Prediction:
-        """All outputs from the visible patches.
+        """Predict all outputs from the visible patches.
 
         Args:
             pixels: Stored values by input, ``(h, w)`` or ``(h, w, C)``.
-            visible: A mask for each of them.
+            visible: A mask per input in ``pixels``.
 
         Raises:
             UserError: Nothing is visible.
         """
         if not any(mask.any() for mask in visible.values()):
             raise UserError("No patch is visible: reveal at least one, of any modality.")
-        rows = [m for m in self.inputs if m.name in pixels]
-        raw = {m.name: _batch(pixels[m.name], m) for m in rows}
+        modalities = [m for m in self.inputs if m.name in pixels]
+        raw = {m.name: _batch(pixels[m.name], m) for m in modalities}
         masks = {
             name: torch.from_numpy(~mask.ravel())[None].long() for name, mask in visible.items()
         }
         with self._lock, torch.inference_mode():
             start = time.perf_counter()
-            truth = prepare(raw, rows)
+            truth = prepare(raw, modalities)
             outputs, _ = self._model(truth, task_masks=masks)
             seconds = time.perf_counter() - start
         return Prediction(
@@ -131,7 +131,7 @@ class Engine:
 
 
 def _batch(pixels: Array, modality: Modality) -> Tensor:
-    """A batch of one, channels first."""
+    """Return a batch of one image, channels first."""
     if not modality.is_labels:
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))[None]

@@ -1,4 +1,4 @@
-"""What happens on the page: components in, components out."""
+"""Event handlers of the page: component values in, component updates out."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tools.common.data_uri import data_uri
 from utils.logs.errors import UserError
 
 Update = dict[Any, Any]
-"""Component -> its new value."""
+"""New values by component."""
 
 
 class Events:
-    """Binds a page's components to a session."""
+    """Connects a page's components to a session."""
 
     def __init__(self, parts: Parts, session: Session, examples: Sequence[Scene]) -> None:
-        """Does not bind yet."""
+        """Store the page and its session; :meth:`bind` attaches the events."""
         self.parts, self.session, self.examples = parts, session, examples
         self.inputs = session.engine.inputs
 
@@ -78,23 +78,23 @@ class Events:
         )
 
     def start(self, *settings: Any) -> Update:
-        """A new visitor sees the first example."""
+        """Show the first example to a new visitor."""
         return self._enter(self.examples[0], settings, chosen=0)
 
     def example(self, event: gr.EventData, *settings: Any) -> Update:
-        """An example was clicked."""
+        """Show the clicked example."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
-            raise UserError(f"There are {len(self.examples)} examples, no number {index}.")
+            raise UserError(f"No example {index}: there are {len(self.examples)}.")
         return self._enter(self.examples[index], settings, chosen=index)
 
     def fresh(self, *settings: Any) -> Update:
-        """Render a room nobody has seen."""
+        """Render a new room."""
         scene = render_scene(random.randrange(MAX_NUMBER), self.session.engine.spec)
         return self._enter(scene, settings, chosen=-1)
 
     def upload(self, *values: Any) -> Update:
-        """Files were added or removed: together they are the scene."""
+        """Show the uploaded files as one scene."""
         paths = dict(zip(self.parts.files, values, strict=False))
         files = {name: Path(path) for name, path in paths.items() if path}
         if not files:
@@ -104,37 +104,37 @@ class Events:
         return {key: v for key, v in update.items() if key not in self.parts.files.values()}
 
     def draw(self, scene: Scene | None, *settings: Any) -> Update:
-        """Draw visible patches as the sliders say; edits are undone."""
+        """Sample visible patches by the sliders; discards edits."""
         scene = scene or self.examples[0]
         visible = self.session.draw(scene, self.settings(settings))
         return self._show(self.session.page(scene, visible, {}))
 
     def resample(self, scene: Scene | None, *settings: Any) -> Update:
-        """Draw with another seed."""
+        """Sample with a new seed."""
         seed = random.randrange(min(MAX_SEED, 10_000))
         return {self.parts.seed: seed, **self.draw(scene, *settings[:-1], seed)}
 
     def sixth(self, scene: Scene | None, seed: float | None) -> Update:
-        """As in pre-training: one in six patches, shared out evenly at random."""
+        """Sample as in pre-training: one in six patches, uniform Dirichlet shares."""
         p, names = self.parts, [m.name for m in self.inputs]
-        num_encoded_tokens = self.session.engine.total // DEFAULT_FRACTION
+        num_encoded_tokens = self.session.engine.num_patches // DEFAULT_FRACTION
         update = self.draw(scene, num_encoded_tokens, 1.0, *(1.0 for _ in names), seed)
         ones = dict.fromkeys(p.shares.values(), 1.0)
         return {p.num_encoded_tokens: num_encoded_tokens, p.concentration: 1.0, **ones, **update}
 
     def paint(self, scene: Scene | None, *strokes: Any) -> Update:
-        """Patches were revealed, hidden or changed. The painters already show it."""
+        """Predict after a change of the painters."""
         scene = scene or self.examples[0]
         visible, edits = self._read(scene, strokes)
         view = self.session.page(scene, visible, edits)
-        # A value sent back now would undo what was painted meanwhile.
+        # Returning a value would overwrite strokes painted in the meantime.
         painted = {
             self.parts.painters[n]: gr.update(picture=uri) for n, uri in view.pictures.items()
         }
         return {**self._show(view), **painted}
 
     def download(self, scene: Scene | None, *strokes: Any) -> Update:
-        """The grid as a PNG."""
+        """Download the picture grid as a PNG."""
         scene = scene or self.examples[0]
         png = self.session.png(scene, *self._read(scene, strokes))
         value = {
@@ -145,7 +145,7 @@ class Events:
         return {self.parts.saver: value}
 
     def settings(self, values: Sequence[Any]) -> Settings:
-        """From the components' values, see :attr:`tools.app.page_layout.Parts.settings`."""
+        """Parse component values in the order of :attr:`tools.app.page_layout.Parts.settings`."""
         num_encoded_tokens, concentration, *shares, seed = values
         names = [m.name for m in self.inputs]
         return Settings(
@@ -156,7 +156,7 @@ class Events:
         )
 
     def _only(self, name: str) -> Callable[[Scene | None], Update]:
-        """One modality, everything else predicted."""
+        """Return a handler that shows one input alone."""
 
         def only(scene: Scene | None) -> Update:
             scene = scene or self.examples[0]
@@ -171,7 +171,7 @@ class Events:
         return self.session.read(scene, named)
 
     def _enter(self, scene: Scene, settings: Sequence[Any], chosen: int) -> Update:
-        """Show another scene."""
+        """Switch to another scene."""
         p = self.parts
         return {
             p.scene: scene,
@@ -186,11 +186,11 @@ class Events:
             painter: gr.update(value=view.strokes[name], picture=view.pictures.get(name, ""))
             for name, painter in p.painters.items()
         }
-        rows = {row: view.panels[name] for name, row in p.panels.items()}
-        return {**painters, **rows, p.status: status_html(view.status)}
+        panels = {panel: view.panels[name] for name, panel in p.panels.items()}
+        return {**painters, **panels, p.status: status_html(view.status)}
 
     def _guard(self, handler: Callable[..., Update]) -> Callable[..., Update]:
-        """What a visitor can mend becomes a sentence on the page; success clears the last one."""
+        """Show user errors as an alert on the page; clear it on success."""
 
         @wraps(handler)
         def guarded(*args: Any, **kwargs: Any) -> Update:

@@ -1,4 +1,4 @@
-"""The page: controls on the left, one line of pictures per modality on the right."""
+"""Layout of the page: controls on the left, one row of pictures per modality on the right."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tools.app.session import MAX_SEED
 from tools.app.uploads import MAX_BYTES, SUFFIXES
 from tools.common.data_uri import encode
 
-DEFAULT_FRACTION = 6  # one in so many patches is visible at first
+DEFAULT_FRACTION = 6  # one in six patches is visible, as in pre-training
 ALPHAS = (0.1, 10.0)
 TITLE = "MultiMAE"
 
 
 @dataclass
 class Parts:
-    """The components that events read and write.
+    """Components that the event handlers read and write.
 
     Attributes:
         scene: The visitor's images.
@@ -56,17 +56,17 @@ class Parts:
 
     @property
     def settings(self) -> list[Any]:
-        """Inputs of a draw, in the order of ``Events.settings``."""
+        """Sampling controls in the order of ``Events.settings``."""
         return [self.num_encoded_tokens, self.concentration, *self.shares.values(), self.seed]
 
     @property
     def shown(self) -> list[Any]:
-        """Outputs of a prediction."""
+        """Components that a prediction updates."""
         return [*self.painters.values(), *self.panels.values(), self.status, self.alert]
 
 
 def build_layout(engine: Engine, examples: Sequence[Scene]) -> Parts:
-    """Place everything inside an open ``gr.Blocks``."""
+    """Build all components inside an open ``gr.Blocks``."""
     parts = Parts(gr.State(None))
     gr.HTML(_header(engine), apply_default_css=False, elem_classes="mm-title")
     with gr.Row(elem_classes="mm-page"):
@@ -74,19 +74,19 @@ def build_layout(engine: Engine, examples: Sequence[Scene]) -> Parts:
             _controls(parts, engine, examples)
         with gr.Column(scale=1, min_width=320):
             parts.alert = gr.HTML("", apply_default_css=False, elem_id="alert")
-            _lines(parts, engine)
+            _modality_rows(parts, engine)
             parts.status = gr.HTML("", apply_default_css=False, elem_id="status")
     parts.saver = saver()
     return parts
 
 
 def alert_html(message: str) -> str:
-    """A message in the page, announced by screen readers."""
+    """Render an alert that screen readers announce."""
     return f'<div class="mm-alert" role="alert">{escape(message)}</div>' if message else ""
 
 
 def status_html(text: str) -> str:
-    """The line below the pictures."""
+    """Render the line below the pictures."""
     return f'<div class="mm-status" role="status">{escape(text)}</div>'
 
 
@@ -127,8 +127,8 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
             )
     parts.num_encoded_tokens = gr.Slider(
         1,
-        engine.total,
-        engine.total // DEFAULT_FRACTION,
+        engine.num_patches,
+        engine.num_patches // DEFAULT_FRACTION,
         step=1,
         label="visible patches",
         elem_id="num_encoded_tokens",
@@ -138,7 +138,7 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
         1.0,
         step=0.1,
         label="Dirichlet concentration",
-        info="low: one modality gets most; high: all get their share",
+        info="low: one modality dominates; high: shares are met",
         elem_id="concentration",
     )
     with gr.Accordion("Shares of the modalities", open=False, elem_id="shares"):
@@ -154,23 +154,23 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
     parts.download = gr.Button("Download as PNG", size="sm", elem_id="download")
 
 
-def _lines(parts: Parts, engine: Engine) -> None:
-    """A line per modality; targets derived from another one's data come last, folded."""
+def _modality_rows(parts: Parts, engine: Engine) -> None:
+    """Build one row per input; further targets go to a folded section."""
     outputs = {m.name: m for m in engine.outputs}
     for m in engine.inputs:
         with gr.Row(elem_classes="mm-row"):
             parts.painters[m.name] = painter(m, engine.grids[m.name])
             if m.name in outputs:
-                parts.panels[m.name] = _row(outputs.pop(m.name))
+                parts.panels[m.name] = _panel(outputs.pop(m.name))
     if outputs:
         with gr.Accordion("Further targets: " + ", ".join(outputs), open=False, elem_id="further"):
             for m in outputs.values():
                 with gr.Row(elem_classes="mm-row"):
                     gr.HTML(_name(m), apply_default_css=False)
-                    parts.panels[m.name] = _row(m)
+                    parts.panels[m.name] = _panel(m)
 
 
-def _row(m: Modality) -> gr.HTML:
+def _panel(m: Modality) -> gr.HTML:
     return gr.HTML("", apply_default_css=False, elem_id=f"row-{m.name}")
 
 
@@ -183,6 +183,6 @@ def _name(m: Modality) -> str:
 
 
 def _thumbnail(scene: Scene, inputs: Sequence[Modality]) -> str:
-    """The scene's first image."""
+    """Return the scene's first image."""
     m = next(m for m in inputs if m.name in scene.pixels)
     return encode(picture_of_stored(scene.pixels[m.name], m))

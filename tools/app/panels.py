@@ -1,4 +1,4 @@
-"""One output's pictures, score and legend, as HTML."""
+"""Render one output as HTML: pictures, score and legend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.app.engine import Prediction
 from tools.app.strokes import Array, Mask
 from tools.common.data_uri import encode
 
-_MAX_CHIPS = 16
+_MAX_LEGEND_CLASSES = 16
 _RAMP = "linear-gradient(90deg, {})".format(
     ", ".join(
         "#{:02x}{:02x}{:02x}".format(*colour)
@@ -29,29 +29,29 @@ _RAMP = "linear-gradient(90deg, {})".format(
 
 @dataclass(frozen=True)
 class PredictionPair:
-    """A prediction, and the same without the edits if there are any."""
+    """A prediction and, if there are edits, the prediction without them."""
 
     now: Prediction
     before: Prediction | None
 
 
 def panels_html(pair: PredictionPair, m: Modality, patch_size: int) -> str:
-    """Pictures of one output side by side, a score and a legend.
+    """Render the pictures of one output side by side, with a score and a legend.
 
     Without edits ``filled in | prediction | truth | error``, with edits ``filled in | prediction |
     before the edit | reaction``.
     """
     now = pair.now
-    guess = shown(now, m, patch_size)
+    prediction = to_target_space(now, m, patch_size)
     truth = now.truth.get(m.data_name)
-    reference = guess if truth is None else truth
-    cells = list(_cells(pair, m, patch_size, guess, truth))
+    reference = prediction if truth is None else truth
+    cells = list(_pictures(pair, m, patch_size, prediction, truth))
     figures = "".join(_figure(m, caption, picture) for caption, picture in cells)
-    score = "" if truth is None or pair.before else _score(now, m, guess, truth)
+    score = "" if truth is None or pair.before else _score(now, m, prediction, truth)
     legend = (
-        _chips(m, guess, truth)
+        _class_legend(m, prediction, truth)
         if m.is_labels
-        else _scale(now, m, reference, pair.before is not None)
+        else _color_bars(now, m, reference, pair.before is not None)
     )
     return (
         f'<div class="mm-figures">{figures}</div>'
@@ -59,27 +59,27 @@ def panels_html(pair: PredictionPair, m: Modality, patch_size: int) -> str:
     )
 
 
-def _cells(
-    pair: PredictionPair, m: Modality, patch_size: int, guess: Tensor, truth: Tensor | None
+def _pictures(
+    pair: PredictionPair, m: Modality, patch_size: int, prediction: Tensor, truth: Tensor | None
 ) -> Iterator[tuple[str, Picture | None]]:
-    """Captions and pictures."""
-    reference = guess if truth is None else truth
-    full = to_picture(guess, m, reference)
+    """Yield captions and pictures."""
+    reference = prediction if truth is None else truth
+    full = to_picture(prediction, m, reference)
     target = None if truth is None else to_picture(truth, m, reference)
     yield "filled in", fill_in(full, target, pair.now.visible.get(m.data_name))
     yield "prediction", full
     if pair.before is not None:
-        before = shown(pair.before, m, patch_size)
+        before = to_target_space(pair.before, m, patch_size)
         yield "before the edit", to_picture(before, m, reference)
-        yield "reaction", difference(guess, before, m, reference)
+        yield "reaction", difference(prediction, before, m, reference)
         return
     yield "truth", target
-    yield "error", None if truth is None else difference(guess, truth, m, reference)
+    yield "error", None if truth is None else difference(prediction, truth, m, reference)
 
 
 def _figure(m: Modality, caption: str, picture: Picture | None) -> str:
     if picture is None:
-        body = '<div class="mm-none">not given</div>'
+        body = '<div class="mm-none">not available</div>'
     else:
         sharp = " mm-sharp" if m.is_labels else ""
         uri = encode(picture)
@@ -87,16 +87,16 @@ def _figure(m: Modality, caption: str, picture: Picture | None) -> str:
     return f"<figure><figcaption>{caption}</figcaption>{body}</figure>"
 
 
-def _score(now: Prediction, m: Modality, guess: Tensor, truth: Tensor) -> str:
-    """How far off the hidden patches are."""
+def _score(now: Prediction, m: Modality, prediction: Tensor, truth: Tensor) -> str:
+    """Describe the error on the hidden patches."""
     hidden = _hidden(now.visible.get(m.data_name), truth)
     if not hidden.any():
         return "all patches visible"
     if m.is_labels:
-        right = (guess == truth)[hidden].float().mean().item()
+        right = (prediction == truth)[hidden].float().mean().item()
         return f"hidden patches: {100 * right:.0f} % of pixels right"
     raw = now.raw.get(m.data_name)
-    values = [stored(x, m, raw) for x in (guess, truth)]
+    values = [to_stored_values(x, m, raw) for x in (prediction, truth)]
     if values[0] is None or values[1] is None:
         return ""
     gap = (values[0] - values[1]).abs().mean(dim=0)[hidden].mean().item()
@@ -104,16 +104,16 @@ def _score(now: Prediction, m: Modality, guess: Tensor, truth: Tensor) -> str:
 
 
 def _hidden(visible: Mask | None, truth: Tensor) -> Tensor:
-    """True where the model had to guess, ``[h, w]``."""
+    """Return the mask of hidden pixels, ``(h, w)``."""
     if visible is None:
         return torch.ones(truth.shape[-2:], dtype=torch.bool)
     side = truth.shape[-2] // visible.shape[0], truth.shape[-1] // visible.shape[1]
     return torch.from_numpy(~visible.repeat(side[0], axis=0).repeat(side[1], axis=1))
 
 
-def _chips(m: Modality, guess: Tensor, truth: Tensor | None) -> str:
-    """Colours and names of the classes in the pictures, most frequent first."""
-    seen = [guess.flatten()] + ([] if truth is None else [truth.flatten()])
+def _class_legend(m: Modality, prediction: Tensor, truth: Tensor | None) -> str:
+    """Render colors and names of the classes present, most frequent first."""
+    seen = [prediction.flatten()] + ([] if truth is None else [truth.flatten()])
     counts = torch.bincount(torch.cat(seen), minlength=m.num_classes)
     order = [int(i) for i in counts.argsort(descending=True, stable=True) if counts[i] > 0]
     palette = label_palette(m.num_classes)
@@ -121,20 +121,20 @@ def _chips(m: Modality, guess: Tensor, truth: Tensor | None) -> str:
         '<span class="mm-chip"><i style="background:rgb({},{},{})"></i>{}</span>'.format(
             *palette[i].tolist(), escape(class_name(m, i))
         )
-        for i in order[:_MAX_CHIPS]
+        for i in order[:_MAX_LEGEND_CLASSES]
     ]
-    rest = len(order) - _MAX_CHIPS
+    rest = len(order) - _MAX_LEGEND_CLASSES
     more = f'<span class="mm-chip">and {rest} more</span>' if rest > 0 else ""
     return f'<span class="mm-legend">{"".join(chips)}{more}</span>'
 
 
 def class_name(m: Modality, index: int) -> str:
-    """Name of a class id, or the id itself."""
+    """Return the name of a class, or its id if it has none."""
     return m.class_names[index] if index < len(m.class_names) else str(index)
 
 
-def _scale(now: Prediction, m: Modality, reference: Tensor, edited: bool) -> str:
-    """Colour bars: of the values if colours stand for values, and of the differences."""
+def _color_bars(now: Prediction, m: Modality, reference: Tensor, edited: bool) -> str:
+    """Render the color bars of values and differences."""
     bars = []
     if m.plot == "scalar":
         low, high = (_value(now.raw, m, x, reference) for x in colour_range(reference))
@@ -145,7 +145,7 @@ def _scale(now: Prediction, m: Modality, reference: Tensor, edited: bool) -> str
 
 
 def _value(raw: Mapping[str, Tensor], m: Modality, x: float, like: Tensor) -> str:
-    value = stored(torch.full_like(like[:, :1, :1].float(), x), m, raw.get(m.data_name))
+    value = to_stored_values(torch.full_like(like[:, :1, :1].float(), x), m, raw.get(m.data_name))
     return "" if value is None else f"{value.mean().item():.0f}"
 
 
@@ -160,11 +160,11 @@ WRONG = (214, 57, 57)
 _DIMMED = 0.25
 
 
-def shown(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:
-    """An output in the space of its truth; ids for labels.
+def to_target_space(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:
+    """Convert an output to the space of its target; class ids for labels.
 
-    Patches of a standardised target get mean and deviation of the truth, or of the model's own
-    prediction of the same image where there is none.
+    Patches of a per-patch normalized target are rescaled by the target's statistics, or by those of
+    the model's own prediction where there is no target.
     """
     out = prediction.outputs[m.name].float()
     if m.is_labels:
@@ -179,24 +179,24 @@ def shown(prediction: Prediction, m: Modality, patch_size: int) -> Tensor:
 
 
 def fill_in(picture: Picture, truth: Picture | None, visible: Mask | None) -> Picture:
-    """The prediction, with the truth where it is visible."""
+    """Return the prediction with ground truth in the visible patches."""
     if truth is None or visible is None:
         return picture
     return np.where(_enlarge(visible, picture), truth, picture)
 
 
 def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
-    """Where two images of one modality differ.
+    """Render the difference of two images of one modality.
 
     Args:
         a: ``(C, h, w)`` in model space, ids ``(h, w)`` for labels.
-        b: The same.
-        m: Row of the table.
-        reference: Sets the scale of images: the brightest colour is half its range of values.
+        b: Same shape as ``a``.
+        m: Spec of the modality.
+        reference: Its value range sets the scale: the brightest color is half of it.
 
     Returns:
-        Labels: ``a``'s colours, dimmed where both agree. Images: the mean absolute difference of
-        the channels, dark for none.
+        Labels: colors of ``a``, dimmed where both agree. Images: mean absolute difference over
+        the channels, dark where equal.
     """
     if m.is_labels:
         colours = label_palette(m.num_classes)[a.numpy()]
@@ -209,13 +209,13 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
     return picture.repeat(m.stride, axis=0).repeat(m.stride, axis=1)
 
 
-def stored(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:
-    """Model space -> stored values, where that is known.
+def to_stored_values(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:
+    """Convert model space to stored values; ``None`` if the normalization is unknown.
 
     Args:
         x: ``(C, h, w)``.
-        m: Row of an image modality.
-        raw: The true stored values ``(1, C, h, w)``, which ``robust`` rows need.
+        m: Spec of an image modality.
+        raw: Stored values ``(1, C, h, w)``, required by ``robust`` normalization.
     """
     robust = m.normalization == "robust"
     if robust and raw is None:
@@ -226,13 +226,13 @@ def stored(x: Tensor, m: Modality, raw: Tensor | None) -> Tensor | None:
 
 
 def _enlarge(visible: Mask, picture: Picture) -> Mask:
-    """One value per pixel, ``[H, W, 1]``."""
+    """Upsample a patch mask to pixels, ``(H, W, 1)``."""
     side = picture.shape[0] // visible.shape[0], picture.shape[1] // visible.shape[1]
     return visible.repeat(side[0], axis=0).repeat(side[1], axis=1)[..., None]
 
 
 def picture_of_stored(pixels: Array, m: Modality) -> Picture:
-    """Stored values as a picture."""
+    """Render stored values."""
     if not m.is_labels:
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     x = to_model_input(torch.from_numpy(np.ascontiguousarray(pixels))[None], m)[0]

@@ -1,4 +1,4 @@
-"""One set of aligned images, cut to the model's size: an example, an upload, or a fresh room."""
+"""Aligned images at the model's resolution: an example, an upload or a rendered room."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from utils.logs.errors import UserError
 
 @dataclass(frozen=True)
 class Scene:
-    """Stored values at the model's resolution; any non-empty subset of its inputs.
+    """Aligned images of any non-empty subset of the model's inputs, as stored values.
 
     Attributes:
-        title: What the page calls it.
+        title: Name on the page.
         pixels: ``(h, w)`` or ``(h, w, C)`` by modality.
     """
 
@@ -32,33 +32,33 @@ class Scene:
     pixels: Mapping[str, Array]
 
 
-def cut(pixels: Mapping[str, Pixels], spec: ModelSpec, title: str) -> Scene:
-    """The largest centred square of images of one view."""
-    rows = [m for m in spec.inputs if m.name in pixels]
-    views = EvalTransform(rows, spec.image_size)(pixels)
+def crop_scene(pixels: Mapping[str, Pixels], spec: ModelSpec, title: str) -> Scene:
+    """Crop the largest centered square and resize it to the model's input size."""
+    modalities = [m for m in spec.inputs if m.name in pixels]
+    views = EvalTransform(modalities, spec.image_size)(pixels)
     arrays = {name: view.numpy() for name, view in views.items()}
-    return Scene(title, {m.name: _channels_last(arrays[m.name], m) for m in rows})
+    return Scene(title, {m.name: _channels_last(arrays[m.name], m) for m in modalities})
 
 
 def from_files(files: Mapping[str, Path], spec: ModelSpec, title: str) -> Scene:
-    """A scene from one file per modality.
+    """Read a scene from one file per modality.
 
     Raises:
-        UserError: No file, a file that is refused, or files of different views.
+        UserError: No file, an invalid file, or files with different aspect ratios.
     """
-    rows = [m for m in spec.inputs if m.name in files]
-    if not rows:
+    modalities = [m for m in spec.inputs if m.name in files]
+    if not modalities:
         raise UserError("Choose at least one image: " + ", ".join(m.name for m in spec.inputs))
-    pixels = {m.name: read_upload(files[m.name], m, spec.patch_size) for m in rows}
+    pixels = {m.name: read_upload(files[m.name], m, spec.patch_size) for m in modalities}
     check_one_view(pixels, {name: path.name for name, path in files.items()})
-    return cut(pixels, spec, title)
+    return crop_scene(pixels, spec, title)
 
 
 def examples(folder: Path, spec: ModelSpec) -> list[Scene]:
-    """Scenes of a folder laid out like a data set, by name.
+    """Read all scenes of a data folder, sorted by name.
 
     Raises:
-        UserError: There is none, or one is refused.
+        UserError: There is no image, or one is invalid.
     """
     found: dict[str, dict[str, Path]] = {}
     for m in spec.inputs:
@@ -69,7 +69,7 @@ def examples(folder: Path, spec: ModelSpec) -> list[Scene]:
                 found.setdefault(stem, {})[m.name] = path
     if not found:
         wanted = " or ".join(str(folder / m.data_folder) for m in spec.inputs)
-        raise UserError(f"there are no example images: {wanted} must hold some")
+        raise UserError(f"no example images in {wanted}")
     return [from_files(found[stem], spec, _title(stem)) for stem in sorted(found)]
 
 
@@ -93,7 +93,7 @@ _lock = threading.Lock()
 
 
 def can_render(spec: ModelSpec) -> bool:
-    """Whether the ray tracer is installed and the model takes what it renders."""
+    """Return whether the ray tracer is installed and renders all inputs of the model."""
     try:
         from tools.rooms.rendering.tracer import require_tracer
 
@@ -107,10 +107,10 @@ def can_render(spec: ModelSpec) -> bool:
 
 
 def render_scene(number: int, spec: ModelSpec) -> Scene:
-    """Room ``number``: always the same one, of held-out shapes.
+    """Render room ``number`` of the validation split; deterministic.
 
     Raises:
-        UserError: The number is out of range, or leads to no acceptable view.
+        UserError: The number is out of range, or no camera view of that room is acceptable.
     """
     from tools.rooms.sample import RenderError, render_room
     from tools.rooms.sample_files import aligned_images
@@ -125,4 +125,4 @@ def render_scene(number: int, spec: ModelSpec) -> Scene:
         raise UserError(f"Room {number} has no acceptable view. Try another number.") from err
     images = aligned_images(sample)
     title = f"{sample.room_type.replace('_', ' ')} {number}"
-    return cut({m.name: images[m.data_folder] for m in spec.inputs}, spec, title)
+    return crop_scene({m.name: images[m.data_folder] for m in spec.inputs}, spec, title)

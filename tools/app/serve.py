@@ -1,4 +1,4 @@
-"""Serving the page: on loopback, offline, and without a trace on disk."""
+"""Serve the page on the loopback interface, offline, with uploads in a temporary folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OFFLINE = {
 
 @contextmanager
 def offline_environment() -> Iterator[Path]:
-    """Offline settings and a temporary folder for uploads, before Gradio is imported.
+    """Set Gradio's offline settings and its temporary upload folder; use before importing Gradio.
 
     Yields:
-        The folder; it is removed in the end.
+        The folder, which is removed on exit.
     """
     with tempfile.TemporaryDirectory(prefix="multimae-app-") as folder:
         changed = {**_OFFLINE, "GRADIO_TEMP_DIR": folder, "MPLCONFIGDIR": folder}
@@ -40,24 +40,24 @@ def offline_environment() -> Iterator[Path]:
 
 @contextmanager
 def serve(weights: Path, examples: Path, port: int | None = None) -> Iterator[str]:
-    """Serve the page until the block ends.
+    """Serve the page inside a ``with`` block.
 
     Args:
-        weights: A weight file that describes its model.
+        weights: Weights with an embedded model spec.
         examples: Folder with a sub-folder per modality.
-        port: Port on loopback; the first free one from 7860 on if ``None``.
+        port: Port; ``None`` picks the first free one from 7860.
 
     Yields:
-        The address.
+        The URL.
 
     Raises:
-        UserError: Gradio is missing, the port is taken, or a file cannot be used.
+        UserError: Gradio is missing, the port is in use, or a file is invalid.
     """
     with offline_environment():
         try:
             from tools.app.application import build, launch
         except ImportError as err:
-            raise UserError(f"the page needs Gradio: pip install 'gradio>=6' ({err})") from err
+            raise UserError(f"the demo requires Gradio: pip install 'gradio>=6' ({err})") from err
         blocks = build(weights, examples)
         try:
             yield launch(blocks, port)

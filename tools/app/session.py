@@ -1,4 +1,4 @@
-"""What the page does when something is clicked, without the page: plain values in and out."""
+"""The page's logic without Gradio: plain values in, plain values out."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from tools.common.data_uri import encode
 from utils.logs.errors import UserError
 
 Strokes = Mapping[str, Any]
-"""What the painters hold, by input: ``{"visible": bits, "edits": {patch: value}}``."""
+"""Painter values by input: ``{"visible": bits, "edits": {patch: value}}``."""
 
 MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The sliders.
+    """Values of the sampling controls.
 
     Attributes:
         num_encoded_tokens: Number of visible patches.
         concentration: Of the Dirichlet distribution, see
         :func:`tools.app.strokes.concentrations`.
-        shares: Expected part by input.
-        seed: Of the draw.
+        shares: Expected fraction by input, unnormalized.
+        seed: Seed of the sampling.
     """
 
     num_encoded_tokens: int
@@ -53,13 +53,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class PageUpdate:
-    """Everything that the page shows.
+    """New contents of the page.
 
     Attributes:
         strokes: New values of the painters.
-        pictures: What the painters show, by input, edits included; none where nothing is given.
+        pictures: Painter backgrounds by available input, with edits, as data URIs.
         panels: HTML by output.
-        status: One line.
+        status: Line below the pictures.
     """
 
     strokes: dict[str, dict[str, Any]]
@@ -69,43 +69,43 @@ class PageUpdate:
 
 
 class Session:
-    """Turns scenes, settings and strokes into views; holds nothing of a visitor."""
+    """Turns scenes, settings and strokes into page updates. Stateless: safe for all visitors."""
 
     def __init__(self, engine: Engine) -> None:
         """Serve one model."""
         self.engine = engine
 
     def draw(self, scene: Scene, settings: Settings) -> dict[str, Mask]:
-        """Visible patches at random.
+        """Sample visible patches.
 
         Raises:
             UserError: Settings out of range.
         """
-        given = {
+        shares = {
             m.name: settings.shares[m.name] for m in self.engine.inputs if m.name in scene.pixels
         }
         if not 0 <= settings.seed <= MAX_SEED:
-            raise UserError(f"The seed must be a whole number from 0 to {MAX_SEED}.")
-        alphas = concentrations(settings.concentration, given)
+            raise UserError(f"The seed must be an integer from 0 to {MAX_SEED}.")
+        alphas = concentrations(settings.concentration, shares)
         return self.engine.draw(
             scene.pixels, int(settings.num_encoded_tokens), alphas, int(settings.seed)
         )
 
     def only(self, scene: Scene, name: str) -> dict[str, Mask]:
-        """All patches of one input and none of the others.
+        """Show all patches of one input and none of the others.
 
         Raises:
             UserError: The scene has no such image.
         """
         if name not in scene.pixels:
-            raise UserError(f"This image comes without {name}: add a file under “Your own images”.")
+            raise UserError(f"This image has no {name}: add a file under “Your own images”.")
         return {other: self._full(other, other == name) for other in scene.pixels}
 
     def read(self, scene: Scene, strokes: Strokes) -> tuple[dict[str, Mask], dict[str, Edits]]:
-        """Masks and edits from the painters.
+        """Parse the masks and edits of the painters.
 
         Raises:
-            UserError: They are not what a painter writes.
+            UserError: A value is malformed.
         """
         masks, edits = {}, {}
         for m in self.engine.inputs:
@@ -123,7 +123,7 @@ class Session:
     def predict(
         self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
     ) -> PredictionPair:
-        """With the edits, and without them if there are any."""
+        """Predict with the edits and, if there are any, without them."""
         now = self.engine.predict(self._edited(scene, edits), visible)
         before = self.engine.predict(scene.pixels, visible) if any(edits.values()) else None
         return PredictionPair(now, before)
@@ -131,7 +131,7 @@ class Session:
     def page(
         self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]
     ) -> PageUpdate:
-        """What the page shows for some visible patches.
+        """Build the page contents for a set of visible patches.
 
         Raises:
             UserError: Nothing is visible.
@@ -152,13 +152,13 @@ class Session:
         return PageUpdate(strokes, shown, panels, self._status(scene, pair))
 
     def png(self, scene: Scene, visible: Mapping[str, Mask], edits: Mapping[str, Edits]) -> bytes:
-        """The picture grid as a file.
+        """Return the picture grid as PNG bytes.
 
         Raises:
             UserError: Nothing is visible.
         """
         now = self.predict(scene, visible, edits).now
-        rows = [m for m in self.engine.outputs if m.data_name in now.truth]
+        modalities = [m for m in self.engine.outputs if m.data_name in now.truth]
         masks = {
             name: torch.from_numpy(~mask.ravel())[None].long() for name, mask in visible.items()
         }
@@ -166,7 +166,7 @@ class Session:
             {name: x[None] for name, x in now.truth.items()},
             {name: x[None] for name, x in now.outputs.items()},
             masks,
-            rows,
+            modalities,
             self.engine.spec.patch_size,
         )
         buffer = io.BytesIO()
@@ -190,9 +190,9 @@ class Session:
         return np.full(self.engine.grids[name], value)
 
     def _status(self, scene: Scene, pair: PredictionPair) -> str:
-        seen = sum(int(mask.sum()) for mask in pair.now.visible.values())
+        visible = sum(int(mask.sum()) for mask in pair.now.visible.values())
         total = sum(mask.size for mask in pair.now.visible.values())
         return (
-            f"{scene.title}: {seen} of {total} patches visible, everything else predicted in "
+            f"{scene.title}: {visible} of {total} patches visible, the rest predicted in "
             f"{1000 * pair.now.seconds:.0f} ms"
         )

@@ -1,4 +1,4 @@
-"""Changing single patches of an image by hand: what would the other modalities look like then?"""
+"""Painter values: which patches are visible, and edits of single patches."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from utils.logs.errors import UserError
 Array = npt.NDArray[Any]
 EditKind = Literal["class", "colour", "shift"]
 Edit = int | float | str
-"""A class id, a colour ``#rrggbb``, or a shift as a part of the image's own range."""
+"""A class id, a color ``#rrggbb``, or a shift as a fraction of the image's value range."""
 
 Edits = dict[int, Edit]
-"""By patch, counted row by row."""
+"""Edit by patch index, row-major."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _RANGE = (2, 98)  # percentiles
 
 
 def edit_kind(modality: Modality) -> EditKind:
-    """How patches of a modality are changed."""
+    """Return how patches of a modality are edited."""
     if modality.is_labels:
         return "class"
     coloured = modality.num_channels == 3 and modality.max_value <= 255
@@ -35,7 +35,7 @@ def edit_kind(modality: Modality) -> EditKind:
 
 
 def parse_edits(raw: object, modality: Modality, grid: Size) -> Edits:
-    """Edits as a page sends them: ``{"12": value}``.
+    """Check the edits sent by the page, ``{"12": value}``.
 
     Raises:
         UserError: An unknown patch, or a value that does not fit the modality.
@@ -51,27 +51,27 @@ def parse_edits(raw: object, modality: Modality, grid: Size) -> Edits:
 
 
 def apply_edits(pixels: Array, edits: Edits, modality: Modality, grid: Size) -> Array:
-    """A copy of ``pixels`` with every edited patch changed.
+    """Return a copy of ``pixels`` with the edits applied.
 
     Args:
         pixels: Stored values, ``(h, w)`` or ``(h, w, C)``.
         edits: Checked by :func:`parse_edits`.
-        modality: Row of the table.
+        modality: Spec of the image.
         grid: Rows and columns of patches.
     """
     if not edits:
         return pixels
     changed: Array = pixels.copy()
-    high, wide = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
+    height, width = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
     kind = edit_kind(modality)
     low, top = np.percentile(pixels, _RANGE).tolist()
     span = max(top - low, 1.0)
     for index, value in edits.items():
         row, column = divmod(index, grid[1])
-        patch = np.s_[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+        patch = np.s_[row * height : (row + 1) * height, column * width : (column + 1) * width]
         if kind == "shift":
-            moved = pixels[patch].astype(np.float64) + float(value) * span
-            changed[patch] = np.clip(np.rint(moved), 0, modality.max_value)
+            shifted = pixels[patch].astype(np.float64) + float(value) * span
+            changed[patch] = np.clip(np.rint(shifted), 0, modality.max_value)
         else:
             changed[patch] = list(bytes.fromhex(str(value)[1:])) if kind == "colour" else value
     return changed
@@ -97,51 +97,49 @@ def _value(value: object, modality: Modality) -> Edit:
 Mask = npt.NDArray[np.bool_]
 """``[rows, columns]``, true where a patch is visible."""
 
-_NO_SHARE = 1e-4  # a Dirichlet concentration must be positive
+_MIN_CONCENTRATION = 1e-4  # must be positive
 
 
 def patch_grid(modality: Modality, spec: ModelSpec) -> Size:
-    """Rows and columns of a modality's patches."""
+    """Return the rows and columns of a modality's patches."""
     count = spec.image_size // (modality.patch_size or spec.patch_size)
     return count, count
 
 
 def to_bits(mask: Mask) -> str:
-    """A mask row by row, ``1`` where visible."""
-    return "".join("1" if seen else "0" for seen in mask.ravel())
+    """Encode a mask row by row, ``1`` where visible."""
+    return "".join("1" if visible else "0" for visible in mask.ravel())
 
 
 def from_bits(bits: object, grid: Size, name: str) -> Mask:
-    """Inverse of :func:`to_bits`.
+    """Decode the output of :func:`to_bits`.
 
     Raises:
         UserError: Not ``rows * columns`` characters 0 or 1.
     """
     count = grid[0] * grid[1]
     if not isinstance(bits, str) or len(bits) != count or set(bits) - {"0", "1"}:
-        raise UserError(
-            f"The visible patches of {name} must be {count} characters 0 or 1, row by row."
-        )
+        raise UserError(f"The visible patches of {name} must be {count} characters, each 0 or 1.")
     return np.array([bit == "1" for bit in bits]).reshape(grid)
 
 
 def concentrations(concentration: float, shares: Mapping[str, float]) -> dict[str, float]:
-    """Dirichlet concentration of every modality.
+    """Return the Dirichlet concentration of every modality.
 
     Args:
-        concentration: Low: a draw favours few modalities. High: it keeps to the shares.
-        shares: Expected part of the patches by modality, of any sum.
+        concentration: Low values favor one modality per sample, high values follow the shares.
+        shares: Expected fraction of the patches by modality, unnormalized.
 
     Returns:
-        ``concentration * share``, where the mean share is 1.
+        ``concentration * share``, with shares scaled to mean 1.
 
     Raises:
-        UserError: No concentration, or no share at all.
+        UserError: The concentration or all shares are 0.
     """
     total = sum(max(0.0, share) for share in shares.values())
     if not concentration > 0 or not total > 0:
-        raise UserError("Give at least one modality a share, and a concentration above 0.")
+        raise UserError("At least one share and the concentration must be above 0.")
     return {
-        name: max(_NO_SHARE, concentration * len(shares) * share / total)
+        name: max(_MIN_CONCENTRATION, concentration * len(shares) * share / total)
         for name, share in shares.items()
     }

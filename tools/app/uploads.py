@@ -1,4 +1,4 @@
-"""A visitor's own files: read exactly, or refused in one sentence."""
+"""Read uploaded images; reject invalid ones with an actionable message."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ID_MODES = frozenset({"1", "L", "P"}) | _WIDE
 
 
 def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
-    """Pixels of one uploaded file.
+    """Read one uploaded file.
 
     Args:
-        path: The file; only its name appears in messages.
-        modality: What it should hold.
+        path: The file; messages show its name only.
+        modality: Spec of the expected image.
         patch_size: The model's patch side in pixels.
 
     Returns:
         What :func:`multimae.images.readers.read` gives: 16-bit values and class ids as stored.
 
     Raises:
-        UserError: The file is empty, huge, damaged, or no such image; one sentence or two.
+        UserError: The file is empty, too large, damaged, or does not fit the modality.
     """
     _check_bytes(path)
     try:
@@ -52,7 +52,7 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
     except ImageError as err:
         if "class id" in str(err):
             raise UserError(
-                f"{path.name} holds class ids that this model does not know: ids are "
+                f"{path.name} has class ids unknown to this model: ids are "
                 f"0..{modality.num_classes - 1} ({modality.name}). Remap them, or save the map "
                 "with its ids instead of colours."
             ) from err
@@ -60,11 +60,11 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
 
 
 def check_one_view(pixels: Mapping[str, Pixels], names: Mapping[str, str]) -> None:
-    """Refuse files that cannot show the same view; they may differ in resolution, not in shape.
+    """Reject images of different aspect ratios; resolutions may differ.
 
     Args:
         pixels: By modality.
-        names: Of the files, by modality.
+        names: File names by modality.
 
     Raises:
         UserError: Their aspect ratios differ.
@@ -78,16 +78,16 @@ def check_one_view(pixels: Mapping[str, Pixels], names: Mapping[str, str]) -> No
 def _check_bytes(path: Path) -> None:
     size = os.stat(path).st_size
     if size == 0:
-        raise UserError(f"{path.name} is an empty file. Choose another one.")
+        raise UserError(f"{path.name} is empty. Choose another file.")
     if size > MAX_BYTES:
         raise UserError(
-            f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read. "
-            "Save it smaller."
+            f"{path.name} has {size / 1e6:.0f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB. "
+            "Compress or downscale it."
         )
 
 
 def _check_header(image: Image.Image, name: str, modality: Modality, patch_size: int) -> None:
-    """Size and mode, before any pixel is decoded."""
+    """Check size and mode before decoding."""
     if image.width * image.height > MAX_PIXELS:
         raise UserError(_too_many_pixels(name))
     side = modality.patch_size or patch_size
@@ -116,11 +116,8 @@ def _check_header(image: Image.Image, name: str, modality: Modality, patch_size:
 
 
 def _too_many_pixels(name: str) -> str:
-    return (
-        f"{name} has too many pixels: at most {MAX_PIXELS / 1e6:.0f} million are read. "
-        "Scale it down."
-    )
+    return f"{name} has too many pixels: the limit is {MAX_PIXELS / 1e6:.0f} million. Downscale it."
 
 
 def _damaged(name: str) -> str:
-    return f"{name} is damaged or cut off: its pixels cannot be read. Save it again."
+    return f"{name} is damaged or truncated. Save it again."

@@ -1,4 +1,4 @@
-"""From measurements to a plan."""
+"""Decide how to run a configuration from measurements of the machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tools.planner.resources import DiskUse, cores, disk_use
 from utils.logs.errors import UserError
 from utils.training.schedule import RunPlan
 
-# Shares of the time that the measurements may take.
+# Fractions of the measuring time.
 _LOADER, _STEPS, _THREADS, _TOGETHER = 0.3, 0.35, 0.15, 0.2
-_MOST_SIZES = 8
-# Nearly as fast with less memory, or with fewer workers, is better.
-_NEARLY = 0.97
-# A loader must be faster than the steps by this, so that its unevenness does not show.
-_MARGIN = 1.2
-_WAITING = 0.15
+_MAX_SIZES = 8
+# Prefer less memory or fewer workers at this fraction of the best speed.
+_GOOD_ENOUGH = 0.97
+# Loaders vary in speed: require this margin over the steps.
+_LOADER_MARGIN = 1.2
+_DATA_BOUND = 0.15
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Measurements:
     """All measurements.
 
     Attributes:
-        loader: Images per second by loader processes, of this machine.
-        steps: By batch size.
-        threads: Images per second by CPU threads, at the chosen batch size.
-        together: Training as it would be, in one process.
+        loader: Images per second by number of loader processes.
+        steps: Speed and memory by batch size.
+        threads: Images per second by CPU threads at the chosen batch size.
+        together: Loader and steps together, in one process.
     """
 
     loader: dict[int, float]
@@ -52,17 +52,17 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to run with, and what to expect.
+    """Suggested settings and expected speed.
 
     Attributes:
         measured: The measurements.
-        processes: On this machine.
+        processes: Processes on this machine.
         best: The chosen batch.
-        num_threads: CPU threads; ``None`` where they do not matter.
-        plan: StepMeasurements and learning rate.
-        bottleneck: What limits the speed, in words.
-        images_per_s: Expected, of all processes.
-        disk: What the run leaves.
+        num_threads: CPU threads; ``None`` on a GPU.
+        plan: Steps and learning rate.
+        bottleneck: Description of what limits the speed.
+        images_per_s: Expected speed of all processes.
+        disk: Disk space of the run.
     """
 
     measured: Measurements
@@ -76,7 +76,7 @@ class Advice:
 
     @property
     def eta(self) -> float:
-        """Seconds that training will take, without evaluations."""
+        """Training time in seconds, without evaluations."""
         return self.plan.total_steps * self.plan.global_batch / self.images_per_s
 
 
@@ -84,22 +84,22 @@ def advise(run: PlannedRun) -> Advice:
     """Measure and decide.
 
     Raises:
-        UserError: The global batch cannot be shared out, or not even the smallest batch fits.
+        UserError: The global batch does not divide by the processes, or no batch fits in memory.
     """
     options, device = run.cfg.plan, run.world.device
     processes = options.processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
-    share = share_of_global_batch(run, processes)
+    share = batch_per_process(run, processes)
     sizes = [size for size in batch_sizes(share) if _allowed(run, size)]
     if not sizes:
-        raise UserError(f"no batch size divides {share} images per process and step as it must")
-    run.plan(share, 1, processes)  # what is wrong with it is wrong with every batch size
+        raise UserError(f"no valid batch size divides {share} images per process and step")
+    run.plan(share, 1, processes)  # raises if the schedule is invalid for every batch size
     seconds = options.seconds
     counts = worker_counts(cores())
     loader = {n: loader_rate(run, n, _LOADER * seconds / len(counts)) for n in counts}
     steps = step_rates(run, sizes, _STEPS * seconds)
     if not steps.probes:
         raise UserError(
-            f"a batch of {sizes[0]} does not fit into memory: choose a smaller model or input_size"
+            f"a batch of {sizes[0]} does not fit in memory: choose a smaller model or input_size"
         )
     best = best_batch(steps.probes)
     threads = _try_threads(run, best.batch_size, _THREADS * seconds)
@@ -108,7 +108,7 @@ def advise(run: PlannedRun) -> Advice:
         torch.set_num_threads(num_threads)
     needed = processes * max([best.images_per_s, *threads.values()])
     workers = -(-enough_workers(loader, needed) // processes)
-    # On a CPU the workers take their cores from the steps: none at all may be faster.
+    # On a CPU, workers compete with the steps for cores: also try none.
     trials = sorted({workers, 0} if device.type == "cpu" else {workers})
     tried = [
         measure_loop(run, best.batch_size, n, _TOGETHER * seconds / len(trials)) for n in trials
@@ -124,18 +124,18 @@ def advise(run: PlannedRun) -> Advice:
     return Advice(measured, processes, best, num_threads, plan, bottleneck, rate, disk)
 
 
-def share_of_global_batch(run: PlannedRun, processes: int) -> int:
-    """Images per step and process.
+def batch_per_process(run: PlannedRun, processes: int) -> int:
+    """Return the images per step and process.
 
     Raises:
-        UserError: The processes cannot have equal shares, or the data has too few images.
+        UserError: The global batch does not divide evenly or exceeds the training set.
     """
     cfg = run.cfg
     own = cfg.runtime.batch_size * cfg.optim.update_freq * cfg.runtime.world_size
     total = cfg.plan.global_batch or own
     if total % processes:
         raise UserError(
-            f"a global batch of {total} cannot be shared out to {processes} processes: set "
+            f"a global batch of {total} is not divisible by {processes} processes: set "
             "--global_batch or --processes"
         )
     if total > len(run.train_set):
@@ -147,43 +147,43 @@ def share_of_global_batch(run: PlannedRun, processes: int) -> int:
 
 
 def batch_sizes(share: int) -> list[int]:
-    """Batch sizes to try: divisors of a process's share, far enough apart, rising."""
+    """Return the batch sizes to try: divisors of ``share`` at least 1.5x apart, ascending."""
     divisors = [n for n in range(1, share + 1) if share % n == 0]
     kept = [share]
     for n in reversed(divisors):
         if n * 1.5 <= kept[-1]:
             kept.append(n)
-    return sorted(kept[:_MOST_SIZES])
+    return sorted(kept[:_MAX_SIZES])
 
 
 def best_batch(probes: Sequence[StepMeasurement]) -> StepMeasurement:
-    """The smallest batch that is nearly as fast as the fastest."""
+    """Return the smallest batch at 97 % of the best speed or more."""
     top = max(probe.images_per_s for probe in probes)
-    return next(probe for probe in probes if probe.images_per_s >= _NEARLY * top)
+    return next(probe for probe in probes if probe.images_per_s >= _GOOD_ENOUGH * top)
 
 
 def enough_workers(loader: Mapping[int, float], needed: float) -> int:
-    """The fewest loader processes that outrun the steps; else the fewest nearly as fast as any."""
-    target = min(_MARGIN * needed, _NEARLY * max(loader.values()))
+    """Return the fewest workers that outrun the steps, or that come close to the best speed."""
+    target = min(_LOADER_MARGIN * needed, _GOOD_ENOUGH * max(loader.values()))
     return min(count for count, rate in loader.items() if rate >= target)
 
 
 def bottleneck_of(measured: Measurements, needed: float, processes: int) -> str:
-    """What limits the speed.
+    """Describe what limits the speed.
 
     Args:
         measured: The measurements.
-        needed: Images per second that the steps of all processes could take.
-        processes: Of the run.
+        needed: Images per second that the steps of all processes consume.
+        processes: Processes of the run.
     """
     fastest = max(measured.loader.values())
-    if measured.together.data_wait > _WAITING or fastest < needed:
-        wait = f"{measured.together.data_wait:.0%} of the time is spent waiting for it"
-        return f"data: {fastest:.4g} img/s at most for {needed:.4g} that steps can take; {wait}"
+    if measured.together.data_wait > _DATA_BOUND or fastest < needed:
+        wait = f"{measured.together.data_wait:.0%} of the time is spent waiting"
+        return f"data: {fastest:.4g} img/s loaded, {needed:.4g} img/s needed; {wait}"
     if measured.steps.stopped == "memory" and _still_rising(measured.steps.probes):
-        return "memory: larger batches would be faster, but do not fit"
+        return "memory: larger batches would be faster but do not fit"
     ratio = fastest / needed
-    return f"computing: the loader alone is {ratio:.2g} times as fast as the steps"
+    return f"computing: the loader is {ratio:.2g}x as fast as the steps"
 
 
 def _still_rising(probes: Sequence[StepMeasurement]) -> bool:
@@ -191,13 +191,13 @@ def _still_rising(probes: Sequence[StepMeasurement]) -> bool:
 
 
 def _allowed(run: PlannedRun, batch_size: int) -> bool:
-    """Whether the configuration takes that batch size (Mixup pairs images)."""
+    """Return whether the batch size is valid (Mixup needs an even one)."""
     mixes = getattr(run.cfg.data, "mixes", False)
     return not (mixes and batch_size % 2)
 
 
 def _try_threads(run: PlannedRun, batch_size: int, seconds: float) -> dict[int, float]:
-    """Speed by CPU threads; none where the user or a GPU has decided."""
+    """Measure the speed by CPU threads; empty on a GPU or with --num_threads."""
     if run.world.device.type != "cpu" or run.cfg.runtime.num_threads:
         return {}
     counts = sorted({1, math.ceil(cores() / 2), cores()})

@@ -1,4 +1,4 @@
-"""Measurements: how fast the data comes, how fast a step is, and both together."""
+"""Measure the loader, the training step, and both together."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _DISTINCT = 64
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """StepMeasurements of one batch size.
+    """Speed and memory of steps at one batch size.
 
     Attributes:
         batch_size: Images per step.
-        images_per_s: Forward, backward and optimiser, with the data at hand.
-        memory: Most bytes taken.
+        images_per_s: Forward, backward and optimizer, without loading.
+        memory: Peak bytes.
     """
 
     batch_size: int
@@ -39,7 +39,7 @@ class StepMeasurement:
 
 @dataclass(frozen=True)
 class StepMeasurements:
-    """Batch sizes tried, in rising order, and why no larger one was."""
+    """Batch sizes tried, ascending, and why no larger one was."""
 
     probes: list[StepMeasurement]
     stopped: str
@@ -47,12 +47,12 @@ class StepMeasurements:
 
 @dataclass(frozen=True)
 class LoopMeasurement:
-    """Training as it would be: loader and steps.
+    """Speed of loader and steps together.
 
     Attributes:
         num_workers: Loader processes.
-        images_per_s: Of this process.
-        data_wait: Share of the time spent waiting for data, 0 to 1.
+        images_per_s: Speed of this process.
+        data_wait: Fraction of the time spent waiting for data.
     """
 
     num_workers: int
@@ -61,17 +61,17 @@ class LoopMeasurement:
 
 
 def worker_counts(cores: int) -> list[int]:
-    """Numbers of loader processes to try: 0, 1, 2, 4, ... and all cores."""
+    """Return the worker counts to try: 0, the powers of two, and all cores."""
     powers = [1 << i for i in range(cores.bit_length()) if 1 << i <= cores]
     return sorted({0, cores, *powers})
 
 
 def loader_rate(run: PlannedRun, num_workers: int, seconds: float) -> float:
-    """Images per second of the loader alone, whose batches nobody keeps waiting."""
+    """Measure the loader alone, in images per second."""
     batch_size = min(_LOADER_BATCH, len(run.train_set))
     batches = _batches(run, batch_size, num_workers)
     start = time.perf_counter()
-    for _ in range(1 + num_workers):  # while the workers start
+    for _ in range(1 + num_workers):  # warm-up: the workers start
         next(batches)
         if time.perf_counter() - start > seconds:
             break
@@ -84,19 +84,19 @@ def loader_rate(run: PlannedRun, num_workers: int, seconds: float) -> float:
 
 
 def step_rates(run: PlannedRun, sizes: Sequence[int], seconds: float) -> StepMeasurements:
-    """StepMeasurements of every batch size until memory, or the time, is used up.
+    """Measure steps at rising batch sizes until memory or time runs out.
 
     Args:
-        run: The run.
-        sizes: Images per step, rising.
-        seconds: For all of them.
+        run: Run to measure.
+        sizes: Batch sizes, ascending.
+        seconds: Time for all sizes.
     """
     device = run.world.device
     share = seconds / len(sizes)
     probes: list[StepMeasurement] = []
     for size in sizes:
         if probes and 2 * size / probes[-1].images_per_s > 3 * share:
-            return StepMeasurements(probes, "the time was up, see --seconds")
+            return StepMeasurements(probes, "out of time, see --seconds")
         if _exceeds_memory(probes, size, memory_limit(device)):
             return StepMeasurements(probes, "memory")
         try:
@@ -110,7 +110,7 @@ def step_rates(run: PlannedRun, sizes: Sequence[int], seconds: float) -> StepMea
 
 
 def step_rate(run: PlannedRun, batch_size: int, seconds: float) -> float:
-    """Images per second of steps on one batch, after a first one."""
+    """Measure steps on one batch, in images per second, after a warm-up step."""
     device = run.world.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -122,14 +122,14 @@ def step_rate(run: PlannedRun, batch_size: int, seconds: float) -> float:
         stepper.step(run.state, batches)
         _synchronize(device)
         times.append(time.perf_counter())
-    # The median: a machine that others use, too, has slow moments.
+    # The median is robust to other load on the machine.
     return batch_size / median(b - a for a, b in pairwise(times))
 
 
 def measure_loop(
     run: PlannedRun, batch_size: int, num_workers: int, seconds: float
 ) -> LoopMeasurement:
-    """Training for ``seconds``, after two steps."""
+    """Train for ``seconds`` after two warm-up steps."""
     device, stepper = run.world.device, run.stepper(batch_size)
     clock = StepClock()
     batches = clock.watch(_batches(run, batch_size, num_workers))
@@ -148,7 +148,7 @@ def measure_loop(
 
 
 def _batches(run: PlannedRun, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """Training batches without end."""
+    """Yield training batches endlessly."""
     data = run.cfg.data
     sampler = GlobalBatchSampler(len(run.train_set), batch_size, seed=run.cfg.runtime.seed)
     loader = build_train_loader(
@@ -160,7 +160,7 @@ def _batches(run: PlannedRun, batch_size: int, num_workers: int) -> Iterator[Bat
 
 
 def _sample(run: PlannedRun, batch_size: int) -> Batch:
-    """A batch; of few images, where it is large."""
+    """Build a batch, repeating images in large ones."""
     count = min(batch_size, len(run.train_set), _DISTINCT)
     batch = collate([run.train_set[SampleKey(0, i)] for i in range(count)])
     rows = torch.arange(batch_size) % count
@@ -169,7 +169,7 @@ def _sample(run: PlannedRun, batch_size: int) -> Batch:
 
 
 def _exceeds_memory(probes: Sequence[StepMeasurement], size: int, limit: int | None) -> bool:
-    """Whether a batch would take too much memory, as a line through the last two tells."""
+    """Extrapolate memory linearly from the last two batch sizes."""
     if limit is None or len(probes) < 2:
         return False
     a, b = probes[-2:]
@@ -178,6 +178,6 @@ def _exceeds_memory(probes: Sequence[StepMeasurement], size: int, limit: int | N
 
 
 def _synchronize(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait for pending work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

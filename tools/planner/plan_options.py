@@ -1,4 +1,4 @@
-"""The configuration of ``tools/plan_run.py``: that of the script it plans for, and a section."""
+"""Configuration of ``tools/plan_run.py``: a training script's, plus a ``plan`` section."""
 
 from __future__ import annotations
 
@@ -83,17 +83,17 @@ PLANS: dict[str, type[PlanConfig]] = {
 
 
 def read_plan_config(argv: Sequence[str] | None = None) -> PlanConfig:
-    """The configuration, of the class that the options belong to.
+    """Parse the configuration of the script that the options belong to.
 
     Raises:
-        UserError: Bad options, or options that several scripts take.
+        UserError: Invalid options, or options that fit several scripts.
     """
     argv = sys.argv[1:] if argv is None else argv
     return parse_config(_plan_class(argv), argv)
 
 
 def _plan_class(argv: Sequence[str]) -> type[PlanConfig]:
-    """The class that knows every option given; of several, what the model's name tells."""
+    """Find the script that knows the options given; the model's name decides ties."""
     known = {name: options_of(cls()) for name, cls in PLANS.items()}
     everything = {name: o for options in known.values() for name, o in options.items()}
     line = read_command_line(argv, everything)
@@ -112,13 +112,13 @@ def _plan_class(argv: Sequence[str]) -> type[PlanConfig]:
     fitting = [name for name in fitting if (name == "pretraining") == pretrains] or fitting
     if len(fitting) > 1:
         raise UserError(
-            f"these options fit several scripts ({', '.join(fitting)}): name yours by --script"
+            f"these options fit several scripts ({', '.join(fitting)}): choose one with --script"
         )
     return PLANS[fitting[0]]
 
 
 def _keys(path: Path) -> dict[str, Any]:
-    """Options in a YAML file; none if it cannot be read, which parsing reports."""
+    """Return the keys of a YAML file; empty if unreadable, which parsing reports later."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""The plan as a table, as flags and as one line of JSON."""
+"""Format the plan as a table, as flags and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.planner.resources import DiskUse, describe, size
 
 
 def suggestion(run: PlannedRun, advice: Advice) -> dict[str, Any]:
-    """Options to run with, by flag."""
+    """Return the suggested options by flag."""
     options: dict[str, Any] = {
         "batch_size": advice.best.batch_size,
         "update_freq": advice.plan.accum_steps,
@@ -24,7 +24,7 @@ def suggestion(run: PlannedRun, advice: Advice) -> dict[str, Any]:
 
 
 def table(run: PlannedRun, advice: Advice) -> str:
-    """Everything for people."""
+    """Format measurements and plan for the terminal."""
     measured, plan, disk = advice.measured, advice.plan, advice.disk
     stopped = measured.steps.stopped
     flags = " ".join(f"--{name} {value}" for name, value in suggestion(run, advice).items())
@@ -32,7 +32,7 @@ def table(run: PlannedRun, advice: Advice) -> str:
         "machine": [describe(run.world.device)],
         "loader": [_rate(f"workers {n}", rate) for n, rate in measured.loader.items()],
         "step": [
-            f"{_rate(f'batch {p.batch_size}', p.images_per_s)}  {size(p.memory)} at most"
+            f"{_rate(f'batch {p.batch_size}', p.images_per_s)}  {size(p.memory)} peak"
             for p in measured.steps.probes
         ]
         + ([f"no larger batch: {stopped}"] if stopped else []),
@@ -44,7 +44,9 @@ def table(run: PlannedRun, advice: Advice) -> str:
         "bottleneck": [advice.bottleneck],
         "suggestion": [flags] + ([f"in {advice.processes} processes"] * (advice.processes > 1)),
         "run": [f"{len(run.train_set)} images, {plan.describe()}"],
-        "time": [f"{_duration(advice.eta)} at {advice.images_per_s:.4g} img/s, evaluations aside"],
+        "time": [
+            f"{_duration(advice.eta)} at {advice.images_per_s:.4g} img/s, without evaluations"
+        ],
         "disk": _disk(disk),
     }
     named = [(name, i, line) for name, lines in rows.items() for i, line in enumerate(lines)]
@@ -62,12 +64,12 @@ def _disk(disk: DiskUse) -> list[str]:
         f"{size(disk.weights)} of weights, up to {size(disk.pictures)} of pictures"
     ]
     if disk.total > disk.free:
-        lines.append("TOO LITTLE is free: raise --save_ckpt_freq or choose another --output_dir")
+        lines.append("NOT ENOUGH free space: raise --save_ckpt_freq or choose another --output_dir")
     return lines
 
 
 def as_json(run: PlannedRun, advice: Advice) -> dict[str, Any]:
-    """Everything for programs; sizes in bytes, times in seconds."""
+    """Return measurements and plan for JSON; sizes in bytes, times in seconds."""
     measured, plan, disk = advice.measured, advice.plan, advice.disk
     return {
         "model": run.cfg.model.model,

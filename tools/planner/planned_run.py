@@ -1,4 +1,4 @@
-"""The run of a configuration, as its script builds it."""
+"""Build the run of a configuration as its training script would."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, Stepper, choose_precision
 
-_JOBS: dict[type[Any], Callable[[Any, World], Finetuning[Any]]] = {
+_FINETUNING: dict[type[Any], Callable[[Any, World], Finetuning[Any]]] = {
     ClsPlan: ClassificationFinetuning,
     SemsegPlan: SegmentationFinetuning,
     DepthPlan: DepthFinetuning,
@@ -45,12 +45,12 @@ _JOBS: dict[type[Any], Callable[[Any, World], Finetuning[Any]]] = {
 
 @dataclass
 class PlannedRun:
-    """What a script would train, and on what.
+    """A training run, built but not started.
 
     Attributes:
         cfg: The configuration.
         world: This process.
-        state: Model, losses and optimiser, with initial weights.
+        state: Model, losses and optimizer, with initial weights.
         train_set: Augmented training samples.
         precision: Number format.
         rates: Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`.
@@ -64,10 +64,10 @@ class PlannedRun:
     rates: dict[str, float | None]
 
     def plan(self, batch_size: int, update_freq: int, processes: int) -> RunPlan:
-        """StepMeasurements and learning rate with other batches than the configuration's.
+        """Compute steps and learning rate for other batch settings than the configuration's.
 
         Raises:
-            UserError: An epoch has no step, or warm-up leaves none.
+            UserError: An epoch has no step, or warm-up takes all steps.
         """
         batches = len(self.train_set) // (batch_size * processes)
         optim = replace(self.cfg.optim, update_freq=update_freq)
@@ -75,7 +75,7 @@ class PlannedRun:
         return make_run_plan(batches, processes, optim, runtime, **self.rates)
 
     def stepper(self, batch_size: int) -> Stepper:
-        """One update after every batch of this size, on this process alone."""
+        """Build a single-process stepper without accumulation."""
         plan = replace(self._any_plan, batch_size=batch_size)
         cfg = self.cfg
         skip_grad = cfg.optim.skip_grad if isinstance(cfg, PretrainPlan) else None
@@ -85,17 +85,17 @@ class PlannedRun:
 
     @property
     def _any_plan(self) -> RunPlan:
-        """A plan that every data set has: single images, no warm-up."""
+        """A plan that is valid for every data set: single images, no warm-up."""
         optim = replace(self.cfg.optim, update_freq=1, warmup_steps=-1, warmup_epochs=0)
         runtime = replace(self.cfg.runtime, batch_size=1)
         return make_run_plan(len(self.train_set), 1, optim, runtime, **self.rates)
 
 
-def set_up(cfg: PlanConfig, world: World) -> PlannedRun:
-    """Build model, data and optimiser.
+def build_run(cfg: PlanConfig, world: World) -> PlannedRun:
+    """Build model, data and optimizer.
 
     Raises:
-        UserError: What the script would refuse, too.
+        UserError: The script would reject the configuration.
     """
     seed_everything(cfg.runtime.seed)
     if isinstance(cfg, PretrainPlan):
@@ -105,10 +105,10 @@ def set_up(cfg: PlanConfig, world: World) -> PlannedRun:
         optimizer = pretraining.pretrain_optimizer(cfg, pretrain_task)
         rates: dict[str, float | None] = {"blr": cfg.optim.blr}
         return _run(cfg, world, pretrain_task, optimizer, train_set, cfg.runtime.precision, rates)
-    job = _JOBS[type(cfg)](cfg, world)
-    task = job.build_task().to(world.device)
+    finetuning = _FINETUNING[type(cfg)](cfg, world)
+    task = finetuning.build_task().to(world.device)
     optimizer = finetune.finetune_optimizer(cfg, task)
-    return _run(cfg, world, task, optimizer, job.train_set(), cfg.precision, cfg.optim.rates)
+    return _run(cfg, world, task, optimizer, finetuning.train_set(), cfg.precision, cfg.optim.rates)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, disk."""
+"""Resources: cores and memory of this machine, disk space of a run."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from utils.training.schedule import RunPlan
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-# Of the memory that is free: the rest is for what was not measured (evaluation, fragments).
+# Fraction of free memory to use; the rest covers evaluation and fragmentation.
 _USABLE = 0.9
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Bytes that a run may take on ``device``; ``None`` if nothing tells."""
+    """Return the bytes available to a run on ``device``; ``None`` if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(_USABLE * (free + torch.cuda.memory_reserved(device)))
-    bounds = [bound for bound in (_available(), _container()) if bound is not None]
+    bounds = [bound for bound in (_available(), _container_limit()) if bound is not None]
     return int(_USABLE * min(bounds)) if bounds else None
 
 
 def memory_used(device: torch.device) -> int:
-    """Most bytes taken so far: by tensors on a GPU, else by the process."""
+    """Return peak bytes so far: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,7 +49,7 @@ def memory_used(device: torch.device) -> int:
 
 
 def disk_free(folder: str) -> int:
-    """Free bytes where ``folder`` is, or would be made."""
+    """Return the free bytes on the disk of ``folder``, which need not exist."""
     path = Path(folder or ".").absolute()
     while not path.exists():
         path = path.parent
@@ -57,7 +57,7 @@ def disk_free(folder: str) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The machine in a few words."""
+    """Describe device, cores and memory."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     limit = memory_limit(device)
     memory = f", {size(limit)} of memory usable" if limit else ""
@@ -65,7 +65,7 @@ def describe(device: torch.device) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Format bytes."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -74,7 +74,7 @@ def size(count: float) -> str:
 
 
 def _available() -> int | None:
-    """Memory that is free or that this process has already."""
+    """Return free memory plus that of this process."""
     if not _MEMINFO.exists():
         return None
     rows = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
@@ -82,8 +82,8 @@ def _available() -> int | None:
     return (int(rows["MemAvailable"].split()[0]) + own) * 1024
 
 
-def _container() -> int | None:
-    """Limit of the container, if it has one."""
+def _container_limit() -> int | None:
+    """Return the container's memory limit, if any."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = _CGROUP / name
         text = path.read_text().strip() if path.exists() else ""
@@ -102,11 +102,11 @@ class DiskUse:
 
     Attributes:
         checkpoint: One checkpoint, measured.
-        checkpoints: How many are kept.
-        deletes: Whether older ones are deleted, after the next is written.
-        weights: The final weights, and those of the best evaluation.
-        pictures: Of all evaluations, at most.
-        free: On that disk.
+        checkpoints: Number of checkpoints kept.
+        deletes: Whether old ones are deleted after the next is written.
+        weights: Final weights and those of the best evaluation.
+        pictures: Upper bound over all evaluations.
+        free: Free bytes on the disk.
     """
 
     checkpoint: int
@@ -124,7 +124,7 @@ class DiskUse:
 
 
 def disk_use(run: PlannedRun, plan: RunPlan) -> DiskUse:
-    """What the run will leave; its optimiser must have made a step."""
+    """Estimate the run's disk use; its optimizer must have stepped once."""
     cfg = run.cfg
     folder = cfg.checkpoint.output_dir
     saves = bool(folder) and cfg.checkpoint.save_ckpt
@@ -141,7 +141,7 @@ def disk_use(run: PlannedRun, plan: RunPlan) -> DiskUse:
 
 
 def kept_checkpoints(run: PlannedRun, plan: RunPlan) -> int:
-    """Checkpoints that are there at the end: those after epochs, and the last in between."""
+    """Count the checkpoints left at the end: epoch checkpoints and step checkpoints."""
     options, total, per_epoch = run.cfg.checkpoint, plan.total_steps, plan.steps_per_epoch
     every = options.save_ckpt_steps
     cut = total % per_epoch > 0  # by max_steps: the last one is not after an epoch
@@ -162,7 +162,7 @@ def kept_checkpoints(run: PlannedRun, plan: RunPlan) -> int:
 
 
 def _deletes(options: CheckpointOptions) -> bool:
-    """Whether only the newest checkpoints of some kind are kept."""
+    """Return whether old checkpoints are deleted."""
     return bool(options.keep_ckpts or options.save_ckpt_steps or options.save_ckpt_minutes)
 
 
@@ -177,7 +177,7 @@ def _pictures(run: PlannedRun, plan: RunPlan) -> int:
 
 
 class _Counter:
-    """A file that keeps nothing but its length."""
+    """File-like object that only counts bytes."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -187,7 +187,7 @@ class _Counter:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing; part of the file interface."""
 
 
 def _saved_size(contents: object) -> int:

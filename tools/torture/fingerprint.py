@@ -1,4 +1,4 @@
-"""What a finished run has left, as hashes: two runs that did the same have the same."""
+"""Hash the results of a finished run, to compare runs bit by bit."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ import torch
 from multimae.weights.files import read_checkpoint
 from utils.checkpoint.files import BEST
 
-_TIMES = ("images_per_s", "data_wait")  # of log rows: they depend on the clock
+_TIMINGS = ("images_per_s", "data_wait")  # log fields that depend on the clock
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Hashes of everything a finished run has left."""
+    """Return hashes of the last checkpoint, final weights, log and sample order."""
     saved = (p for p in (folder / "checkpoints").glob("checkpoint-*.pth") if p.name != BEST)
     state = max(map(read_checkpoint, saved), key=lambda contents: int(contents["step"]))
-    prints = {key: digest(value) for key, value in state.items() if key != "config"}
-    prints["weights"] = digest((folder / "model.safetensors").read_bytes())
+    hashes = {key: digest(value) for key, value in state.items() if key != "config"}
+    hashes["weights"] = digest((folder / "model.safetensors").read_bytes())
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    prints["log"] = digest([{k: v for k, v in r.items() if k not in _TIMES} for r in rows])
-    prints["samples"] = digest(sample_order(folder))
-    return prints
+    hashes["log"] = digest([{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows])
+    hashes["samples"] = digest(sample_order(folder))
+    return hashes
 
 
 def sample_order(folder: Path) -> list[tuple[int, list[str]]]:
-    """Names of the samples of every step, over all processes.
+    """Read the sample names of every step over all processes.
 
     Raises:
-        AssertionError: A step that was done again had other samples.
+        AssertionError: A repeated step used other samples.
     """
     by_step: dict[tuple[int, str], list[str]] = {}
     for path in sorted(folder.glob("samples-*.jsonl")):
         for line in path.read_text().splitlines():
             if not line.endswith("]"):
-                continue  # torn by a kill
+                continue  # truncated by a kill
             step, *names = json.loads(line)
             known = by_step.setdefault((step, path.name), names)
-            assert known == names, f"{path}: step {step} was done with {known} and with {names}"
+            assert known == names, f"{path}: step {step} used {known} and {names}"
     steps = sorted({step for step, _ in by_step})
     return [(s, sum((v for k, v in sorted(by_step.items()) if k[0] == s), [])) for s in steps]
 
 
 def digest(value: Any) -> str:
-    """Hash of tensors, bytes and plain values in dicts and lists."""
+    """Hash tensors, bytes and plain values, nested in dicts and lists."""
     hashed = blake2b(digest_size=16)
 
     def feed(item: Any) -> None:

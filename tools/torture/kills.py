@@ -1,4 +1,4 @@
-"""Killing runs and comparing what becomes of them (see ``tools/torture_resume.py``)."""
+"""Kill and resume runs, then compare them with uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.torture.fingerprint import fingerprint
 from tools.torture.small_runs import (
-    PATIENCE,
+    TIMEOUT_S,
     Layout,
     RunFactory,
     descendants,
@@ -24,13 +24,13 @@ from tools.torture.small_runs import (
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL: after some steps more, or when the next save after them is being written.
+    """One SIGKILL, after some steps or inside the next save after them.
 
     Attributes:
-        steps: To wait for, from where the run goes on.
-        delay: Seconds after that.
-        in_save: Strike while a checkpoint is half-written.
-        one: Kill one process of several only; the others must end by themselves.
+        steps: Steps to wait for after resuming.
+        delay: Further seconds to wait.
+        in_save: Kill while a checkpoint is half-written.
+        one: Kill one of several processes; the others must exit by themselves.
     """
 
     steps: int
@@ -41,7 +41,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Chain:
-    """A run and the moments at which it is killed."""
+    """A run and its kills."""
 
     layout: Layout
     kills: tuple[Kill, ...]
@@ -50,7 +50,7 @@ class Chain:
 def chains_of(
     layouts: Sequence[Layout], kills: int, in_save: int, per_chain: int, seed: int
 ) -> list[Chain]:
-    """Seeded moments, ``in_save`` of ``kills`` inside saves, shared out over layouts in turn."""
+    """Draw ``kills`` seeded kills, ``in_save`` of them inside saves, round-robin over layouts."""
     rng = random.Random(seed)
     aimed = [i < in_save for i in range(kills)]
     rng.shuffle(aimed)
@@ -63,67 +63,67 @@ def chains_of(
 
 
 def torture(
-    chains: Sequence[Chain], runs: RunFactory, work: Path, say: Callable[[str], None] = print
+    chains: Sequence[Chain], runs: RunFactory, work: Path, log: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Run every chain to its end and compare it with the run that is left alone.
+    """Run every chain to its end and compare it with an uninterrupted run.
 
     Returns:
-        ``kills``, ``in_save`` (proved), ``chains``, ``equal`` and what differed.
+        Counts ``kills``, ``in_save`` (verified), ``chains``, ``equal``, and ``differ``.
     """
-    alone: dict[Layout, dict[str, str]] = {}
+    references: dict[Layout, dict[str, str]] = {}
     report: dict[str, Any] = {
         "kills": 0, "in_save": 0, "chains": len(chains), "equal": 0, "differ": {}
     }  # fmt: skip
     for number, chain in enumerate(chains):
         layout = chain.layout
-        if layout not in alone:
-            folder = work / f"alone-{layout}"
+        if layout not in references:
+            folder = work / f"reference-{layout}"
             finish(runs.start(layout, folder), folder)
-            alone[layout] = fingerprint(folder)
+            references[layout] = fingerprint(folder)
         folder = work / f"chain-{number}"
-        proved = 0
+        in_save = 0
         for kill in chain.kills:
             process = runs.start(layout, folder)
-            _strike(process, kill, folder, layout)
-            proved += bool(list((folder / "checkpoints").glob(".*.tmp")))
+            _kill_run(process, kill, folder, layout)
+            in_save += bool(list((folder / "checkpoints").glob(".*.tmp")))
         finish(runs.start(layout, folder), folder)
-        print_ = fingerprint(folder)
-        differ = [key for key, value in alone[layout].items() if print_[key] != value]
+        result = fingerprint(folder)
+        differ = [key for key, value in references[layout].items() if result[key] != value]
         report["kills"] += len(chain.kills)
-        report["in_save"] += proved
+        report["in_save"] += in_save
         report["equal"] += not differ
         if differ:
             report["differ"][str(folder)] = differ
-        say(
-            f"chain {number + 1}/{len(chains)} ({layout}): {len(chain.kills)} kills, {proved} in a "
-            f"save: {'differs in ' + ', '.join(differ) if differ else 'equal'}"
+        log(
+            f"chain {number + 1}/{len(chains)} ({layout}): {len(chain.kills)} kills, {in_save} "
+            f"in a save: {'differs in ' + ', '.join(differ) if differ else 'equal'}"
         )
     return report
 
 
-def _strike(process: subprocess.Popen[bytes], kill: Kill, folder: Path, layout: Layout) -> None:
-    """Wait for the moment and kill; returns when every process of the run is gone.
+def _kill_run(process: subprocess.Popen[bytes], kill: Kill, folder: Path, layout: Layout) -> None:
+    """Wait for the moment, kill the run, and wait for its processes to end.
 
     Raises:
-        RuntimeError: The run ended before.
+        RuntimeError: The run ended before the kill.
     """
     samples = folder / "samples-0.jsonl"
     goal = _lines(samples) + 1 + kill.steps
     checkpoints = folder / "checkpoints"
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         if _lines(samples) >= goal and (not kill.in_save or any(checkpoints.glob(".*.pth.*.tmp"))):
             break
         time.sleep(0.0005 if kill.in_save else 0.01)
     time.sleep(kill.delay)
     if process.poll() is not None:
-        raise RuntimeError(f"{folder}: the run had ended before the kill; give it more --steps")
+        raise RuntimeError(f"{folder}: the run ended before the kill; raise --steps")
     family = [process.pid, *descendants(process.pid)]
-    alone = kill.one and layout.ranks > 1 and not kill.in_save
-    for pid in trainers(process, layout)[-1:] if alone else family:
+    only_one = kill.one and layout.ranks > 1 and not kill.in_save
+    for pid in trainers(process, layout)[-1:] if only_one else family:
         send(pid)
-    process.wait(PATIENCE)
-    for pid in family:  # workers notice by themselves; the next run need not wait for them
+    process.wait(TIMEOUT_S)
+    for pid in family:  # do not wait for orphaned workers
         send(pid)
 
 

@@ -1,4 +1,4 @@
-"""Small training runs in processes of their own, and their end."""
+"""Start tiny training runs in subprocesses and inspect their processes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 2
-PATIENCE = 120.0
+TIMEOUT_S = 120.0
 SIZE = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
-"""Of the model ``pretrain_multimae_nano``, which the child registers."""
+"""Size of ``pretrain_multimae_nano``, which the child registers."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and loader workers of each."""
+    """Number of processes, and loader workers per process."""
 
     ranks: int
     workers: int
 
     @classmethod
     def parse(cls, text: str) -> Layout:
-        """``2x0`` as 2 processes without workers."""
+        """Parse ``2x0``: 2 processes without workers."""
         ranks, workers = map(int, text.split("x"))
         return cls(ranks, workers)
 
@@ -37,12 +37,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class RunFactory:
-    """Starts runs that save every second step.
+    """Starts runs that save a checkpoint every second step.
 
     Attributes:
-        child: Command of the training process; ``arguments`` follow.
+        child: Script of the training process and its leading arguments.
         data_path: Folder of images.
-        steps: Of a whole run.
+        steps: Steps of a run.
         options: Further options of pre-training.
         launcher: Further options of torchrun.
     """
@@ -54,7 +54,7 @@ class RunFactory:
     launcher: Sequence[str] = ()
 
     def command(self, layout: Layout, output_dir: Path) -> list[str]:
-        """Command line of a run."""
+        """Return the command line of a run."""
         python = [sys.executable]
         if layout.ranks > 1:
             python += ["-m", "torch.distributed.run", f"--nproc_per_node={layout.ranks}"]
@@ -75,7 +75,7 @@ class RunFactory:
         ]  # fmt: skip
 
     def start(self, layout: Layout, folder: Path) -> subprocess.Popen[bytes]:
-        """A run in ``folder``; it prints into ``output.txt`` there."""
+        """Start a run in ``folder``; its output goes to ``output.txt`` there."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
@@ -84,18 +84,18 @@ class RunFactory:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Wait for the end of a run that nothing is done to.
+    """Wait for a run to succeed.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The run failed.
     """
-    if process.wait(PATIENCE):
+    if process.wait(TIMEOUT_S):
         tail = (folder / "output.txt").read_text(errors="replace")[-3000:]
         raise RuntimeError(f"a run ended with {process.returncode}:\n{tail}")
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one, from /proc; parents first."""
+    """List all descendants of a process from /proc, parents first."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -113,7 +113,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def trainers(process: subprocess.Popen[bytes], layout: Layout) -> list[int]:
-    """The processes that train: the run itself, or the launcher's children."""
+    """List the training processes: the run itself, or the launcher's children."""
     if layout.ranks == 1:
         return [process.pid]
     below = descendants(process.pid)
@@ -122,7 +122,7 @@ def trainers(process: subprocess.Popen[bytes], layout: Layout) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (one that only waits to be collected does not)."""
+    """Return whether a process runs; zombies do not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -131,7 +131,7 @@ def alive(pid: int) -> bool:
 
 
 def send(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process that may have ended."""
+    """Send a signal; ignore processes that have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
