@@ -25,21 +25,33 @@ Shapes: b batch, n visible patches, N tokens of all inputs, g global tokens, d e
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch.export import ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
-from multimae.inference.encode import Pool
-from multimae.inference.programs import VISIBLE, Plan, What, make_plan
+from multimae.inference.encode import Encoding, Pool
+from multimae.input_adapters import SemSegInputAdapter
 from multimae.multimae import MultiMAE
+from multimae.nn.masking import gather_tokens
+from multimae.nn.network import MultiModalTransformer
+from multimae.nn.tokens import Size
+from multimae.output_adapters import SpatialOutputAdapter
+from multimae.specs.heads import reads_all_layers
 from multimae.weights.atomic import atomic_file
 from multimae.weights.pretrained import KEY
 
+What = Literal["encoder", "predict", "reconstruct"]
+Images = dict[str, Tensor]
+VISIBLE = "ids_keep"
+_PREFIX = "predicted_"  # an output may be called as an input is, which ONNX does not allow
 ABOUT_KEY = "multimae_export"
 _OPSET = 18
 _MAX_BYTES = 2**31 - 2**20  # of a protobuf file, less room for the graph
@@ -60,13 +72,13 @@ def export_program(
     Args:
         model: In evaluation mode.
         what: See this module; by default ``predict`` if there are heads, else ``encoder``.
-        inputs: Modalities that will be given, by default all.
+        inputs: Modalities to export, all by default.
         pool: Of ``encoder``: return ``mean``, ``global`` or ``mean_global`` instead of all tokens.
 
     Raises:
         ValueError: A model in training mode, unknown inputs, or one that cannot do ``what``.
     """
-    return _export(make_plan(model, what, inputs, pool))
+    return _export(make_export_spec(model, what, inputs, pool))
 
 
 def export_onnx(
@@ -84,7 +96,7 @@ def export_onnx(
         model: In evaluation mode, with a description.
         path: The file; it is replaced only when the new one is complete.
         what: What it computes.
-        inputs: Modalities that will be given, by default all.
+        inputs: Modalities to export, all by default.
         pool: Of ``encoder``: what to return instead of all tokens.
         opset: Version of the operators.
 
@@ -94,21 +106,21 @@ def export_onnx(
         OSError: The folder does not exist or is not writable.
     """
     require("onnx", "onnxscript")
-    plan = make_plan(model, what, inputs, pool)
+    export = make_export_spec(model, what, inputs, pool)
     description = model.spec.to_json()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > _MAX_BYTES:
         raise ValueError(f"{size / 1e9:.1f} GB of weights: an ONNX file holds 2 GB at most")
     program = torch.onnx.export(
-        _export(plan),
-        input_names=plan.input_names,
-        output_names=plan.output_names,
+        _export(export),
+        input_names=export.input_names,
+        output_names=export.output_names,
         opset_version=opset,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update({KEY: description, ABOUT_KEY: json.dumps(_about(plan))})
+    program.model.metadata_props.update({KEY: description, ABOUT_KEY: json.dumps(_about(export))})
     file = program.model_proto
     _name_sizes(file.graph)
     with atomic_file(path) as stream:
@@ -140,27 +152,27 @@ def onnx_differences(
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT_KEY])
-    plan = make_plan(model, about["what"], about["inputs"], about["pool"])
-    found = {}
+    export = make_export_spec(model, about["what"], about["inputs"], about["pool"])
+    differences = {}
     for seed, (batch, rows, columns) in enumerate(cases):
-        images, *visible = plan.example(batch, rows, columns, seed)
+        images, *visible = export.example(batch, rows, columns, seed)
         with torch.no_grad():
-            expected = plan.module(images, *visible)
-        given = images | dict(zip([VISIBLE], visible, strict=False))
-        feed = {name: value.cpu().numpy() for name, value in given.items()}
+            expected = export.module(images, *visible)
+        arguments = images | dict(zip([VISIBLE], visible, strict=False))
+        feed = {name: value.cpu().numpy() for name, value in arguments.items()}
         actual = session.run(list(expected), feed)
-        found[f"{batch} x {rows * plan.unit[0]} x {columns * plan.unit[1]}"] = {
+        differences[f"{batch} x {rows * export.unit[0]} x {columns * export.unit[1]}"] = {
             name: (torch.from_numpy(a) - expected[name].cpu()).abs().max().item()
             for name, a in zip(expected, actual, strict=True)
         }
-    return found
+    return differences
 
 
-def _export(plan: Plan) -> ExportedProgram:
-    example = plan.example(2, 3, 4, seed=1)  # all unlike, so that none is taken for another
+def _export(export: ExportSpec) -> ExportedProgram:
+    example = export.example(2, 3, 4, seed=1)  # all unlike, so that none is taken for another
     with torch.no_grad():
         return torch.export.export(
-            plan.module, example, dynamic_shapes=plan.dynamic_shapes(), strict=False
+            export.module, example, dynamic_shapes=export.dynamic_shapes(), strict=False
         )
 
 
@@ -179,18 +191,18 @@ def _name_sizes(graph: Any) -> None:
                 dim.dim_param = symbol.sub(lambda s: names.get(s[0], s[0]), dim.dim_param)
 
 
-def _about(plan: Plan) -> dict[str, Any]:
+def _about(export: ExportSpec) -> dict[str, Any]:
     return {
-        "what": plan.what,
-        "inputs": plan.inputs,
-        "pool": plan.pool,
-        "height_multiple": plan.unit[0],
-        "width_multiple": plan.unit[1],
+        "what": export.what,
+        "inputs": export.inputs,
+        "pool": export.pool,
+        "height_multiple": export.unit[0],
+        "width_multiple": export.unit[1],
     }
 
 
 def require(*packages: str) -> None:
-    """Look for optional packages.
+    """Check that optional packages are installed.
 
     Raises:
         ModuleNotFoundError: Some are not installed; the message says how to get them.
@@ -200,3 +212,168 @@ def require(*packages: str) -> None:
         raise ModuleNotFoundError(
             f"{', '.join(missing)} cannot be imported: pip install 'multimae[export]'"
         )
+
+
+class EncoderProgram(nn.Module):
+    """Images -> tokens, or one vector per sample."""
+
+    def __init__(self, model: MultiModalTransformer, pool: Pool | None) -> None:
+        """``pool``: see :meth:`multimae.inference.encode.Encoding.pooled`; ``None``: tokens."""
+        super().__init__()
+        self.model = model
+        self.pool = pool
+
+    def forward(self, images: Images) -> dict[str, Tensor]:
+        """``tokens`` (b, N+g, d), or ``features`` (b, d or 2d)."""
+        tokens, layout = self.model.embed(images)
+        encoded = self.model.encode_tokens(tokens)
+        if self.pool is None:
+            return {"tokens": encoded}
+        return {"features": Encoding((encoded,), layout).pooled(self.pool)}
+
+
+class PredictProgram(nn.Module):
+    """Images -> what every head predicts."""
+
+    def __init__(self, model: MultiModalTransformer) -> None:
+        """A fine-tuned model."""
+        super().__init__()
+        self.model = model
+        self.all_layers = reads_all_layers(model)
+
+    def forward(self, images: Images) -> dict[str, Tensor]:
+        """``predicted_HEAD``: (b, K) or (b, C, H, W)."""
+        outputs = self.model.apply_heads(images, self.all_layers)
+        return {_PREFIX + name: output for name, output in outputs.items()}
+
+
+class ReconstructProgram(nn.Module):
+    """Images and visible patches -> what every decoder predicts."""
+
+    def __init__(self, model: MultiModalTransformer) -> None:
+        """A pre-trained model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images, ids_keep: Tensor) -> dict[str, Tensor]:
+        """``ids_keep`` (b, n) -> ``predicted_OUTPUT`` (b, C, H/s, W/s)."""
+        tokens, layout = self.model.embed(images)
+        b, n = ids_keep.shape
+        # Index of every token among the visible ones; n for masked tokens.
+        indices = torch.arange(n, device=ids_keep.device).expand(b, -1)
+        hidden = torch.zeros_like(tokens[:, :, 0], dtype=torch.int64) + n
+        ids_restore = hidden.scatter(1, ids_keep, indices)
+        encoded = self.model.encode_tokens(gather_tokens(tokens, ids_keep))
+        return {
+            _PREFIX + name: decoder(encoded, layout, ids_keep, ids_restore)
+            for name, decoder in self.model.output_adapters.items()
+        }
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """A module to export, and its inputs.
+
+    Attributes:
+        module: Takes a dict of images, and ``ids_keep`` for ``reconstruct``; returns a dict.
+        what: What it does.
+        inputs: Modalities, in sequence order.
+        pool: Of ``encoder``.
+        unit: Height and width of images are multiples of this, in full-resolution pixels.
+        model: The model.
+    """
+
+    module: nn.Module
+    what: What
+    inputs: tuple[str, ...]
+    pool: Pool | None
+    unit: Size
+    model: MultiModalTransformer
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of all inputs."""
+        return [*self.inputs, *([VISIBLE] if self.what == "reconstruct" else [])]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Keys of what the module returns."""
+        if self.what == "encoder":
+            return ["tokens" if self.pool is None else "features"]
+        return [_PREFIX + name for name in self.model.output_adapters]
+
+    def example(self, batch: int, rows: int, columns: int, seed: int = 0) -> tuple[Any, ...]:
+        """Random arguments of the module; images are ``rows`` x ``columns`` units."""
+        generator = torch.Generator().manual_seed(seed)
+        token = self.model.global_tokens
+        images, total = {}, 0
+        for name in self.inputs:
+            adapter: Any = self.model.input_adapters[name]
+            h = rows * self.unit[0] // adapter.stride_level
+            w = columns * self.unit[1] // adapter.stride_level
+            if isinstance(adapter, SemSegInputAdapter):
+                image = torch.randint(adapter.num_classes, (batch, h, w), generator=generator)
+            else:
+                shape = (batch, adapter.num_channels, h, w)
+                image = torch.randn(shape, generator=generator).to(token.dtype)
+            images[name] = image.to(token.device)
+            total += math.prod(adapter.grid(h, w, name))
+        if self.what != "reconstruct":
+            return (images,)
+        order = torch.rand(batch, total, generator=generator).argsort(dim=1)
+        # Contiguous: else its stride would be taken for a property of the input.
+        return images, order[:, : total // 2 + seed].contiguous().to(token.device)
+
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """``dynamic_shapes`` of ``torch.export.export``."""
+        batch, rows, columns = (Dim(name, min=1) for name in ("batch", "rows", "columns"))
+        images = {}
+        for name in self.inputs:
+            adapter: Any = self.model.input_adapters[name]
+            first = 1 if isinstance(adapter, SemSegInputAdapter) else 2
+            height, width = (unit // adapter.stride_level for unit in self.unit)
+            images[name] = {0: batch, first: height * rows, first + 1: width * columns}
+        if self.what != "reconstruct":
+            return (images,)
+        return images, {0: batch, 1: Dim("visible", min=1)}
+
+
+def make_export_spec(
+    model: MultiModalTransformer,
+    what: What | None = None,
+    inputs: Sequence[str] | None = None,
+    pool: Pool | None = None,
+) -> ExportSpec:
+    """What to export of a model; see :func:`export_program`.
+
+    Raises:
+        ValueError: A model in training mode, unknown inputs, or one that cannot do ``what``.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode: call model.eval() first")
+    heads = {name: head for name, head in model.output_adapters.items()}
+    decoders = [name for name, h in heads.items() if isinstance(h, SpatialOutputAdapter)]
+    what = what or ("predict" if len(decoders) < len(heads) else "encoder")
+    if what not in get_args(What):
+        raise ValueError(f"what is one of {', '.join(get_args(What))}; got {what!r}")
+    if what == "predict" and (decoders or not heads):
+        raise ValueError("this model has no heads to predict with: fine-tune it first")
+    if what == "reconstruct" and len(decoders) < max(1, len(heads)):
+        raise ValueError("this model has no pre-training decoders: it cannot reconstruct")
+    if pool is not None and (what != "encoder" or pool not in get_args(Pool)):
+        raise ValueError(f"pool is for the encoder, one of {', '.join(get_args(Pool))}")
+    names = tuple(model.input_adapters) if inputs is None else tuple(inputs)
+    unknown = [name for name in names if name not in model.input_adapters]
+    if unknown or not names:
+        known = ", ".join(model.input_adapters)
+        raise ValueError(f"inputs are some of {known}; got {', '.join(names) or 'none'}")
+    names = tuple(name for name in model.input_adapters if name in names)
+    used: list[Any] = [model.input_adapters[name] for name in names]
+    used += [heads[name] for name in decoders] if what == "reconstruct" else []
+    height, width = (math.lcm(*(a.stride_level * a.patch_size[i] for a in used)) for i in (0, 1))
+    modules = {
+        "encoder": EncoderProgram(model, pool),
+        "predict": PredictProgram(model),
+        "reconstruct": ReconstructProgram(model),
+    }
+    return ExportSpec(modules[what], what, names, pool, (height, width), model)

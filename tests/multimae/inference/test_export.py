@@ -15,8 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from multimae import ModelSpec, MultiMAE, MultiViT, make_table
-from multimae.inference.export import export_onnx, export_program, onnx_differences
-from multimae.inference.programs import make_plan
+from multimae.inference.export import (
+    export_onnx,
+    export_program,
+    make_export_spec,
+    onnx_differences,
+)
 from multimae.nn.tokens import sincos_2d
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import select
@@ -150,7 +154,7 @@ def test_an_encoder_of_some_inputs_pooled(pretrained: MultiMAE) -> None:
 
 
 def test_reconstruction_is_the_models_forward(pretrained: MultiMAE) -> None:
-    run = make_plan(pretrained, "reconstruct").module  # what is exported
+    run = make_export_spec(pretrained, "reconstruct").module  # what is exported
     for batch, height, width, share in ((1, 64, 64, 0.2), (3, 32, 80, 0.5)):
         x = images(batch, height, width)
         with torch.no_grad():
