@@ -1,11 +1,20 @@
-"""Which number format ``auto`` means."""
+"""Precision by flag, and one update: unscaling, clipping, seeds, skipped steps."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel
 
-from utils.training.stepper import choose_precision
+from utils.distributed.world import World
+from utils.tasks.base import StepOutput
+from utils.training.state import TrainState
+from utils.training.stepper import Precision, Stepper, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -36,3 +45,64 @@ def test_auto_without_an_answer_is_float32(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_named_format_is_taken() -> None:
     named = {name: choose_precision(name, CPU).dtype for name in ("bf16", "fp16", "fp32")}
     assert named == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+class LinearTask(nn.Module):
+    """The loss is ``0.5 * weight``; it draws one random number per step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.model.weight)
+
+    def forward(self, batch: Any, position: Any) -> StepOutput:
+        return StepOutput(0.5 * self.model.weight.sum(), {"random": torch.rand(())})
+
+    def extra_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_extra_state_dict(self, state: Any) -> None:
+        pass
+
+
+def one_update(
+    rank: int = 0, scale: float | None = None, skip_grad: float | None = None
+) -> tuple[TrainState, dict[str, torch.Tensor]]:
+    task: Any = LinearTask()
+    optimizer = torch.optim.SGD(task.parameters(), lr=1.0)
+    scaler = GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    state = TrainState(task, optimizer, scaler, ema=AveragedModel(task.model))
+    plan: Any = SimpleNamespace(accum_steps=1, batch_size=1, global_batch=1)
+    optim: Any = SimpleNamespace(clip_grad=1.0)
+    runtime: Any = SimpleNamespace(seed=0, on_nonfinite="stop", find_unused_params=False)
+    stepper = Stepper(
+        state, World(rank, 1, CPU), plan, Precision("cpu", None), optim, runtime, skip_grad
+    )
+    batch: Any = SimpleNamespace(to=lambda device: None)
+    return state, stepper.step(state, [batch]).logs
+
+
+def test_gradients_are_unscaled_before_clipping() -> None:
+    state, logs = one_update(scale=1024.0)
+    assert logs["grad_norm"].item() == pytest.approx(0.5)
+    assert state.model.weight.item() == pytest.approx(0.5)
+
+
+def test_dropout_differs_between_ranks() -> None:
+    draws = [one_update(rank)[1]["random"].item() for rank in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(("skip_grad", "updates"), [(None, 1), (0.1, 0)])
+def test_skipped_steps_do_not_update_the_average(skip_grad: float | None, updates: int) -> None:
+    state, _ = one_update(skip_grad=skip_grad)
+    assert state.ema is not None and state.ema.n_averaged.item() == updates
+    assert state.model.weight.item() == pytest.approx(1.0 - 0.5 * updates)
+
+
+def test_the_best_value_is_restored() -> None:
+    world = World(0, 1, CPU)
+    saved, resumed = one_update()[0], one_update()[0]
+    saved.best = 0.25
+    resumed.load_state_dict(saved.state_dict(world), world)
+    assert resumed.best == 0.25
