@@ -136,7 +136,7 @@ def read_rows(path: Path, spec: ModelSpec) -> list[Modality]:
     declared = content.get("modalities", content) if isinstance(content, Mapping) else None
     if not isinstance(declared, Mapping) or not declared:
         raise UserError(f"--add {path}: expected modalities: {{name: {{field: value}}}}")
-    known = {m.name for m in spec.rows}
+    known = {m.name for m in spec.modalities}
     new = {str(name): row for name, row in declared.items() if str(name) not in known}
     if not new:
         raise UserError(
@@ -214,7 +214,7 @@ def run_config(spec: ModelSpec, options: GraftOptions, steps: int, lr: float) ->
     copies = [m for m in spec.outputs if m.norm_pix and m.source]
     plain = [m.name for m in spec.outputs if m not in copies]
     layout = [(spec.image_size // (m.patch_size or spec.patch_size)) ** 2 for m in spec.inputs]
-    rows = {m.name: _plain(m) for m in spec.rows}
+    rows = {m.name: _plain(m) for m in spec.modalities}
     return {
         "data_path": str(options.data),
         "in_domains": "-".join(m.name for m in spec.inputs),
@@ -280,7 +280,7 @@ def _plain(m: Modality) -> dict[str, Any]:
 
 def _epochs(spec: ModelSpec, options: GraftOptions, steps: int) -> int:
     """Passes over the samples that hold so many steps: the schedule spans them."""
-    samples = len(MultiModalFolder(options.data, spec.rows))
+    samples = len(MultiModalFolder(options.data, spec.modalities))
     if samples < options.batch_size:
         raise UserError(f"{options.data} has {samples} samples, fewer than --batch_size")
     return math.ceil(steps / (samples // options.batch_size))

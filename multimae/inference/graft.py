@@ -23,7 +23,7 @@ def grown_spec(spec: ModelSpec, rows: Sequence[Modality]) -> ModelSpec:
     """
     if not spec.outputs:
         raise ValueError(f"{spec.name} has no pre-training decoders: nothing can be grafted on it")
-    names = {m.name for m in spec.rows}
+    names = {m.name for m in spec.modalities}
     known = [m.name for m in rows if m.name in names]
     if known:
         raise ValueError(f"the model knows {', '.join(known)} already: give another name")

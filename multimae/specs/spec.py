@@ -69,7 +69,7 @@ class ModelSpec:
         return split_name(self.name)[0]
 
     @property
-    def rows(self) -> tuple[Modality, ...]:
+    def modalities(self) -> tuple[Modality, ...]:
         """Inputs and outputs, each once."""
         return tuple(dict.fromkeys((*self.inputs, *self.outputs)))
 
@@ -110,7 +110,7 @@ class ModelSpec:
             "name": self.name,
             "inputs": [m.name for m in self.inputs],
             "outputs": [m.name for m in self.outputs],
-            "modalities": {m.name: _row(m) for m in self.rows},
+            "modalities": {m.name: _row(m) for m in self.modalities},
             **{_JSON_KEYS.get(name, name): getattr(self, name) for name in _PLAIN},
             "decoder": dataclasses.asdict(self.decoder),
             "heads": [_head_to_dict(head) for head in self.heads],

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
-from utils.config.cli import read_command_line
 from utils.config.cls_options import ClsConfig
+from utils.config.command_line import read_command_line
 from utils.config.depth_options import DepthConfig
 from utils.config.fields import option, options_of
 from utils.config.parse import parse_config

@@ -99,8 +99,8 @@ class _Scorer:
     ) -> None:
         spec = model.spec
         self.dataset = MultiModalDataset(
-            MultiModalFolder(data, spec.rows),
-            EvalTransform(spec.rows, spec.image_size),
+            MultiModalFolder(data, spec.modalities),
+            EvalTransform(spec.modalities, spec.image_size),
             patch_size=spec.patch_size,
             limit=limit,
         )

@@ -118,7 +118,7 @@ def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
     Files without a model spec (published ones, ViTs) have no statistics to compare.
     """
     try:
-        trained = read_spec(weights).rows
+        trained = read_spec(weights).modalities
     except (CheckpointError, OSError):
         return []
     measurable = [m for m in dataset.folder.modalities if m.normalization == "mean_std"]
