@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
 
-from multimae.images.inputs import Images, Inputs, load_inputs
-from multimae.images.pixels import ImageLike
-from multimae.inference.encode import Encoding, Pool, attention_maps, encode
-from multimae.inference.predict import Prediction, predict
-from multimae.inference.reconstruct import Reconstruction, Visible, reconstruct
 from multimae.nn.masking import (
     TokenMasks,
     gather_tokens,
@@ -28,6 +23,13 @@ from multimae.nn.network import MultiModalTransformer
 from multimae.nn.tokens import TokenLayout
 from multimae.specs.registry import MULTIVIT, PRETRAIN
 from multimae.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:  # training does not load what serves trained models
+    from multimae.images.inputs import Images, Inputs
+    from multimae.images.pixels import ImageLike
+    from multimae.inference.encode import Encoding, Pool
+    from multimae.inference.predict import Prediction
+    from multimae.inference.reconstruct import Reconstruction, Visible
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         Raises:
             ValueError: Images that do not fit their modality, or no such block.
         """
+        from multimae.inference.encode import encode
+
         encoding = encode(self, self._load(images), layers)
         return encoding if pool is None else encoding.pooled(pool)
 
@@ -178,6 +182,8 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         Raises:
             ValueError: Bad images, no such patch or block.
         """
+        from multimae.inference.encode import attention_maps
+
         return attention_maps(self, self._load(images), query, layer)
 
     def reconstruct(
@@ -205,6 +211,8 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         Raises:
             ValueError: Bad images, nothing visible, or a model without decoders.
         """
+        from multimae.inference.reconstruct import reconstruct
+
         return reconstruct(self, self.spec, self._load(images), visible, alphas=alphas, seed=seed)
 
     @overload
@@ -231,12 +239,16 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         """
         if isinstance(images, list | tuple):
             return [self._predict(sample) for sample in images]
-        return self._predict(cast(Images, images))
+        return self._predict(cast("Images", images))
 
     def _predict(self, images: Images) -> dict[str, Prediction]:
+        from multimae.inference.predict import predict
+
         return predict(self, self.spec, self._load(images))[0]
 
     def _load(self, images: Images | ImageLike | Tensor) -> Inputs:
+        from multimae.images.inputs import Inputs, load_inputs
+
         if self._spec is None and isinstance(images, Mapping):
             tensors = {name: x for name, x in images.items() if isinstance(x, Tensor)}
             if len(tensors) == len(images):

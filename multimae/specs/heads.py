@@ -7,13 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from multimae.output_adapters import (
-    ConvNeXtAdapter,
-    DPTOutputAdapter,
-    LinearOutputAdapter,
-    SegmenterMaskTransformerAdapter,
-)
-from multimae.output_adapters.dpt import dpt_defaults
+from multimae import output_adapters as heads
 from multimae.specs.modalities import Modality
 from multimae.specs.registry import encoder_shape
 
@@ -87,7 +81,7 @@ class HeadSpec:
             ValueError: Unknown model, or widths that do not divide.
         """
         if isinstance(self.options, LinearOptions):
-            return LinearOutputAdapter(
+            return heads.LinearOutputAdapter(
                 self.channels,
                 use_mean_pooling=self.options.use_mean_pooling,
                 init_scale=self.options.init_scale,
@@ -119,20 +113,20 @@ def dense_head(
         ValueError: Unknown model, or widths that do not divide.
     """
     if options.kind == "segmenter":
-        heads = max(1, options.dim // _HEAD_WIDTH)
-        if options.dim % heads:
-            raise ValueError(f"decoder_dim {options.dim} is not divisible by its {heads} heads")
-        return SegmenterMaskTransformerAdapter(
+        num_heads = max(1, options.dim // _HEAD_WIDTH)
+        if options.dim % num_heads:
+            raise ValueError(f"decoder_dim {options.dim} is not divisible by its {num_heads} heads")
+        return heads.SegmenterMaskTransformerAdapter(
             num_outputs,
             depth=options.depth,
-            num_heads=heads,
+            num_heads=num_heads,
             embed_dim=options.dim,
             drop_path_rate=options.drop_path,
             main_tasks=options.main_tasks,
             patch_size=patch_size,
         )
     if options.kind == "convnext":
-        return ConvNeXtAdapter(
+        return heads.ConvNeXtAdapter(
             num_outputs,
             embed_dim=options.dim,
             preds_per_patch=options.preds_per_patch,
@@ -143,8 +137,8 @@ def dense_head(
             drop_path_rate=options.drop_path,
         )
     depth, dim = encoder_shape(model)
-    hooks, layer_dims = dpt_defaults(depth, dim)
-    return DPTOutputAdapter(
+    hooks, layer_dims = heads.dpt_defaults(depth, dim)
+    return heads.DPTOutputAdapter(
         num_outputs,
         patch_size=patch_size,
         main_tasks=options.main_tasks,
@@ -157,4 +151,4 @@ def dense_head(
 
 def reads_all_layers(model: nn.Module) -> bool:
     """Whether a head of the model needs the tokens after every block."""
-    return any(isinstance(module, DPTOutputAdapter) for module in model.modules())
+    return any(isinstance(module, heads.DPTOutputAdapter) for module in model.modules())

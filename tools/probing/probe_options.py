@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from utils.config.fields import option
-from utils.config.finetune_options import FinetuneModelOptions, StartOptions
-from utils.config.options import DataOptions
+from utils.config.finetune_options import FinetuneModelOptions
+from utils.config.options import DataOptions, StartOptions
 from utils.distributed.devices import default_device, device_problems
 
 DEFAULT_MODEL = "multivit_base"

@@ -20,7 +20,7 @@ from multimae.weights.load import (
     read_checkpoint,
 )
 from utils.checkpoint.download import download, has_digest
-from utils.config.finetune_options import StartOptions
+from utils.config.options import StartOptions
 from utils.logs.errors import UserError
 
 HEADS = "output_adapters."

@@ -284,3 +284,25 @@ class LogOptions:
     def picture_freq(self) -> int:
         """Epochs between pictures."""
         return self.eval_freq
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Weights to start from, and runs that only score."""
+
+    finetune: str = option("", "Pre-trained weights: a path or an https URL")
+    model_key: str = option("model|module", "Where a checkpoint has its weights, by preference")
+    model_prefix: str = option("", "Prefix to strip from the weights' names")
+    model_ema: bool = option(False, "Average the weights (EMA); evaluate and save the average")
+    model_ema_decay: float = option(0.9999, "Decay of the average", within="[0, 1)")
+    model_ema_force_cpu: bool = option(False, "Keep the average on the CPU")
+    eval: bool = option(False, "Score on --eval_data_path, do not train")
+    test: bool = option(False, "Score the best checkpoint on the test set, do not train")
+    dist_eval: bool = option(
+        False, "Accepted for old commands: evaluation is always sharded, with exact metrics"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """URLs other than https."""
+        if "://" in self.finetune and not self.finetune.startswith("https://"):
+            yield "finetune: only https:// URLs are loaded; download other files first"

@@ -8,7 +8,6 @@ from typing import Literal
 
 from multimae.specs.modalities import ModalityTable
 from utils.config.fields import option
-from utils.config.finetune_options import StartOptions
 from utils.config.options import (
     CheckpointOptions,
     DataOptions,
@@ -16,6 +15,7 @@ from utils.config.options import (
     ModelOptions,
     OptimOptions,
     RuntimeOptions,
+    StartOptions,
     split_names,
 )
 

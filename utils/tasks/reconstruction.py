@@ -16,7 +16,6 @@ from multimae.multimae import PatchPredictions
 from multimae.nn.masking import TokenMasks
 from multimae.nn.tokens import TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
-from multimae.plotting.grids import reconstruction_grid
 from multimae.specs.modalities import Modality
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch, collate
@@ -171,6 +170,8 @@ class ReconstructionPictures(PictureEvaluator):
             spatial = cast(SpatialOutputAdapter, adapter)
             grid = spatial.grid(out.layout)
             preds[name] = unpatchify(out.patches[name], grid, spatial.patch_size).cpu()
+        from multimae.plotting.grids import reconstruction_grid
+
         image = reconstruction_grid(
             {n: v.cpu() for n, v in targets.x.items()},
             preds,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import swa_utils
 from torch.optim.swa_utils import AveragedModel
 
-from utils.config.finetune_options import StartOptions
+from utils.config.options import StartOptions
 
 
 def average(model: nn.Module, options: StartOptions) -> AveragedModel:

@@ -42,7 +42,7 @@ from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.files import Record, read_records
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.start_weights import read_pretrained
-from utils.config.finetune_options import StartOptions
+from utils.config.options import StartOptions
 from utils.logs.errors import UserError, exit_on_user_error
 from utils.tasks.finetuning import load_finetuned
 
