@@ -6,6 +6,7 @@ and RGB) are Pillow images, all others arrays.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -136,11 +137,23 @@ def _floats(values: Array, source: object, modality: Modality) -> Array:
     """Check values of ``storage: float``."""
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    if modality.no_data is None and not np.isfinite(values).all():
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and reported below
+        values = np.ascontiguousarray(values, dtype=np.float32)
+    unusable = ~np.isfinite(values)
+    if modality.no_data is not None and unusable.any():
+        empty = np.isnan(values) if math.isnan(modality.no_data) else values == modality.no_data
+        unusable &= ~empty
+    if unusable.any():
+        kinds = ["NaN"] * bool(np.isnan(values[unusable]).any())
+        kinds += ["infinite"] * bool(np.isinf(values[unusable]).any())
+        declared = (
+            "declare these pixels empty: no_data: .nan in the config's `modalities:` section"
+            if modality.no_data is None
+            else f"store them as no_data, {modality.no_data:g}"
+        )
         raise ImageError(
-            f"{source}: modality '{modality.name}' has values that are not finite. Replace them, "
-            "or declare these pixels empty: no_data: .nan in the config's `modalities:` section."
+            f"{source}: modality '{modality.name}' has {unusable.sum()} values that are not finite "
+            f"({' and '.join(kinds)}). Replace them, or {declared}."
         )
     return values
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
@@ -97,6 +98,9 @@ class Modality:
         """Reject rows that contradict themselves."""
         if self.no_data is not None and math.isnan(self.no_data):
             object.__setattr__(self, "no_data", math.nan)  # one object, so that rows compare equal
+        elif self.no_data is not None and self.storage == "float":
+            # Pixels are float32, which holds -99.9 as -99.90000153: compare the stored value.
+            object.__setattr__(self, "no_data", _as_float32(self.no_data))
         problems = list(self._problems())
         if problems:
             raise ValueError(f"modality '{self.name}': " + "; ".join(problems))
@@ -105,8 +109,11 @@ class Modality:
         if not self.name.isidentifier():
             yield "the name must be letters, digits and '_' (it appears in in_domains a-b-c)"
         yield from self._label_problems() if self.is_labels else self._image_problems()
-        if self.no_data is not None and math.isnan(self.no_data) and self.storage != "float":
-            yield "no_data: .nan needs storage: float"
+        if self.no_data is not None and self.storage != "float":
+            if math.isnan(self.no_data):
+                yield "no_data: .nan needs storage: float"
+            elif self.no_data < 0 or self.no_data != math.floor(self.no_data):
+                yield f"no_data: {self.no_data:g} needs storage: float; integers count from 0"
         if self.stride < 1 or (self.patch_size is not None and self.patch_size < 1):
             yield "stride and patch_size must be >= 1"
         if self.max_value <= 0:
@@ -154,7 +161,8 @@ class Modality:
     def is_photo(self) -> bool:
         """Whether it holds colours that photometric augmentation may change."""
         coloured = not self.is_labels and self.plot in _COLOURS and self.storage == "integer"
-        return coloured and self.num_channels == 3 and self.max_value <= 255
+        fits = self.num_channels == 3 and self.max_value <= 255
+        return coloured and fits and self.no_data is None  # jitter would change that value
 
     @property
     def out_channels(self) -> int:
@@ -170,6 +178,14 @@ class Modality:
     def data_folder(self) -> str:
         """Sub-folder of the data root that holds the files."""
         return self.folder or self.name
+
+
+def _as_float32(value: float) -> float:
+    """The value that float32 stores; infinite beyond its range."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 _HINTS = get_type_hints(Modality)
