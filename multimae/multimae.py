@@ -5,22 +5,19 @@ Shapes: b batch, n visible tokens, N tokens of all modalities, g global tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from torch import Tensor
 
 from multimae.nn.masking import (
-    TokenMasks,
     gather_tokens,
     masks_from_task_masks,
     no_masks,
     sample_masks,
 )
 from multimae.nn.network import MultiModalTransformer
-from multimae.nn.tokens import TokenLayout
 from multimae.specs.registry import MULTIVIT, PRETRAIN
 from multimae.weights.pretrained import Pretrained
 
@@ -30,21 +27,6 @@ if TYPE_CHECKING:  # training does not load what serves trained models
     from multimae.inference.encode import Encoding, Pool
     from multimae.inference.predict import Prediction
     from multimae.inference.reconstruct import Reconstruction, Visible
-
-
-@dataclass(frozen=True)
-class PatchPredictions:
-    """Decoder outputs as patch vectors, before folding into images.
-
-    Attributes:
-        patches: Output name -> (b, t, C*P*P), entries (channel, row, column).
-        masks: The masks used.
-        layout: Layout of the full sequence.
-    """
-
-    patches: dict[str, Tensor]
-    masks: TokenMasks
-    layout: TokenLayout
 
 
 class MultiMAE(MultiModalTransformer, Pretrained):
@@ -99,26 +81,6 @@ class MultiMAE(MultiModalTransformer, Pretrained):
             return encoded, masks.task_masks
         decoded = self.decode(encoded, layout, masks, fp32_output_adapters)
         return self.fold(decoded, layout), masks.task_masks
-
-    def forward_patches(
-        self,
-        x: Mapping[str, Tensor],
-        draw_masks: Callable[[TokenLayout], TokenMasks],
-        fp32_output_adapters: Sequence[str] = (),
-    ) -> PatchPredictions:
-        """As :meth:`forward`, for training: predictions stay patch vectors.
-
-        Args:
-            x: Modality -> batch.
-            draw_masks: Gives the masks for a sequence layout.
-            fp32_output_adapters: Outputs computed in float32 outside autocast.
-        """
-        layout = self.layout_of(x)
-        masks = draw_masks(layout)
-        encoded = self.encode_tokens(self.embed_visible(x, layout, masks))
-        return PatchPredictions(
-            self.decode(encoded, layout, masks, fp32_output_adapters), masks, layout
-        )
 
     @overload
     def encode(

@@ -5,7 +5,8 @@ Shapes: b batch, n visible tokens, N tokens of all modalities, g global tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,22 @@ from multimae.nn.masking import TokenMasks, gather_tokens
 from multimae.nn.tokens import Size, TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 
-DEFAULT_INPUT = "rgb"  # what a bare tensor is taken for
+DEFAULT_INPUT = "rgb"  # modality of a bare tensor
+
+
+@dataclass(frozen=True)
+class PatchPredictions:
+    """Decoder outputs as patch vectors, before folding into images.
+
+    Attributes:
+        patches: Output name -> (b, t, C*P*P), entries (channel, row, column).
+        masks: The masks used.
+        layout: Layout of the full sequence.
+    """
+
+    patches: dict[str, Tensor]
+    masks: TokenMasks
+    layout: TokenLayout
 
 
 class MultiModalTransformer(nn.Module):
@@ -94,6 +110,26 @@ class MultiModalTransformer(nn.Module):
             after_init = getattr(adapter, "after_init", None)
             if after_init is not None:
                 after_init()
+
+    def forward_patches(
+        self,
+        x: Mapping[str, Tensor],
+        draw_masks: Callable[[TokenLayout], TokenMasks],
+        fp32_output_adapters: Sequence[str] = (),
+    ) -> PatchPredictions:
+        """Encode the visible tokens and decode every output as patch vectors.
+
+        Args:
+            x: Modality -> batch.
+            draw_masks: Gives the masks for a sequence layout.
+            fp32_output_adapters: Outputs computed in float32 outside autocast.
+        """
+        layout = self.layout_of(x)
+        masks = draw_masks(layout)
+        encoded = self.encode_tokens(self.embed_visible(x, layout, masks))
+        return PatchPredictions(
+            self.decode(encoded, layout, masks, fp32_output_adapters), masks, layout
+        )
 
     def embed(self, x: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, TokenLayout]:
         """All tokens of all modalities (b, N, d), and their layout."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multimae.criterion import MaskedMSELoss
-from multimae.multimae import PatchPredictions
 from multimae.nn.masking import TokenMasks
+from multimae.nn.network import PatchPredictions
 from multimae.nn.tokens import TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from multimae.specs.modalities import Modality

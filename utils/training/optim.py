@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers by name, gradient clipping.
+"""Parameter groups and optimisers by name.
 
 A group is a plain dict for a torch optimiser with four keys of ours: ``name`` (readable),
 ``lr_scale`` and ``scheduled_decay`` (read by :class:`utils.training.schedule.Schedule`) and
@@ -182,38 +182,6 @@ def _from_timm(name: str, momentum: float) -> _Optimiser:
         raise UserError(f"--opt {name} needs second derivatives, which the training loop has not")
     build = partial(create_optimizer_v2, opt=name.lower(), momentum=momentum)
     return _Optimiser(build, info.num_betas if info.has_betas else None)
-
-
-def clip_or_skip(
-    parameters: Iterable[Tensor], clip_grad: float | None, skip_grad: float | None
-) -> tuple[Tensor, Tensor]:
-    """Clip gradients by their total norm and say whether the step should be left out.
-
-    Nothing here waits for the device; a caller that skips steps reads ``skip``, which costs one
-    synchronisation per step, and only then.
-
-    Args:
-        parameters: Those whose gradients count (unscaled, if a gradient scaler is in use).
-        clip_grad: Largest total norm; ``None`` does not clip.
-        skip_grad: Norm above which (or when it is not a number) the step should be skipped;
-            ``None`` never skips.
-
-    Returns:
-        ``(norm, skip)``: the L2 norm before clipping, and a bool; both 0-D on the device.
-    """
-    params = [p for p in parameters if p.grad is not None]
-    norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
-    if clip_grad is not None:
-        torch.nn.utils.clip_grads_with_norm_(params, clip_grad, norm)
-    # Negated so that a norm of nan is skipped too: it would spoil every weight for good.
-    skip = torch.zeros_like(norm, dtype=torch.bool) if skip_grad is None else ~(norm <= skip_grad)
-    return norm, skip
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """The norm over all shares, if gradients are sharded."""
-    gather: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)
-    return norm if gather is None else gather()
 
 
 def _leaf(name: str) -> str:

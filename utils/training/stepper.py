@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from utils.data.batches import Batch
 from utils.distributed.sharding import set_gradient_sync
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
-from utils.training.optim import clip_or_skip
 from utils.training.schedule import RunPlan
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
@@ -173,3 +172,28 @@ class Stepper:
         flags = self.world.max(bad).tolist()
         names = (n for n, f in zip(logs, flags, strict=True) if f)
         return tuple(n for n in names if not (scaled and n == "grad_norm"))
+
+
+def clip_or_skip(
+    parameters: Iterable[Tensor], clip_grad: float | None, skip_grad: float | None
+) -> tuple[Tensor, Tensor]:
+    """Clip gradients by their total norm and say whether to skip the step.
+
+    Nothing here waits for the device; reading ``skip`` costs one synchronisation.
+
+    Args:
+        parameters: Those whose gradients count, unscaled.
+        clip_grad: Largest total norm; ``None`` does not clip.
+        skip_grad: Norm above which to skip, NaN included; ``None`` never skips.
+
+    Returns:
+        ``(norm, skip)``: the L2 norm before clipping, and a bool; both 0-D on the device.
+    """
+    params = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # sharded by FSDP
+        norm = norm.full_tensor()
+    if clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(params, clip_grad, norm)
+    skip = torch.zeros_like(norm, dtype=torch.bool) if skip_grad is None else ~(norm <= skip_grad)
+    return norm, skip

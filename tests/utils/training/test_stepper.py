@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed.world import World
 from utils.tasks.base import StepOutput
 from utils.training.state import TrainState
-from utils.training.stepper import Precision, Stepper, choose_precision
+from utils.training.stepper import Precision, Stepper, choose_precision, clip_or_skip
 
 CPU = torch.device("cpu")
 
@@ -106,3 +106,40 @@ def test_the_best_value_is_restored() -> None:
     saved.best = 0.25
     resumed.load_state_dict(saved.state_dict(world), world)
     assert resumed.best == 0.25
+
+
+def with_gradients(*values: float) -> list[Tensor]:
+    params = [nn.Parameter(torch.zeros(1)) for _ in values]
+    for p, v in zip(params, values, strict=True):
+        p.grad = torch.tensor([v])
+    return [*params, nn.Parameter(torch.zeros(2))]
+
+
+@pytest.mark.parametrize(
+    ("clip", "skip", "grads", "skipped"),
+    [
+        (None, None, [3.0, 4.0], False),
+        (1.0, None, [0.6, 0.8], False),
+        (10.0, 4.9, [3.0, 4.0], True),
+        (1.0, 5.1, [0.6, 0.8], False),
+    ],
+)
+def test_clip_or_skip(
+    clip: float | None, skip: float | None, grads: list[float], skipped: bool
+) -> None:
+    params = with_gradients(3.0, 4.0)
+    norm, skip_step = clip_or_skip(params, clip, skip)
+    assert norm.item() == pytest.approx(5.0)
+    assert skip_step.dtype == torch.bool
+    assert bool(skip_step) is skipped
+    assert [p.grad.item() for p in params[:2]] == pytest.approx(grads)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_a_number_is_skipped(clip: float | None) -> None:
+    assert bool(clip_or_skip(with_gradients(1.0, float("nan")), clip, 100.0)[1])
+
+
+def test_no_gradients() -> None:
+    norm, skip = clip_or_skip([nn.Parameter(torch.zeros(1))], None, 1.0)
+    assert norm.item() == 0.0 and not bool(skip)
