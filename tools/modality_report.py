@@ -1,10 +1,11 @@
-"""What is each modality worth to a checkpoint? Scores on every subset of its inputs.
+"""Measure what each modality contributes: scores of a checkpoint on every subset of its inputs.
 
     python tools/modality_report.py weights/multimae-tiny_rooms.safetensors examples/rooms
 
-A pre-trained checkpoint reconstructs every output from every subset of its inputs, a fine-tuned one
-is scored on its task. DATA holds all modalities of the model (MODALITY/SUB-FOLDER/NAME), and the
-truth of its heads. Prints tables; ``--json`` and ``--picture`` also write numbers and heat maps.
+A pre-trained checkpoint is scored by its reconstruction losses, a fine-tuned one by its task
+metrics. DATA holds all modalities of the model (MODALITY/SUB-FOLDER/NAME) and the ground truth of
+its heads. Prints tables; ``--json`` writes the numbers, ``--picture`` heat maps (needs matplotlib:
+``pip install 'multimae[plots]'``).
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from multimae.multimae import MultiMAE
 from multimae.weights.files import CheckpointError
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report
-from tools.subset_report.report_picture import report_picture
+from tools.subset_report.report_picture import report_figure
 from tools.subset_report.scores import Report
 from utils.distributed.devices import default_device, device_problems
 from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score, print, write."""
+    """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="weights, pre-trained or fine-tuned")
-    parser.add_argument("data", type=Path, help="folder with one sub-folder per modality")
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    parser.add_argument("--picture", type=Path, help="file for the heat maps, *.png")
+    parser.add_argument("checkpoint", type=Path, help="pre-trained or fine-tuned weights")
+    parser.add_argument("data", type=Path, help="data folder, one sub-folder per modality")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--picture", type=Path, help="write heat maps to this file")
     parser.add_argument(
-        "--visible", type=float, default=VISIBLE, help="share of visible patches, masked (1/6)"
+        "--visible", type=float, default=VISIBLE, help="visible share of the patches (1/6)"
     )
-    parser.add_argument("--limit", type=int, help="samples, spread evenly; default: all")
-    parser.add_argument("--batch_size", type=int, default=16, help="samples at a time (16)")
+    parser.add_argument(
+        "--limit", type=int, help="maximum number of samples, evenly spaced; default: all"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="samples per forward pass (16)")
     parser.add_argument("--device", default=default_device(), help="cuda, cuda:N, cpu or mps")
     args = parser.parse_args(argv)
     report = make_report(args)
@@ -52,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_report(args: argparse.Namespace) -> Report:
-    """Score the checkpoint by what it is.
+    """Score the checkpoint by reconstruction losses or by task metrics.
 
     Raises:
-        UserError: Options, weights or data that do not fit.
+        UserError: Invalid options, or weights or data that do not fit.
     """
     problems = list(device_problems(args.device))
     problems += [
@@ -72,7 +75,9 @@ def make_report(args: argparse.Namespace) -> Report:
     if model.spec.heads:
         return downstream_report(model, str(args.checkpoint), args.data, limit=args.limit)
     if not model.spec.outputs:
-        raise UserError(f"{args.checkpoint} has neither decoders nor heads: nothing to score")
+        raise UserError(
+            f"{args.checkpoint} has neither decoders nor heads, so there is nothing to score"
+        )
     return reconstruction_report(
         model,
         str(args.checkpoint),
@@ -84,10 +89,10 @@ def make_report(args: argparse.Namespace) -> Report:
 
 
 def write(report: Report, numbers: Path | None, picture: Path | None) -> None:
-    """Files of the numbers and of the heat maps, where they are asked for.
+    """Write the numbers and the heat maps, if requested.
 
     Raises:
-        UserError: They cannot be written.
+        UserError: A file cannot be written, or matplotlib is missing.
     """
     for path in filter(None, (numbers, picture)):
         try:
@@ -96,7 +101,9 @@ def write(report: Report, numbers: Path | None, picture: Path | None) -> None:
                 text = json.dumps(report.to_json(), indent=2) + "\n"
                 path.write_text(text, encoding="utf-8")
             else:
-                report_picture(report).save(path, optimize=True)
+                report_figure(report).savefig(path)
+        except ModuleNotFoundError as err:
+            raise UserError("--picture needs matplotlib: pip install 'multimae[plots]'") from err
         except (OSError, ValueError) as err:
             raise UserError(f"{path}: cannot be written ({err})") from err
         print(path)

@@ -1,4 +1,4 @@
-"""What each modality is worth: scores on every subset of a checkpoint's inputs."""
+"""Scores of a checkpoint on every subset of its inputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from multimae.specs.spec import ModelSpec
 from multimae.weights.pretrained import save_model
 from tests.support.scenes import NUM_CLASSES, write_scenes
 from tools.modality_report import main
-from tools.report.heatmap import Cell, HeatMap, heat_maps, level_colour
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import reconstruction_report
-from tools.subset_report.scores import drops, mean_score, subsets
+from tools.subset_report.report_picture import report_figure
+from tools.subset_report.scores import Matrix, Report, drops, mean_score, subsets
 from utils.logs.errors import UserError
 
 TABLE = make_table({"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}})
@@ -47,7 +47,7 @@ def model_with(**changes: object) -> MultiMAE:
     return MultiMAE.from_spec(dataclasses.replace(spec, **changes)).eval()  # type: ignore[arg-type]
 
 
-def test_every_subset_once_small_ones_first() -> None:
+def test_subsets_are_unique_and_sorted_by_size() -> None:
     found = subsets(["a", "b", "c"])
     assert len(found) == len(set(found)) == SUBSETS
     assert found[0] == ("a",) and found[-1] == ("a", "b", "c")
@@ -56,11 +56,11 @@ def test_every_subset_once_small_ones_first() -> None:
 
 def test_a_pretrained_model_is_scored_on_every_subset(scenes: Path) -> None:
     report = reconstruction_report(model_with(), "w", scenes, batch_size=4)
-    whole, masked = report.matrices
+    absent, masked = report.matrices
     assert report.samples == 6 and len(masked.rows) == SUBSETS
-    # All inputs given leave nothing to predict.
-    assert len(whole.rows) == SUBSETS - 1
-    assert whole.rows[("rgb",)]["rgb"] is None and whole.rows[("rgb",)]["norm_rgb"] is None
+    # With all inputs no modality is absent.
+    assert len(absent.rows) == SUBSETS - 1
+    assert absent.rows[("rgb",)]["rgb"] is None and absent.rows[("rgb",)]["norm_rgb"] is None
     scores = [s for row in masked.rows.values() for s in row.values()]
     assert all(s is not None and math.isfinite(s.value) and s.share for s in scores)
     assert set(report.drops) == {"rgb", "depth", "semseg"}
@@ -72,8 +72,8 @@ def test_a_pretrained_model_is_scored_on_every_subset(scenes: Path) -> None:
             assert score.value == pytest.approx(other.value, rel=1e-4)
 
 
-def test_what_is_hidden_does_not_matter(scenes: Path, tmp_path: Path) -> None:
-    """The loss of depth from rgb and labels alone is the same whatever depth's own files hold."""
+def test_removed_inputs_do_not_change_the_scores(scenes: Path, tmp_path: Path) -> None:
+    """Losses from rgb alone do not depend on the depth adapter."""
     model = model_with()
     row = reconstruction_report(model, "w", scenes).matrices[1].rows[("rgb",)]
     truth = model.spec.inputs[1]
@@ -83,7 +83,7 @@ def test_what_is_hidden_does_not_matter(scenes: Path, tmp_path: Path) -> None:
     assert again[("rgb",)] == row and again[("depth",)] != row
 
 
-def test_drops_say_how_much_worse() -> None:
+def test_drops_are_positive_where_the_score_gets_worse() -> None:
     report_rows = {
         ("a",): {"loss": mean_score(torch.tensor([3.0])), "iou": mean_score(torch.tensor([10.0]))},
         ("b",): {"loss": mean_score(torch.tensor([2.0])), "iou": mean_score(torch.tensor([50.0]))},
@@ -92,8 +92,6 @@ def test_drops_say_how_much_worse() -> None:
             "iou": mean_score(torch.tensor([40.0])),
         },
     }
-    from tools.subset_report.scores import Matrix
-
     matrix = Matrix("m", "T", "n", ("loss", "iou"), report_rows, frozenset({"loss"}))
     found = drops(matrix, ("a", "b"))
     assert found["b"]["loss"].value == 1.0 and found["b"]["loss"].share == 0.5  # type: ignore
@@ -137,7 +135,7 @@ def test_the_command_writes_table_json_and_picture(
     files = ["--json", str(tmp_path / "r/x.json"), "--picture", str(tmp_path / "r/x.png")]
     main([str(weights), str(scenes), *files, "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "rgb + depth" in printed and "Worse when one is missing" in printed
+    assert "rgb + depth" in printed and "when one input is removed" in printed
     content = json.loads((tmp_path / "r/x.json").read_text())
     assert set(content["masked"]["scores"]) == {"rgb", "depth", "rgb-depth"}
     assert content["given_whole"]["scores"]["rgb"]["rgb"] is None
@@ -149,16 +147,29 @@ def test_the_command_writes_table_json_and_picture(
 
 
 @pytest.mark.parametrize("visible", ["0", "1", "-2"])
-def test_shares_that_leave_nothing_are_refused(scenes: Path, tmp_path: Path, visible: str) -> None:
+def test_invalid_visible_shares_are_refused(scenes: Path, tmp_path: Path, visible: str) -> None:
     model = model_with()
     save_model(model.state_dict(), model.spec, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="share between 0 and 1"):
         main([str(tmp_path / "m.safetensors"), str(scenes), f"--visible={visible}"])
 
 
-def test_heat_maps_show_levels() -> None:
-    cells = ((Cell(0.1, "0.1"), Cell(math.nan, "given")),)
-    one = HeatMap("Title", "note", ("a", "b"), ((True, False),), cells)
-    picture = np.asarray(heat_maps([one], ["rgb", "depth"]))
-    assert (picture == level_colour(0.1)).all(axis=-1).sum() > 1000
-    assert level_colour(1.0) != level_colour(2.0) == level_colour(3.0)
+def test_heat_maps_are_coloured_by_loss_over_baseline_or_by_rank() -> None:
+    low, high = (mean_score(torch.tensor([v]), baseline=2.0) for v in (1.0, 3.0))
+    losses = Matrix(
+        "m", "Loss", "note", ("rgb", "depth"),
+        {("rgb",): {"rgb": None, "depth": low}, ("depth",): {"rgb": high, "depth": None}},
+        frozenset({"rgb", "depth"}),
+    )  # fmt: skip
+    ious = [mean_score(torch.tensor([v])) for v in (20.0, 50.0, 60.0)]
+    names = [("rgb",), ("depth",), ("rgb", "depth")]
+    metrics = Matrix(
+        "n", "IoU", "", ("iou",), {n: {"iou": s} for n, s in zip(names, ious, strict=True)}
+    )
+    figure = report_figure(Report("w", "data", 1, ("rgb", "depth"), (losses, metrics), {}))
+    first, second = (ax.images[0].get_array() for ax in figure.axes[:2])
+    np.testing.assert_array_equal(np.ma.filled(first, np.nan), [[np.nan, 0.5], [1.5, np.nan]])
+    np.testing.assert_allclose(second[:, 0], [1.0, 0.25, 0.0])
+    assert {"1.00  (50%)", "3.00  (150%)", "input"} == {
+        t.get_text() for t in figure.axes[0].texts[:4]
+    }

@@ -1,4 +1,4 @@
-"""What a fine-tuned model predicts on every subset of its inputs, against the truth."""
+"""Task metrics of a fine-tuned model on every subset of its inputs."""
 
 from __future__ import annotations
 
@@ -32,46 +32,46 @@ from utils.data.sets.label_maps import IGNORE, stored_target
 from utils.logs.errors import UserError
 from utils.training.metrics import MeanMeter, Meter, SegmentationMeter
 
-_BLANK_NOTE = "an input that the head reads is blank where it is not given"
+_BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 
 
 class _Truth(NamedTuple):
-    """What a head is compared with: the row of the stored files, and the first class's id."""
+    """Ground truth of a head: the modality of the stored files, and the id of the first class."""
 
-    row: Modality | None
+    modality: Modality | None
     first: int = 0
 
 
 def downstream_report(
     model: MultiMAE, checkpoint: str, data: str | Path, *, limit: int | None = None
 ) -> Report:
-    """Metrics of every head for every subset of the inputs.
+    """Compute the metrics of every head for every subset of the inputs.
 
-    Labels: mean IoU and pixel accuracy. Whole images: accuracy, the classes being the sub-folders.
-    Values: root mean square and mean absolute error, in the head's unit, where the truth is not 0.
-    A modality that a head needs and that is not given is blank (0 after normalisation).
+    Label maps: mean IoU and pixel accuracy. Classification: accuracy, with sub-folders as classes.
+    Dense values: RMSE and MAE in the head's unit, where the ground truth is not 0. A modality that
+    a head needs but the subset lacks is blank (0 after normalisation).
 
     Args:
-        model: With heads.
-        checkpoint: Its name, for the report.
-        data: Folder with the model's inputs and the truth of its heads.
-        limit: Only so many samples, spread evenly.
+        model: A model with heads.
+        checkpoint: File name for the report.
+        data: Data folder with the model's inputs and the ground truth of its heads.
+        limit: Maximum number of samples, evenly spaced.
 
     Raises:
-        UserError: Folders or files that do not fit the model.
+        UserError: Files do not fit the model.
     """
     spec = model.spec
     truths = {head.name: _truth(head, data) for head in spec.heads}
-    stored = [truth.row for truth in truths.values() if truth.row is not None]
+    stored = [truth.modality for truth in truths.values() if truth.modality is not None]
     folder = MultiModalFolder(data, [*spec.inputs, *stored])
     count = min(len(folder), limit or len(folder))
-    places = [i * len(folder) // count for i in range(count)]
+    indices = [i * len(folder) // count for i in range(count)]
     inputs = tuple(m.name for m in spec.inputs)
     rows: dict[Subset, dict[str, Score | None]] = {}
     for subset in subsets(inputs):
         scorer = _Scorer(model, folder, truths, subset)
-        for place in places:
-            scorer.add(place)
+        for index in indices:
+            scorer.add(index)
         rows[subset] = scorer.scores()
     columns = tuple(next(iter(rows.values())))
     falls = frozenset(c for c in columns if c.rpartition(" ")[2] in ("rmse", "mae"))
@@ -80,7 +80,7 @@ def downstream_report(
 
 
 class _Scorer:
-    """Meters of all heads for one subset."""
+    """Metrics of all heads for one subset."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class _Scorer:
         subset: Subset,
     ) -> None:
         self.model, self.folder, self.truths = model, folder, truths
-        self.given = [m for m in model.spec.inputs if m.name in subset]
+        self.inputs = [m for m in model.spec.inputs if m.name in subset]
         needed = {
             name
             for head in model.spec.heads
@@ -100,44 +100,44 @@ class _Scorer:
         self.blank = [m for m in model.spec.inputs if m.name in needed - set(subset)]
         self.meters: dict[str, Meter] = {h.name: _meter(h) for h in model.spec.heads}
 
-    def add(self, place: int) -> None:
-        """Predict a sample and count it."""
+    def add(self, index: int) -> None:
+        """Predict a sample and update the metrics."""
         spec = self.model.spec
-        files = {m.name: self.folder.path(place, m) for m in self.given}
+        files = {m.name: self.folder.path(index, m) for m in self.inputs}
         try:
             inputs = load_inputs(files, spec, self.model.global_tokens.device)
         except ImageError as err:
             raise UserError(str(err)) from err
         x = {**inputs.x, **{m.name: _blank(m, inputs, spec) for m in self.blank}}
-        guess = predict(self.model, spec, dataclasses.replace(inputs, x=x))[0]
+        predictions = predict(self.model, spec, dataclasses.replace(inputs, x=x))[0]
         for head in spec.heads:
-            self._count(head, guess[head.name], place, inputs.views[0])
+            self._update(head, predictions[head.name], index, inputs.views[0])
 
-    def _count(self, head: HeadSpec, guess: Prediction, place: int, view: View) -> None:
-        row, first = self.truths[head.name]
+    def _update(self, head: HeadSpec, pred: Prediction, index: int, view: View) -> None:
+        modality, first = self.truths[head.name]
         meter = self.meters[head.name]
-        if isinstance(guess, ClassPrediction) and isinstance(meter, MeanMeter):
-            right = guess.name == self.folder.name(place).partition("/")[0]
-            meter.update({"accuracy": torch.tensor([100.0 * right])})
+        if isinstance(pred, ClassPrediction) and isinstance(meter, MeanMeter):
+            correct = pred.name == self.folder.name(index).partition("/")[0]
+            meter.update({"accuracy": torch.tensor([100.0 * correct])})
             return
-        if row is None:
-            raise TypeError(f"head '{head.name}' has no stored truth")
-        path = self.folder.path(place, row)
+        if modality is None:
+            raise TypeError(f"head '{head.name}' has no stored ground truth")
+        path = self.folder.path(index, modality)
         try:
-            stored = np.asarray(read(path, row))
+            stored = np.asarray(read(path, modality))
         except ImageError as err:
             raise UserError(str(err)) from err
         truth = torch.from_numpy(nearest(stored, view, (view.height, view.width)).copy()).long()
-        if isinstance(guess, LabelPrediction) and isinstance(meter, SegmentationMeter):
+        if isinstance(pred, LabelPrediction) and isinstance(meter, SegmentationMeter):
             void = (truth == IGNORE) | (truth < first)
             _check_ids(truth[~void] - first, head, path)
             target = (truth - first).masked_fill(void, IGNORE)
-            meter.update(torch.from_numpy(guess.ids), target)
-        elif isinstance(guess, ValuePrediction) and isinstance(meter, MeanMeter):
-            _count_values(guess, truth, row, meter)
+            meter.update(torch.from_numpy(pred.ids), target)
+        elif isinstance(pred, ValuePrediction) and isinstance(meter, MeanMeter):
+            _update_values(pred, truth, modality, meter)
 
     def scores(self) -> dict[str, Score | None]:
-        """Of all heads, by ``head metric``."""
+        """Scores keyed by ``head metric``."""
         out: dict[str, Score | None] = {}
         for name, meter in self.meters.items():
             values = meter.compute()
@@ -158,20 +158,22 @@ def _meter(head: HeadSpec) -> Meter:
     return MeanMeter(["square", "mae"])
 
 
-def _count_values(guess: ValuePrediction, truth: Tensor, row: Modality, meter: MeanMeter) -> None:
-    values = torch.from_numpy(guess.values).double()
+def _update_values(
+    pred: ValuePrediction, truth: Tensor, modality: Modality, meter: MeanMeter
+) -> None:
+    values = torch.from_numpy(pred.values).double()
     channels = 1 if values.ndim == 2 else values.shape[-1]
-    wanted = truth.double() if truth.ndim == 2 else truth[..., :channels].double()
-    scale = 1.0 if guess.unit else row.max_value
-    off = values.reshape(-1) - wanted.reshape(-1) / scale
-    known = (wanted.reshape(-1) != 0).double()
-    meter.update({"square": off.square(), "mae": off.abs()}, known)
+    target = truth.double() if truth.ndim == 2 else truth[..., :channels].double()
+    scale = 1.0 if pred.unit else modality.max_value
+    error = values.reshape(-1) - target.reshape(-1) / scale
+    valid = (target.reshape(-1) != 0).double()
+    meter.update({"square": error.square(), "mae": error.abs()}, valid)
 
 
 def _blank(m: Modality, inputs: Inputs, spec: ModelSpec) -> Tensor:
-    """A batch without content for an input that is not given: zeros, or the padding class."""
+    """A blank batch of a removed input: zeros, or the padding class."""
     name, like = next(iter(inputs.x.items()))
-    stride = next(row.stride for row in spec.inputs if row.name == name)
+    stride = next(other.stride for other in spec.inputs if other.name == name)
     size = [side * stride // m.stride for side in like.shape[-2:]]
     if m.is_labels:
         label = m.num_classes if spec.padding_class else 0
@@ -180,7 +182,7 @@ def _blank(m: Modality, inputs: Inputs, spec: ModelSpec) -> Tensor:
 
 
 def _truth(head: HeadSpec, data: str | Path) -> _Truth:
-    """The stored files of a head's target; of label maps also the id of the first class."""
+    """Find the stored files of a head's target, and the id of a label map's first class."""
     if isinstance(head.options, LinearOptions):
         return _Truth(None)
     if not head.target.is_labels:
@@ -189,8 +191,8 @@ def _truth(head: HeadSpec, data: str | Path) -> _Truth:
     first = int(bool(names) and len(names or ()) == head.target.num_classes + 1)
     if names and classes and names[first:] != classes:
         raise UserError(
-            f"{data}: classes.json names other classes than head '{head.name}' predicts: "
-            f"{_few(names)} against {_few(classes)}. Score on data with the head's classes."
+            f"{data}: the classes in classes.json differ from those of head '{head.name}': "
+            f"{_few(names)} against {_few(classes)}. Use data with the head's classes."
         )
     return _Truth(stored_target(head.target), first)
 
@@ -198,8 +200,8 @@ def _truth(head: HeadSpec, data: str | Path) -> _Truth:
 def _check_ids(ids: Tensor, head: HeadSpec, path: Path) -> None:
     if ids.numel() and int(ids.max()) >= head.target.num_classes:
         raise UserError(
-            f"{path}: class id {int(ids.max())} is beyond the {head.target.num_classes} classes of "
-            f"head '{head.name}'. Score on data with the head's classes."
+            f"{path}: class id {int(ids.max())} is not in 0..{head.target.num_classes - 1}, the "
+            f"classes of head '{head.name}'. Use data with the head's classes."
         )
 
 

@@ -1,4 +1,4 @@
-"""Scores of a model by what it is given, as numbers, table and JSON."""
+"""Scores of a model by the subset of its inputs, as numbers, text table and JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Subset = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over samples.
+    """A score, averaged over samples.
 
     Attributes:
-        value: The mean; nan if no sample counts.
-        error: Its standard error; nan for scores that are pooled over the whole set.
-        share: ``value`` over that of the trivial predictor, for losses.
+        value: The mean; nan without valid samples.
+        error: Its standard error; nan for scores pooled over the dataset.
+        share: Losses only: ``value`` divided by the constant baseline's.
     """
 
     value: float
@@ -30,15 +30,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Scores by subset of the inputs.
+    """Scores of every subset of the inputs.
 
     Attributes:
-        key: Its name in the JSON.
-        title: What is measured.
-        note: How.
+        key: Name in the JSON.
+        title: The quantity measured.
+        note: How it is measured.
         columns: Names of the scores.
-        rows: Subset -> column -> score; ``None`` where there is nothing to score.
-        falls: Columns where less is better.
+        rows: Subset -> column -> score; ``None`` where nothing is scored.
+        falls: Columns where lower is better.
     """
 
     key: str
@@ -51,16 +51,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known about a checkpoint on a set.
+    """Scores of a checkpoint on a dataset.
 
     Attributes:
         checkpoint: File of the model.
-        data: Root of the samples.
+        data: Data folder.
         samples: Number of samples.
         inputs: The model's inputs, in order.
         matrices: The scores.
-        drops: What is lost when one input is missing, as of the last matrix: input -> column ->
-            how much worse than with all inputs (absolute; relative as ``share``).
+        drops: Removed input -> column -> how much worse the last matrix's score is than with all
+            inputs (absolute; relative as ``share``).
     """
 
     checkpoint: str
@@ -71,7 +71,7 @@ class Report:
     drops: Mapping[str, Mapping[str, Score | None]]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; subsets are written ``rgb-depth``."""
+        """Return JSON values; subsets are keyed as ``rgb-depth``."""
         return {
             "checkpoint": self.checkpoint,
             "data": self.data,
@@ -89,51 +89,51 @@ class Report:
         }
 
     def table(self) -> str:
-        """For a terminal."""
+        """Format the report for a terminal."""
         parts = [f"{self.checkpoint} on {self.samples} samples of {self.data}"]
         if any(_has_share(m) for m in self.matrices):
-            parts.append("in brackets: share of the loss of the trivial predictor of this set")
+            parts.append("in brackets: loss relative to the constant baseline of this dataset")
         for m in self.matrices:
             lines = {" + ".join(s): m.rows[s] for s in m.rows}
-            parts.append(_block(f"{m.title} ({m.note})", "given", m.columns, lines, _cell))
+            parts.append(_block(f"{m.title} ({m.note})", "inputs", m.columns, lines, _cell))
         if self.drops:
             last = self.matrices[-1]
-            title = f"Worse when one is missing: {last.title[0].lower()}{last.title[1:]}"
-            parts.append(_block(title, "missing", last.columns, self.drops, _drop_cell))
+            title = f"Change when one input is removed ({last.title})"
+            parts.append(_block(title, "removed", last.columns, self.drops, _drop_cell))
         return "\n\n".join(parts)
 
 
 def subsets(names: Sequence[str]) -> list[Subset]:
-    """Every non-empty subset, small ones first, in the order of ``names``."""
+    """List the non-empty subsets by size, in the order of ``names``."""
     return [c for size in range(1, len(names) + 1) for c in combinations(names, size)]
 
 
-def mean_score(values: Tensor, trivial: float | None = None) -> Score:
-    """Mean and standard error of one value per sample; nan values do not count."""
-    known = values[~values.isnan()].double()
-    if not len(known):
+def mean_score(values: Tensor, baseline: float | None = None) -> Score:
+    """Mean and standard error of per-sample values, ignoring nan."""
+    valid = values[~values.isnan()].double()
+    if not len(valid):
         return Score(math.nan)
-    mean = known.mean().item()
-    error = known.std().item() / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return Score(mean, error, mean / trivial if trivial else None)
+    mean = valid.mean().item()
+    error = valid.std().item() / math.sqrt(len(valid)) if len(valid) > 1 else math.nan
+    return Score(mean, error, mean / baseline if baseline else None)
 
 
 def drops(matrix: Matrix, inputs: Subset) -> dict[str, dict[str, Score | None]]:
-    """How much worse every score gets when one input is missing; positive is worse."""
+    """How much worse each score is without one of the inputs; positive is worse."""
     if len(inputs) < 2:
         return {}
-    best = matrix.rows[inputs]
+    full = matrix.rows[inputs]
     out: dict[str, dict[str, Score | None]] = {}
-    for missing in inputs:
-        rest = matrix.rows[tuple(n for n in inputs if n != missing)]
-        out[missing] = {}
+    for removed in inputs:
+        rest = matrix.rows[tuple(n for n in inputs if n != removed)]
+        out[removed] = {}
         for column in matrix.columns:
-            a, b = best[column], rest[column]
+            a, b = full[column], rest[column]
             if a is None or b is None:
-                out[missing][column] = None
+                out[removed][column] = None
                 continue
             worse = (b.value - a.value) * (1 if column in matrix.falls else -1)
-            out[missing][column] = Score(worse, share=worse / a.value if a.value else math.nan)
+            out[removed][column] = Score(worse, share=worse / a.value if a.value else math.nan)
     return out
 
 
