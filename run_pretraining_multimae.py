@@ -3,8 +3,8 @@
     python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml
     torchrun --nproc_per_node=8 run_pretraining_multimae.py --config cfgs/pretrain/....yaml
 
-Every option is a flag and a YAML key: ``--help`` lists them, ``--print_config`` shows the result
-of both. See PRETRAINING.md.
+Every option is a flag and a YAML key; ``--help`` lists them, ``--print_config`` prints their
+values. See PRETRAINING.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.distributed.script import run_script
 from utils.distributed.sharding import shard
 from utils.distributed.world import World, init_world, shutdown
 from utils.logs.logger import RunLogger
-from utils.logs.paths import prepare_output_dir
+from utils.logs.paths import RunPaths, prepare_output_dir
 from utils.tasks.loaders import train_loader
 from utils.tasks.pretraining import (
     build_task,
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(cfg: PretrainConfig, world: World) -> None:
-    """Data, model, optimiser, loop."""
+    """Build data, model and optimiser, and train."""
     runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
     prepare_output_dir(output_dir, cfg, world)
     seed_everything(runtime.seed)
@@ -89,7 +89,7 @@ def train(cfg: PretrainConfig, world: World) -> None:
         )
         if output_dir:
             weights = state.scored_weights(world)
-            path = Path(output_dir) / "model.safetensors"
+            path = RunPaths(Path(output_dir)).model
             if world.is_main:
                 save_model(weights, task.model.spec, path)
             logger.info(f"weights: {path}")

@@ -43,6 +43,7 @@ from tools.subset_report.pretrained_subsets import subset_losses
 from utils.data.folders import MultiModalFolder
 from utils.data.statistics import resolve_statistics
 from utils.logs.errors import UserError, exit_on_user_error
+from utils.logs.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "run_pretraining_multimae.py"
@@ -195,7 +196,7 @@ def train(spec: ModelSpec, rows: Sequence[Modality], options: GraftOptions) -> P
         (FINAL, options.steps, options.lr, ""),
     ):
         folder = out / phase
-        final = folder / "model.safetensors"
+        final = RunPaths(folder).model
         if steps and not final.exists():
             config = run_config(spec, options, steps, lr)
             config |= {"init_weights": str(start), "train_only": only, "output_dir": str(folder)}

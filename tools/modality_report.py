@@ -27,7 +27,7 @@ from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report
 from tools.subset_report.report_picture import report_figure
 from tools.subset_report.scores import Report
-from utils.distributed.devices import default_device, device_problems
+from utils.config.options import default_device, device_problems
 from utils.logs.errors import UserError, exit_on_user_error
 
 

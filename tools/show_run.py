@@ -19,6 +19,7 @@ if __package__ in (None, ""):
 from tools.report.curves import Row
 from tools.report.run_log import read_log
 from utils.logs.errors import UserError
+from utils.logs.paths import RunPaths
 
 PICTURE = "reconstructions.png"
 
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"\nValidation after {row['epoch']:g} epochs ({row['step']} steps)\n\n{table(row)}\n")
     print("trivial: one constant per channel, or the class frequencies, of the training set")
-    pictures = sorted((output_dir / "pictures").glob("reconstructions-*.png"))
+    paths = RunPaths(output_dir)
+    pictures = sorted(paths.pictures.glob("reconstructions-*.png"))
     if pictures:
         shutil.copyfile(pictures[-1], output_dir / PICTURE)
         print(f"pictures: {output_dir / PICTURE}")

@@ -9,9 +9,9 @@ from typing import Literal
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.registry import SIZES
 from utils.config.fields import option
+from utils.config.options import default_device, device_problems
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
-from utils.distributed.devices import default_device, device_problems
 
 EXTRA = ("extra1", "extra2", "extra3")
 """Further image modalities that a bench may name in ``--in_domains``."""

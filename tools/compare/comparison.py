@@ -15,8 +15,9 @@ import numpy as np
 import yaml
 
 from tools.report.curves import Curve, Row, curve
-from tools.report.run_log import LOG_NAME, read_log
+from tools.report.run_log import read_log
 from utils.logs.errors import UserError
+from utils.logs.paths import RunPaths
 
 _BROKEN = (yaml.YAMLError, ValueError, RecursionError)  # of YAML; ValueError: no such date
 _KEYS = {"size", "output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
@@ -84,7 +85,7 @@ class ComparisonRun:
 
     def scores(self) -> dict[str, float]:
         """Value of every metric after the last epoch, by key; empty where the run is not done."""
-        log = self.folder / LOG_NAME
+        log = RunPaths(self.folder).log
         if not log.is_file() or not log.stat().st_size:  # stopped before its first row
             return {}
         rows = read_log(log)

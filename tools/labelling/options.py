@@ -10,7 +10,7 @@ from typing import Any, Literal
 from multimae.images.pixels import ImageError, check_readable
 from multimae.specs.modalities import Modality, ModalityTable, make_table, select
 from utils.config.fields import option
-from utils.distributed.devices import default_device, device_problems
+from utils.config.options import default_device, device_problems
 
 DepthKind = Literal["auto", "inverse", "depth"]
 LinkChoice = Literal["symlink", "hard", "copy", "none"]

@@ -8,8 +8,7 @@ from typing import Literal
 
 from utils.config.fields import option
 from utils.config.finetune_options import FinetuneModelOptions
-from utils.config.options import DataOptions, StartOptions
-from utils.distributed.devices import default_device, device_problems
+from utils.config.options import DataOptions, StartOptions, default_device, device_problems
 
 DEFAULT_MODEL = "multivit_base"
 

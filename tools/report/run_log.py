@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tools.report.curves import Row
 from utils.logs.errors import UserError
-
-LOG_NAME = "log.jsonl"
+from utils.logs.paths import RunPaths
 
 
 def read_log(run: Path) -> list[Row]:
@@ -20,7 +19,7 @@ def read_log(run: Path) -> list[Row]:
     Raises:
         UserError: No log, an unreadable line (path and number), or no rows.
     """
-    path = run / LOG_NAME if run.is_dir() else run
+    path = RunPaths(run).log if run.is_dir() else run
     if not path.is_file():
         raise UserError(f"{path} does not exist: no such log. Give the output_dir of a run.")
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from multimae.weights.files import read_checkpoint
-from utils.checkpoint.files import BEST
+from utils.logs.paths import RunPaths
 
 _TIMINGS = ("images_per_s", "data_wait")  # log fields that depend on the clock
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Return hashes of the last checkpoint, final weights, log and sample order."""
-    saved = (p for p in (folder / "checkpoints").glob("checkpoint-*.pth") if p.name != BEST)
+    paths = RunPaths(folder)
+    saved = (p for p in paths.checkpoints.glob("checkpoint-*.pth") if p != paths.best)
     state = max(map(read_checkpoint, saved), key=lambda contents: int(contents["step"]))
     hashes = {key: digest(value) for key, value in state.items() if key != "config"}
-    hashes["weights"] = digest((folder / "model.safetensors").read_bytes())
-    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    hashes["weights"] = digest(paths.model.read_bytes())
+    rows = map(json.loads, paths.log.read_text().splitlines())
     hashes["log"] = digest([{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows])
     hashes["samples"] = digest(sample_order(folder))
     return hashes

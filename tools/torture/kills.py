@@ -20,6 +20,7 @@ from tools.torture.small_runs import (
     send,
     trainers,
 )
+from utils.logs.paths import RunPaths
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def torture(
         for kill in chain.kills:
             process = runs.start(layout, folder)
             _kill_run(process, kill, folder, layout)
-            in_save += bool(list((folder / "checkpoints").glob(".*.tmp")))
+            in_save += bool(list(RunPaths(folder).checkpoints.glob(".*.tmp")))
         finish(runs.start(layout, folder), folder)
         result = fingerprint(folder)
         differ = [key for key, value in references[layout].items() if result[key] != value]
@@ -109,7 +110,7 @@ def _kill_run(process: subprocess.Popen[bytes], kill: Kill, folder: Path, layout
     """
     samples = folder / "samples-0.jsonl"
     goal = _lines(samples) + 1 + kill.steps
-    checkpoints = folder / "checkpoints"
+    checkpoints = RunPaths(folder).checkpoints
     deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         if _lines(samples) >= goal and (not kill.in_save or any(checkpoints.glob(".*.pth.*.tmp"))):

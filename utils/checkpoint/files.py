@@ -39,8 +39,6 @@ import torch
 from multimae.weights.atomic import Written, atomic_file, checksum, remove_leftovers, write_hashed
 from utils.training.state import TrainState
 
-FOLDER = "checkpoints"
-BEST = "checkpoint-best.pth"
 MAX_STEP_CHECKPOINTS = 2
 """Number of step checkpoints kept."""
 
@@ -171,10 +169,9 @@ def _prune(folder: Path, keep: int) -> None:
         _record_path(folder, file).unlink(missing_ok=True)
 
 
-def save_best(state: TrainState, weights: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write the evaluated model's ``weights`` as the best checkpoint; return its path."""
-    folder = Path(output_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+def save_best(state: TrainState, weights: Mapping[str, Any], path: Path) -> None:
+    """Write the evaluated model's ``weights`` as the best checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     contents = {
         "model": weights,
         "epoch": state.epoch,
@@ -182,13 +179,11 @@ def save_best(state: TrainState, weights: Mapping[str, Any], output_dir: str | P
         "best": state.best,
         "config": dict(state.config),
     }
-    with atomic_file(folder / BEST) as file:
+    with atomic_file(path) as file:
         torch.save(contents, file)
-    return folder / BEST
 
 
-def prepare_folder(output_dir: str | Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Delete partial files of killed runs (rank 0, before the first save)."""
-    folder = Path(output_dir) / FOLDER
     if folder.is_dir():
         remove_leftovers(folder)

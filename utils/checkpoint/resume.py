@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
-from utils.checkpoint.files import BEST, FOLDER, read_records
+from utils.checkpoint.files import read_records
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
 from utils.logs.errors import UserError
+from utils.logs.paths import RunPaths
 from utils.training.state import TrainState
 
 _EPOCH = re.compile(r"checkpoint-(\d+)\.pth")
@@ -26,7 +27,7 @@ Info = Callable[[str], None]
 
 def best_checkpoint(output_dir: str | Path) -> Path | None:
     """Find the best checkpoint of ``output_dir``, else the latest."""
-    path = Path(output_dir) / FOLDER / BEST
+    path = RunPaths(Path(output_dir)).best
     return path if path.is_file() else latest_checkpoint(output_dir)
 
 
@@ -37,7 +38,7 @@ def latest_checkpoint(output_dir: str | Path, info: Info = print) -> Path | None
         output_dir: Folder of the run.
         info: Called with a line about each newer, damaged one.
     """
-    for path, problem in _candidates(Path(output_dir) / FOLDER):
+    for path, problem in _candidates(RunPaths(Path(output_dir)).checkpoints):
         if not problem:
             return path
         info(f"{problem}: falling back to the checkpoint before it")
@@ -103,17 +104,16 @@ def resume(
 
 def find_checkpoint(options: CheckpointOptions, info: Info) -> Path | None:
     """Find the checkpoint that the options ask for; ``None`` to start from scratch."""
-    folder = Path(options.output_dir) / FOLDER
     if options.resume:
         _verify(Path(options.resume))
         return Path(options.resume)
     if not options.auto_resume or not options.output_dir:
         return None
-    path = latest_checkpoint(options.output_dir, info)
-    if path is None and any(p for p in folder.glob("checkpoint-*.pth") if p.name != BEST):
+    path, paths = latest_checkpoint(options.output_dir, info), RunPaths(Path(options.output_dir))
+    if path is None and any(p != paths.best for p in paths.checkpoints.glob("checkpoint-*.pth")):
         raise UserError(
-            f"cannot resume: no checkpoint in {folder} is intact. Start from scratch with another "
-            "--output_dir or --no_auto_resume."
+            f"cannot resume: no checkpoint in {paths.checkpoints} is intact. Start from scratch "
+            "with another --output_dir or --no_auto_resume."
         )
     return path
 

@@ -1,4 +1,4 @@
-"""When to save, and saving while the training goes on."""
+"""When to save, and saving in the background."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.checkpoint.files import FOLDER, prepare_folder, save_best, write_checkpoint
+from utils.checkpoint.files import remove_partial_files, save_best, write_checkpoint
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
 from utils.logs.errors import RunError
+from utils.logs.paths import RunPaths
 from utils.training.state import TrainState
 
 
 class Saver:
     """Writes the checkpoints of a run; rank 0 writes, all processes call.
 
-    The state is copied to memory of its own while the training waits, and written by a thread while
-    it goes on. A save waits for the one before it.
+    Training waits while the state is copied to host memory; a thread writes the copy. A save waits
+    for the previous one.
 
     Attributes:
-        waited: Seconds that the training has spent waiting for saves.
+        waited: Seconds that training has waited for saves.
     """
 
     def __init__(self, options: CheckpointOptions, world: World) -> None:
-        """Clear the folder of what killed runs have left."""
+        """Delete partial files of killed runs."""
         self.options, self.world = options, world
         self.active = bool(options.output_dir) and options.save_ckpt
-        self.folder = Path(options.output_dir) / FOLDER
+        self.paths = RunPaths(Path(options.output_dir))
+        self.folder = self.paths.checkpoints
         self.waited = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._copies: dict[str, Any] = {}
         self._begun = self._last = time.monotonic()
         if self.active and world.is_main:
-            prepare_folder(options.output_dir)
+            remove_partial_files(self.folder)
 
     def minutes_have_passed(self) -> bool:
         """Whether this process's clock says that a save is due."""
@@ -52,11 +54,11 @@ class Saver:
         return bool(self.active and every and step % every == 0)
 
     def contents(self, state: TrainState) -> dict[str, Any]:
-        """The state as it is, not copied; all processes call it."""
+        """The current state, not copied (collective)."""
         return state.state_dict(self.world) if self.active else {}
 
     def write_now(self, contents: Mapping[str, Any]) -> None:
-        """Write earlier :meth:`contents` of the same weights and wait; no process need join.
+        """Write :meth:`contents` and wait; not collective.
 
         Raises:
             RunError: It failed.
@@ -72,12 +74,12 @@ class Saver:
         return self._error is not None
 
     def save(self, state: TrainState, *, at_epoch_end: bool, wait: bool = False) -> None:
-        """Save the run as it is.
+        """Save the run (collective).
 
         Args:
             state: The run.
             at_epoch_end: It has just completed an epoch.
-            wait: Until the file is there.
+            wait: Block until the file is written.
 
         Raises:
             RunError: This save, or the one before, failed.
@@ -98,7 +100,7 @@ class Saver:
         self.waited += self._last - start
 
     def save_best(self, state: TrainState) -> None:
-        """Write the scored weights as the best; all processes call it.
+        """Write the scored weights as the best checkpoint (collective).
 
         Raises:
             RunError: It failed.
@@ -106,12 +108,12 @@ class Saver:
         weights = state.scored_weights(self.world) if self.active else {}
         if self.active and self.world.is_main:
             try:
-                save_best(state, weights, self.options.output_dir)
+                save_best(state, weights, self.paths.best)
             except OSError as err:
                 raise RunError(_failed(self.folder, err)) from err
 
     def cost(self) -> str:
-        """What saving has cost, for the log."""
+        """Time spent waiting for saves, for the log."""
         lasted = time.monotonic() - self._begun
         return (
             f"training waited {self.waited:.1f} s for checkpoints, {self.waited / lasted:.2%} of "
@@ -130,7 +132,7 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raise what a save that has ended failed with."""
+        """Raise the error of a failed save."""
         if self._error is not None:
             error, self._error = self._error, None
             raise RunError(_failed(self.folder, error)) from error
@@ -140,16 +142,16 @@ class Saver:
             write_checkpoint(
                 contents, self.folder, at_epoch_end=at_epoch_end, keep=self.options.keep_ckpts
             )
-        except BaseException as err:  # the thread that trains raises it
+        except BaseException as err:  # raised by the training thread
             self._error = err
 
 
 def snapshot(value: Any, into: Any = None) -> Any:
-    """A copy of a state in memory of the CPU that training does not touch.
+    """Copy a state to host memory.
 
     Args:
         value: Tensors and plain values in dicts and lists.
-        into: An earlier copy, whose memory is used again where shapes and types agree.
+        into: Earlier copy, whose memory is reused where shapes and dtypes match.
     """
     if isinstance(value, Tensor):
         if isinstance(into, Tensor) and (into.shape, into.dtype) == (value.shape, value.dtype):
@@ -168,6 +170,6 @@ def snapshot(value: Any, into: Any = None) -> Any:
 def _failed(folder: Path, error: BaseException) -> str:
     reason = getattr(error, "strerror", None) or error
     return (
-        f"a checkpoint could not be written to {folder} ({reason}). The checkpoints before it are "
-        "untouched: make room there and run the same command to go on."
+        f"a checkpoint could not be written to {folder} ({reason}). Earlier checkpoints are "
+        "intact: free space there and run the same command to resume."
     )

@@ -1,15 +1,21 @@
-"""``--finetune``: pre-trained weights into a model that is to be fine-tuned (or probed)."""
+"""Weights to start from: ``--finetune`` and ``--init_weights``, local files or https URLs."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from multimae.weights.atomic import atomic_file
 from multimae.weights.convert import is_vit_state_dict, vit_to_multimae
 from multimae.weights.load import (
     CheckpointError,
@@ -19,13 +25,17 @@ from multimae.weights.load import (
     load_weights,
     read_checkpoint,
 )
-from utils.checkpoint.download import download, has_digest
 from utils.config.options import StartOptions
 from utils.logs.errors import UserError
 
 HEADS = "output_adapters."
-REPORT = "weights.txt"
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
+_CHUNK = 2**20
+_TIMEOUT_S = 60.0
+
+
+class DownloadError(OSError):
+    """A download failed, or the file does not match the hash in its name."""
 
 
 def load_pretrained(
@@ -33,8 +43,8 @@ def load_pretrained(
 ) -> LoadReport:
     """Load ``--finetune`` into ``model`` (SPEC section 6).
 
-    Weights of a ViT (MAE, timm) are converted first. Decoders and heads of the checkpoint are left
-    out, unless ``heads``; what a checkpoint has and the model lacks is reported as unused.
+    Weights of a ViT (MAE, timm) are converted first. Decoders and heads of the checkpoint are
+    ignored, unless ``heads``; keys that the model lacks are reported as unused.
 
     Raises:
         UserError: The file is missing, unreadable or fits nothing.
@@ -44,25 +54,21 @@ def load_pretrained(
         report = load_weights(model, state, source=options.finetune, strict=False)
     except (CheckpointError, ValueError) as err:
         raise UserError(f"{flag}: {err}") from err
-    return LoadReport(
-        report.source,
-        report.loaded,
-        report.resized,
-        report.new,
-        (*report.unused, *unused),
-        report.mismatched,
-    )
+    return replace(report, unused=(*report.unused, *unused))
 
 
 def read_pretrained(
     options: StartOptions, *, heads: bool = False, flag: str = "--finetune"
 ) -> tuple[StateDict, tuple[str, ...]]:
-    """The weights of a checkpoint in MultiMAE's names, and the keys that were left out.
+    """Read the weights of a checkpoint.
 
     Args:
         options: Where they are.
         heads: Keep decoders and heads.
-        flag: What the user knows the location by.
+        flag: Flag that the user set, for errors.
+
+    Returns:
+        Weights under MultiMAE's names, and the keys that were dropped.
 
     Raises:
         UserError: The file is missing or unreadable.
@@ -70,44 +76,13 @@ def read_pretrained(
     try:
         checkpoint = read_checkpoint(fetch(options.finetune, flag))
         state = extract_state_dict(checkpoint, options.model_key.split("|"))
-        state, unused = _in_our_names(_without_prefix(state, options.model_prefix))
+        state, unused = _to_multimae(_without_prefix(state, options.model_prefix))
     except (CheckpointError, ValueError) as err:
         raise UserError(f"{flag}: {err}") from err
     if not heads:
         unused += tuple(k for k in state if k.startswith(HEADS))
         state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     return state, unused
-
-
-def fetch(location: str, flag: str = "--finetune") -> Path:
-    """A local path as it is; an https URL downloaded once, into torch.hub's folder.
-
-    A file name with a hash in it (``name-0123abcd.pth``) is verified against its contents, each
-    time: a file that is there with other contents is deleted and downloaded again.
-
-    Raises:
-        UserError: Another kind of URL; the download failed or has another hash.
-    """
-    if "://" not in location:
-        return Path(location)
-    if not location.startswith("https://"):
-        raise UserError(f"{flag} {location}: only https:// URLs are loaded")
-    name = Path(urlparse(location).path).name
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    match = _HASH.search(name)
-    digest = match[1] if match else ""
-    # Many a file is called model.safetensors: where no hash says which, the address does.
-    path = folder / (name if match else f"{sha256(location.encode()).hexdigest()[:8]}-{name}")
-    try:
-        if path.is_file():
-            if has_digest(path, digest):
-                return path
-            path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        download(location, path, digest)
-    except OSError as err:
-        raise UserError(f"{flag} {location}: cannot be downloaded ({err})") from err
-    return path
 
 
 def _without_prefix(state: StateDict, prefix: str) -> StateDict:
@@ -121,9 +96,97 @@ def _without_prefix(state: StateDict, prefix: str) -> StateDict:
     return inside
 
 
-def _in_our_names(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-    """The weights in MultiMAE's names, and what of a ViT has no place there."""
+def _to_multimae(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """Weights under MultiMAE's names, and the keys of a ViT that it has no use for."""
     if not is_vit_state_dict(state):
         return state, ()
     converted = vit_to_multimae(state)
     return dict(converted.state), converted.unused
+
+
+def fetch(location: str, flag: str = "--finetune") -> Path:
+    """Download an https URL once, into torch.hub's folder; return local paths unchanged.
+
+    A hash in the file name (``name-0123abcd.pth``) is verified on each call: a cached file that
+    does not match is downloaded again.
+
+    Raises:
+        UserError: Another kind of URL; the download failed or has another hash.
+    """
+    if "://" not in location:
+        return Path(location)
+    if not location.startswith("https://"):
+        raise UserError(f"{flag} {location}: only https:// URLs are loaded")
+    name = Path(urlparse(location).path).name
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    match = _HASH.search(name)
+    digest = match[1] if match else ""
+    # Many files are called model.safetensors: without a hash, the URL tells them apart.
+    path = folder / (name if match else f"{sha256(location.encode()).hexdigest()[:8]}-{name}")
+    try:
+        if path.is_file():
+            if _has_digest(path, digest):
+                return path
+            path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        download(location, path, digest)
+    except OSError as err:
+        raise UserError(f"{flag} {location}: cannot be downloaded ({err})") from err
+    return path
+
+
+class _HttpsOnly(HTTPRedirectHandler):
+    """Refuses redirects to unencrypted connections and local files."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, *rest: Any) -> Request | None:
+        target = rest[-1]
+        if not target.startswith("https://"):
+            raise DownloadError(f"redirected to {target}, and only https:// URLs are loaded")
+        return super().redirect_request(req, fp, code, *rest)
+
+
+def download(url: str, path: Path, digest: str = "") -> None:
+    """Download an https URL to ``path``, atomically.
+
+    Args:
+        url: Source.
+        path: Target; its folder must exist.
+        digest: Expected start of the SHA-256, in hexadecimal.
+
+    Raises:
+        DownloadError: An incomplete answer, or another hash; no file is left.
+        OSError: The file cannot be written.
+    """
+    request = Request(url, headers={"User-Agent": "multimae"})
+    hashed, size = sha256(), 0
+    try:
+        with (
+            build_opener(_HttpsOnly()).open(request, timeout=_TIMEOUT_S) as answer,
+            atomic_file(path) as stream,
+            tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
+        ):
+            length = answer.headers.get("Content-Length")
+            bar.total = int(length) if length else None
+            while chunk := answer.read(_CHUNK):
+                stream.write(chunk)
+                hashed.update(chunk)
+                size += len(chunk)
+                bar.update(len(chunk))
+            if length and size != int(length):
+                raise DownloadError(f"the connection ended after {size} of {length} bytes")
+            if not hashed.hexdigest().startswith(digest):
+                raise DownloadError(
+                    f"its SHA-256 is {hashed.hexdigest()} and not {digest}..., as its name says: "
+                    "the file was changed or damaged"
+                )
+    except (HTTPException, ValueError) as err:
+        raise DownloadError(f"{type(err).__name__}: {err}") from err
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    """Whether the SHA-256 of a file begins with ``digest``."""
+    hashed = sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest().startswith(digest)

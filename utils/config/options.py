@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Interpolation, ModalityTable, default_table, make_table
 from multimae.specs.registry import split_name
 from utils.config.fields import option
-from utils.distributed.devices import default_device, device_problems
 
 # A target computed from another modality's data is stored and normalised like that modality.
 _FOLLOWS_SOURCE = (
@@ -34,6 +35,19 @@ _COMMON_OPTIMISERS = ("adamw", "adam", "sgd")
 def split_names(text: str) -> tuple[str, ...]:
     """``"rgb-depth"`` as ``("rgb", "depth")``."""
     return tuple(text.split("-")) if text else ()
+
+
+def default_device() -> str:
+    """``cuda`` if available, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_problems(name: str) -> Iterator[str]:
+    """Check that PyTorch knows the device ``name``."""
+    try:
+        torch.device(name)
+    except RuntimeError:
+        yield f"device: '{name}' is not a device; use cuda, cuda:N, cpu or mps"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _acknowledged = threading.Event()
 
 
 class Stopped(UserError):
-    """The run was asked to stop; the message says what was saved."""
+    """A signal stopped the run; the message says what was saved."""
 
     exit_code = EXIT_CODE
     label = "stopped"

@@ -1,6 +1,6 @@
-"""What a run reports: log lines, errors, the output folder.
+"""Logs, errors and the output folder of a run.
 
-``paths`` prepares the output folder; ``logger.RunLogger`` writes log lines and
+``paths`` names the files of the output folder; ``logger.RunLogger`` writes log lines and
 pictures; ``window`` averages values and times steps between two lines; ``errors`` has the errors
-that are shown without a traceback.
+that are printed without a traceback.
 """

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: printed as one screen without traceback, exit code 2 or 1."""
+"""Errors that a user can fix: printed without a traceback, exit code 2 or 1."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ MAX_SHOWN = 10
 
 
 class UserError(Exception):
-    """Something in the user's configuration, data or files is wrong.
+    """Invalid configuration, data or files.
 
-    The message says what was wrong, where (path, key, modality) and what to do.
+    The message says what is wrong, where (path, key, modality) and what to do.
     """
 
     exit_code = 2
     label = "error"
     everywhere = False
-    """Whether every process of the run raises it, so that one of them need say it."""
+    """Whether every process of the run raises it; then rank 0 alone prints it."""
 
 
 class RunError(UserError):
-    """A run that started cannot go on; the message says why, where and what to do."""
+    """A failure during a run; the message says why, where and what to do."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
-        """See the class; ``everywhere`` if the processes have agreed on it."""
+        """``everywhere``: every process raises it."""
         super().__init__(message)
         self.everywhere = everywhere
 
 
 def bullet_list(items: Sequence[str], limit: int = MAX_SHOWN) -> str:
-    """``items`` as an indented list, cut after ``limit`` with a count of the rest."""
+    """Format ``items`` as an indented list of at most ``limit``, with a count of the rest."""
     lines = [f"  - {item}" for item in items[:limit]]
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")
@@ -42,11 +42,7 @@ def bullet_list(items: Sequence[str], limit: int = MAX_SHOWN) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a :class:`UserError` into a message on stderr and its exit code.
-
-    A data-loader worker re-raises with its own traceback inside the message; only the part after
-    the error's name is the user's.
-    """
+    """Print a :class:`UserError` on stderr and exit with its code."""
     try:
         yield
     except UserError as err:
@@ -55,6 +51,6 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def print_error(err: UserError) -> None:
-    """Print the message on stderr."""
+    """Print the message on stderr, without the traceback that a loader worker puts before it."""
     message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
     print(f"{err.label}: {message}", file=sys.stderr, flush=True)

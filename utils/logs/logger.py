@@ -1,4 +1,4 @@
-"""What a run says: console, progress bar, JSONL, TensorBoard, Weights & Biases. Rank 0 only.
+"""Logs of a run: console, progress bar, JSONL, TensorBoard, Weights & Biases. Rank 0 only.
 
 ``output_dir/log.jsonl`` has one JSON object a line::
 
@@ -26,13 +26,11 @@ from tqdm import tqdm
 from multimae.weights.atomic import atomic_file
 from utils.config.options import LogOptions
 from utils.logs.errors import UserError
-
-JSONL = "log.jsonl"
-WANDB_ID = "wandb-id.txt"
+from utils.logs.paths import RunPaths
 
 
 class RunLogger:
-    """Sends rows and pictures to every sink the options ask for; silent on other ranks."""
+    """Writes rows and pictures to the sinks of the options; silent on other ranks."""
 
     def __init__(
         self,
@@ -46,29 +44,29 @@ class RunLogger:
 
         Args:
             options: Which sinks.
-            output_dir: Folder of files; empty writes none.
-            config: Flat resolved configuration, shown in wandb.
-            is_main: Whether this process logs at all.
+            output_dir: Output folder; empty writes no files.
+            config: Flat resolved configuration, for W&B.
+            is_main: Whether this process logs.
 
         Raises:
-            UserError: A sink's package is missing, or TensorBoard has no folder to write to.
+            UserError: A sink's package is missing, or TensorBoard has no folder.
         """
         self.is_main = is_main
-        self.output_dir = Path(output_dir) if output_dir else None
+        self.paths = RunPaths.of(output_dir)
         self._options = options
         self._bar: tqdm[Any] | None = None
         self._jsonl = self._wandb = self._tensorboard = None
         if not is_main:
             return
-        if self.output_dir is not None:
-            self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
+        if self.paths is not None:
+            self._jsonl = self.paths.log.open("a", encoding="utf-8")
         if options.log_tensorboard:
-            self._tensorboard = _open_tensorboard(self.output_dir, 0)
+            self._tensorboard = _open_tensorboard(self.paths, 0)
         if options.log_wandb:
-            self._wandb = _open_wandb(options, output_dir, config)
+            self._wandb = _open_wandb(options, self.paths, config)
 
     def __enter__(self) -> RunLogger:
-        """Use as a context, so that files and bars are closed."""
+        """Use as a context that closes files and bars."""
         return self
 
     def __exit__(
@@ -85,13 +83,13 @@ class RunLogger:
             self._wandb.finish(exit_code=int(kind is not None))
 
     def info(self, text: str) -> None:
-        """A line for people."""
+        """Print a line."""
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def start_progress(self, total_steps: int, done: int) -> None:
-        """Show a bar with ETA on a terminal; elsewhere the log lines carry the ETA."""
+        """Show a bar with ETA on a terminal; elsewhere log lines have the ETA."""
         self._total, self._first, self._begin = total_steps, done, time.perf_counter()
         if self.is_main and sys.stderr.isatty():
             self._bar = tqdm(
@@ -99,26 +97,26 @@ class RunLogger:
             )
 
     def rewind(self, step: int, *, scored: bool) -> None:
-        """Forget what was logged after ``step``, from where the run goes on.
+        """Drop what was logged after ``step``, where the run resumes.
 
         Args:
-            step: Updates done. At 0 a log that is there belongs to an earlier run and is renamed.
-            scored: Whether the evaluation at ``step``, if there was one, need not be done again.
+            step: Updates done. At 0 an existing log belongs to an earlier run and is renamed.
+            scored: Whether the evaluation at ``step`` is done.
         """
         if not self.is_main:
             return
         if self._bar is not None:
             self._bar.n = step
-        if self._jsonl is not None and self.output_dir is not None:
+        if self._jsonl is not None and self.paths is not None:
             self._jsonl.close()
-            cut_log(self.output_dir / JSONL, step, scored=scored)
-            self._jsonl = (self.output_dir / JSONL).open("a", encoding="utf-8")
+            cut_log(self.paths.log, step, scored=scored)
+            self._jsonl = self.paths.log.open("a", encoding="utf-8")
         if self._tensorboard is not None and step:
             self._tensorboard.close()
-            self._tensorboard = _open_tensorboard(self.output_dir, step + 1)
+            self._tensorboard = _open_tensorboard(self.paths, step + 1)
 
     def advance(self) -> None:
-        """One step more on the bar."""
+        """Advance the bar by a step."""
         if self._bar is not None:
             self._bar.update()
 
@@ -146,10 +144,9 @@ class RunLogger:
         """Save a picture as ``pictures/{name}-{step}.png`` and send it to the other sinks."""
         if not self.is_main:
             return
-        if self.output_dir is not None:
-            folder = self.output_dir / "pictures"
-            folder.mkdir(exist_ok=True)
-            image.save(folder / f"{name}-{step:06d}.png")
+        if self.paths is not None:
+            self.paths.pictures.mkdir(exist_ok=True)
+            image.save(self.paths.picture(name, step))
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
         if self._wandb is not None:
@@ -200,29 +197,26 @@ def _stays(line: bytes, step: int, *, scored: bool) -> bool:
     return bool(row["step"] < step or (row["step"] == step and (scored or row["kind"] == "train")))
 
 
-def _wandb_id(output_dir: str) -> str | None:
-    """The id of the run in this folder: chosen once, kept beside the log."""
-    if not output_dir:
-        return None
-    path = Path(output_dir) / WANDB_ID
+def _wandb_id(path: Path) -> str:
+    """W&B id of the run in this folder, chosen once."""
     if not path.is_file():
         path.write_text(secrets.token_hex(8), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 
 
-def _open_tensorboard(output_dir: Path | None, first_step: int) -> Any:
-    if output_dir is None:
-        raise UserError("--log_tensorboard writes into --output_dir: give one.")
+def _open_tensorboard(paths: RunPaths | None, first_step: int) -> Any:
+    if paths is None:
+        raise UserError("--log_tensorboard writes into --output_dir: set one.")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as err:
         raise UserError("--log_tensorboard needs `pip install tensorboard`.") from err
-    # Viewers pass over what an earlier process has logged from this step on.
+    # Viewers ignore what an earlier process has logged from this step on.
     purge = first_step or None
-    return SummaryWriter(str(output_dir / "tensorboard"), purge_step=purge)
+    return SummaryWriter(str(paths.tensorboard), purge_step=purge)
 
 
-def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, object]) -> Any:
+def _open_wandb(options: LogOptions, paths: RunPaths | None, config: Mapping[str, object]) -> Any:
     try:
         import wandb
     except ImportError as err:
@@ -232,8 +226,8 @@ def _open_wandb(options: LogOptions, output_dir: str, config: Mapping[str, objec
         entity=options.wandb_entity,
         name=options.wandb_run_name,
         group=options.wandb_group or None,
-        dir=output_dir or None,
-        id=_wandb_id(output_dir),
+        dir=None if paths is None else str(paths.root),
+        id=None if paths is None else _wandb_id(paths.wandb_id),
         resume="allow",
         config=dict(config),
     )

@@ -15,8 +15,7 @@ from utils.distributed.world import World
 class LogWindow:
     """Means of logged values since the last log line, kept on the device.
 
-    Losses that are not finite are remembered with their step, so that nothing waits for the device
-    between log lines and yet the first bad step is named.
+    The first step with a NaN or Inf is recorded on the device, without synchronising.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class LogWindow:
         self.count += 1
 
     def bad_losses(self, world: World) -> dict[int, list[str]]:
-        """Losses of any process that were not finite, by the step (from 1) where each began.
+        """NaN and Inf losses of any process, by the step (from 1) where each began (collective).
 
         A gradient norm alone may overflow: the fp16 loss scaler handles that.
         """
@@ -52,15 +51,15 @@ class LogWindow:
         return dict(sorted(found.items()))
 
     def read(self, world: World) -> dict[str, float]:
-        """Means over the window and all processes; begins a new window."""
-        if not self.count:  # every step of it was left out
+        """Means over the window and all processes (collective); begins a new window."""
+        if not self.count:  # every step was skipped
             return {}
         mean = world.sum(self.sums / self.count) / world.size
         self.count = 0
         return dict(zip(self.names, mean.tolist(), strict=True))
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """For checkpoints; all processes call it, as it holds the sums of each, (ranks, names)."""
+        """For checkpoints (collective): ``sums`` of every process, (ranks, names)."""
         sums = torch.zeros(0)
         if self.count:
             sums = self.sums.new_zeros(world.size, len(self.sums))
@@ -69,7 +68,7 @@ class LogWindow:
         return {"names": list(self.names), "sums": sums.cpu(), "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
-        """Inverse of :meth:`state_dict`; of another number of processes, each takes the mean."""
+        """Inverse of :meth:`state_dict`; the mean if the number of processes has changed."""
         self.names, self.count = tuple(state["names"]), int(state["count"])
         rows = state["sums"]
         if self.count:
@@ -81,7 +80,7 @@ T = TypeVar("T")
 
 
 class StepClock:
-    """Times the gaps between batches; read and reset at every log line."""
+    """Measures throughput and the time spent waiting for data, between log lines."""
 
     def __init__(self) -> None:
         """Start now."""
@@ -94,7 +93,7 @@ class StepClock:
         self._samples = 0
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass batches on, counting the time spent waiting for them."""
+        """Yield batches and measure the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             begin = time.perf_counter()

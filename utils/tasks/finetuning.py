@@ -25,7 +25,7 @@ from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import described, save_model
 from utils.checkpoint.resume import best_checkpoint, resume
-from utils.checkpoint.start_weights import REPORT, fetch, load_pretrained
+from utils.checkpoint.start_weights import fetch, load_pretrained
 from utils.config.finetune_options import FinetuneConfig, Split
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
@@ -37,7 +37,7 @@ from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.errors import UserError
 from utils.logs.logger import RunLogger
-from utils.logs.paths import prepare_output_dir
+from utils.logs.paths import RunPaths, prepare_output_dir
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
 from utils.tasks.loaders import eval_loader, spread_keys, train_loader
 from utils.training.ema import average
@@ -271,7 +271,8 @@ def _train(
         report = load_pretrained(task.model, cfg.start)
         logger.info(report.summary())
         if output_dir and world.is_main:
-            (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+            path = RunPaths(Path(output_dir)).weights_report
+            path.write_text(report.details() + "\n", encoding="utf-8")
         for warning in statistics_warnings(cfg.start.finetune, train_set):
             logger.info(warning)
     ema = average(task.model, cfg.start) if cfg.start.model_ema else None
@@ -302,7 +303,7 @@ def _train(
     if output_dir and cfg.checkpoint.save_ckpt:
         weights = state.scored_weights(world)
         if world.is_main:
-            save_model(weights, task.model.spec, Path(output_dir) / "model.safetensors")
+            save_model(weights, task.model.spec, RunPaths(Path(output_dir)).model)
     return state
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from multimae.nn.tokens import TokenLayout
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
-from utils.checkpoint.start_weights import REPORT, load_pretrained
+from utils.checkpoint.start_weights import load_pretrained
 from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
@@ -38,6 +37,7 @@ from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.statistics import resolve_statistics, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.logs.errors import UserError
+from utils.logs.paths import RunPaths
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
@@ -336,8 +336,9 @@ def load_init_weights(
         return
     report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
     yield report.summary()
-    if output_dir and Path(output_dir).is_dir():
-        (Path(output_dir) / REPORT).write_text(report.details() + "\n", encoding="utf-8")
+    paths = RunPaths.of(output_dir)
+    if paths is not None and paths.root.is_dir():
+        paths.weights_report.write_text(report.details() + "\n", encoding="utf-8")
     yield from statistics_warnings(start.init_weights, train_set)
 
 

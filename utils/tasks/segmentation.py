@@ -130,9 +130,8 @@ class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
             mean.update({"loss": self.task.pixel_losses(logits, labels, void)})
             meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
         values = self.pooled(meter, mean)
-        if self.logger.output_dir is not None and self.world.is_main:
-            table = self.logger.output_dir / f"{self.split}_classes.csv"
-            write_class_table(table, meter, target)
+        if self.logger.paths is not None and self.world.is_main:
+            write_class_table(self.logger.paths.class_table(self.split), meter, target)
         return values
 
 

@@ -209,7 +209,7 @@ def _finish_epoch(run: TrainingRun) -> None:
 
 
 def _stopped(run: TrainingRun) -> str:
-    saved = f"saved in {run.saver.folder}: run the same command to go on"
+    saved = f"saved in {run.saver.folder}: run the same command to resume"
     return (
         f"{run.stop.name or 'a signal'} after step {run.state.step}; "
         f"{saved if run.saver.active else 'nothing was saved'}"

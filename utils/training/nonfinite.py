@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from utils.distributed.control import ControlGroup
 from utils.logs.errors import RunError
+from utils.logs.paths import RunPaths
 
-JSONL = "nonfinite.jsonl"
 MAX_ATTEMPTS = 10
 """Consecutive skipped steps (``skip``) or total rollbacks after which a run ends."""
 
@@ -28,7 +27,8 @@ class NonFinite:
     def __init__(self, output_dir: str, control: ControlGroup) -> None:
         """Collective; rank 0 writes."""
         self.control = control
-        self.path = Path(output_dir) / JSONL if output_dir else None
+        paths = RunPaths.of(output_dir)
+        self.path = None if paths is None else paths.nonfinite
         self._names: dict[int, list[str]] = {}
         self._skipped: list[int] = []
         self._rollbacks = 0

@@ -12,11 +12,11 @@ import yaml
 from utils.config.cls_options import ClsConfig
 from utils.config.depth_options import DepthConfig
 from utils.config.fields import Option, options_of
+from utils.config.options import default_device
 from utils.config.parse import parse_config, to_flat_dict
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
-from utils.distributed.devices import default_device
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).parents[2] / "data" / "contract"
