@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 # 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
 _TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_LOSSY = frozenset({"JPEG", "MPO", "AVIF"})
 
 
 class ImageError(ValueError):
@@ -82,15 +84,86 @@ def check_same_view(
             )
 
 
-def checked(image: Image.Image, source: object, modality: Modality) -> Pixels:
+class Encoding(NamedTuple):
+    """How a file stores its samples.
+
+    Attributes:
+        bits: 2 or 4, which Pillow scales to 0..255; 16 in colour, which it cuts to 8; else 0.
+        lossy: Decoded values are not those that were encoded.
+    """
+
+    bits: int = 0
+    lossy: bool = False
+
+
+def encoding_of(image: Image.Image) -> Encoding:
+    """Read the encoding of an image that Pillow has opened, but not loaded."""
+    lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
+    tiles = getattr(image, "tile", None)
+    raw_mode = tiles[0][3] if tiles else ""
+    if isinstance(raw_mode, tuple):
+        raw_mode = raw_mode[0] if raw_mode else ""
+    match = re.fullmatch(r"(L|LA|RGB|RGBA|RGBX|RGBa|CMYK);(\d+)[A-Z]*", str(raw_mode))
+    bits = int(match[2]) if match else 0
+    grey = image.mode == "L"
+    return Encoding(bits if bits in ((2, 4) if grey else (16,)) else 0, lossy)
+
+
+def checked(
+    image: Image.Image, source: object, modality: Modality, encoding: Encoding | None = None
+) -> Pixels:
     """Check a decoded, upright image against its modality; ``source`` is for messages.
 
     Raises:
         ImageError: It does not hold what the modality declares.
     """
+    encoding, where = encoding or Encoding(), f"{source}: modality '{modality.name}'"
+    if encoding.lossy and (modality.is_labels or modality.no_data is not None):
+        exact = "class ids" if modality.is_labels else f"no_data: {modality.no_data:g}"
+        raise ImageError(
+            f"{where} holds {exact}, and the file is {image.format or 'JPEG'}, whose compression "
+            "changes values at edges. Store the original values as PNG."
+        )
+    if encoding.bits == 16:
+        raise ImageError(
+            f"{where}: the file has 16 bits per channel, which would be cut to 8. Declare "
+            "max_value (65535, or the largest value) and store it as 16-bit PNG, or as .npy "
+            "(H, W, C); or convert it to 8 bits."
+        )
+    bits = 1 if image.mode == "1" else encoding.bits
+    if bits:
+        image = _stored_levels(image, bits, where, modality)
     if modality.is_labels:
         return _labels(image, source, modality)
     return _values(image, source, modality)
+
+
+def _stored_levels(image: Image.Image, bits: int, where: str, modality: Modality) -> Image.Image:
+    """Undo Pillow's scaling of 1, 2 and 4 bits to 0..255 unless the modality has 8 bits."""
+    top = 2**bits - 1
+    if modality.is_labels or modality.storage == "float" or modality.max_value == top:
+        return Image.fromarray(np.asarray(image.convert("L")) // (255 // top))
+    if modality.max_value == 255 and modality.no_data is None:
+        return image
+    raise ImageError(
+        f"{where} is declared with max_value: {modality.max_value:g}, and the file has {bits} bits "
+        f"per pixel. Set max_value: {top} in the config's `modalities:` section, or store it with "
+        "8 or 16 bits."
+    )
+
+
+def wide_colours(values: Array, source: object, modality: Modality) -> Pixels:
+    """Check colours of 16 bits, ``(H, W, C)``; alpha is dropped if the modality has none.
+
+    Raises:
+        ImageError: They do not fit the modality, or it holds class ids or 8-bit values.
+    """
+    if modality.is_labels or (modality.storage != "float" and modality.max_value <= 255):
+        return checked(Image.new("RGB", (1, 1)), source, modality, Encoding(16))
+    has_alpha = values.shape[2] in (2, 4)
+    if has_alpha and modality.num_channels == values.shape[2] - 1:
+        values = values[..., :-1]
+    return array_pixels(values, source, modality)
 
 
 def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:

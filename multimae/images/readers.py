@@ -31,8 +31,10 @@ from multimae.images.pixels import (
     check_readable,
     checked,
     class_ids,
+    encoding_of,
     size_of,
     storage_dtype,
+    wide_colours,
 )
 from multimae.specs.modalities import Modality
 
@@ -106,7 +108,8 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
         return read(path, modality) if known else _read_picture(path, modality, None)
     check_readable(modality)
     if isinstance(image, Image.Image):
-        return checked(ImageOps.exif_transpose(image), "image", modality)
+        encoding = encoding_of(image)
+        return checked(ImageOps.exif_transpose(image), "image", modality, encoding)
     return array_pixels(np.asarray(image), "array", modality)
 
 
@@ -169,6 +172,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes | None) -> Pixels:
         with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > limit:  # Pillow only warns until twice as many
                 raise Image.DecompressionBombError
+            encoding = encoding_of(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
@@ -182,7 +186,11 @@ def _read_picture(path: Path, modality: Modality, data: bytes | None) -> Pixels:
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except Exception as err:  # Pillow raises many types, depending on the first damaged byte
         raise _unreadable(path, modality, err) from err
-    return checked(image, path, modality)
+    if encoding.bits == 16 and image.format == "PNG":
+        colours = _decode_wide_png(path.read_bytes() if data is None else data)
+        if colours is not None:
+            return wide_colours(colours, path, modality)
+    return checked(image, path, modality, encoding)
 
 
 def _read_tiff(path: Path, modality: Modality, data: bytes | None) -> Pixels:
@@ -346,6 +354,21 @@ def _decode_png(data: bytes) -> Array | None:
     except RuntimeError:
         return None
     return cast(Array, image[0].numpy()) if len(image) == 1 else None
+
+
+def _decode_wide_png(data: bytes) -> Array | None:
+    """Values ``(H, W, C)`` of a PNG with 16-bit colours; ``None`` if they are not exact."""
+    if b"eXIf" in data or find_spec("torchvision") is None:
+        return None
+    import torch
+    from torchvision.io import decode_png
+
+    try:
+        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except RuntimeError:
+        return None
+    exact = image.dtype == torch.uint16 and len(image) > 1
+    return cast(Array, image.permute(1, 2, 0).contiguous().numpy()) if exact else None
 
 
 @lru_cache

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, ImageOps
 
-from multimae.images.pixels import Array
+from multimae.images.pixels import Array, encoding_of
 from multimae.images.readers import decode_fast
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
@@ -273,6 +273,8 @@ def pixels_to_store(data: bytes, keep_jpeg: bool) -> Array | None:
         return values
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if encoding_of(image).bits:  # Pillow's values are not those of the file
+                return None
             image.load()
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright) if upright.mode in _MODES else None
@@ -293,7 +295,7 @@ def downscale(data: bytes, folder: str, max_size: int | None) -> bytes:
         return data
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if max(image.size) <= max_size:
+            if max(image.size) <= max_size or encoding_of(image).bits:
                 return data
             name = image.format or ""
             upright = ImageOps.exif_transpose(image)
