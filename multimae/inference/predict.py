@@ -1,6 +1,7 @@
-"""What a fine-tuned model says about images, in the images' own units and size.
+"""Predictions of a fine-tuned model, in stored units and at the resolution of the image.
 
-Shapes: H and W of the image as it was given, K classes, C channels.
+Images are framed as in evaluation, see ``ModelSpec.resize_mode``. Shapes: H and W of the framed
+part of the image (the centred square for ``crop``, else the full image), K classes, C channels.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from multimae.specs.spec import ModelSpec
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """Classes of an image.
+    """Classes of an image, the most probable first.
 
     Attributes:
-        names: The classes, the most probable first.
-        probabilities: Theirs, (K,).
-        ids: Their numbers, (K,).
+        names: Class names.
+        probabilities: Of the classes, (K,).
+        ids: Class ids, (K,).
     """
 
     names: tuple[str, ...]
@@ -48,10 +49,10 @@ class LabelPrediction:
     """A class for every pixel.
 
     Attributes:
-        ids: (H, W), numbers of the classes, from 0.
-        names: The classes by number; empty if the model does not know them.
+        ids: (H, W), class ids from 0.
+        names: Class names by id; empty if the spec has none.
         logits: (K, h, w) at the model's resolution, without padding.
-        target: Row of the labels.
+        target: Modality of the labels.
     """
 
     ids: npt.NDArray[np.int64]
@@ -81,7 +82,7 @@ class ValuePrediction:
         values: (H, W), or (H, W, C) for several channels, float32, in ``unit``.
         unit: Of the values; empty: 0 to 1, as 8-bit files store them.
         normalized: (C, h, w), the head's output at the model's resolution.
-        target: Row of the values.
+        target: Modality of the values.
     """
 
     values: npt.NDArray[np.float32]

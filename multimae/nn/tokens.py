@@ -175,7 +175,8 @@ class PositionCache:
         """:func:`pos_emb_tokens` in ``dtype``; trained tables are resized every time."""
         dtype = table.dtype if dtype is None else dtype
         symbolic = any(isinstance(side, torch.SymInt) for side in grid)
-        if table.requires_grad or symbolic or torch.compiler.is_compiling():
+        uncached = table.requires_grad or symbolic or torch.compiler.is_compiling()
+        if uncached or table.is_inference():  # inference tensors have no version
             return pos_emb_tokens(table, grid, mode).to(dtype)
         key = (grid, mode, dtype, table.device)
         entry = self._entries.get(key)

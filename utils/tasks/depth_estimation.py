@@ -108,7 +108,7 @@ class DepthFinetuning(Finetuning[RegressionTask]):
             self.cfg,
             self.inputs,
             [self.target.head_spec(model.head)],
-            resize_mode="whole",
+            resize_mode="crop",
             learnable_pos_emb=model.learnable_pos_emb,
         )
         return DepthTask(built, self.inputs, [self.target], self.cfg.optim.loss)

@@ -72,7 +72,7 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
             self.cfg,
             self.inputs,
             [target.head_spec(model.head) for target in self.targets],
-            resize_mode="whole",
+            resize_mode="crop",
             learnable_pos_emb=model.learnable_pos_emb,
         )
         return TaskonomyTask(built, self.inputs, self.targets, "l1")

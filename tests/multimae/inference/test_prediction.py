@@ -63,6 +63,18 @@ def test_classes(data: Path, tmp_path: Path) -> None:
     assert np.allclose(guess.probabilities, logits.softmax(0)[guess.ids].numpy(), atol=1e-6)
 
 
+def test_a_model_built_in_inference_mode_encodes(data: Path) -> None:
+    weights, photo = "weights/multimae-tiny_rooms.safetensors", data / "val/rgb/a/000.jpg"
+    with torch.inference_mode():
+        model = MultiMAE.from_pretrained(weights)
+        built_inside = model.encode(photo, pool="mean")
+    model = MultiMAE.from_pretrained(weights)
+    with torch.inference_mode():
+        assert torch.equal(model.encode(photo, pool="mean"), built_inside)
+    model.encode(photo, pool="mean").sum().backward()  # no cached tensor is an inference tensor
+    assert model.encoder[0].norm1.weight.grad is not None
+
+
 @pytest.mark.parametrize("head", ["convnext", "segmenter", "dpt"])
 def test_labels(data: Path, tmp_path: Path, head: str) -> None:
     options = ("--in_domains", "rgb-depth", "--standardize_depth", "--output_adapter", head)
@@ -103,8 +115,11 @@ def test_depth_in_millimetres(data: Path, tmp_path: Path) -> None:
     mean = (output.mean() * head.std[0] + head.mean[0]) * head.max_value
     assert abs(guess.values.mean() - mean) < 0.05 * abs(mean)
     wide: Any = two["depth"]
-    assert wide.values.shape == (26, 40)
-    assert wide.normalized.shape == (1, 32, 48)  # the shortest side fits, in whole patches
+    x = EvalTransform([row], 32)({"rgb": read(wide_rgb, row)})
+    with torch.inference_mode():
+        output = model(prepare({"rgb": x["rgb"][None]}, [row]), return_all_layers=True)["depth"][0]
+    assert torch.allclose(wide.normalized, output, atol=1e-6)  # the crop that evaluation scores
+    assert wide.values.shape == (26, 26)
 
 
 def test_every_head_of_several(taskonomy_data: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -112,6 +127,8 @@ def test_every_head_of_several(taskonomy_data: Path, tmp_path: Path) -> None:  #
     run_finetuning_taskonomy.main(taskonomy_run(taskonomy_data, tmp_path, *options))
     model = MultiMAE.from_pretrained(tmp_path / "model.safetensors")
     photo = Image.fromarray(np.full((64, 64, 3), 120, np.uint8))
+    wide: Any = model.predict(Image.new("RGB", (96, 64)))
+    assert wide["normal"].values.shape == (64, 64, 3)  # as evaluation crops
     guess: Any = model.predict(photo)
     assert set(guess) == {"normal", "reshading"}
     assert guess["normal"].values.shape == (64, 64, 3) and guess["normal"].unit == ""
