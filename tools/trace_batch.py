@@ -3,9 +3,10 @@
     python tools/trace_batch.py
     python tools/trace_batch.py --limit 22
 
-Pre-trains a tiny model on `examples/rooms` for one step, without loader processes. Recording starts
-when the data loader is asked for the batch and ends after `optimizer.step`. Files are printed in
-order of entry with their number of calls. Returns 1 if there are more than `--limit`.
+Pre-trains a tiny model on `examples/rooms` for one step, without loader processes. Calls are
+recorded while the batch is read and collated, and while `Stepper.step` trains on it, up to the end
+of `optimizer.step`; not what the loop does in between. Files are printed in order of entry with
+their number of calls. Returns 1 if there are more than `--limit`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import DataLoader
 
 import run_pretraining_multimae
 from tools.house import REPO, TINY_RUN, is_project_file
+from utils.data.batches import Batch, BatchStream
+from utils.training.stepper import Stepper, Update
 
 MAX_FILES = 22
 
@@ -73,23 +76,32 @@ def trace_batch() -> dict[str, int]:
 
 @contextmanager
 def _recording(recorder: FileRecorder) -> Iterator[None]:
-    """Start ``recorder`` when a data loader is iterated, stop it after ``optimizer.step``."""
-    iterate = DataLoader.__iter__
+    """Let ``recorder`` follow the reading of a batch and its update."""
+    read, step = BatchStream.__next__, Stepper.step
 
-    def start(loader: DataLoader[Any]) -> Any:
+    def recorded_read(stream: BatchStream) -> Batch:
         recorder.start()
-        return iterate(loader)
+        try:
+            return read(stream)
+        finally:
+            recorder.stop()
+
+    def recorded_step(stepper: Stepper, *args: Any, **kwargs: Any) -> Update:
+        recorder.start()
+        return step(stepper, *args, **kwargs)
 
     def stop(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         recorder.stop()
 
     handle = register_optimizer_step_post_hook(stop)
-    DataLoader.__iter__ = start  # type: ignore[method-assign]
     try:
-        yield
+        with (
+            patch.object(BatchStream, "__next__", recorded_read),
+            patch.object(Stepper, "step", recorded_step),
+        ):
+            yield
     finally:
         recorder.stop()
-        DataLoader.__iter__ = iterate  # type: ignore[method-assign]
         handle.remove()
 
 

@@ -23,7 +23,6 @@ from multimae.images.pixels import Array, Pixels
 from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
-from utils.data.fast_decode import lazy_photo
 from utils.data.pack.layout import is_packed
 from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError, bullet_list
@@ -180,6 +179,8 @@ class MultiModalFolder:
         else:
             stored = pack.read(int(self._pack_indices[modality.name][index]), verify)
         if fast:
+            from utils.data.fast_decode import lazy_photo  # needs PyTorch
+
             photo = lazy_photo(path, modality, stored, patch_size)
             if photo is not None:
                 return photo
