@@ -76,7 +76,8 @@ def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None
 
 def read_fast(path: str, modality: Modality, patch_size: int, data: bytes) -> Pixels:
     """Read the same values as :func:`read`, faster; 8-bit images may be arrays, too."""
-    array = decode_fast(data)
+    exact = modality.is_labels or modality.no_data is not None
+    array = None if exact and data.startswith(_JPEG) else decode_fast(data)
     if array is None:
         return read(Path(path), modality, patch_size, data)
     return check_pixels(array, path, modality, patch_size)

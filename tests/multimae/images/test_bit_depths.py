@@ -94,6 +94,10 @@ def test_lossy_files_hold_neither_ids_nor_no_data(tmp_path: Path) -> None:
             assert "JPEG" in message_of(read, path, row) or name == "c.tif"
             assert "changes values" in message_of(read, path, row)
         assert np.asarray(read(path, scalar(255))).shape == (16, 16)
+    Image.new("RGB", (16, 16)).save(tmp_path / "d.jpg")
+    masked = Modality("rgb", interpolation="nearest", no_data=0)
+    data = (tmp_path / "d.jpg").read_bytes()
+    assert "changes values" in message_of(read_fast, "d.jpg", masked, 1, data)
 
 
 def test_opened_and_loaded_images_agree(tmp_path: Path) -> None:
