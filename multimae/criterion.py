@@ -62,12 +62,48 @@ class _MaskedLoss(nn.Module):
         raise RuntimeError(f"{type(self).__name__} defines no per-token loss")
 
 
-def mean_over_counted(losses_b: Tensor, counted_b: Tensor) -> Tensor:
+def mean_over_counted(losses_b: Tensor, counted_b: Tensor, count: Tensor | None = None) -> Tensor:
     """Mean over the samples that count; 0 (with a graph) if none does.
 
     ``torch.nanmean`` would send NaN gradients through the samples it ignores.
+
+    Args:
+        losses_b: Loss of each sample.
+        counted_b: Bool, which of them count.
+        count: Divisor instead of the number of samples that count here, as for
+            :func:`mean_of_sum`.
     """
-    return (losses_b * counted_b).sum() / counted_b.sum().clamp_min(1)
+    return mean_of_sum((losses_b * counted_b).sum(), counted_b.sum() if count is None else count)
+
+
+def mean_of_sum(total: Tensor, count: Tensor) -> Tensor:
+    """``total / count``; ``total`` where ``count`` is 0.
+
+    Args:
+        total: Sum over what counts in a batch.
+        count: How much counts: in the batch, or in the update that the batch is part of, divided
+            by the number of processes. The results of its batches then add up to the loss of the
+            update, and gradients may be averaged over processes.
+    """
+    return total / torch.where(count > 0, count, torch.ones_like(count))
+
+
+def counted_samples(
+    loss: MaskedLoss, mask: Tensor | None, valid: Tensor | None, num_samples: int
+) -> Tensor | int:
+    """Number of samples that count in the losses of :func:`per_sample_where` and ``per_sample``.
+
+    Args:
+        loss: Of the modality.
+        mask: (B, N), 1 = counted; ``None`` counts every token.
+        valid: Pixels with a value, as for :func:`per_sample_where`; ``None`` if all have one.
+        num_samples: B.
+    """
+    counted = mask
+    if valid is not None:
+        seen = patchify(valid.float(), loss.patch_size).amax(dim=-1)
+        counted = seen if mask is None else seen * mask
+    return num_samples if counted is None else (counted > 0).any(dim=1).sum()
 
 
 class MaskedMSELoss(_MaskedLoss):
@@ -176,48 +212,65 @@ def without_absent(mask: Tensor, present: Tensor) -> Tensor:
     return mask * present.to(mask.dtype).unsqueeze(1)
 
 
-def masked_l1_loss(pred: Tensor, target: Tensor, mask_valid: Tensor | None = None) -> Tensor:
-    """Mean absolute error over valid pixels (any shape; mask broadcast, nonzero = valid)."""
-    diff, count = _valid_difference(pred, target, mask_valid)
-    return diff.abs().sum() / count
+def masked_l1_loss(
+    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """Mean absolute error over valid pixels.
+
+    Args:
+        pred: Any shape.
+        target: As ``pred``.
+        mask_valid: Nonzero = valid, broadcast to ``pred``; ``None`` if all pixels are.
+        count: Divisor instead of the number of valid values, see :func:`mean_of_sum`.
+    """
+    diff, count = _valid_difference(pred, target, mask_valid, count)
+    return mean_of_sum(diff.abs().sum(), count)
 
 
-def masked_mse_loss(pred: Tensor, target: Tensor, mask_valid: Tensor | None = None) -> Tensor:
-    """Mean squared error over valid pixels (any shape; mask broadcast, nonzero = valid)."""
-    diff, count = _valid_difference(pred, target, mask_valid)
-    return diff.square().sum() / count
+def masked_mse_loss(
+    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """Mean squared error over valid pixels; arguments as for :func:`masked_l1_loss`."""
+    diff, count = _valid_difference(pred, target, mask_valid, count)
+    return mean_of_sum(diff.square().sum(), count)
 
 
-def masked_berhu_loss(pred: Tensor, target: Tensor, mask_valid: Tensor | None = None) -> Tensor:
-    """Reverse Huber (Laina et al. 2016) over valid pixels.
+def masked_berhu_loss(
+    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """Reverse Huber (Laina et al. 2016) over valid pixels; arguments as :func:`masked_l1_loss`.
 
     ``|d|`` below ``c`` and ``(d^2 + c^2) / 2c`` from ``c`` on, with
-    ``c = max(0.2 * max|d|, 1e-5)`` over the valid pixels, detached.
+    ``c = max(0.2 * max|d|, 1e-5)`` over the valid pixels of the batch, detached. The published
+    definition takes the maximum over a batch: ``c`` differs between the batches of one update.
     """
-    diff, count = _valid_difference(pred, target, mask_valid)
+    diff, count = _valid_difference(pred, target, mask_valid, count)
     diff = diff.abs()
     c = (0.2 * diff.detach().amax()).clamp_min(1e-5)
-    return torch.where(diff < c, diff, (diff.square() + c * c) / (2 * c)).sum() / count
+    total = torch.where(diff < c, diff, (diff.square() + c * c) / (2 * c)).sum()
+    return mean_of_sum(total, count)
 
 
 def _valid_difference(
-    pred: Tensor, target: Tensor, mask_valid: Tensor | None
+    pred: Tensor, target: Tensor, mask_valid: Tensor | None, count: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``pred - target``, 0 at invalid pixels (whatever they hold), and the number of valid ones.
-
-    The count is at least 1, so that no valid pixel at all gives 0 with a graph.
-    """
+    """``pred - target``, 0 at invalid pixels (whatever they hold), and the divisor."""
     diff = pred - target
     if mask_valid is None:
-        return diff, diff.new_full((), float(diff.numel()))
+        return diff, diff.new_full((), float(diff.numel())) if count is None else count
     valid = (mask_valid > 0).expand_as(diff)
-    return diff.masked_fill(~valid, 0.0), valid.sum().clamp_min(1)
+    return diff.masked_fill(~valid, 0.0), valid.sum() if count is None else count
 
 
 class NoWeightingStrategy(nn.Module):
     """Losses pass unchanged."""
 
-    def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, Tensor] | None = None,
+        num_batches: int = 1,
+    ) -> dict[str, Tensor]:
         """Task -> loss."""
         return dict(losses)
 
@@ -234,8 +287,19 @@ class UncertaintyWeightingStrategy(nn.Module):
         self.tasks = tuple(tasks)
         self.log_vars = nn.Parameter(torch.zeros(len(self.tasks)))
 
-    def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, Tensor] | None = None,
+        num_batches: int = 1,
+    ) -> dict[str, Tensor]:
         """Task -> weighted loss.
+
+        Args:
+            losses: Task -> loss, or the part of it that is due to one batch of an update.
+            counts: What counts in the update by task; ``None`` if ``losses`` are those of the
+                update.
+            num_batches: Batches of the update whose results are added up.
 
         Raises:
             KeyError: A loss whose task was not declared.
@@ -243,6 +307,7 @@ class UncertaintyWeightingStrategy(nn.Module):
         out = {}
         for name, loss in losses.items():
             log_var = self.log_vars[self.tasks.index(name)]
-            weighted = torch.exp(-log_var) * loss + log_var
-            out[name] = torch.where(loss == 0.0, loss, weighted)
+            weighted = torch.exp(-log_var) * loss + log_var / num_batches
+            nothing = loss == 0.0 if counts is None else counts[name] == 0
+            out[name] = torch.where(nothing, loss, weighted)
         return out

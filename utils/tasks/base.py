@@ -11,21 +11,30 @@ from utils.data.batches import Batch
 
 
 class StepPosition(NamedTuple):
-    """Where a batch stands in the run; masks are a function of it and the seed.
+    """Where a batch stands in the run and its update; masks are a function of it and the seed.
 
     Attributes:
         step: Optimiser step, from 0.
         first_sample: Index of the batch's first sample in the global batch of that step.
         num_samples: Size of that global batch.
+        counts: (losses,) :meth:`Task.count` of the global batch / processes, which sums are divided
+            by; ``None`` if the batch is the global batch.
+        num_batches: Batches of the step on each process.
     """
 
     step: int
     first_sample: int
     num_samples: int
+    counts: Tensor | None = None
+    num_batches: int = 1
 
 
 class StepOutput(NamedTuple):
-    """Scalar loss with its graph, and detached scalars to log, on the device."""
+    """Scalar loss with its graph, and detached scalars to log, on the device.
+
+    With ``StepPosition.counts`` they are the batch's part: parts add up over the batches of a
+    process, and the mean over processes is the loss of the global batch.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
@@ -44,7 +53,11 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Losses of one batch."""
+        """Losses of one batch: sums over what counts, divided by ``position.counts``."""
+
+    @abstractmethod
+    def count(self, batch: Batch, position: StepPosition) -> Tensor:
+        """How much of a batch each loss counts (samples or values), int64 (losses,)."""
 
     def extra_state_dict(self) -> dict[str, Any]:
         """Parameters and buffers of balancer and losses, without the model's."""

@@ -65,18 +65,27 @@ class ClassificationTask(FinetuneTask):
         self.reprob, self.remode, self.recount = options.reprob, options.remode, options.recount
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Cross-entropy of the augmented batch."""
+        """Cross-entropy of the augmented batch; Mixup mixes samples within it."""
         x = self.prepare(batch)
         device = next(iter(x.values())).device
         labels = self.classes.ids(batch.names, device)
         if self.reprob > 0:
             x = {m.name: self._erase(x[m.name]) if m.is_photo else x[m.name] for m in self.inputs}
+        soft: Tensor | None = None
         if self.mixup is not None:
             x, soft = mix(self.mixup, x, labels, self.inputs)
-            logits = self.predict(x)[HEAD].float()
-            return StepOutput(-(soft * logits.log_softmax(dim=1)).sum(dim=1).mean(), {})
-        logits = self.predict(x)[HEAD].float()
-        return StepOutput(F.cross_entropy(logits, labels, label_smoothing=self.smoothing), {})
+        logits, counts = self.predict(x)[HEAD].float(), position.counts
+        if soft is not None:
+            losses = -(soft * logits.log_softmax(dim=1)).sum(dim=1)
+            return StepOutput(losses.mean() if counts is None else losses.sum() / counts[0], {})
+        reduction = "mean" if counts is None else "sum"
+        loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.smoothing)
+        return StepOutput(loss if counts is None else loss / counts[0], {})
+
+    def count(self, batch: Batch, position: StepPosition) -> Tensor:
+        """Samples."""
+        device = next(iter(batch.images.values())).device
+        return torch.full((1,), len(batch), device=device)
 
     def _erase(self, images: Tensor) -> Tensor:
         from timm.data.random_erasing import RandomErasing

@@ -17,6 +17,7 @@ from multimae.criterion import (
     NoWeightingStrategy,
     UncertaintyWeightingStrategy,
     build_loss,
+    counted_samples,
     mean_over_counted,
     per_sample_where,
     without_absent,
@@ -116,13 +117,15 @@ class Targets:
     @classmethod
     def from_batch(cls, batch: Batch, modalities: Sequence[Modality]) -> Targets:
         """Prepare a batch on its device."""
-        valid = {
-            m.name: where
-            for m in modalities
-            if m.source is None
-            and (where := pixels_with_value(batch.images[m.name], m)) is not None
-        }
+        valid = valid_pixels(batch, modalities)
         return cls(prepare(batch.images, modalities), valid, batch.present)
+
+
+def valid_pixels(batch: Batch, modalities: Sequence[Modality]) -> dict[str, Tensor]:
+    """Pixels that have a value, by stored modality; only for those with ``no_data``."""
+    stored = ((m, batch.images[m.name]) for m in modalities if m.source is None)
+    found = {m.name: pixels_with_value(image, m) for m, image in stored}
+    return {name: where for name, where in found.items() if where is not None}
 
 
 class PretrainTask(Task):
@@ -180,15 +183,43 @@ class PretrainTask(Task):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
         targets = Targets.from_batch(batch, self.modalities)
-        device = next(iter(targets.x.values())).device
-        layout = self.model.layout_of({m.name: targets.x[m.name] for m in self.inputs})
-        masks = self.masks.draw(
-            layout, position, batch.full_size, device, batch.sample_indices, batch.present
-        )
-        losses = self._compute(targets, masks)
-        weighted = self.balancer(losses)
+        counts = None
+        if position.counts is not None:
+            names = (m.name for m in self.outputs)
+            counts = dict(zip(names, position.counts.unbind(), strict=True))
+        losses = self._compute(targets, self._draw_masks(batch, position), counts)
+        weighted = self.balancer(losses, counts, position.num_batches)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
+
+    def count(self, batch: Batch, position: StepPosition) -> Tensor:
+        """Samples of every output that have a counted patch."""
+        masks, valid = self._draw_masks(batch, position), valid_pixels(batch, self.modalities)
+        counts = torch.zeros(len(self.outputs), dtype=torch.int64, device=masks.ids_keep.device)
+        for i, m in enumerate(self.outputs):
+            mask, present = self._counted_patches(m, masks), batch.present.get(m.data_name)
+            if present is not None:
+                mask = present[:, None] if mask is None else without_absent(mask, present)
+            counts[i] = counted_samples(
+                self.losses[m.name], mask, valid.get(m.data_name), len(batch)
+            )
+        return counts
+
+    def _draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks:
+        images = {m.name: batch.images[m.data_name] for m in self.inputs}
+        device = next(iter(images.values())).device
+        return self.masks.draw(
+            self.model.layout_of(images),
+            position,
+            batch.full_size,
+            device,
+            batch.sample_indices,
+            batch.present,
+        )
+
+    def _counted_patches(self, m: Modality, masks: TokenMasks) -> Tensor | None:
+        """(b, n), 1 = counted; ``None`` if every patch of the output is."""
+        return None if self.loss_on_unmasked else masks.task_masks.get(m.data_name)
 
     def per_sample(
         self, m: Modality, pred_bnp: Tensor, targets: Targets, mask: Tensor | None
@@ -210,8 +241,16 @@ class PretrainTask(Task):
             return per_sample_where(loss, pred_bnp, target, valid, mask)
         return loss.per_sample(pred_bnp, target, mask)
 
-    def compute_losses(self, targets: Targets, masks: TokenMasks) -> dict[str, Tensor]:
-        """Masked loss of every output."""
+    def compute_losses(
+        self, targets: Targets, masks: TokenMasks, counts: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Masked loss of every output.
+
+        Args:
+            targets: Inputs and truth.
+            masks: Which patches are visible.
+            counts: Divisor by output, see :class:`StepPosition`; ``None`` for the batch's own.
+        """
         out = self.model.forward_patches(
             {m.name: targets.x[m.name] for m in self.inputs},
             lambda _: masks,
@@ -219,9 +258,9 @@ class PretrainTask(Task):
         )
         losses = {}
         for m in self.outputs:
-            mask = None if self.loss_on_unmasked else masks.task_masks.get(m.data_name)
+            mask = self._counted_patches(m, masks)
             per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
-            losses[m.name] = mean_over_counted(*per_sample)
+            losses[m.name] = mean_over_counted(*per_sample, counts[m.name] if counts else None)
         return losses
 
 

@@ -23,7 +23,7 @@ from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.finetuning import FinetuneTask, PredictionPictures, SplitEvaluator
 from utils.training.metrics import MeanMeter
 
-RegressionLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+RegressionLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 LOSSES: dict[str, RegressionLoss] = {
     "berhu": masked_berhu_loss,
     "l1": masked_l1_loss,
@@ -108,12 +108,19 @@ class RegressionTask(FinetuneTask, ABC):
         """Mean over the heads; logs each as ``loss/{head}`` if there are several."""
         truth, valid = self.truth(batch), self.valid(batch)
         preds = self.predict(self.prepare(batch))
+        counts = [None] * len(truth) if position.counts is None else position.counts.unbind()
         losses = {
-            name: self.loss(preds[name].float(), target, valid) for name, target in truth.items()
+            name: self.loss(preds[name].float(), target, valid, count)
+            for (name, target), count in zip(truth.items(), counts, strict=True)
         }
         several = losses if len(losses) > 1 else {}
         logs = {f"loss/{name}": value.detach() for name, value in several.items()}
         return StepOutput(torch.stack(list(losses.values())).mean(), logs)
+
+    def count(self, batch: Batch, position: StepPosition) -> Tensor:
+        """Valid values of every head."""
+        pixels = self.valid(batch).sum()
+        return torch.stack([pixels * target.channels for target in self.targets])
 
 
 class L1Evaluator(SplitEvaluator[RegressionTask]):

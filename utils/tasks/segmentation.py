@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from multimae.criterion import mean_of_sum
 from multimae.images.preprocess import prepare_padded
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
@@ -96,14 +97,21 @@ class SegmentationTask(FinetuneTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Cross-entropy; 0 with a graph if no pixel is labelled."""
         labels, void = self.labels(batch)
-        loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, void)
+        count = None if position.counts is None else position.counts[0]
+        loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, void, count)
         return StepOutput(loss, {})
 
-    def loss(self, logits: Tensor, labels: Tensor, void: Tensor) -> Tensor:
-        """Mean cross-entropy over labelled pixels of logits (B, K, H, W)."""
+    def loss(
+        self, logits: Tensor, labels: Tensor, void: Tensor, count: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy of logits (B, K, H, W) over ``count``, else the labelled pixels here."""
         labels = self._learned(labels, void)
         total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-        return total / (labels != IGNORE).sum().clamp_min(1)
+        return mean_of_sum(total, (labels != IGNORE).sum() if count is None else count)
+
+    def count(self, batch: Batch, position: StepPosition) -> Tensor:
+        """Labelled pixels."""
+        return (self._learned(*self.labels(batch)) != IGNORE).sum().reshape(1)
 
     def pixel_losses(self, logits: Tensor, labels: Tensor, void: Tensor) -> Tensor:
         """Cross-entropy of every labelled pixel, flat."""

@@ -76,7 +76,8 @@ class Update(NamedTuple):
     """One update: scalars on the device (``loss``, what the task logs, ``grad_norm``).
 
     Attributes:
-        logs: Means over the accumulated batches.
+        logs: Sums over the accumulated batches; their means over processes are the losses of the
+            global batch.
         bad: Names of those that were not finite, for which the update was left out.
     """
 
@@ -119,19 +120,18 @@ class Stepper:
         Returns:
             What to log, and whether the update was left out (``--on_nonfinite skip``).
         """
-        accum, world = self.plan.accum_steps, self.world
+        world = self.world
         seed_everything(self.seed, state.step, world.rank)
+        batches = [batch.to(world.device) for batch in batches]
         buffers = [b.clone() for b in state.task.buffers()] if self.drop_nonfinite else []
         logs: dict[str, Tensor] = {}
-        for micro, batch in enumerate(batches):
-            first = (micro * world.size + world.rank) * self.plan.batch_size
-            position = StepPosition(state.step, first, self.plan.global_batch)
-            with self._gradient_sync(last=micro == accum - 1):
+        for batch, position in zip(batches, self._positions(state, batches), strict=True):
+            with self._gradient_sync(last=batch is batches[-1]):
                 with self.precision.autocast():
-                    out = self.task(batch.to(world.device), position)
-                state.scaler.scale(out.loss / accum).backward()
+                    out = self.task(batch, position)
+                state.scaler.scale(out.loss).backward()
             for name, value in {"loss": out.loss.detach(), **out.logs}.items():
-                logs[name] = logs[name] + value / accum if name in logs else value / accum
+                logs[name] = logs[name] + value if name in logs else value
         self.begun = True
         state.scaler.unscale_(state.optimizer)
         norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
@@ -147,6 +147,30 @@ class Stepper:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         return Update(logs, bad)
+
+    def _positions(self, state: TrainState, batches: Sequence[Batch]) -> list[StepPosition]:
+        """Where each batch stands in the update, and what the losses of the update count.
+
+        Losses are means over the global batch, whatever the number of batches and processes: what
+        counts in it is known before the first backward pass.
+        """
+        plan, world = self.plan, self.world
+        positions = [
+            StepPosition(
+                state.step,
+                (i * world.size + world.rank) * plan.batch_size,
+                plan.global_batch,
+                num_batches=len(batches),
+            )
+            for i in range(len(batches))
+        ]
+        if len(batches) == world.size == 1:
+            return positions
+        with torch.no_grad():
+            count = state.task.count
+            counts = torch.stack([count(b, p) for b, p in zip(batches, positions, strict=True)])
+            per_process = world.sum(counts.sum(dim=0)) / world.size
+        return [position._replace(counts=per_process) for position in positions]
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients after the last batch of an update; before, they add up.
