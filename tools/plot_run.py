@@ -3,9 +3,9 @@
     python tools/plot_run.py output/demo
     python tools/plot_run.py output/run_a output/run_b --out compare.png
 
-Validation is shown relative to the trivial predictor's loss, so that all modalities share an axis:
-below 1 the model has learnt something. Several runs share the axes, one line style each. Needs
-``pip install matplotlib``.
+Validation losses are divided by the constant baseline's: below 1 the model has learned something.
+Several runs share the axes, one line style each. Needs matplotlib: ``pip install
+'multimae[plots]'``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.report.curves import figure
+from tools.report.curves import plot_runs
 from tools.report.run_log import read_log
 from utils.logs.errors import UserError, exit_on_user_error
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Plot the log.jsonl of one or several runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument(
-        "--out", type=Path, help="picture to write (default: loss.png in the first OUTPUT_DIR)"
+        "--out", type=Path, help="output file (default: loss.png in the first OUTPUT_DIR)"
     )
     args = parser.parse_args(argv)
     with exit_on_user_error():
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = args.runs[0]
         out = args.out or (first if first.is_dir() else first.parent) / "loss.png"
         try:
-            fig = figure(runs)
+            fig = plot_runs(runs)
         except ModuleNotFoundError as err:
-            raise UserError("plots need matplotlib: pip install matplotlib") from err
+            raise UserError("plots need matplotlib: pip install 'multimae[plots]'") from err
         try:
             fig.savefig(out)
         except (OSError, ValueError) as err:

