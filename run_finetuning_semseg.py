@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, join the other processes, fine-tune."""
     cfg = parse_config(SemsegConfig, argv)
     world = init_world(cfg.runtime)
-    finetune(cfg, world, SegmentationFinetuning(cfg, world))
+    finetune(SegmentationFinetuning(cfg, world))
     shutdown()
 
 

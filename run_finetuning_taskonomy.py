@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the configuration, join the other processes, fine-tune."""
     cfg = parse_config(TaskonomyConfig, argv)
     world = init_world(cfg.runtime)
-    finetune(cfg, world, TaskonomyFinetuning(cfg, world))
+    finetune(TaskonomyFinetuning(cfg, world))
     shutdown()
 
 

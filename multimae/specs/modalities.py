@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -186,6 +186,78 @@ def _as_float32(value: float) -> float:
         return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:
         return math.copysign(math.inf, value)
+
+
+PREPARATION = (
+    "kind",
+    "num_channels",
+    "num_classes",
+    "stride",
+    "patch_size",
+    "storage",
+    "normalization",
+    "max_value",
+    "mean",
+    "std",
+    "no_data",
+    "interpolation",
+    "hflip_negate",
+    "dim_class_emb",
+    "class_names",
+    "plot",
+)
+"""Fields that decide how stored values become tokens."""
+
+
+def prepared_as(
+    declared: Modality, trained: Modality, explicit: Collection[str], patch_size: int
+) -> tuple[Modality, list[str]]:
+    """Take the preparation of an input from the modality that a model was trained with.
+
+    Args:
+        declared: The modality of this run.
+        trained: The modality of the weights.
+        explicit: Fields of ``declared`` that the user set.
+        patch_size: Patch side of the model, for modalities without one.
+
+    Returns:
+        ``declared`` with the trained values in all fields of :data:`PREPARATION`, except those
+        set to another value; and a line per such field.
+    """
+    values: dict[str, Any] = {}
+    differing = []
+    for field in PREPARATION:
+        own, theirs = getattr(declared, field), getattr(trained, field)
+        if field == "class_names" and not theirs:
+            values[field] = own
+        elif field in explicit and not _same_preparation(field, own, theirs, patch_size):
+            differing.append(f"{field}: the weights' {_text(theirs)}, yours {_text(own)}")
+            values[field] = own
+        else:
+            values[field] = theirs
+    return dataclasses.replace(declared, **values), differing
+
+
+def _same_preparation(field: str, own: Any, theirs: Any, patch_size: int) -> bool:
+    """Whether a declared value means the same as the trained one."""
+    if field in ("mean", "std"):
+        length = max(len(own), len(theirs))
+        pairs = zip(*(v * length if len(v) == 1 else v for v in (own, theirs)), strict=False)
+        return len({len(own), len(theirs)} - {1}) < 2 and all(
+            math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for a, b in pairs
+        )
+    if field == "patch_size":
+        return bool((own or patch_size) == (theirs or patch_size))
+    if field == "normalization" and own == "computed":
+        return bool(theirs == "mean_std")  # the weights have the statistics
+    return bool(own == theirs or own is theirs)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        shown = ", ".join(map(_text, value[:4])) + (", ..." if len(value) > 4 else "")
+        return f"({shown})"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _HINTS = get_type_hints(Modality)

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KEY = "multimae"
-"""The entry of a safetensors file's metadata that holds the description."""
+"""Entry of a safetensors file's metadata that holds the spec."""
+SPEC = "spec"
+"""Entry of a ``torch.save`` dict that holds the spec."""
 
 _SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 _HEADS = "output_adapters."
@@ -130,10 +132,11 @@ class Pretrained(
             config = None
         else:
             path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
-        state = extract_state_dict(read_checkpoint(path))
-        if spec is None:
-            described = config.read_text("utf-8") if config and config.is_file() else None
-            spec = _parse(described, config) if described else description(path, state)
+        checkpoint = read_checkpoint(path)
+        state = extract_state_dict(checkpoint)
+        if spec is None and config and config.is_file():
+            spec = _parse(config.read_text("utf-8"), config)
+        spec = spec or find_spec(path, checkpoint) or infer_spec(path, state, checkpoint)
         model = cls.from_spec(spec)
         if not cast(nn.Module, model).output_adapters:
             state = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
@@ -184,31 +187,38 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
     return _parse(text, path)
 
 
-def described(path: Path) -> ModelSpec | None:
-    """The description in a weight file, if it has one.
+def spec_entry(model: nn.Module) -> dict[str, str]:
+    """Entry of a checkpoint dict that holds the spec of ``model``; empty if it has none."""
+    spec = model._spec if isinstance(model, Pretrained) else None
+    return {} if spec is None else {SPEC: spec.to_json()}
+
+
+def find_spec(path: Path, checkpoint: Mapping[str, Any]) -> ModelSpec | None:
+    """Spec stored in a weight file, if there is one.
+
+    Args:
+        path: The file, for the header of safetensors.
+        checkpoint: Its contents.
 
     Raises:
-        CheckpointError: The file or its description cannot be read.
+        CheckpointError: The header or the spec cannot be read.
     """
-    text = read_metadata(path).get(KEY) if is_safetensors(path) else None
-    return None if text is None else _parse(text, path)
+    text = read_metadata(path).get(KEY) if is_safetensors(path) else checkpoint.get(SPEC)
+    return _parse(text, path) if isinstance(text, str) else None
 
 
-def description(path: Path, state: StateDict) -> ModelSpec:
-    """The description in a weight file, or what the shapes of its weights say.
+def infer_spec(path: Path, state: StateDict, checkpoint: Mapping[str, Any]) -> ModelSpec:
+    """Spec of weights that store none, from their shapes and the ``args`` of published files.
 
     Raises:
-        CheckpointError: Neither.
+        CheckpointError: Not the weights of a model that can be recognized.
     """
-    spec = described(path)
-    if spec is not None:
-        return spec
     try:
         return guess_spec(state)
     except ValueError as err:
         raise CheckpointError(
             f"{path} does not say which model it belongs to, and its weights do not tell: {err}. "
-            "Give the description, from_pretrained(path, spec=ModelSpec(...))"
+            "Pass its spec, from_pretrained(path, spec=ModelSpec(...))"
         ) from err
 
 

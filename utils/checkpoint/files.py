@@ -15,6 +15,7 @@ minutes or on a signal). Each is a dict for ``torch.load(..., weights_only=True)
     rng        generators of python, numpy and torch
     window     logged values since the last log line
     global_batch, config
+    spec       of the model, as JSON
 
 ``checkpoint-best.pth`` has the weights (the running average, if enabled), ``epoch``,
 ``step``, ``best`` and ``config`` of the best evaluation: for evaluation and fine-tuning, not for
@@ -37,6 +38,7 @@ from typing import Any
 import torch
 
 from multimae.weights.atomic import Written, atomic_file, checksum, remove_leftovers, write_hashed
+from multimae.weights.pretrained import spec_entry
 from utils.training.state import TrainState
 
 MAX_STEP_CHECKPOINTS = 2
@@ -178,6 +180,7 @@ def save_best(state: TrainState, weights: Mapping[str, Any], path: Path) -> None
         "step": state.step,
         "best": state.best,
         "config": dict(state.config),
+        **spec_entry(state.model),
     }
     with atomic_file(path) as file:
         torch.save(contents, file)

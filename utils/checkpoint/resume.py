@@ -45,6 +45,17 @@ def latest_checkpoint(output_dir: str | Path, info: Info = print) -> Path | None
     return None
 
 
+def newest_checkpoint(options: CheckpointOptions) -> Path | None:
+    """The readable checkpoint that a run would resume from, without verifying checksums."""
+    if options.resume:
+        return Path(options.resume)
+    if not options.auto_resume or not options.output_dir:
+        return None
+    found = RunPaths(Path(options.output_dir)).checkpoints.glob("checkpoint-*.pth")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in newest_first if not _unreadable(path)), None)
+
+
 def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield checkpoints, newest first, each with its problem (empty if intact)."""
     records = read_records(folder)

@@ -33,6 +33,11 @@ def option(default: Any, help: str, *, within: str | None = None, off: str | Non
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def user_set() -> Any:
+    """Declare ``set_by_user``: names of the section's options in YAML or on the command line."""
+    return dataclasses.field(default=frozenset(), repr=False, compare=False)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a config.
@@ -127,7 +132,7 @@ def options_of(cfg: Any) -> dict[str, Option]:
         hints = get_type_hints(type(group))
         for field in dataclasses.fields(group):
             value = getattr(group, field.name)
-            if dataclasses.is_dataclass(value):
+            if dataclasses.is_dataclass(value) or field.name == "set_by_user":
                 continue
             option = Option(field.name, section, hints[field.name], value, **field.metadata)
             for flag in option.flags:

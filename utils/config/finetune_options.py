@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,16 +33,6 @@ class FinetuneDataOptions(DataOptions):
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
-
-    def problems(self) -> Iterator[str]:
-        """Statistics that only pre-training computes."""
-        yield from super().problems()
-        for name, spec in self.modalities.items():
-            if isinstance(spec, Mapping) and spec.get("normalization") == "computed":
-                yield (
-                    f"modalities: {name}: normalization: computed is for pre-training; give the "
-                    "mean and std that its log names"
-                )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Interpolation, ModalityTable, default_table, make_table
 from multimae.specs.registry import split_name
-from utils.config.fields import option
+from utils.config.fields import option, user_set
 
 # A target computed from another modality's data is stored and normalised like that modality.
 _FOLLOWS_SOURCE = (
@@ -85,6 +85,11 @@ class DataOptions:
         100, "With --on_bad_sample skip: maximum number of bad samples", within="[0, inf)"
     )
 
+    override_inputs: bool = option(
+        False, "Prepare inputs as the options say where the weights were trained otherwise"
+    )
+    set_by_user: frozenset[str] = user_set()
+
     @property
     def skips_bad(self) -> bool:
         """Whether training skips bad samples."""
@@ -115,6 +120,19 @@ class DataOptions:
                 followed = {k: getattr(source, k) for k in _FOLLOWS_SOURCE if k not in own}
                 table[name] = dataclasses.replace(modality, **followed)
         return table
+
+    def fields_set(self) -> dict[str, set[str]]:
+        """Fields of modalities that the user set, by name."""
+        fields: dict[str, set[str]] = {"rgb": set(), "depth": set()}
+        if "train_interpolation" in self.set_by_user:
+            fields["rgb"].add("interpolation")
+        if "imagenet_default_mean_and_std" in self.set_by_user:
+            fields["rgb"] |= {"mean", "std"}
+        if "standardize_depth" in self.set_by_user:
+            fields["depth"].add("normalization")
+        for name, row in self.modalities.items():
+            fields.setdefault(str(name), set()).update(map(str, row))
+        return fields
 
     def _fields_by_flags(self) -> dict[str, dict[str, Any]]:
         half = {"mean": (0.5,), "std": (0.5,)}
@@ -161,6 +179,7 @@ class ModelOptions:
     patch_size: int = option(16, "Patch side in full-resolution pixels", within="[1, inf)")
     input_size: int = option(224, "Image side in pixels", within="[1, inf)")
     num_global_tokens: int = option(1, "Learned global tokens", within="[0, inf)")
+    set_by_user: frozenset[str] = user_set()
 
     def problems(self) -> Iterator[str]:
         """Unknown models, image sizes that the patch size does not divide."""

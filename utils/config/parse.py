@@ -123,6 +123,8 @@ def _replace(base: T, options: Mapping[str, Option], values: Mapping[str, Any]) 
     changed: Any = base
     for section, group in sections_of(base):
         mine = {name: value for name, value in values.items() if options[name].section == section}
+        if hasattr(group, "set_by_user"):
+            mine["set_by_user"] = frozenset(mine)
         if section:
             changed = dataclasses.replace(changed, **{section: dataclasses.replace(group, **mine)})
         else:

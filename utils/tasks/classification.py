@@ -39,7 +39,6 @@ from utils.tasks.finetuning import (
     PredictionPictures,
     SplitEvaluator,
     build_model,
-    class_names_to_score,
 )
 from utils.tasks.loaders import build_dataset
 from utils.training.metrics import AccuracyMeter, MeanMeter
@@ -161,7 +160,8 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         name, if they do.
         """
         super().__init__(cfg, world)
-        named = class_names_to_score(cfg, HEAD) if cfg.scores_only else ()
+        head = self.trained_head(HEAD)
+        named = head.target.class_names if head else ()
         self.classes = (
             ClassIndex(named) if named else find_classes(self.train_folder, cfg.data.nb_classes)
         )

@@ -23,9 +23,10 @@ from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
-from multimae.weights.pretrained import described, save_model
-from utils.checkpoint.resume import best_checkpoint, resume
+from multimae.weights.pretrained import save_model
+from utils.checkpoint.resume import best_checkpoint, newest_checkpoint, resume
 from utils.checkpoint.start_weights import fetch, load_pretrained
+from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
 from utils.config.finetune_options import FinetuneConfig, Split
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
@@ -181,9 +182,20 @@ class Finetuning(ABC, Generic[TaskT]):
     pictures: type[PredictionPictures[TaskT]]
 
     def __init__(self, cfg: FinetuneConfig, world: World) -> None:
-        """Select the input modalities."""
-        self.cfg, self.world = cfg, world
-        self.inputs = select(cfg.table(), cfg.in_names)
+        """Select the input modalities, prepared as the weights say.
+
+        Raises:
+            UserError: Weights that cannot be read, or options that contradict them.
+        """
+        source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
+        self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, source)
+        self.world = world
+        self.inputs = select(self.cfg.table(), self.cfg.in_names)
+
+    def trained_head(self, name: str) -> HeadSpec | None:
+        """Head of the weights to score; ``None`` if they do not describe it."""
+        heads = self.trained_spec.heads if self.trained_spec and self.cfg.scores_only else ()
+        return next((head for head in heads if head.name == name), None)
 
     @abstractmethod
     def train_set(self) -> MultiModalDataset:
@@ -215,12 +227,13 @@ class Finetuning(ABC, Generic[TaskT]):
         return evaluators
 
 
-def finetune(cfg: FinetuneConfig, world: World, job: Finetuning[Any]) -> dict[str, float]:
-    """Train and test, or only score, as the configuration says.
+def finetune(job: Finetuning[Any]) -> dict[str, float]:
+    """Train and test, or only score, as the configuration of ``job`` says.
 
     Returns:
         The last metrics by name.
     """
+    cfg, world = job.cfg, job.world
     output_dir = cfg.checkpoint.output_dir
     prepare_output_dir(output_dir, cfg, world, keep_config=cfg.scores_only)
     seed_everything(cfg.runtime.seed)
@@ -231,6 +244,8 @@ def finetune(cfg: FinetuneConfig, world: World, job: Finetuning[Any]) -> dict[st
     with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
         logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        for note in job.notes:
+            logger.info(note)
         if cfg.scores_only:
             state = TrainState(task, finetune_optimizer(cfg, task), precision.scaler(), config=flat)
             path = checkpoint_to_score(cfg)
@@ -403,14 +418,20 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
     return path
 
 
-def class_names_to_score(cfg: FinetuneConfig, head: str) -> tuple[str, ...]:
-    """Class names of a head, as stored with the weights to score; empty if they have none."""
+def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
+    """Name and spec of the weights that the run scores, resumes from or starts from."""
+    if cfg.scores_only:
+        path = checkpoint_to_score(cfg)
+    else:
+        path = newest_checkpoint(cfg.checkpoint)
+        if path is None and cfg.start.finetune:
+            path = fetch(cfg.start.finetune)
+    if path is None:
+        return "", None
     try:
-        spec = described(checkpoint_to_score(cfg))
-    except (CheckpointError, OSError) as err:
-        raise UserError(f"cannot score: {err}") from err
-    heads = spec.heads if spec else ()
-    return next((h.target.class_names for h in heads if h.name == head), ())
+        return str(path), read_input_spec(path)
+    except CheckpointError as err:
+        raise UserError(f"cannot read the weights: {err}") from err
 
 
 def load_finetuned(model: nn.Module, path: Path) -> tuple[int, int]:

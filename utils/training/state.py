@@ -12,6 +12,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
+from multimae.weights.pretrained import spec_entry
 from utils.distributed.sharding import FullModelBuilder, gather_full_state, shard_optimizer_state
 from utils.distributed.world import World
 from utils.logs.window import LogWindow
@@ -127,6 +128,7 @@ class TrainState:
             "global_batch": self.global_batch,
             **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
+            **spec_entry(self.model),
         }
         return self._gathered(contents, world)
 

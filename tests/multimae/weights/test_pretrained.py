@@ -249,7 +249,7 @@ def test_pooling() -> None:
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        ({}, "no images given: this model takes rgb, depth, semseg"),
+        ({}, "no images.* rgb, depth, semseg"),
         ({"thermal": np.zeros((32, 32), np.uint8)}, "no input 'thermal'"),
         ({"rgb": np.zeros((32, 32), np.uint8)}, r"\(H, W, 3\)"),
         ({"rgb": np.zeros((32, 32, 3), np.float32)}, "float32"),
@@ -257,7 +257,10 @@ def test_pooling() -> None:
         ({"semseg": np.full((32, 32), 9)}, "class id 9"),
         ({"semseg": Image.new("RGB", (32, 32))}, "Map its colours"),
         ({"rgb": Image.new("RGB", (32, 32)), "depth": torch.zeros(1, 1, 32, 32)}, "all modalities"),
-        ({"rgb": [Image.new("RGB", (32, 32))] * 2, "depth": np.zeros((32, 32), int)}, "one length"),
+        (
+            {"rgb": [Image.new("RGB", (32, 32))] * 2, "depth": np.zeros((32, 32), int)},
+            "equal length.*2.*1",
+        ),
         (
             {"rgb": Image.new("RGB", (32, 32)), "depth": np.zeros((32, 64), np.uint16)},
             "aspect ratios differ",

@@ -92,9 +92,14 @@ def test_scoring_needs_no_training_images(data: Path, tmp_path: Path) -> None:
     assert "- c" in message_of(run_finetuning_cls.main, unknown)
     missing = [*scoring, "--finetune", str(tmp_path / "no.safetensors")]
     assert "no.safetensors" in message_of(run_finetuning_cls.main, missing)
-    # A checkpoint of a run does not: then the training images say.
-    unnamed = arguments(data, tmp_path / "run", "--eval", *elsewhere)
-    assert "gone" in message_of(run_finetuning_cls.main, unnamed)
+    # So does a checkpoint of the run; one of an earlier version does not: the images do.
+    run_finetuning_cls.main(arguments(data, tmp_path / "run", "--eval", *elsewhere))
+    assert evaluations(tmp_path / "run")[-1]["eval/acc1"] == trained["eval/acc1"]
+    best = tmp_path / "run/checkpoints/checkpoint-best.pth"
+    unnamed = {k: v for k, v in torch.load(best, weights_only=True).items() if k != "spec"}
+    torch.save(unnamed, best)
+    scoring = arguments(data, tmp_path / "run", "--eval", *elsewhere)
+    assert "gone" in message_of(run_finetuning_cls.main, scoring)
 
 
 def test_wrong_classes(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""Inputs are prepared as the weights were trained, whatever options are forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import run_finetuning_depth
+import run_finetuning_semseg
+import run_pretraining_multimae
+from multimae import ModelSpec, read_spec
+from multimae.specs.modalities import Modality, default_table, prepared_as
+from tests.support.image_folders import message_of
+from tests.support.scenes import tiny_run, write_scenes
+from tests.utils.tasks.test_finetuning_depth import arguments as depth_run
+from tests.utils.tasks.test_finetuning_depth import evaluations
+from tests.utils.tasks.test_finetuning_semseg import arguments as semseg_run
+from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+from utils.config.parse import parse_config
+from utils.config.semseg_options import SemsegConfig
+from utils.logs.errors import UserError
+
+HALF = ("--no_imagenet_default_mean_and_std",)
+QUICK = ("--max_steps", "1", "--num_pictures", "0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root / "train", 4)
+    write_scenes(root / "val", 2, 50)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(data: Path) -> Path:
+    """Half-half rgb and depth that is not standardized, against every script's defaults."""
+    run_pretraining_multimae.main(
+        tiny_run(data / "train", data / "pre", *QUICK, *HALF, "--no_standardize_depth")
+    )
+    return data / "pre"
+
+
+def preparation(path: Path) -> list[tuple[Any, ...]]:
+    return [(m.name, m.normalization, m.mean, m.std) for m in read_spec(path).inputs]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/checkpoint-1.pth", "old"])
+def test_forgotten_flags_do_not_change_the_inputs(
+    data: Path, pretrained: Path, tmp_path: Path, file: str
+) -> None:
+    weights = pretrained / file
+    if file == "old":  # a checkpoint of an earlier version has the options, not the spec
+        (newest,) = (pretrained / "checkpoints").glob("checkpoint-*.pth")
+        checkpoint = torch.load(newest, weights_only=True)
+        weights = tmp_path / "old.pth"
+        torch.save({k: v for k, v in checkpoint.items() if k != "spec"}, weights)
+    elif file.endswith(".pth"):
+        (weights,) = (pretrained / "checkpoints").glob("checkpoint-*.pth")
+    inputs = ("--in_domains", "rgb-depth", "--patch_size", "8")
+    run_finetuning_semseg.main(
+        semseg_run(data, tmp_path / "ft", *QUICK, *inputs, "--finetune", str(weights))
+    )
+    assert preparation(tmp_path / "ft/model.safetensors") == [
+        ("rgb", "mean_std", (0.5,), (0.5,)),
+        ("depth", "mean_std", (0.0,), (1.0,)),
+    ]
+
+
+def test_contradicting_options_are_listed_and_refused(
+    data: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ("--finetune", str(pretrained / "model.safetensors"))
+    base = depth_run(data, tmp_path, *QUICK, *weights)
+    base[base.index("--patch_size") + 1] = "16"
+    argv = [*base, "--imagenet_default_mean_and_std"]
+    message = message_of(run_finetuning_depth.main, argv)
+    for part in (
+        "rgb: mean: the weights' (0.5), yours (0.485",
+        "rgb: std",
+        "patch_size: the weigh",
+    ):
+        assert part in message
+    assert "8, yours 16" in message and "--override_inputs" in message
+    run_finetuning_depth.main([*argv, "--override_inputs"])
+    assert "--override_inputs: patch_size" in capsys.readouterr().out
+    assert read_spec(tmp_path / "model.safetensors").inputs[0].mean == default_table()["rgb"].mean
+
+
+def test_one_model_scores_the_same_whatever_flag_is_forgotten(data: Path, tmp_path: Path) -> None:
+    run_finetuning_depth.main(depth_run(data, tmp_path, *QUICK, *HALF))
+    scores = evaluations(tmp_path)[-1]
+    scoring: Sequence[str] = depth_run(data, tmp_path, "--num_pictures", "0", "--eval")
+    run_finetuning_depth.main(scoring)
+    again = evaluations(tmp_path)[-1]
+    assert again["eval/rmse"] == pytest.approx(scores["eval/rmse"], rel=1e-6)
+    other = [*scoring, "--imagenet_default_mean_and_std"]
+    assert "mean: the weights' (0.5)" in message_of(run_finetuning_depth.main, other)
+
+
+def test_the_written_configuration_repeats_the_run(
+    data: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    weights = str(pretrained / "model.safetensors")
+    run_finetuning_depth.main(depth_run(data, tmp_path / "a", *QUICK, "--finetune", weights))
+    config = str(tmp_path / "a/config.yaml")
+    run_finetuning_depth.main(["--config", config, "--output_dir", str(tmp_path / "b")])
+    assert preparation(tmp_path / "a/model.safetensors") == preparation(
+        tmp_path / "b/model.safetensors"
+    )
+
+
+THERMAL = Modality(
+    "thermal", num_channels=1, storage="float", max_value=2.0, mean=(0.25,), std=(0.125,),
+    no_data=float("nan"), interpolation="nearest", plot="scalar", stride=2,
+)  # fmt: skip
+
+
+def semseg_config(*argv: str) -> SemsegConfig:
+    return parse_config(SemsegConfig, ["--data_path", "x", "--eval_data_path", "x", *argv])
+
+
+def test_every_field_of_preparation_comes_from_the_weights() -> None:
+    spec = ModelSpec("multivit_tiny", (THERMAL,), patch_size=8, num_global_tokens=2)
+    row = "{thermal: {folder: t2, loss: l1}}"
+    cfg = semseg_config("--in_domains", "thermal", "--modalities", row, "--decoder_main_tasks",
+                        "thermal")  # fmt: skip
+    cfg, notes = with_trained_inputs(cfg, spec, "w")
+    (thermal,) = (cfg.table()[name] for name in cfg.in_names)
+    assert prepared_as(thermal, THERMAL, (), 8)[0] == thermal and thermal.folder == "t2"
+    assert (cfg.model.patch_size, cfg.model.num_global_tokens, notes) == (8, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "refused"),
+    [
+        ("mean", "[0.25001]", False),
+        ("mean", "[0.3]", True),
+        ("max_value", "1", True),
+        ("no_data", "-1", True),
+        ("interpolation", "bilinear", True),
+        ("stride", "1", True),
+        ("num_channels", "2", True),
+        ("patch_size", "8", False),
+        ("patch_size", "4", True),
+        ("normalization", "computed", False),
+        ("normalization", "robust", True),
+        ("loss_weight", "2", False),
+    ],
+)
+def test_only_other_values_contradict(field: str, value: str, refused: bool) -> None:
+    spec = ModelSpec("multivit_tiny", (THERMAL,), patch_size=8)
+    needed = "no_data: null, " if field in ("interpolation",) else ""
+    row = f"{{thermal: {{{needed}{field}: {value}, storage: float"
+    row += "" if field == "interpolation" else ", interpolation: nearest"
+    argv = ("--in_domains", "thermal", "--decoder_main_tasks", "thermal")
+    cfg = semseg_config(*argv, "--modalities", row + "}}")
+    if refused:
+        with pytest.raises(UserError, match=f"thermal: {field}: the weights'"):
+            with_trained_inputs(cfg, spec, "w")
+    else:
+        changed, _ = with_trained_inputs(cfg, spec, "w")
+        assert changed.table()["thermal"].mean == (0.25,)
+
+
+def test_published_weights_are_prepared_as_published(tmp_path: Path) -> None:
+    from multimae.specs.build import build_pretrain_model
+
+    rows = [default_table()[name] for name in ("rgb", "depth")]
+    model = build_pretrain_model("pretrain_multimae_tiny", rows, rows)
+    torch.save({"model": model.state_dict()}, tmp_path / "published.pth")
+    spec = read_input_spec(tmp_path / "published.pth")
+    cfg, _ = with_trained_inputs(semseg_config("--in_domains", "rgb-depth"), spec, "w")
+    assert cfg.table()["depth"].normalization == "robust"
+    other = semseg_config("--in_domains", "rgb-depth", "--no_standardize_depth")
+    with pytest.raises(
+        UserError, match="depth: normalization: the weights' robust, yours mean_std"
+    ):
+        with_trained_inputs(other, spec, "w")
+
+
+def test_computed_without_statistics_is_refused() -> None:
+    row = "{thermal: {normalization: computed, storage: float}}"
+    argv = ("--in_domains", "thermal", "--decoder_main_tasks", "thermal", "--modalities", row)
+    with pytest.raises(UserError, match="thermal: normalization: computed"):
+        with_trained_inputs(semseg_config(*argv), None, "")

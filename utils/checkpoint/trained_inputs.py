@@ -1,0 +1,163 @@
+"""Inputs as the weights to start from (or to score) were trained with them.
+
+Normalization, storage, patch size and the like come from the weights. Options that the user did
+not set never contradict them; those set on the command line or in YAML do, unless
+``--override_inputs`` is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from multimae.specs.modalities import PREPARATION, Modality, prepared_as, select
+from multimae.specs.spec import ModelSpec
+from multimae.weights.load import CheckpointError, StateDict, extract_state_dict, read_checkpoint
+from multimae.weights.pretrained import find_spec, infer_spec
+from utils.config.options import DataOptions, ModelOptions
+from utils.logs.errors import UserError, bullet_list
+
+_SIZES = ("patch_size", "num_global_tokens")
+
+
+class InputConfig(Protocol):
+    """A configuration with inputs and a model."""
+
+    @property
+    def data(self) -> DataOptions:
+        """Data, with the modality table."""
+        ...
+
+    @property
+    def model(self) -> ModelOptions:
+        """Model."""
+        ...
+
+
+ConfigT = TypeVar("ConfigT", bound=InputConfig)
+
+
+def read_input_spec(path: Path) -> ModelSpec | None:
+    """Spec of the weights in a file; ``None`` if it does not tell how inputs are prepared.
+
+    A file without a spec has the options of its run (checkpoints of earlier versions), or is a
+    published checkpoint, whose inputs are prepared as published. A ViT tells nothing.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    checkpoint = read_checkpoint(path)
+    spec = find_spec(path, checkpoint)
+    if spec is not None:
+        return spec
+    config = checkpoint.get("config")
+    state = extract_state_dict(checkpoint)
+    if isinstance(config, Mapping):
+        return _spec_of_config(config, state)
+    try:
+        return infer_spec(path, state, checkpoint)
+    except CheckpointError:
+        return None
+
+
+def with_trained_inputs(
+    cfg: ConfigT, spec: ModelSpec | None, source: str
+) -> tuple[ConfigT, list[str]]:
+    """Take the preparation of inputs from a spec.
+
+    Args:
+        cfg: The configuration.
+        spec: Spec of the weights; ``None`` changes nothing.
+        source: Name of the weights.
+
+    Returns:
+        The configuration, with fields of its ``modalities`` and the patch size from the spec, and
+        a line for the log per overridden value.
+
+    Raises:
+        UserError: Options contradict the weights, without ``--override_inputs``; or statistics
+            are ``computed`` and the weights have none.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, Any] = {}
+    conflicts: list[str] = []
+    table, names = cfg.data.table(), cfg.data.in_names
+    trained = {} if spec is None else {m.name: m for m in spec.inputs}
+    explicit = cfg.data.fields_set()
+    inputs = select(table, names)
+    for declared in inputs:
+        if spec is None or declared.name not in trained:
+            continue
+        row, differing = prepared_as(
+            declared, trained[declared.name], explicit.get(declared.name, ()), spec.patch_size
+        )
+        conflicts += (f"{declared.name}: {text}" for text in differing)
+        rows[declared.name] = _changed(declared, row)
+    if spec is not None and set(trained) & set(names):
+        sizes, differing = _sizes(cfg.model, spec)
+        conflicts += differing
+    if conflicts and not cfg.data.override_inputs:
+        raise UserError(
+            f"the options prepare inputs differently from the weights {source}:\n"
+            + bullet_list(conflicts, limit=len(conflicts))
+            + "\nDrop these options to use the weights' values, or set --override_inputs."
+        )
+    modalities = {**cfg.data.modalities}
+    for name, fields in rows.items():
+        if fields:
+            modalities[name] = {**modalities.get(name, {}), **fields}
+    changed: Any = cfg
+    data = dataclasses.replace(cfg.data, modalities=modalities)
+    model = dataclasses.replace(cfg.model, **sizes)
+    changed = dataclasses.replace(changed, data=data, model=model)
+    _check_computed(select(data.table(), names), source)
+    return changed, [f"--override_inputs: {text}" for text in conflicts]
+
+
+def _check_computed(inputs: Sequence[Modality], source: str) -> None:
+    names = [m.name for m in inputs if m.normalization == "computed"]
+    if names:
+        raise UserError(
+            f"modalities: {', '.join(names)}: normalization: computed is for pre-training, and "
+            f"{source or 'a model without pre-trained weights'} has no statistics. Set mean and "
+            "std, as the log of the pre-training names them."
+        )
+
+
+def _changed(declared: Modality, row: Modality) -> dict[str, Any]:
+    """Fields of ``row`` that differ from the declared ones, as YAML values."""
+    fields = {f: getattr(row, f) for f in PREPARATION if getattr(row, f) != getattr(declared, f)}
+    if row.storage == "float":  # a declared `storage: float` changes the default of max_value
+        fields |= {"storage": row.storage, "max_value": row.max_value}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+
+
+def _sizes(model: ModelOptions, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
+    """Sizes to take from the spec, and those that contradict it."""
+    sizes, conflicts = {}, []
+    for name in _SIZES:
+        theirs, own = getattr(spec, name), getattr(model, name)
+        if name not in model.set_by_user:
+            sizes[name] = theirs
+        elif own is not None and own != theirs:
+            conflicts.append(f"{name}: the weights' {theirs}, yours {own}")
+    return sizes, conflicts
+
+
+def _spec_of_config(config: Mapping[str, Any], state: StateDict) -> ModelSpec | None:
+    """Spec of the inputs from the options that a checkpoint of an earlier version records."""
+    names = dict.fromkeys(k.split(".")[1] for k in state if k.startswith("input_adapters."))
+    keys = {f.name for f in dataclasses.fields(DataOptions)} & set(config) - {"in_domains"}
+    try:
+        table = DataOptions(**{key: config[key] for key in keys}).table()
+        return ModelSpec(
+            name=str(config["model"]),
+            inputs=tuple(table[name] for name in names if name in table),
+            patch_size=int(config["patch_size"]),
+            image_size=int(config["input_size"]),
+            num_global_tokens=int(config["num_global_tokens"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
