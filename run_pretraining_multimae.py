@@ -10,19 +10,19 @@ values. See PRETRAINING.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from multimae.weights.pretrained import save_model
-from utils.checkpoint.resume import resume
+from utils.checkpoint.resume import find_checkpoint, resume
 from utils.config.parse import parse_config, to_flat_dict
 from utils.config.pretrain_options import PretrainConfig
 from utils.distributed.script import run_script
 from utils.distributed.sharding import shard
 from utils.distributed.world import World, init_world, shutdown
 from utils.logs.logger import RunLogger
-from utils.logs.paths import RunPaths, prepare_output_dir
-from utils.tasks.loaders import train_loader
+from utils.logs.paths import RunPaths, locked_output_dir, record_start
+from utils.tasks.loaders import run_identity, train_loader
 from utils.tasks.pretraining import (
+    PretrainTask,
     build_task,
     build_train_set,
     load_init_weights,
@@ -47,10 +47,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(cfg: PretrainConfig, world: World) -> None:
     """Build data, model and optimiser, and train."""
-    runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
-    prepare_output_dir(output_dir, cfg, world)
-    seed_everything(runtime.seed)
+    output_dir = cfg.checkpoint.output_dir
+    seed_everything(cfg.runtime.seed)
+    with (
+        locked_output_dir(output_dir, world) as paths,
+        RunLogger(cfg.log, output_dir, to_flat_dict(cfg), is_main=world.is_main) as logger,
+    ):
+        task, state = _train(cfg, world, paths, logger)
+        if paths is not None:
+            weights = state.scored_weights(world)
+            if world.is_main:
+                save_model(weights, task.model.spec, paths.model)
+            logger.info(f"weights: {paths.model}")
 
+
+def _train(
+    cfg: PretrainConfig, world: World, paths: RunPaths | None, logger: RunLogger
+) -> tuple[PretrainTask, TrainState]:
+    runtime = cfg.runtime
     inputs, outputs = run_modalities(cfg)
     task = build_task(cfg, inputs, outputs).to(world.device)
     train_set = build_train_set(cfg, task.modalities)
@@ -65,34 +79,27 @@ def train(cfg: PretrainConfig, world: World) -> None:
         precision.scaler(),
         global_batch=plan.global_batch,
         config=to_flat_dict(cfg),
+        identity=run_identity(train_set, (*inputs, *outputs)),
         full_model_builder=full_model_builder,
     )
-    resumed_from = resume(state, cfg.checkpoint, world)
-    if resumed_from is None:
+    millions = sum(p.numel() for p in task.model.parameters()) / 1e6
+    logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+    logger.info(f"{len(train_set)} images, {plan.describe()}")
+    report, checkpoint = "", find_checkpoint(cfg.checkpoint, world, logger.info)
+    if checkpoint is not None:
+        resume(state, checkpoint, cfg, world, logger.info)
+    else:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
+        report = load_init_weights(cfg, task, train_set, logger.info)
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime, cfg.optim.skip_grad)
-
-    with RunLogger(cfg.log, output_dir, state.config, is_main=world.is_main) as logger:
-        millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-        logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
-        logger.info(f"{len(train_set)} images, {plan.describe()}")
-        if resumed_from is not None:
-            logger.info(f"resumed from {resumed_from} after epoch {state.epoch}, step {state.step}")
-        else:
-            for line in load_init_weights(cfg, task, train_set):
-                logger.info(line)
-        evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
-        fit(
-            make_training_run(
-                cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL
-            )
-        )
-        if output_dir:
-            weights = state.scored_weights(world)
-            path = RunPaths(Path(output_dir)).model
-            if world.is_main:
-                save_model(weights, task.model.spec, path)
-            logger.info(f"weights: {path}")
+    evaluators = build_evaluators(cfg, task, train_set, world, precision, logger)
+    run = make_training_run(
+        cfg, state, loader, sampler, plan, stepper, logger, evaluators, cfg.log, GOAL
+    )
+    resumed = checkpoint is not None
+    record_start(paths, cfg, world, logger.info, resumed=resumed, report=report)
+    fit(run)
+    return task, state
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ SLOW = {
     *("test_signals", "test_finetuning_mae", "test_saving", "test_nonfinite", "test_bad_training"),
     *("test_convert", "test_doctor", "test_bench_step", "test_heads", "test_timm", "test_hubconf"),
     *("test_prepare_ade20k", "test_probe", "test_bad_counting", "test_wheel", "test_trace_batch"),
-    *("test_house", "test_finetuning_two_processes", "test_make_pictures"),
+    *("test_house", "test_finetuning_two_processes", "test_make_pictures", "test_resuming"),
+    *("test_lock",),
 }
 
 

@@ -14,8 +14,10 @@ minutes or on a signal). Each is a dict for ``torch.load(..., weights_only=True)
     model_ema  running average of the weights, if enabled
     rng        generators of python, numpy and torch
     window     logged values since the last log line
+    scored     step of the last evaluation
     global_batch, config
     spec       of the model, as JSON
+    identity   sample names (fingerprint), modalities, trained parameters; see resume.py
 
 ``checkpoint-best.pth`` has the weights (the running average, if enabled), ``epoch``,
 ``step``, ``best`` and ``config`` of the best evaluation: for evaluation and fine-tuning, not for
@@ -87,6 +89,12 @@ def read_records(folder: Path) -> list[Record]:
     recorded = {r.file for r in found}
     found += (r for r in _parse(folder / _MANIFEST, "checkpoints") if r.file not in recorded)
     return sorted(found, key=lambda r: (r.step, r.epoch, r.at_epoch_end))
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the newest checkpoint by its record; ``None`` without records."""
+    records = [r for r in read_records(folder) if (folder / r.file).is_file()]
+    return records[-1].step if records else None
 
 
 def _parse(path: Path, key: str | None) -> list[Record]:

@@ -1,20 +1,25 @@
-"""Which checkpoint a run resumes from, and restoring it.
+"""Which checkpoint a run resumes from, what must agree with it, and restoring it.
 
 ``--resume`` names a file; with ``--auto_resume`` it is the newest checkpoint of ``--output_dir``
-whose checksum matches.
+whose checksum matches. Options that differ from the checkpoint's are used, reported or refused as
+each declares (``on_resume`` in :mod:`utils.config.fields`); other sample names, modalities,
+parameters or another global batch are refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any, Protocol
 
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from utils.checkpoint.files import read_records
+from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
-from utils.logs.errors import UserError
+from utils.logs.errors import UserError, bullet_list
 from utils.logs.paths import RunPaths
 from utils.training.state import TrainState
 
@@ -23,6 +28,15 @@ _STEP = re.compile(r"checkpoint-step(\d+)\.pth")
 _PARTS = ("model", "task", "optimizer", "scaler", "epoch", "step")
 
 Info = Callable[[str], None]
+
+
+class HasCheckpoint(Protocol):
+    """A configuration with a checkpoint section."""
+
+    @property
+    def checkpoint(self) -> CheckpointOptions:
+        """Checkpoints."""
+        ...
 
 
 def best_checkpoint(output_dir: str | Path) -> Path | None:
@@ -89,32 +103,24 @@ def _unreadable(path: Path) -> str:
     return ""
 
 
-def resume(
-    state: TrainState, options: CheckpointOptions, world: World, info: Info = print
-) -> Path | None:
-    """Restore ``state`` from ``--resume`` or, with ``--auto_resume``, the newest checkpoint.
+def find_checkpoint(options: CheckpointOptions, world: World, info: Info) -> Path | None:
+    """Find the checkpoint of ``--resume`` or, with ``--auto_resume``, the newest one (collective).
 
     Args:
-        state: Changed in place.
-        options: Where to look (on rank 0).
+        options: Where to look.
         world: Processes.
         info: Called with a line about each damaged checkpoint.
 
     Returns:
-        The checkpoint, or ``None`` to start from scratch.
+        Its path; ``None`` to start from scratch.
 
     Raises:
-        UserError: ``--resume`` is missing or damaged; a checkpoint is of another architecture, of
-            another global batch, or holds weights alone; or all checkpoints are damaged.
+        UserError: ``--resume`` is damaged, or all checkpoints are.
     """
-    path = world.broadcast_from_main(lambda: find_checkpoint(options, info))
-    if path is not None:
-        restore(state, path, world)
-    return path
+    return world.broadcast_from_main(lambda: _find(options, info))
 
 
-def find_checkpoint(options: CheckpointOptions, info: Info) -> Path | None:
-    """Find the checkpoint that the options ask for; ``None`` to start from scratch."""
+def _find(options: CheckpointOptions, info: Info) -> Path | None:
     if options.resume:
         _verify(Path(options.resume))
         return Path(options.resume)
@@ -123,45 +129,155 @@ def find_checkpoint(options: CheckpointOptions, info: Info) -> Path | None:
     path, paths = latest_checkpoint(options.output_dir, info), RunPaths(Path(options.output_dir))
     if path is None and any(p != paths.best for p in paths.checkpoints.glob("checkpoint-*.pth")):
         raise UserError(
-            f"cannot resume: no checkpoint in {paths.checkpoints} is intact. Start from scratch "
-            "with another --output_dir or --no_auto_resume."
+            f"cannot resume: no checkpoint in {paths.checkpoints} is intact.\n{_ways_out(options)}"
         )
     return path
 
 
+def resume(
+    state: TrainState,
+    path: Path,
+    cfg: HasCheckpoint,
+    world: World,
+    info: Info,
+) -> None:
+    """Restore ``state`` from a checkpoint whose settings agree with the run's.
+
+    Args:
+        state: Changed in place.
+        path: From :func:`find_checkpoint`.
+        cfg: Configuration of the run.
+        world: Processes.
+        info: Called with a line about each change that is applied.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged or holds weights alone, or settings differ
+            that may not.
+    """
+    try:
+        checkpoint = _read(path)
+        saved = checkpoint.get("config")
+        changes = compare_options(saved if isinstance(saved, Mapping) else {}, options_of(cfg))
+        refused = [*changes["refused"], *_compare_identity(checkpoint, state.full_identity())]
+        if refused:
+            raise CheckpointError(
+                f"{path} was trained with other settings (old -> new):\n{bullet_list(refused)}\n"
+                "Restore them (see config.yaml beside it), or start another run."
+            )
+        _load(state, checkpoint, path, world)
+    except CheckpointError as err:
+        raise UserError(f"cannot resume: {err}\n{_ways_out(cfg.checkpoint)}") from err
+    if "identity" not in checkpoint:
+        info(f"{path} is of an older version: its sample names and modalities are not compared")
+    info(f"resumed from {path} after epoch {state.epoch}, step {state.step}")
+    for change in changes["applied"]:
+        info(f"changed on resume: {change}")
+
+
+def compare_options(
+    saved: Mapping[str, Any], options: Mapping[str, Option]
+) -> dict[OnResume, list[str]]:
+    """Options of a run (their values are the defaults) that differ from a checkpoint's.
+
+    Returns:
+        ``"name: old -> new"`` by what happens to the change.
+    """
+    changes: dict[OnResume, list[str]] = {"free": [], "applied": [], "refused": []}
+    for name, option in options.items():
+        if name in saved:
+            found = _differences(name, _plain(saved[name]), _plain(option.default))
+            changes[option.on_resume] += found
+    return changes
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+    """``"name: old -> new"`` if they differ; for mappings, of each key that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value) or "empty"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with tuples as lists, so that values from YAML and from flags compare equal."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """What differs beside the options."""
+    saved = checkpoint.get("identity")
+    saved = saved if isinstance(saved, Mapping) else {}
+    batch = saved.get("global_batch", checkpoint.get("global_batch"))
+    if batch and own["global_batch"] and batch != own["global_batch"]:
+        yield f"batch_size x update_freq x processes: {batch} -> {own['global_batch']}"
+    for key in ("samples", "modalities", "parameters"):
+        old, new = (_plain(identity.get(key)) for identity in (saved, own))
+        if old is None or new is None or old == new:
+            continue
+        if key == "samples":
+            other = " other" if old["count"] == new["count"] else ""
+            yield f"training samples: {old['count']} names -> {new['count']}{other} names"
+        elif key == "modalities":
+            yield f"modalities: {', '.join(old)} -> {', '.join(new)}"
+        else:
+            yield f"trained parameters: {_first_difference(old, new)}"
+
+
+def _first_difference(old: Sequence[str], new: Sequence[str]) -> str:
+    pairs = zip_longest(old, new, fillvalue="none")
+    before, after = next((a, b) for a, b in pairs if a != b)
+    return f"{len(old)} -> {len(new)}, the first that differs: {before} -> {after}"
+
+
+def _ways_out(options: CheckpointOptions) -> str:
+    """How to start afresh."""
+    if options.resume:
+        return "Start from its weights instead of --resume, in another --output_dir."
+    moved = RunPaths(Path(options.output_dir)).previous
+    return (
+        "Start afresh with another --output_dir, or with --no_auto_resume, which moves the "
+        f"earlier run to {moved}."
+    )
+
+
 def restore(state: TrainState, path: Path, world: World) -> None:
-    """Load a checkpoint into ``state``.
+    """Load a checkpoint of the same run into ``state``.
 
     Raises:
         UserError: It cannot be read or does not fit the run.
     """
     try:
-        checkpoint = read_checkpoint(path)
-        missing = [part for part in _PARTS if part not in checkpoint]
-        if missing:
-            raise CheckpointError(
-                f"{path} lacks {', '.join(missing)}: it holds weights, not the state of a run, "
-                "and cannot be resumed."
-            )
-        load_weights(state.model, extract_state_dict(checkpoint), source=str(path), strict=True)
+        _load(state, _read(path), path, world)
     except CheckpointError as err:
-        raise UserError(
-            f"cannot resume: {err}\n"
-            "Start from scratch with another --output_dir or --no_auto_resume."
-        ) from err
-    saved, own = checkpoint.get("global_batch"), state.global_batch
-    if saved is not None and own and saved != own:
-        raise UserError(
-            f"cannot resume from {path}: it was trained with a global batch of {saved}, this run "
-            f"has {own}. Keep --batch_size x --update_freq x processes unchanged, or start from "
-            "its weights in another --output_dir."
+        raise UserError(f"cannot go back: {err}") from err
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    missing = [part for part in _PARTS if part not in checkpoint]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}: it holds weights, not the state of a run, "
+            "and cannot be resumed."
         )
+    return checkpoint
+
+
+def _load(state: TrainState, checkpoint: dict[str, Any], path: Path, world: World) -> None:
+    load_weights(state.model, extract_state_dict(checkpoint), source=str(path), strict=True)
     try:
         state.load_state_dict(checkpoint, world)
     except (RuntimeError, ValueError, KeyError) as err:
-        raise UserError(
-            f"cannot resume from {path}: its optimiser or balancer state does not fit this run "
-            f"({err}). Use the options of that run, see config.yaml beside it."
+        raise CheckpointError(
+            f"the optimiser or balancer state of {path} does not fit this run ({err}). Use the "
+            "options of that run, see config.yaml beside it."
         ) from err
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,19 @@ class Saver:
         every = self.options.save_ckpt_steps
         return bool(self.active and every and step % every == 0)
 
-    def contents(self, state: TrainState) -> dict[str, Any]:
-        """The current state, not copied (collective)."""
-        return state.state_dict(self.world) if self.active else {}
+    def defer(self, state: TrainState) -> Callable[[], dict[str, Any]]:
+        """The current state for :meth:`write_now`, read when it is needed (collective)."""
+        return state.defer_state_dict(self.world) if self.active else dict
 
-    def write_now(self, contents: Mapping[str, Any]) -> None:
-        """Write :meth:`contents` and wait; not collective.
+    def write_now(self, contents: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the result of :meth:`defer` and wait; not collective.
 
         Raises:
             RunError: It failed.
         """
         if self.active and self.world.is_main:
             self.finish()
-            self._write(contents, at_epoch_end=False)
+            self._write(contents(), at_epoch_end=False)
             self.finish()
 
     @property

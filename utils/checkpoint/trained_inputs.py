@@ -129,7 +129,9 @@ def _check_computed(inputs: Sequence[Modality], source: str) -> None:
 def _changed(declared: Modality, row: Modality) -> dict[str, Any]:
     """Fields of ``row`` that differ from the declared ones, as YAML values."""
     fields = {f: getattr(row, f) for f in PREPARATION if getattr(row, f) != getattr(declared, f)}
-    if row.storage == "float":  # a declared `storage: float` changes the default of max_value
+    if (
+        fields and row.storage == "float"
+    ):  # a declared `storage: float` changes the default of max_value
         fields |= {"storage": row.storage, "max_value": row.max_value}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 

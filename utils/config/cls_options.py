@@ -38,7 +38,9 @@ class ClsDataOptions(FinetuneDataOptions):
     reprob: float = option(0.0, "Probability of random erasing", within="[0, 1]")
     remode: Literal["pixel", "const", "rand"] = option("pixel", "What is erased becomes")
     recount: int = option(1, "Largest number of erased boxes", within="[1, inf)")
-    resplit: bool = option(False, "Accepted for old commands; there are no augmentation splits")
+    resplit: bool = option(
+        False, "Accepted for old commands; there are no augmentation splits", on_resume="free"
+    )
     mixup: float = option(0.8, "Alpha of Mixup; 0: none", within="[0, inf)")
     cutmix: float = option(1.0, "Alpha of CutMix; 0: none", within="[0, inf)")
     cutmix_minmax: tuple[float, ...] | None = option(
@@ -105,7 +107,9 @@ class ClsRuntimeOptions(RuntimeOptions):
 
     epochs: int = option(100, "Passes over the training set", within="[1, inf)")
     batch_size: int = option(128, "Images per GPU and batch", within="[1, inf)")
-    disable_eval_during_finetuning: bool = option(False, "Evaluate after the last epoch only")
+    disable_eval_during_finetuning: bool = option(
+        False, "Evaluate after the last epoch only", on_resume="free"
+    )
 
 
 @dataclass(frozen=True)

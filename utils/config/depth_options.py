@@ -30,14 +30,16 @@ class DepthDataOptions(FinetuneDataOptions):
         "Score and train where mask_valid is 255; off: where depth is not 0",
         off="no_mask_valid",
     )
-    dataset_name: str = option("nyu", "Name of the data set, for logs")
+    dataset_name: str = option("nyu", "Name of the data set, for logs", on_resume="free")
     aug_name: Literal["nyu-augs"] = option("nyu-augs", "Augmentation")
     color_augs: bool = option(False, "Jitter colours of the training images")
     max_train_images: int | None = option(
         1000, "Train on N images, evenly spread", within="[1, inf)"
     )
     max_val_images: int | None = option(100, "Evaluate on N images", within="[1, inf)")
-    max_test_images: int | None = option(100, "Test on N images", within="[1, inf)")
+    max_test_images: int | None = option(
+        100, "Test on N images", within="[1, inf)", on_resume="free"
+    )
     depth_folder: str = option("depth", "Folder of the true depth, 16-bit PNG in mm")
     depth_mean: float = option(2070.7764, "Mean of the target in mm (NYUv2's)", within="(0, inf)")
     depth_std: float = option(777.5723, "Deviation of the target in mm", within="(0, inf)")
@@ -84,7 +86,7 @@ class DepthRuntimeOptions(RuntimeOptions):
 
     epochs: int = option(2000, "Passes over the training set", within="[1, inf)")
     batch_size: int = option(64, "Images per GPU and batch", within="[1, inf)")
-    tmp: bool = option(False, "Accepted for old commands; without effect")
+    tmp: bool = option(False, "Accepted for old commands; without effect", on_resume="free")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from multimae.specs.coercion import coerce
+
+OnResume = Literal["free", "applied", "refused"]
+"""What a resumed run does with another value than the checkpoint's: use it without a word (nothing
+of the result depends on it), use it and say so, or refuse to resume."""
 
 RESERVED = {"--help": "the parser", "--config": "the parser", "--print_config": "the parser"}
 
 
-def option(default: Any, help: str, *, within: str | None = None, off: str | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    within: str | None = None,
+    off: str | None = None,
+    on_resume: OnResume | None = None,
+) -> Any:
     """Declare an option of a section.
 
     For example ``lr: float = option(1e-4, "Learning rate", within="(0, inf)")``.
@@ -26,8 +37,9 @@ def option(default: Any, help: str, *, within: str | None = None, off: str | Non
         help: One line for ``--help``.
         within: Interval that every number of the value must lie in, e.g. ``"[0, 1)"``.
         off: Alias, without dashes, of ``--no_NAME``.
+        on_resume: See :data:`OnResume`; ``None`` for that of the option it overrides, else refused.
     """
-    metadata = {"help": help, "within": within, "off": off}
+    metadata = {"help": help, "within": within, "off": off, "on_resume": on_resume}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -50,6 +62,7 @@ class Option:
         help: One line for ``--help``.
         within: See :func:`option`.
         off: See :func:`option`.
+        on_resume: What a resumed run does with a changed value.
     """
 
     name: str
@@ -59,6 +72,7 @@ class Option:
     help: str = ""
     within: str | None = None
     off: str | None = None
+    on_resume: OnResume = "refused"
 
     @property
     def path(self) -> str:
@@ -134,7 +148,8 @@ def options_of(cfg: Any) -> dict[str, Option]:
             value = getattr(group, field.name)
             if dataclasses.is_dataclass(value) or field.name == "set_by_user":
                 continue
-            option = Option(field.name, section, hints[field.name], value, **field.metadata)
+            declared = {**field.metadata, "on_resume": _on_resume(type(group), field.name)}
+            option = Option(field.name, section, hints[field.name], value, **declared)
             for flag in option.flags:
                 if flag in owners:
                     raise TypeError(
@@ -144,6 +159,16 @@ def options_of(cfg: Any) -> dict[str, Option]:
                 owners[flag] = option.path
             options[option.name] = option
     return options
+
+
+def _on_resume(section: type, name: str) -> OnResume:
+    """The class declared last for an option, by the section or one that it extends."""
+    for cls in section.__mro__:
+        field = getattr(cls, "__dataclass_fields__", {}).get(name)
+        if field is not None and field.metadata.get("on_resume"):
+            found: OnResume = field.metadata["on_resume"]
+            return found
+    return "refused"
 
 
 def _inside(number: float, interval: str) -> bool:

@@ -28,7 +28,7 @@ class FinetuneDataOptions(DataOptions):
     """Data."""
 
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
-    test_data_path: str | None = option(None, "Test images, for --test")
+    test_data_path: str | None = option(None, "Test images, for --test", on_resume="free")
     num_workers: int = option(16, "Loader processes per GPU", within="[0, inf)")
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
@@ -117,10 +117,13 @@ class FinetuneLogOptions(LogOptions):
     """Logs and evaluation."""
 
     log_images_wandb: bool = option(
-        False, "Accepted for old commands: pictures go to every active log"
+        False, "Accepted for old commands: pictures go to every active log", on_resume="free"
     )
     log_images_freq: int = option(
-        5, "Epochs between pictures, drawn when the model is evaluated", within="[1, inf)"
+        5,
+        "Epochs between pictures, drawn when the model is evaluated",
+        within="[1, inf)",
+        on_resume="free",
     )
 
     @property

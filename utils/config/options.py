@@ -55,9 +55,13 @@ class DataOptions:
     """Data."""
 
     data_path: str = option(
-        "ADD_DATA_PATH_HERE", "Training images: one sub-folder per modality, same file names"
+        "ADD_DATA_PATH_HERE",
+        "Training images: one sub-folder per modality, same file names",
+        on_resume="free",
     )
-    eval_data_path: str | None = option(None, "Validation images, laid out as --data_path")
+    eval_data_path: str | None = option(
+        None, "Validation images, laid out as --data_path", on_resume="applied"
+    )
     in_domains: str = option("rgb", "Input modalities, joined by '-'")
     modalities: Mapping[str, Any] = option(
         dict, "Modalities to change or add: {name: {field: value}}"
@@ -69,24 +73,34 @@ class DataOptions:
         True, "Normalise rgb by ImageNet's mean and std; off: by 0.5 and 0.5"
     )
     train_interpolation: Interpolation = option("bicubic", "Interpolation that resizes rgb")
-    num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")
+    num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)", on_resume="free")
     fast_decode: bool = option(False, "Decode training photos faster; values differ slightly")
-    pin_mem: bool = option(True, "Load batches into page-locked memory")
+    pin_mem: bool = option(True, "Load batches into page-locked memory", on_resume="free")
     eval_batch_size: int | None = option(
-        None, "Images per GPU in evaluation; none: --batch_size", within="[1, inf)"
+        None,
+        "Images per GPU in evaluation; none: --batch_size",
+        within="[1, inf)",
+        on_resume="free",
     )
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
     on_bad_sample: Literal["error", "skip"] = option(
-        "error", "Bad or missing training file: stop, or skip the sample; evaluation always stops"
+        "error",
+        "Bad or missing training file: stop, or skip the sample; evaluation always stops",
+        on_resume="applied",
     )
     max_bad_samples: int = option(
-        100, "With --on_bad_sample skip: maximum number of bad samples", within="[0, inf)"
+        100,
+        "With --on_bad_sample skip: maximum number of bad samples",
+        within="[0, inf)",
+        on_resume="applied",
     )
 
     override_inputs: bool = option(
-        False, "Prepare inputs as the options say where the weights were trained otherwise"
+        False,
+        "Prepare inputs as the options say where the weights were trained otherwise",
+        on_resume="free",
     )
     set_by_user: frozenset[str] = user_set()
 
@@ -218,7 +232,9 @@ class OptimOptions:
     min_lr: float = option(0.0, "Learning rate the cosine falls to", within="[0, inf)")
     warmup_epochs: int = option(40, "Epochs of warm-up", within="[0, inf)")
     warmup_steps: int = option(-1, "Steps of warm-up; if > 0, replaces epochs", within="[-1, inf)")
-    update_freq: int = option(1, "Batches accumulated per step", within="[1, inf)")
+    update_freq: int = option(
+        1, "Batches accumulated per step", within="[1, inf)", on_resume="free"
+    )
 
     def problems(self) -> Iterator[str]:
         """Optimisers that do not exist."""
@@ -236,42 +252,59 @@ class OptimOptions:
 class RuntimeOptions:
     """Run: duration, device, processes."""
 
-    epochs: int = option(1600, "Passes over the training set", within="[1, inf)")
+    epochs: int = option(
+        1600, "Passes over the training set", within="[1, inf)", on_resume="applied"
+    )
     max_steps: int | None = option(
-        None, "Stop after this many steps, with the schedule of the full run", within="[1, inf)"
+        None,
+        "Stop after this many steps, with the schedule of the full run",
+        within="[1, inf)",
+        on_resume="applied",
     )
     schedule_to_max_steps: bool = option(
         False, "End the schedules at --max_steps instead of the last epoch"
     )
-    batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)")
+    batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)", on_resume="free")
     start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
-    device: str = option(default_device, "cuda, cuda:N, cpu or mps")
+    device: str = option(default_device, "cuda, cuda:N, cpu or mps", on_resume="free")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto", "Autocast type; auto: the best the device has"
+        "auto", "Autocast type; auto: the best the device has", on_resume="applied"
     )
     seed: int = option(0, "Seed of every random generator", within="[0, inf)")
-    deterministic: bool = option(False, "Use deterministic algorithms only; slower on a GPU")
+    deterministic: bool = option(
+        False, "Use deterministic algorithms only; slower on a GPU", on_resume="applied"
+    )
     on_nonfinite: Literal["stop", "skip", "rollback"] = option(
         "stop",
         "On NaN/Inf: stop; skip the update (synchronises with the device every step); rollback to "
         "the last checkpoint and skip the batch",
+        on_resume="applied",
     )
     grad_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, a third more time"
+        False,
+        "Recompute activations in the backward pass: less memory, a third more time",
+        on_resume="free",
     )
     num_threads: int | None = option(
-        None, "CPU threads of PyTorch; none: its default", within="[1, inf)"
+        None, "CPU threads of PyTorch; none: its default", within="[1, inf)", on_resume="free"
     )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
         "ddp: replicate the model on every process; fsdp: shard model, gradients and optimiser",
+        on_resume="free",
     )
-    find_unused_params: bool = option(True, "DDP: allow unused parameters, found in the first step")
-    show_user_warnings: bool = option(False, "Show Python's UserWarnings")
-    world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)")
-    local_rank: int = option(-1, "Rank on this machine; torchrun sets it", within="[-1, inf)")
-    dist_on_itp: bool = option(False, "Read the ranks from Open MPI's environment")
-    dist_url: str = option("env://", "Address where the processes meet")
+    find_unused_params: bool = option(
+        True, "DDP: allow unused parameters, found in the first step", on_resume="free"
+    )
+    show_user_warnings: bool = option(False, "Show Python's UserWarnings", on_resume="free")
+    world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)", on_resume="free")
+    local_rank: int = option(
+        -1, "Rank on this machine; torchrun sets it", within="[-1, inf)", on_resume="free"
+    )
+    dist_on_itp: bool = option(
+        False, "Read the ranks from Open MPI's environment", on_resume="free"
+    )
+    dist_url: str = option("env://", "Address where the processes meet", on_resume="free")
 
     def problems(self) -> Iterator[str]:
         """Unknown devices, runs that end before they start."""
@@ -285,33 +318,46 @@ class CheckpointOptions:
     """Checkpoints."""
 
     output_dir: str = option(
-        "", "Folder of checkpoints, logs and pictures; empty: nothing is saved"
+        "", "Folder of checkpoints, logs and pictures; empty: nothing is saved", on_resume="free"
     )
-    resume: str = option("", "Checkpoint to resume from")
-    auto_resume: bool = option(True, "Resume from the newest checkpoint of --output_dir")
-    save_ckpt: bool = option(True, "Write checkpoints")
-    save_ckpt_freq: int = option(20, "Epochs between checkpoints", within="[1, inf)")
-    save_ckpt_steps: int | None = option(None, "Steps between checkpoints", within="[1, inf)")
+    resume: str = option("", "Checkpoint to resume from", on_resume="free")
+    auto_resume: bool = option(
+        True, "Resume from the newest checkpoint of --output_dir", on_resume="free"
+    )
+    save_ckpt: bool = option(True, "Write checkpoints", on_resume="free")
+    save_ckpt_freq: int = option(
+        20, "Epochs between checkpoints", within="[1, inf)", on_resume="free"
+    )
+    save_ckpt_steps: int | None = option(
+        None, "Steps between checkpoints", within="[1, inf)", on_resume="free"
+    )
     save_ckpt_minutes: float | None = option(
-        None, "Minutes between checkpoints, by the clock of rank 0", within="(0, inf)"
+        None,
+        "Minutes between checkpoints, by the clock of rank 0",
+        within="(0, inf)",
+        on_resume="free",
     )
-    keep_ckpts: int = option(0, "Keep the last N epoch checkpoints; 0: all", within="[0, inf)")
-    async_save: bool = option(True, "Write checkpoints in the background")
+    keep_ckpts: int = option(
+        0, "Keep the last N epoch checkpoints; 0: all", within="[0, inf)", on_resume="free"
+    )
+    async_save: bool = option(True, "Write checkpoints in the background", on_resume="free")
 
 
 @dataclass(frozen=True)
 class LogOptions:
     """Logs and evaluation."""
 
-    log_every: int = option(50, "Steps between log lines", within="[1, inf)")
-    eval_freq: int = option(1, "Epochs between evaluations", within="[1, inf)")
-    num_pictures: int = option(8, "Images in the picture grid; 0: none", within="[0, inf)")
-    log_tensorboard: bool = option(False, "Log to TensorBoard, in --output_dir")
-    log_wandb: bool = option(False, "Log to Weights & Biases")
-    wandb_project: str | None = option(None, "W&B project")
-    wandb_entity: str | None = option(None, "W&B user or team")
-    wandb_run_name: str | None = option(None, "W&B run name")
-    wandb_group: str = option("", "W&B group")
+    log_every: int = option(50, "Steps between log lines", within="[1, inf)", on_resume="free")
+    eval_freq: int = option(1, "Epochs between evaluations", within="[1, inf)", on_resume="free")
+    num_pictures: int = option(
+        8, "Images in the picture grid; 0: none", within="[0, inf)", on_resume="free"
+    )
+    log_tensorboard: bool = option(False, "Log to TensorBoard, in --output_dir", on_resume="free")
+    log_wandb: bool = option(False, "Log to Weights & Biases", on_resume="free")
+    wandb_project: str | None = option(None, "W&B project", on_resume="free")
+    wandb_entity: str | None = option(None, "W&B user or team", on_resume="free")
+    wandb_run_name: str | None = option(None, "W&B run name", on_resume="free")
+    wandb_group: str = option("", "W&B group", on_resume="free")
 
     @property
     def picture_freq(self) -> int:
@@ -328,11 +374,15 @@ class StartOptions:
     model_prefix: str = option("", "Prefix to strip from the weights' names")
     model_ema: bool = option(False, "Average the weights (EMA); evaluate and save the average")
     model_ema_decay: float = option(0.9999, "Decay of the average", within="[0, 1)")
-    model_ema_force_cpu: bool = option(False, "Keep the average on the CPU")
-    eval: bool = option(False, "Score on --eval_data_path, do not train")
-    test: bool = option(False, "Score the best checkpoint on the test set, do not train")
+    model_ema_force_cpu: bool = option(False, "Keep the average on the CPU", on_resume="free")
+    eval: bool = option(False, "Score on --eval_data_path, do not train", on_resume="free")
+    test: bool = option(
+        False, "Score the best checkpoint on the test set, do not train", on_resume="free"
+    )
     dist_eval: bool = option(
-        False, "Accepted for old commands: evaluation is always sharded, with exact metrics"
+        False,
+        "Accepted for old commands: evaluation is always sharded, with exact metrics",
+        on_resume="free",
     )
 
     def problems(self) -> Iterator[str]:

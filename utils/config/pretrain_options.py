@@ -132,7 +132,9 @@ class PretrainStartOptions:
 class PretrainRuntimeOptions(RuntimeOptions):
     """Run: duration, device, processes, compilation."""
 
-    compile: bool = option(False, "Compile model and losses: minutes of start-up, faster steps")
+    compile: bool = option(
+        False, "Compile model and losses: minutes of start-up, faster steps", on_resume="free"
+    )
 
     def problems(self) -> Iterator[str]:
         """Incompatible options."""

@@ -31,7 +31,7 @@ class SemsegDataOptions(FinetuneDataOptions):
     )
     load_pseudo_depth: bool = option(False, "Read depth from the folder pseudo_depth")
     num_classes: int = option(150, "Classes of the label maps, void aside", within="[2, 254]")
-    dataset_name: str = option("ade20k", "Name of the data set, for logs")
+    dataset_name: str = option("ade20k", "Name of the data set, for logs", on_resume="free")
     seg_reduce_zero_label: bool = option(False, "Label 0 is void; the others count from 1")
     seg_use_void_label: bool = option(False, "Learn void as one more class (never scored)")
     aug_name: Literal["simple"] = option("simple", "Augmentation")
@@ -92,7 +92,9 @@ class SemsegRuntimeOptions(RuntimeOptions):
 
     epochs: int = option(64, "Passes over the training set", within="[1, inf)")
     batch_size: int = option(4, "Images per GPU and batch", within="[1, inf)")
-    fp16: bool = option(True, "Mixed precision, as --precision says; off: float32")
+    fp16: bool = option(
+        True, "Mixed precision, as --precision says; off: float32", on_resume="applied"
+    )
 
 
 @dataclass(frozen=True)

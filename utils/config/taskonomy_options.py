@@ -29,13 +29,15 @@ class TaskonomyDataOptions(FinetuneDataOptions):
     )
     eval_data_path: str | None = option(None, "Root of the validation views; none: --data_path")
     taskonomy_splits: str = option(
-        "", "Official CSV of the buildings' split; empty: splits.json, or by name"
+        "", "Official CSV of the buildings' split; empty: splits.json, or by name", on_resume="free"
     )
     max_train_images: int | None = option(
         1000, "Train on N views, evenly spread", within="[1, inf)"
     )
     max_val_images: int | None = option(100, "Evaluate on N views", within="[1, inf)")
-    max_test_images: int | None = option(54514, "Test on N views", within="[1, inf)")
+    max_test_images: int | None = option(
+        54514, "Test on N views", within="[1, inf)", on_resume="free"
+    )
 
     @property
     def out_names(self) -> tuple[str, ...]:
@@ -66,8 +68,12 @@ class TaskonomyModelOptions(DenseModelOptions):
 
     input_size: int = option(384, "Image side in pixels", within="[1, inf)")
     output_adapter: Literal["dpt"] = option("dpt", "Head")
-    decoder_dim: int = option(768, "Accepted for old commands: DPT has its own", within="[1, inf)")
-    decoder_depth: int = option(2, "Accepted for old commands: DPT has its own", within="[0, inf)")
+    decoder_dim: int = option(
+        768, "Accepted for old commands: DPT has its own", within="[1, inf)", on_resume="free"
+    )
+    decoder_depth: int = option(
+        2, "Accepted for old commands: DPT has its own", within="[0, inf)", on_resume="free"
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -99,6 +101,13 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
         return self.folder.name(self._folder_index(index))
+
+    def fingerprint(self) -> dict[str, object]:
+        """Number and digest of the sample names, for checkpoints."""
+        digest = blake2b(digest_size=16)
+        for index in range(len(self)):
+            digest.update(os.fsencode(self.name(index)) + b"\0")
+        return {"count": len(self), "digest": digest.hexdigest()}
 
     def has(self, index: int, modality: Modality) -> bool:
         """Whether a sample has a file of a modality."""

@@ -14,10 +14,9 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -40,7 +39,7 @@ class RunLogger:
         *,
         is_main: bool = True,
     ) -> None:
-        """Open the sinks.
+        """Check the options; :meth:`open` opens the sinks.
 
         Args:
             options: Which sinks.
@@ -53,17 +52,30 @@ class RunLogger:
         """
         self.is_main = is_main
         self.paths = RunPaths.of(output_dir)
-        self._options = options
+        self._options, self._config = options, config
         self._bar: tqdm[Any] | None = None
-        self._jsonl = self._wandb = self._tensorboard = None
-        if not is_main:
+        self._jsonl: TextIO | None = None
+        self._wandb: Any = None
+        self._tensorboard: Any = None
+        if is_main and options.log_tensorboard:
+            _summary_writer(self.paths)
+        if is_main and options.log_wandb:
+            _import_wandb()
+
+    def open(self, step: int = 0) -> None:
+        """Open the sinks, once an earlier run is out of the way, to log from ``step`` on."""
+        if not self.is_main:
             return
         if self.paths is not None:
-            self._jsonl = self.paths.log.open("a", encoding="utf-8")
-        if options.log_tensorboard:
-            self._tensorboard = _open_tensorboard(self.paths, 0)
-        if options.log_wandb:
-            self._wandb = _open_wandb(options, self.paths, config)
+            self._jsonl = _open_log(self.paths.log)
+        if self._options.log_tensorboard and self.paths is not None:
+            # Viewers ignore what an earlier process has logged from the purged step on.
+            writer = _summary_writer(self.paths)
+            self._tensorboard = writer(
+                str(self.paths.tensorboard), purge_step=step + 1 if step else None
+            )
+        if self._options.log_wandb and self._wandb is None:
+            self._wandb = _open_wandb(self._options, self.paths, self._config)
 
     def __enter__(self) -> RunLogger:
         """Use as a context that closes files and bars."""
@@ -97,23 +109,22 @@ class RunLogger:
             )
 
     def rewind(self, step: int, *, scored: bool) -> None:
-        """Drop what was logged after ``step``, where the run resumes.
+        """Drop what was logged after ``step``, where the run starts or resumes; open the sinks.
 
         Args:
-            step: Updates done. At 0 an existing log belongs to an earlier run and is renamed.
+            step: Updates done.
             scored: Whether the evaluation at ``step`` is done.
         """
         if not self.is_main:
             return
         if self._bar is not None:
             self._bar.n = step
-        if self._jsonl is not None and self.paths is not None:
-            self._jsonl.close()
+        for sink in (self._jsonl, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self.paths is not None and self.paths.log.is_file():
             cut_log(self.paths.log, step, scored=scored)
-            self._jsonl = self.paths.log.open("a", encoding="utf-8")
-        if self._tensorboard is not None and step:
-            self._tensorboard.close()
-            self._tensorboard = _open_tensorboard(self.paths, step + 1)
+        self.open(step)
 
     def advance(self) -> None:
         """Advance the bar by a step."""
@@ -176,25 +187,31 @@ class RunLogger:
 def cut_log(path: Path, step: int, *, scored: bool) -> None:
     """Drop rows after ``step`` and a torn last line; see :meth:`RunLogger.rewind`."""
     lines = path.read_bytes().splitlines(keepends=True)
-    if step == 0:
-        if lines:
-            old = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(1))
-            path.rename(next(p for p in old if not p.exists()))
-        return
-    kept = [line for line in lines if _stays(line, step, scored=scored)]
+    kept = [line for line in lines if _is_kept(line, step, scored=scored)]
     if kept != lines:
         with atomic_file(path) as file:
             file.writelines(kept)
 
 
-def _stays(line: bytes, step: int, *, scored: bool) -> bool:
+def _is_kept(line: bytes, step: int, *, scored: bool) -> bool:
+    """Whether a line is a row up to ``step``, or not one of this log's rows at all."""
     try:
         row = json.loads(line)
-    except ValueError:
-        return False
-    if not line.endswith(b"\n"):
-        return False
-    return bool(row["step"] < step or (row["step"] == step and (scored or row["kind"] == "train")))
+        at, kind = row["step"], row["kind"]
+        if kind not in ("train", "eval"):
+            return True
+        return bool(at < step or (at == step and (scored or kind == "train")))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return line.endswith(b"\n")
+
+
+def _open_log(path: Path) -> TextIO:
+    """Open for appending, on a line of its own if the last one has no end."""
+    log = path.open("a", encoding="utf-8")
+    with path.open("rb") as file:
+        if log.tell() and file.seek(-1, 2) >= 0 and file.read() != b"\n":
+            log.write("\n")
+    return log
 
 
 def _wandb_id(path: Path) -> str:
@@ -204,23 +221,31 @@ def _wandb_id(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _open_tensorboard(paths: RunPaths | None, first_step: int) -> Any:
+def _summary_writer(paths: RunPaths | None) -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        UserError: It is not installed, or there is no folder.
+    """
     if paths is None:
         raise UserError("--log_tensorboard writes into --output_dir: set one.")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as err:
         raise UserError("--log_tensorboard needs `pip install tensorboard`.") from err
-    # Viewers ignore what an earlier process has logged from this step on.
-    purge = first_step or None
-    return SummaryWriter(str(paths.tensorboard), purge_step=purge)
+    return SummaryWriter
 
 
-def _open_wandb(options: LogOptions, paths: RunPaths | None, config: Mapping[str, object]) -> Any:
+def _import_wandb() -> Any:
     try:
         import wandb
     except ImportError as err:
         raise UserError("--log_wandb needs `pip install wandb`.") from err
+    return wandb
+
+
+def _open_wandb(options: LogOptions, paths: RunPaths | None, config: Mapping[str, object]) -> Any:
+    wandb = _import_wandb()
     return wandb.init(
         project=options.wandb_project,
         entity=options.wandb_entity,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from multimae.weights.pretrained import WEIGHTS
 from utils.config.parse import save_config
 from utils.distributed.world import World
 from utils.logs.errors import UserError
+from utils.logs.lock import RunLock
+
+Info = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -86,34 +91,95 @@ class RunPaths:
         """Scores per class."""
         return self.root / f"{split}_classes.csv"
 
+    @property
+    def lock(self) -> Path:
+        """Names the process that writes here, see :mod:`utils.logs.lock`."""
+        return self.root / "run.lock"
 
-def prepare_output_dir(
-    output_dir: str, config: Any, world: World, *, keep_config: bool = False
-) -> None:
-    """Create the folder and write the resolved configuration into it (rank 0).
+    def existing(self) -> list[Path]:
+        """Files and folders of an earlier run."""
+        named = (
+            *(self.config, self.log, self.weights_report, self.model, self.nonfinite),
+            *(self.pictures, self.tensorboard, self.wandb_id, self.checkpoints),
+        )
+        tables = self.root.glob(self.class_table("*").name)
+        return [path for path in (*named, *sorted(tables)) if path.exists()]
+
+    @property
+    def previous(self) -> Path:
+        """Sub-folder that the next earlier run is moved to."""
+        folders = (self.root / f"previous-{n}" for n in count(1))
+        return next(folder for folder in folders if not folder.exists())
+
+
+@contextmanager
+def locked_output_dir(output_dir: str, world: World) -> Iterator[RunPaths | None]:
+    """Create the output folder and keep other runs out of it (collective).
 
     Args:
         output_dir: The folder; empty for none.
-        config: The configuration.
         world: Processes.
-        keep_config: Keep an existing configuration (of the run that is scored).
+
+    Yields:
+        Its paths; ``None`` if it is empty.
 
     Raises:
-        UserError: It cannot be created or written to.
+        UserError: It cannot be written to, or another run uses it.
     """
     paths = RunPaths.of(output_dir)
-    if paths is None or not world.is_main:
+    if paths is None:
+        yield None
         return
+    lock = RunLock(paths.lock)
+    world.broadcast_from_main(lambda: _open(paths, lock))
+    try:
+        yield paths
+    finally:
+        if world.is_main:
+            lock.release()
+
+
+def _open(paths: RunPaths, lock: RunLock) -> None:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not bind a superuser or a read-only mount: try.
-        probe = paths.root / f".write-test-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        lock.acquire()
     except OSError as err:
         raise UserError(
             f"output_dir {paths.root} cannot be written to ({err.strerror or err}). "
             "Choose another --output_dir."
         ) from err
-    if not (keep_config and paths.config.is_file()):
-        save_config(config, paths.config)
+
+
+def record_start(
+    paths: RunPaths | None,
+    config: Any,
+    world: World,
+    info: Info,
+    *,
+    resumed: bool,
+    report: str = "",
+) -> None:
+    """Record the start of a training run on rank 0, once nothing can fail any more.
+
+    Moves an earlier run aside unless it is resumed, and writes the configuration.
+
+    Args:
+        paths: The output folder; ``None`` for none.
+        config: The configuration.
+        world: Processes.
+        info: Called with a line about an earlier run.
+        resumed: Whether the run continues that of the folder.
+        report: Which keys of the starting weights were loaded; empty if there are none.
+    """
+    if paths is None or not world.is_main:
+        return
+    earlier = [] if resumed else paths.existing()
+    if earlier:
+        previous = paths.previous
+        previous.mkdir()
+        for path in earlier:
+            path.rename(previous / path.name)
+        info(f"an earlier run in {paths.root} was moved to {previous}")
+    save_config(config, paths.config)
+    if report:
+        paths.weights_report.write_text(report + "\n", encoding="utf-8")

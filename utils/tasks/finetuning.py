@@ -24,7 +24,12 @@ from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import save_model
-from utils.checkpoint.resume import best_checkpoint, newest_checkpoint, resume
+from utils.checkpoint.resume import (
+    best_checkpoint,
+    find_checkpoint,
+    newest_checkpoint,
+    resume,
+)
 from utils.checkpoint.start_weights import fetch, load_pretrained
 from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
 from utils.config.finetune_options import FinetuneConfig, Split
@@ -38,9 +43,9 @@ from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.errors import UserError
 from utils.logs.logger import RunLogger
-from utils.logs.paths import RunPaths, prepare_output_dir
+from utils.logs.paths import RunPaths, locked_output_dir, record_start
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
-from utils.tasks.loaders import eval_loader, spread_keys, train_loader
+from utils.tasks.loaders import eval_loader, run_identity, spread_keys, train_loader
 from utils.training.ema import average
 from utils.training.loop import evaluate, fit, make_training_run
 from utils.training.metrics import Meter
@@ -234,14 +239,15 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
         The last metrics by name.
     """
     cfg, world = job.cfg, job.world
-    output_dir = cfg.checkpoint.output_dir
-    prepare_output_dir(output_dir, cfg, world, keep_config=cfg.scores_only)
+    output_dir, flat = cfg.checkpoint.output_dir, to_flat_dict(cfg)
     seed_everything(cfg.runtime.seed)
     task = job.build_task().to(world.device)
     task.model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
     precision = choose_precision(cfg.precision, world.device)
-    flat = to_flat_dict(cfg)
-    with RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger:
+    with (
+        locked_output_dir(output_dir, world) as paths,
+        RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger,
+    ):
         millions = sum(p.numel() for p in task.model.parameters()) / 1e6
         logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
         for note in job.notes:
@@ -253,13 +259,16 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
             logger.info(f"scoring {path}, {state.epoch} epochs trained")
             split: Split = "test" if cfg.start.test else "eval"
             evaluators = job.evaluators(split, task, precision, logger)
+            if paths is not None and not paths.config.is_file():
+                record_start(paths, cfg, world, logger.info, resumed=True)
+            logger.open(state.step)
             return evaluate(state, evaluators, logger, float(state.epoch))
         # Built before training, so that an unreadable test set ends the run at once.
         tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
-        state = _train(cfg, world, job, task, precision, logger)
+        state = _train(cfg, world, paths, job, task, precision, logger)
         values = {} if state.best is None else {f"best/{job.goal.metric}": state.best}
         if tests:
-            saved = bool(output_dir) and cfg.checkpoint.save_ckpt
+            saved = paths is not None and cfg.checkpoint.save_ckpt
             best = best_checkpoint(output_dir) if saved else None
             if best is not None:
                 epoch, _ = load_finetuned(task.model, best)
@@ -272,24 +281,23 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
 def _train(
     cfg: FinetuneConfig,
     world: World,
+    paths: RunPaths | None,
     job: Finetuning[Any],
     task: FinetuneTask,
     precision: Precision,
     logger: RunLogger,
 ) -> TrainState:
     """Data, weights, loop; returns the final state."""
-    runtime, output_dir = cfg.runtime, cfg.checkpoint.output_dir
+    runtime, report = cfg.runtime, ""
     train_set = job.train_set()
     loader, sampler = train_loader(cfg, train_set, world)
     plan = make_run_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
-    if cfg.start.finetune:
-        report = load_pretrained(task.model, cfg.start)
-        logger.info(report.summary())
-        if output_dir and world.is_main:
-            path = RunPaths(Path(output_dir)).weights_report
-            path.write_text(report.details() + "\n", encoding="utf-8")
-        for warning in statistics_warnings(cfg.start.finetune, train_set):
-            logger.info(warning)
+    checkpoint = find_checkpoint(cfg.checkpoint, world, logger.info)
+    if checkpoint is None and cfg.start.finetune:
+        loaded = load_pretrained(task.model, cfg.start)
+        report = loaded.details()
+        for line in (loaded.summary(), *statistics_warnings(cfg.start.finetune, train_set)):
+            logger.info(line)
     ema = average(task.model, cfg.start) if cfg.start.model_ema else None
     full_model_builder = shard(task, [ema.module] if ema else [], world, runtime, precision.dtype)
     state = TrainState(
@@ -299,26 +307,27 @@ def _train(
         ema=ema,
         global_batch=plan.global_batch,
         config=to_flat_dict(cfg),
+        identity=run_identity(train_set, task.inputs),
         full_model_builder=full_model_builder,
     )
-    resumed_from = resume(state, cfg.checkpoint, world, logger.info)
-    if resumed_from is None:
-        state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     logger.info(f"{len(train_set)} images, {plan.describe()}")
-    if resumed_from is not None:
-        logger.info(f"resumed from {resumed_from} after epoch {state.epoch}, step {state.step}")
+    if checkpoint is None:
+        state.start_at(runtime.start_epoch, plan.steps_per_epoch)
+    else:
+        resume(state, checkpoint, cfg, world, logger.info)
     stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
     evaluators = job.evaluators("eval", task, precision, logger)
     log = replace(cfg.log, eval_freq=cfg.eval_freq)
-    fit(
-        make_training_run(
-            cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal
-        )
+    run = make_training_run(
+        cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal
     )
-    if output_dir and cfg.checkpoint.save_ckpt:
+    resumed = checkpoint is not None
+    record_start(paths, cfg, world, logger.info, resumed=resumed, report=report)
+    fit(run)
+    if paths is not None and cfg.checkpoint.save_ckpt:
         weights = state.scored_weights(world)
         if world.is_main:
-            save_model(weights, task.model.spec, RunPaths(Path(output_dir)).model)
+            save_model(weights, task.model.spec, paths.model)
     return state
 
 

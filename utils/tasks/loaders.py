@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from multimae.specs.modalities import Modality
 from utils.config.finetune_options import FinetuneConfig
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.dataset import (
@@ -61,6 +63,11 @@ def build_dataset(
     )
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
+
+
+def run_identity(dataset: MultiModalDataset, modalities: Iterable[Modality]) -> dict[str, object]:
+    """Training samples and modalities of a run, which may not change when it resumes."""
+    return {"samples": dataset.fingerprint(), "modalities": [m.name for m in modalities]}
 
 
 def train_loader(

@@ -5,7 +5,7 @@ Shape legend: b batch, n patches of a modality, p values of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.statistics import resolve_statistics, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.logs.errors import UserError
-from utils.logs.paths import RunPaths
+from utils.logs.paths import Info
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
@@ -360,25 +360,23 @@ def build_task(
 
 
 def load_init_weights(
-    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset
-) -> Iterator[str]:
-    """Load ``--init_weights`` and write the fate of every key to ``weights.txt``.
+    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset, info: Info
+) -> str:
+    """Load ``--init_weights``; log a summary and modalities whose statistics differ.
 
-    Yields:
-        A summary, and a warning for every modality whose statistics differ from the weights'.
+    Returns:
+        Which keys were loaded, for ``weights.txt``; empty without ``--init_weights``.
 
     Raises:
         UserError: The file is missing, unreadable or fits nothing.
     """
-    start, output_dir = cfg.start, cfg.checkpoint.output_dir
+    start = cfg.start
     if not start.init_weights:
-        return
+        return ""
     report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
-    yield report.summary()
-    paths = RunPaths.of(output_dir)
-    if paths is not None and paths.root.is_dir():
-        paths.weights_report.write_text(report.details() + "\n", encoding="utf-8")
-    yield from statistics_warnings(start.init_weights, train_set)
+    for line in (report.summary(), *statistics_warnings(start.init_weights, train_set)):
+        info(line)
+    return report.details()
 
 
 def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:

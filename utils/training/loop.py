@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils.data import DataLoader
 
+from utils.checkpoint.files import newest_step
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.saving import Saver
 from utils.config.options import CheckpointOptions, DataOptions, LogOptions, RuntimeOptions
@@ -72,11 +73,19 @@ def fit(run: TrainingRun) -> None:
 
 
 def _begin(run: TrainingRun) -> None:
-    state, per_epoch = run.state, run.plan.steps_per_epoch
+    state, world, folder = run.state, run.stepper.world, run.saver.folder
     run.logger.start_progress(run.plan.total_steps, state.step)
-    run.logger.rewind(state.step, scored=state.step == state.epoch * per_epoch)
-    if run.rolls_back and state.step == 0:
+    run.logger.rewind(state.step, scored=_is_scored(run))
+    if run.rolls_back and not world.broadcast_from_main(lambda: newest_step(folder) == state.step):
         run.saver.save(state, at_epoch_end=False)
+
+
+def _is_scored(run: TrainingRun) -> bool:
+    """Whether the evaluation at the current step is done."""
+    state = run.state
+    if state.scored >= 0:
+        return state.scored == state.step
+    return state.step == state.epoch * run.plan.steps_per_epoch  # checkpoints of older versions
 
 
 def _train_epoch(run: TrainingRun) -> bool:
@@ -182,7 +191,7 @@ def _roll_back(run: TrainingRun, bad_step: int) -> None:
         f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "
         f"of step {bad_step} will be left out"
     )
-    run.logger.rewind(state.step, scored=state.step == state.epoch * run.plan.steps_per_epoch)
+    run.logger.rewind(state.step, scored=_is_scored(run))
 
 
 def _finish_epoch(run: TrainingRun) -> None:
@@ -192,7 +201,7 @@ def _finish_epoch(run: TrainingRun) -> None:
     finished = state.step == plan.total_steps
     if run.evaluators and (finished or epoch % log.eval_freq == 0):
         chosen = due_evaluators(run.evaluators, log, epoch, finished)
-        before = saver.contents(state)  # of the epoch that is not scored yet
+        before = saver.defer(state)  # of the epoch that is not scored yet
         state.epoch = epoch
         try:
             with run.stop.interrupting():
@@ -200,6 +209,7 @@ def _finish_epoch(run: TrainingRun) -> None:
         except Stopped as err:
             saver.write_now(before)
             raise Stopped(_stopped(run)) from err
+        state.scored = state.step
         if run.goal is not None and state.improve(run.goal, values):
             saver.save_best(state)
     state.epoch = epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,9 @@ class TrainState:
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
         config: Flat resolved configuration, for the record.
+        identity: What must not change on resume beside the options: ``samples`` (see
+            :meth:`utils.data.dataset.MultiModalDataset.fingerprint`) and ``modalities``, in order.
+        scored: Step of the last evaluation.
         full_model_builder: Makes whole models of sharded ones; ``None`` if nothing is sharded.
     """
 
@@ -74,6 +77,8 @@ class TrainState:
     window: LogWindow = field(default_factory=LogWindow)
     global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
+    identity: Mapping[str, object] = field(default_factory=dict)
+    scored: int = -1
     full_model_builder: FullModelBuilder | None = None
 
     @property
@@ -113,7 +118,22 @@ class TrainState:
         The weights are under ``model``, as in published checkpoints. All processes call it; what
         is sharded is whole on rank 0 alone.
         """
-        contents = {
+        return self._gathered(self._contents(self.window.state_dict(world), rng_state()), world)
+
+    def defer_state_dict(self, world: World) -> Callable[[], dict[str, Any]]:
+        """The current state, for a signal during an evaluation (collective).
+
+        Weights do not change in an evaluation, so they are read only when the result is called,
+        which is not collective. Sharded states cannot be gathered then, and are gathered now.
+        """
+        if self.full_model_builder is not None:
+            contents = self.state_dict(world)
+            return lambda: contents
+        window, rng, epoch = self.window.state_dict(world), rng_state(), self.epoch
+        return lambda: {**self._contents(window, rng), "epoch": epoch}
+
+    def _contents(self, window: dict[str, Any], rng: dict[str, Any]) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "task": self.task.extra_state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -123,14 +143,22 @@ class TrainState:
             "best": self.best,
             "skipped": sorted(self.skipped),
             "left_out": sorted(self.bad_sample_names),
-            "rng": rng_state(),
-            "window": self.window.state_dict(world),
+            "scored": self.scored,
+            "rng": rng,
+            "window": window,
             "global_batch": self.global_batch,
             **({} if self.ema is None else {"model_ema": self.ema.state_dict()}),
             "config": dict(self.config),
             **spec_entry(self.model),
+            "identity": self.full_identity(),
         }
-        return self._gathered(contents, world)
+
+    def full_identity(self) -> dict[str, object]:
+        """``identity``, the names of the trained parameters in order, and the global batch."""
+        names = {id(p): name for name, p in self.task.named_parameters()}
+        groups = self.optimizer.param_groups
+        trained = [names.get(id(p), "") for group in groups for p in group["params"]]
+        return {**self.identity, "parameters": trained, "global_batch": self.global_batch}
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
@@ -144,6 +172,7 @@ class TrainState:
         self.epoch = int(state["epoch"])
         self.step = int(state["step"])
         self.best = state.get("best")
+        self.scored = int(state.get("scored", -1))
         self.skipped = set(state.get("skipped", ()))
         self.bad_sample_names.update(state.get("left_out", ()))  # going back, a run forgets none
         if "window" in state:
