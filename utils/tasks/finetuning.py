@@ -429,6 +429,7 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
 
 def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
     """Name and spec of the weights that the run scores, resumes from or starts from."""
+    path: Path | None
     if cfg.scores_only:
         path = checkpoint_to_score(cfg)
     else:
