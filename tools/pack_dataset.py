@@ -84,12 +84,16 @@ def _run(args: argparse.Namespace) -> str:
     from tools.pack.packing import PackOptions, copy_loose_files, write_packs
     from tools.pack.unpacking import unpack, verify
     from utils.data.folders import list_images
+    from utils.logs.errors import UserError
 
     if args.verify:
         return f"{verify(args.data_path)} files verified: {args.data_path}"
+    out, data = args.out.resolve(), args.data_path.resolve()
+    if data in (out, *out.parents):
+        raise UserError(f"--out {args.out} is inside --data_path {args.data_path}: choose another.")
     if args.unpack:
         counts = unpack(args.data_path, args.out)
-        copy_loose_files(args.data_path, args.out)
+        copy_loose_files(args.data_path, args.out, links=False)
         return ", ".join(f"{n} {name}" for name, n in counts.items()) + f" -> {args.out}"
     options = PackOptions(
         args.max_size, args.jpeg, args.codec, args.images_per_shard, not args.no_files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools.common.jobs import Tally, run_jobs, summary
-from tools.common.staging import remove_staging, staged, write_file
+from tools.common.staging import remove_staging, staged, staged_files, write_file
 from tools.common.target_folder import Target
 from tools.prepare.prepare_command import finish
 from utils.logs.errors import RunError, UserError
@@ -77,7 +78,26 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         temp.write_bytes(b"ha")
         raise RuntimeError
     assert path.read_bytes() == b"old" and path.stat().st_mtime_ns == stamp
-    assert list((tmp_path / ".tmp").iterdir()) == []
+    assert staged_files(tmp_path) == []
     (tmp_path / ".tmp/left").write_bytes(b"by a killed run")
     remove_staging(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["rgb"]
+
+
+def test_a_temporary_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "only copy").write_bytes(b"1")
+    for make in (lambda p: p.symlink_to(theirs), lambda p: shutil.copytree(theirs, p)):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        root.mkdir()
+        make(root / ".tmp")
+        remove_staging(root)
+        with pytest.raises(UserError, match=".tmp"):
+            write_file(root, root / "rgb/1.png", b"new")
+        assert (root / ".tmp/only copy").read_bytes() == b"1"
+
+
+def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
+    write_file(tmp_path, tmp_path / "rgb" / ("n" * 255), b"1")
+    assert (tmp_path / "rgb" / ("n" * 255)).read_bytes() == b"1"

@@ -21,6 +21,7 @@ from multimae.images.preprocess import prepare
 from multimae.specs.modalities import make_table
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import write_scenes
+from tools.common.staging import write_file
 from tools.common.target_folder import Target
 from tools.labelling.image_batches import LoadedImage, SizeBatcher
 from tools.labelling.labellers import ClassLabeller, DepthLabeller, InputShapes, input_shapes
@@ -346,7 +347,7 @@ def test_batches_are_full_and_nothing_is_lost() -> None:
 
 def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
     old, new = tmp_path / ".tmp/1-a.png", tmp_path / ".tmp/2-b.png"
-    old.parent.mkdir()
+    write_file(tmp_path, tmp_path / "depth/1.png", b"whole")  # makes the folder
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (1, 1))

@@ -10,9 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
+from utils.logs.errors import UserError
+
 STAGING_FOLDER = ".tmp"
+_MARKER = ".multimae-staging"
 
 
 @contextmanager
@@ -22,11 +26,14 @@ def staged(root: Path, path: Path) -> Iterator[Path]:
     Args:
         root: Data set folder, on the same file system as ``path``.
         path: Final name; its folder is created.
+
+    Raises:
+        UserError: ``root/.tmp`` is a link, or holds files of others.
     """
-    folder = root / STAGING_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _claim(root / STAGING_FOLDER)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = folder / f"{os.getpid()}-{path.parent.parent.name}-{path.name}"
+    name = blake2b(os.fsencode(path), digest_size=16).hexdigest()  # the name itself may be long
+    temp = folder / f"{os.getpid()}-{name}"
     temp.unlink(missing_ok=True)
     try:
         yield temp
@@ -43,9 +50,29 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
 
 
 def remove_staging(root: Path) -> None:
-    """Remove the staging folder and the partial files of killed runs."""
+    """Remove the staging folder and the partial files of killed runs; no folder of others."""
     folder = root / STAGING_FOLDER
-    if folder.is_dir():
-        for file in folder.iterdir():
+    if _is_staging(folder):
+        for file in (*staged_files(root), folder / _MARKER):
             file.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def staged_files(root: Path) -> list[Path]:
+    """Partial files in the staging folder."""
+    folder = root / STAGING_FOLDER
+    return [p for p in folder.iterdir() if p.name != _MARKER] if _is_staging(folder) else []
+
+
+def _claim(folder: Path) -> Path:
+    """Create the staging folder and its marker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_staging(folder):
+        if folder.is_symlink() or next(folder.iterdir(), None) is not None:
+            raise UserError(f"{folder} is needed for partial files, but has others. Remove it.")
+        (folder / _MARKER).touch()
+    return folder
+
+
+def _is_staging(folder: Path) -> bool:
+    return not folder.is_symlink() and (folder / _MARKER).is_file()

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from multimae.images.pixels import ImageError
-from multimae.images.readers import read
 from tools.labelling.labellers import InputShapes, Size, as_tensor
 from utils.data.folders import MultiModalFolder
 
@@ -63,7 +62,7 @@ class PendingImages(Dataset["LoadedImage | str"]):
         wanted = self.pending[position]
         (modality,) = self.folder.modalities
         try:
-            pixels = read(self.folder.path(wanted.index, modality), modality)
+            pixels = self.folder.read(wanted.index, modality)
         except ImageError as err:
             return str(err)
         image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

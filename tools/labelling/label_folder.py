@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from multimae.images.pixels import ImageError
+from multimae.specs.modalities import Modality
 from tools.common.jobs import MAX_PROBLEMS, PRESENT, WRITTEN
+from tools.common.staging import write_file
 from tools.common.target_folder import Target
 from tools.labelling.image_batches import (
     LabelBatch,
@@ -168,8 +171,19 @@ class FolderLabeller:
         for index in indices:
             source = self.folder.path(index, modality)
             path = root / f"{self.folder.name(index)}{source.suffix}"
-            if not target.is_done([path]):
+            if target.is_done([path]):
+                continue
+            data = self._packed(index, modality)
+            if data is not None:
+                write_file(root, path, data)
+            else:
                 target.add_file(path, source, self.cfg.data.link)  # type: ignore[arg-type]
+
+    def _packed(self, index: int, modality: Modality) -> bytes | None:
+        try:
+            return self.folder.packed_original(index, modality)
+        except ImageError as err:
+            raise UserError(f"{err} Or use --link none.") from err
 
     def _write_class_names(self) -> None:
         for labeller in self.labellers.values():

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tools.common.staging import STAGING_FOLDER, remove_staging
+from tools.common.staging import remove_staging, staged_files
 from tools.common.target_folder import Target
 from tools.labelling.labellers import Array
 
@@ -72,7 +72,7 @@ def remove_stale_files(root: Path, alone: bool) -> None:
     if alone:
         remove_staging(root)
         return
-    for file in (root / STAGING_FOLDER).glob("*"):
+    for file in staged_files(root):
         with suppress(FileNotFoundError):  # another process may remove it first
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import zlib
@@ -18,17 +19,19 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, ImageOps
 
-from multimae.images.pixels import Array, encoding_of
-from multimae.images.readers import decode_fast
+from multimae.images.pixels import Array
+from multimae.images.readers import FORMATS, decode_fast
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
 from tools.common.jobs import PRESENT, Tally, run_jobs
+from tools.pack.sources import Source
+from utils.data.folders import JPEG_SUFFIXES
 from utils.data.pack import layout
 from utils.data.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
-from utils.data.pack.reading import pack_planes
+from utils.data.pack.reading import is_plain_png, pack_planes
 from utils.logs.errors import UserError
 
-PACKED = "packed"
+PACKED, FULL_SIZE = "packed", "packed at full size (cannot be downscaled)"
 _TABLE = "table.npz"
 
 
@@ -62,11 +65,12 @@ class _Job:
     options: PackOptions
 
     def fingerprint(self) -> str:
-        """Hash of the options, and of the names, sizes and times of the files."""
+        """Hash of format and options, and of the names, sizes and times of the files."""
         hashed = blake2b(json.dumps(asdict(self.options)).encode(), digest_size=DIGEST_BYTES)
+        hashed.update(str(layout.VERSION).encode())
+        source = Source(self.source)
         for name in self.names:
-            stat = (self.source / os.fsdecode(name)).stat()
-            hashed.update(name + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            hashed.update(name + b"\0" + source.fingerprint(name) + b"\n")
         return hashed.hexdigest()
 
     @property
@@ -119,10 +123,13 @@ def write_packs(
     return tally
 
 
-def copy_loose_files(source: Path, out: Path) -> None:
-    """Copy the files beside the modality folders: class names, splits."""
+def copy_loose_files(source: Path, out: Path, links: bool = True) -> None:
+    """Copy the files beside the modality folders: class names, splits.
+
+    ``links``: also those that symbolic links lead to.
+    """
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and (links or not path.is_symlink()):
             with path.open("rb") as stream, atomic_file(out / path.name) as copy:
                 shutil.copyfileobj(stream, copy)
 
@@ -133,20 +140,23 @@ def _pack_shard(job: _Job) -> Tally:
         return Counter({(job.target.name, PRESENT): len(job.names)})
     records = np.zeros(len(job.names), RECORD)
     records["shard"] = job.shard
-    parts = _write_files(job, records)
+    parts, outcomes = _write_files(job, records)
     with atomic_file(job.table) as stream:
         about = json.dumps({"fingerprint": fingerprint, "parts": [asdict(p) for p in parts]})
         np.savez(stream, records=records, about=np.frombuffer(about.encode(), np.uint8))
-    return Counter({(job.target.name, PACKED): len(job.names)})
+    return Counter({(job.target.name, what): n for what, n in outcomes.items()})
 
 
-def _write_files(job: _Job, records: Records) -> list[Shard]:
-    """Write the files of a shard."""
+def _write_files(job: _Job, records: Records) -> tuple[list[Shard], Counter[str]]:
+    """Write the files of a shard; count how their images were stored."""
     parts: list[Shard] = []
+    outcomes: Counter[str] = Counter()
 
     def write_shard(files: BinaryIO | None) -> None:
         path = job.path(layout.SHARD)
-        written = write_hashed(path, lambda shard: _write_records(shard, job, records, files))
+        written = write_hashed(
+            path, lambda shard: outcomes.update(_write_records(shard, job, records, files))
+        )
         parts.append(Shard(path.name, *written))
 
     if job.options.keep_files:
@@ -154,7 +164,7 @@ def _write_files(job: _Job, records: Records) -> list[Shard]:
         parts.append(Shard(path.name, *write_hashed(path, write_shard)))
     else:
         write_shard(None)
-    return parts
+    return parts, outcomes
 
 
 def _fingerprint(job: _Job) -> str:
@@ -164,17 +174,20 @@ def _fingerprint(job: _Job) -> str:
         raise UserError(f"{job.source}: cannot be read ({err}).") from err
 
 
-def _write_records(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None) -> None:
+def _write_records(
+    shard: BinaryIO, job: _Job, records: Records, files: BinaryIO | None
+) -> Counter[str]:
     """Write all records of a shard, and the original files of those stored as pixels."""
     offset = file_offset = 0
+    source = Source(job.source)
+    outcomes: Counter[str] = Counter()
     for record, name in zip(records, job.names, strict=True):
-        path = job.source / os.fsdecode(name)
-        try:
-            data = path.read_bytes()
-        except OSError as err:
-            raise UserError(f"{path}: cannot be read ({err}).") from err
-        data = downscale(data, job.source.name, job.options.max_size)
-        values = pixels_to_store(data, job.options.jpeg == "keep")
+        suffix = Path(os.fsdecode(name)).suffix.lower()
+        data = source.read(name)
+        small = downscale(data, suffix, job.source.name, job.options.max_size)
+        outcomes[PACKED if small is not None else FULL_SIZE] += 1
+        data = data if small is None else small
+        values = pixels_to_store(data, suffix, job.options.jpeg == "keep")
         payload = data
         if values is not None:
             record["kind"] = kind_of(values)
@@ -186,10 +199,11 @@ def _write_records(shard: BinaryIO, job: _Job, records: Records, files: BinaryIO
                 record["file_offset"], record["file_size"] = file_offset, len(data)
                 file_offset += files.write(data)
         record["offset"], record["size"] = offset, len(payload)
-        record["crc"] = zlib.crc32(payload)
+        record["crc"] = layout.record_checksum(np.frombuffer(payload, np.uint8))
         record["digest"] = np.void(blake2b(data, digest_size=DIGEST_BYTES).digest())
         shard.write(payload)
         offset += len(payload)
+    return outcomes
 
 
 def _is_done(job: _Job, fingerprint: str) -> bool:
@@ -260,26 +274,40 @@ def _find_stale(target: Path, known: set[str]) -> list[Path]:
     return [p for p in target.iterdir() if p.name.endswith(endings) and p.name not in known]
 
 
-_MODES = frozenset({"L", "I;16", "RGB"})
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Extensions of files that may be stored as pixels or downscaled; others are never changed."""
 _QUALITY = 95  # of downscaled JPEGs
 
 
-def pixels_to_store(data: bytes, keep_jpeg: bool) -> Array | None:
+def pixels_to_store(data: bytes, suffix: str, keep_jpeg: bool) -> Array | None:
     """Grey or RGB pixels to store instead of the file; ``None`` to store the file."""
-    if data.startswith(b"\xff\xd8") and keep_jpeg:
+    is_jpeg = data.startswith(b"\xff\xd8")
+    if suffix not in _PICTURES or (is_jpeg and (keep_jpeg or suffix not in JPEG_SUFFIXES)):
         return None
     values = decode_fast(data)
     if values is not None:
         return values
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if encoding_of(image).bits:  # Pillow's values are not those of the file
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if not _is_plain(image, data):
                 return None
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright) if upright.mode in _MODES else None
+            return np.asarray(ImageOps.exif_transpose(image))
     except Exception:  # store the file: reading the pack reports the error
         return None
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether the upright pixels are all that a reader may see in a picture.
+
+    Not so with several frames, transparency, a palette, colours of 16 bits or ids of 1 to 4 bits.
+    """
+    small = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    if not small or getattr(image, "n_frames", 1) != 1 or "transparency" in image.info:
+        return False
+    if image.format == "PNG":
+        return is_plain_png(data)
+    return image.mode == "RGB" and image.format in ("JPEG", "WEBP", "BMP")
 
 
 def kind_of(values: Array) -> Kind:
@@ -289,19 +317,32 @@ def kind_of(values: Array) -> Kind:
     return Kind.GREY16 if values.dtype == np.uint16 else Kind.GREY8
 
 
-def downscale(data: bytes, folder: str, max_size: int | None) -> bytes:
-    """Re-encode an image with longest side at most ``max_size``; unreadable files are kept."""
+def downscale(data: bytes, suffix: str, folder: str, max_size: int | None) -> bytes | None:
+    """Re-encode an image with longest side at most ``max_size``.
+
+    Returns:
+        The bytes of a file, the given ones if it is small enough or unreadable; ``None`` if it may
+        be larger and cannot be downscaled with all its values.
+    """
     if max_size is None:
         return data
+    if suffix not in _PICTURES:
+        return None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if max(image.size) <= max_size or encoding_of(image).bits:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if max(image.size) <= max_size:
                 return data
             name = image.format or ""
+            indices = name == "PNG" and image.mode in ("P", "1")
+            if "transparency" in image.info or not (
+                _is_plain(image, data) or indices or (name, image.mode) == ("JPEG", "L")
+            ):
+                return None
             upright = ImageOps.exif_transpose(image)
             shape = [max(1, round(side * max_size / max(upright.size))) for side in upright.size]
-            method = Image.Resampling.BICUBIC if _is_smooth(folder, name) else None
-            small = upright.resize((shape[0], shape[1]), method or Image.Resampling.NEAREST)
+            smooth = _is_smooth(folder, name) and not indices
+            method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+            small = upright.resize((shape[0], shape[1]), method)
             file = io.BytesIO()
             small.info.pop("exif", None)
             how: dict[str, Any] = {"WEBP": {"lossless": True}}.get(name, {})

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
-from multimae.images.pixels import ImageError
-from multimae.weights.atomic import DIGEST_BYTES, checksum
+from multimae.weights.atomic import checksum
 from tools.common.staging import remove_staging, write_file
-from utils.data.pack.layout import PACK_FILE, Kind, read_contents
+from tools.pack.sources import read_original
+from utils.data.pack.layout import PACK_FILE, read_contents
 from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError, bullet_list
 
@@ -54,6 +53,8 @@ def verify(root: Path) -> int:
             f"{len(problems)} damaged files:\n{bullet_list(problems)}\nCopy them again, or delete "
             f"the {PACK_FILE} beside them and repack."
         )
+    for folder in packed_folders(root):
+        PackedFolder(folder)  # checks the fields of its index
     return count
 
 
@@ -64,7 +65,8 @@ def unpack(root: Path, out: Path) -> Counter[str]:
         Number of files by modality folder.
 
     Raises:
-        UserError: A pack is damaged, has no originals, or names files outside its folder.
+        UserError: A pack is damaged, has no originals, or names files outside its folder; a link
+            in ``out`` would lead elsewhere.
         OSError: A file cannot be written.
     """
     written: Counter[str] = Counter()
@@ -72,33 +74,27 @@ def unpack(root: Path, out: Path) -> Counter[str]:
         pack = PackedFolder(folder)
         for index in range(len(pack)):
             name = _check_name(pack.name(index), folder)
-            data = _original(pack, index)
+            data = read_original(pack, index)
             path = out / folder.name / name
-            if not (path.exists() and path.read_bytes() == data):
+            refuse_links(out, path)
+            if not (path.is_file() and path.read_bytes() == data):
                 write_file(out, path, data)
             written[folder.name] += 1
     remove_staging(out)
     return written
 
 
-def _original(pack: PackedFolder, index: int) -> bytes:
-    record = pack.record(index)
-    if record["kind"] != Kind.FILE and not record["file_size"]:
-        raise UserError(
-            f"{pack.folder} was packed with --no_files: it has the pixels of {pack.name(index)}, "
-            "not the original file."
-        )
-    try:
-        data = pack.original(index)
-    except ImageError as err:
-        raise UserError(str(err)) from err
-    if blake2b(data, digest_size=DIGEST_BYTES).digest() != record["digest"].tobytes():
-        raise UserError(f"{pack.folder}: {pack.name(index)} is damaged. Copy the pack again.")
-    return data
+def refuse_links(out: Path, path: Path) -> None:
+    """Raise a UserError if a component of ``path`` below ``out`` is a symbolic link."""
+    for part in (path, *path.parents):
+        if part == out:
+            return
+        if part.is_symlink():
+            raise UserError(f"{part} is a link, which unpacking does not follow. Remove it.")
 
 
 def _check_name(name: str, folder: Path) -> str:
     parts: Sequence[str] = PurePosixPath(name).parts
-    if os.path.isabs(name) or ".." in parts or not 1 <= len(parts) <= 2:
+    if os.path.isabs(name) or ".." in parts or not parts:
         raise UserError(f"{folder}: unsafe file name {name!r} in the pack.")
     return name

@@ -124,16 +124,16 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         """Pixels of all modalities of a sample of the folder, and problems with them.
 
-        ``thorough``: compare checksums, and decode everything immediately.
+        ``thorough``: decode everything immediately.
         """
-        options = {"verify": thorough, "fast": self.fast_decode and not thorough}
+        fast = self.fast_decode and not thorough
         pixels: dict[str, Pixels] = {}
         problems: list[str] = []
         for m in self.folder.modalities:
             if not self.folder.has(index, m):
                 continue
             try:
-                pixels[m.name] = self.folder.read(index, m, self.patch_size, **options)
+                pixels[m.name] = self.folder.read(index, m, self.patch_size, fast=fast)
             except ImageError as err:
                 problems.append(str(err))
         try:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from multimae.images.pixels import Array, Pixels
+from multimae.images.pixels import Array, Encoding, Pixels, checked
 from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
@@ -32,6 +33,8 @@ CLASSES_FILE = "classes.json"
 SETTINGS_FILE = "prepared.json"
 """Settings that the files of a modality were made with; beside them."""
 LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+"""A pack may hold JPEG files as pixels under these names only."""
 _ABSENT = 255  # instead of the index of an extension
 
 
@@ -157,7 +160,6 @@ class MultiModalFolder:
         modality: Modality,
         patch_size: int = 1,
         *,
-        verify: bool = False,
         fast: bool = False,
     ) -> Pixels:
         """Pixels of one modality of a sample; see :func:`multimae.images.readers.read`.
@@ -166,7 +168,6 @@ class MultiModalFolder:
             index: The sample.
             modality: The modality.
             patch_size: Smaller images are refused.
-            verify: Compare packed images with their checksums.
             fast: Decode photos only when a view is cut (:mod:`utils.data.fast_decode`).
 
         Raises:
@@ -177,7 +178,7 @@ class MultiModalFolder:
         if pack is None:
             stored = read_bytes(path, modality)
         else:
-            stored = pack.read(int(self._pack_indices[modality.name][index]), verify)
+            stored = pack.read(int(self._pack_indices[modality.name][index]))
         if fast:
             from utils.data.fast_decode import lazy_photo  # needs PyTorch
 
@@ -185,8 +186,23 @@ class MultiModalFolder:
             if photo is not None:
                 return photo
         if isinstance(stored, np.ndarray):
+            if path.lower().endswith(JPEG_SUFFIXES) and (
+                modality.is_labels or modality.no_data is not None
+            ):
+                return checked(Image.fromarray(stored), path, modality, Encoding(lossy=True))
             return check_pixels(stored, path, modality, patch_size)
         return read_fast(path, modality, patch_size, stored)
+
+    def packed_original(self, index: int, modality: Modality) -> bytes | None:
+        """Original bytes of a packed file; ``None`` if it is not packed.
+
+        Raises:
+            ImageError: The original is missing or damaged.
+        """
+        pack = self._packs.get(modality.name)
+        if pack is None:
+            return None
+        return pack.original(int(self._pack_indices[modality.name][index]))
 
     def _indices_in_pack(self, m: Modality) -> npt.NDArray[np.int64]:
         """Index of every sample's image in the pack of a modality."""
@@ -303,10 +319,17 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
         UserError: There are none, or a folder cannot be listed.
     """
     folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    found = {f: sorted(map(os.fsencode, _images(root / f, f))) for f in folders if f[0] != "."}
+    found = {f: _listed(root / f) for f in folders if f[0] != "."}
     if not any(found.values()):
         raise UserError(f"data path {root} holds no images. The layout is {LAYOUT}.")
     return {folder: names for folder, names in found.items() if names}
+
+
+def _listed(folder: Path) -> list[bytes]:
+    if is_packed(folder):
+        names: list[bytes] = PackedFolder(folder).names.tolist()
+        return names
+    return sorted(map(os.fsencode, _images(folder, folder.name)))
 
 
 def sub_folders(folder: Path) -> list[str]:

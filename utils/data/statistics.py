@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae.images.pixels import ImageError
-from multimae.images.readers import read
 from multimae.specs.modalities import Modality
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import read_spec
@@ -134,9 +133,9 @@ def _measure(folder: MultiModalFolder, m: Modality, indices: Sequence[int]) -> S
     count = np.zeros(m.num_channels)
     total, squares = count.copy(), count.copy()
     images = 0
-    for index in indices:
+    for index in (i for i in indices if folder.has(i, m)):
         try:
-            pixels = np.asarray(read(folder.path(index, m), m))
+            pixels = np.asarray(folder.read(index, m))
         except ImageError:
             continue
         values = pixels.reshape(-1, m.num_channels).astype(np.float64)

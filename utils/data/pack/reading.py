@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections import OrderedDict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from multimae.images.pixels import Array, ImageError
+from multimae.weights.atomic import DIGEST_BYTES
 from utils.data.pack.layout import (
     DTYPES,
     FILES,
     INDEX_FILE,
     NAMES_FILE,
-    RECORD,
     SHARD,
     Contents,
     Kind,
     Records,
+    check_index,
     file_name,
     read_contents,
+    record_checksum,
     shape_of,
 )
 from utils.logs.errors import UserError, bullet_list
 
+PNG = b"\x89PNG\r\n\x1a\n"
 OPEN_FILES = 64
 """Maximum number of shards that a process keeps open."""
 
@@ -54,9 +60,13 @@ class PackedFolder:
         _check_sizes(folder, self.contents)
         self._records = cast(Records, _load(folder / INDEX_FILE))
         self.names = cast(npt.NDArray[np.bytes_], _load(folder / NAMES_FILE))
-        count = self.contents.count
-        if self._records.dtype != RECORD or not len(self._records) == len(self.names) == count:
-            raise UserError(f"{folder / INDEX_FILE}: not an index of {count} files. Pack again.")
+        try:
+            check_index(self.contents, self._records, self.names)
+        except ValueError as err:
+            raise UserError(
+                f"{folder / INDEX_FILE} and {NAMES_FILE} are not an index of "
+                f"{self.contents.count} files ({err}). Copy the pack again, or pack the data again."
+            ) from err
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
@@ -72,31 +82,38 @@ class PackedFolder:
         found: np.void = self._records[index]
         return found
 
-    def read(self, index: int, verify: bool = False) -> bytes | Array:
+    def read(self, index: int) -> bytes | Array:
         """Bytes of a file, or its pixels.
 
         Args:
             index: Index in ``names``.
-            verify: Compare with the checksum.
 
         Raises:
-            ImageError: The record cannot be read, or its checksum is wrong.
+            ImageError: The record cannot be read, its checksum is wrong, or it has too many pixels.
         """
         record = self.record(index)
         kind = Kind(int(record["kind"]))
         shard = file_name(int(record["shard"]), SHARD)
         offset, size = int(record["offset"]), int(record["size"])
         values = self._bytes(shard, offset, size)
-        if verify and zlib.crc32(values.data) != int(record["crc"]):
+        old = self.contents.version == 1
+        if (zlib.crc32(values.data) if old else record_checksum(values)) != int(record["crc"]):
             raise ImageError(
                 f"{self.folder / shard}: wrong checksum of {self.name(index)}. Copy the shard "
                 "again, or pack the data again; tools/pack_dataset.py --verify finds all damage."
             )
         if kind is Kind.FILE:
             return values.tobytes()
-        if record["packed"]:
-            values = _unpack(values, DTYPES[kind].itemsize, self.folder / shard, self.name(index))
+        if old and self._has_lost_values(index):
+            return self.original(index)
         shape = shape_of(kind, int(record["height"]), int(record["width"]))
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and shape[0] * shape[1] > limit:  # as of a file
+            raise ImageError(f"{self.folder / self.name(index)}: more than {limit} pixels.")
+        if record["packed"]:
+            size = math.prod(shape) * DTYPES[kind].itemsize
+            where = self.folder / shard
+            values = _unpack(values, size, DTYPES[kind].itemsize, where, self.name(index))
         pixels: Array = values.view(DTYPES[kind]).reshape(shape)
         return pixels
 
@@ -104,14 +121,39 @@ class PackedFolder:
         """Original bytes of a file.
 
         Raises:
-            ImageError: The original is missing or cannot be read.
+            ImageError: The original is missing, cannot be read or is damaged.
         """
         record = self.record(index)
         if record["kind"] == Kind.FILE:
-            return bytes(self.read(index))
-        name = file_name(int(record["shard"]), FILES)
-        offset, size = int(record["file_offset"]), int(record["file_size"])
-        return self._bytes(name, offset, size).tobytes()
+            data = bytes(self.read(index))
+        elif not record["file_size"]:
+            raise ImageError(
+                f"{self.folder} was packed with --no_files: it has the pixels of "
+                f"{self.name(index)}, not the original file."
+            )
+        else:
+            name = file_name(int(record["shard"]), FILES)
+            offset, size = int(record["file_offset"]), int(record["file_size"])
+            data = self._bytes(name, offset, size).tobytes()
+        if blake2b(data, digest_size=DIGEST_BYTES).digest() != record["digest"].tobytes():
+            raise ImageError(f"{self.folder / self.name(index)} is damaged. Copy the pack again.")
+        return data
+
+    def _has_lost_values(self, index: int) -> bool:
+        """Whether version 1 stored less than the file had: TIFF pages, bits of a PNG."""
+        record, name = self.record(index), self.name(index).lower()
+        if not name.endswith((".png", ".tif", ".tiff")):
+            return False
+        if not record["file_size"]:
+            if name.endswith(".png"):
+                return False  # unknown
+            raise ImageError(
+                f"{self.folder / self.name(index)}: packed by a version that kept one page of a "
+                "TIFF file. Pack the data again."
+            )
+        part = file_name(int(record["shard"]), FILES)
+        head = self._bytes(part, int(record["file_offset"]), min(64, int(record["file_size"])))
+        return not is_plain_png(head.tobytes())
 
     def name(self, index: int) -> str:
         """``sub-folder/name.extension``."""
@@ -139,6 +181,11 @@ class PackedFolder:
         return stream
 
 
+def is_plain_png(head: bytes) -> bool:
+    """Whether a file begins as a grey PNG of 8 or 16 bits, or an RGB PNG of 8 bits."""
+    return head.startswith(PNG) and tuple(head[24:26]) in ((8, 0), (16, 0), (8, 2))
+
+
 def pack_planes(values: Array) -> bytes:
     """Compress pixels with zlib: all low bytes, then all high bytes."""
     planes = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
@@ -147,10 +194,15 @@ def pack_planes(values: Array) -> bytes:
 
 
 def _unpack(
-    packed: npt.NDArray[np.uint8], width: int, shard: Path, name: str
+    packed: npt.NDArray[np.uint8], size: int, width: int, shard: Path, name: str
 ) -> npt.NDArray[np.uint8]:
+    """Inflate to at most ``size`` bytes, which are planes of ``width``-byte values."""
+    inflate = zlib.decompressobj()
     try:
-        planes = np.frombuffer(zlib.decompress(packed.data), np.uint8).reshape(width, -1)
+        data = inflate.decompress(packed.data, size + 1)
+        if len(data) != size or not inflate.eof:
+            raise ValueError(f"it does not inflate to {size} bytes")
+        planes = np.frombuffer(data, np.uint8).reshape(width, -1)
     except (zlib.error, ValueError) as err:
         raise ImageError(f"{shard}: {name} is damaged ({err}). Copy the shard again.") from err
     return np.ascontiguousarray(planes.T).reshape(-1)
@@ -169,7 +221,7 @@ def _check_sizes(folder: Path, contents: Contents) -> None:
     problems = []
     for shard in contents.files:
         path = folder / shard.name
-        size = path.stat().st_size if path.exists() else None
+        size = path.stat().st_size if path.is_file() else None
         if size is None and not path.suffix.endswith(FILES):
             problems.append(f"{path}: missing")
         elif size is not None and size != shard.size:

@@ -1,0 +1,83 @@
+"""Original files of a modality folder, plain or packed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from multimae.images.pixels import ImageError
+from utils.data.pack.layout import PACK_FILE, is_packed
+from utils.data.pack.reading import PackedFolder
+from utils.logs.errors import UserError
+
+
+class Source:
+    """Files of a modality folder.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the index if the folder is packed.
+
+        Raises:
+            UserError: A damaged pack.
+        """
+        self.folder = folder
+        time = (folder / PACK_FILE).stat().st_mtime_ns if is_packed(folder) else 0
+        self._pack = _open(folder, time) if time else None
+
+    def fingerprint(self, name: bytes) -> bytes:
+        """What changes with a file: its size and time, or its hash in a pack.
+
+        Raises:
+            UserError: Not a regular file.
+        """
+        if self._pack is not None:
+            return bytes(self._pack.record(self._index(name))["digest"].tobytes())
+        path = self.folder / os.fsdecode(name)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: not a regular file. Remove it.")
+        return f"{found.st_size} {found.st_mtime_ns}".encode()
+
+    def read(self, name: bytes) -> bytes:
+        """Bytes of a file.
+
+        Raises:
+            UserError: It cannot be read, or the pack has no originals.
+        """
+        if self._pack is not None:
+            return read_original(self._pack, self._index(name))
+        path = self.folder / os.fsdecode(name)
+        try:
+            return path.read_bytes()
+        except OSError as err:
+            raise UserError(f"{path}: cannot be read ({err}).") from err
+
+    def _index(self, name: bytes) -> int:
+        assert self._pack is not None
+        return int(np.searchsorted(self._pack.names, np.bytes_(name)))
+
+
+@lru_cache(maxsize=8)
+def _open(folder: Path, time_ns: int) -> PackedFolder:
+    """Open a pack once per process and version of its contents."""
+    return PackedFolder(folder)
+
+
+def read_original(pack: PackedFolder, index: int) -> bytes:
+    """Original bytes of a packed file, compared with their hash.
+
+    Raises:
+        UserError: They are damaged, or the pack has none.
+    """
+    try:
+        return pack.original(index)
+    except ImageError as err:
+        raise UserError(str(err)) from err
