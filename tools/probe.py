@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.specs.modalities import select
+from multimae.weights.files import CheckpointError
 from tools.probing.classifiers import (
     TOLERANCE,
     LinearResult,
@@ -37,6 +38,8 @@ from tools.probing.frozen_features import (
     load_frozen,
 )
 from tools.probing.probe_options import ProbeConfig
+from utils.checkpoint.start_weights import fetch
+from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
 from utils.config.options import RuntimeOptions
 from utils.config.parse import parse_config
 from utils.data.sets.class_folders import check_classes, find_classes
@@ -85,6 +88,7 @@ def _features(
     cfg: ProbeConfig, device: torch.device
 ) -> tuple[dict[str, Any], Labelled, Labelled, int]:
     """A description, the features of both sets, and the number of classes."""
+    cfg = _as_trained(cfg)
     inputs = select(cfg.data.table(), cfg.data.in_names)
     folder, eval_folder = (
         labelled_folder(path, inputs) for path in (cfg.data.data_path, cfg.data.eval_data_path)
@@ -134,6 +138,20 @@ def _features(
         f"{device})"
     )
     return about, train, test, len(classes)
+
+
+def _as_trained(cfg: ProbeConfig) -> ProbeConfig:
+    """The configuration with inputs prepared as the weights were trained."""
+    spec = None
+    if cfg.model.weights:
+        try:
+            spec = read_input_spec(fetch(cfg.model.weights, "--weights"))
+        except CheckpointError as err:
+            raise UserError(f"--weights: {err}") from err
+    cfg, notes = with_trained_inputs(cfg, spec, cfg.model.weights)
+    for note in notes:
+        print(note)
+    return cfg
 
 
 def _row(linear: LinearResult) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read_input_spec(path: Path) -> ModelSpec | None:
 
 
 def with_trained_inputs(
-    cfg: ConfigT, spec: ModelSpec | None, source: str
+    cfg: ConfigT, spec: ModelSpec | None, source: str, *, computes_statistics: bool = False
 ) -> tuple[ConfigT, list[str]]:
     """Take the preparation of inputs from a spec.
 
@@ -71,6 +71,7 @@ def with_trained_inputs(
         cfg: The configuration.
         spec: Spec of the weights; ``None`` changes nothing.
         source: Name of the weights.
+        computes_statistics: The run fills in ``normalization: computed`` itself.
 
     Returns:
         The configuration, with fields of its ``modalities`` and the patch size from the spec, and
@@ -112,7 +113,8 @@ def with_trained_inputs(
     data = dataclasses.replace(cfg.data, modalities=modalities)
     model = dataclasses.replace(cfg.model, **sizes)
     changed = dataclasses.replace(changed, data=data, model=model)
-    _check_computed(select(data.table(), names), source)
+    if not computes_statistics:
+        _check_computed(select(data.table(), names), source)
     return changed, [f"--override_inputs: {text}" for text in conflicts]
 
 

@@ -29,7 +29,9 @@ from multimae.nn.tokens import TokenLayout
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
-from utils.checkpoint.start_weights import load_pretrained
+from multimae.weights.files import CheckpointError
+from utils.checkpoint.resume import newest_checkpoint
+from utils.checkpoint.start_weights import fetch, load_pretrained
 from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
@@ -265,7 +267,15 @@ class PretrainTask(Task):
 
 
 def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
-    """Inputs and outputs, with the data's class names and statistics of the training set."""
+    """Inputs and outputs, with the data's class names and statistics of the training set.
+
+    Inputs that ``--init_weights`` knows are prepared as those were trained.
+
+    Raises:
+        UserError: Options that contradict the weights, or data without statistics.
+    """
+    if cfg.start.init_weights:
+        cfg = _with_trained_inputs(cfg)
     names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
     table = {
         name: replace(m, class_names=names)
@@ -276,6 +286,18 @@ def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
     filled = {m.name: m for m in resolve_statistics(wanted, cfg.data.data_path)}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
+
+
+def _with_trained_inputs(cfg: PretrainConfig) -> PretrainConfig:
+    # Imported here: most runs start from scratch.
+    from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+
+    source = newest_checkpoint(cfg.checkpoint) or fetch(cfg.start.init_weights, "--init_weights")
+    try:
+        spec = read_input_spec(source)
+    except CheckpointError as err:
+        raise UserError(f"--init_weights: {err}") from err
+    return with_trained_inputs(cfg, spec, str(source), computes_statistics=True)[0]
 
 
 def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> MultiModalDataset:

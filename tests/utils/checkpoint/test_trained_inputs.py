@@ -19,6 +19,7 @@ from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_run
 from tests.utils.tasks.test_finetuning_depth import evaluations
 from tests.utils.tasks.test_finetuning_semseg import arguments as semseg_run
+from tools import probe
 from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
@@ -188,3 +189,19 @@ def test_computed_without_statistics_is_refused() -> None:
     argv = ("--in_domains", "thermal", "--decoder_main_tasks", "thermal", "--modalities", row)
     with pytest.raises(UserError, match="thermal: normalization: computed"):
         with_trained_inputs(semseg_config(*argv), None, "")
+
+
+def test_continued_pretraining_and_probe_take_the_inputs_of_the_weights(
+    data: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    weights = str(pretrained / "model.safetensors")
+    start = ("--init_weights", weights, "--in_domains", "rgb-semseg", "--out_domains", "rgb")
+    argv = tiny_run(data / "train", tmp_path, *QUICK, *start)
+    run_pretraining_multimae.main(argv)
+    assert read_spec(tmp_path / "model.safetensors").inputs[0].mean == (0.5,)
+    other = [*argv, "--imagenet_default_mean_and_std", "--output_dir", str(tmp_path / "other")]
+    assert "rgb: mean: the weights' (0.5)" in message_of(run_pretraining_multimae.main, other)
+    sets = ("--data_path", str(data / "train"), "--eval_data_path", str(data / "val"))
+    probing = [*sets, "--weights", weights, "--in_domains", "rgb-depth", "--input_size", "32"]
+    message = message_of(probe.main, [*probing, "--standardize_depth", "--device", "cpu"])
+    assert "depth: normalization: the weights' mean_std, yours robust" in message
