@@ -91,13 +91,7 @@ def sample_masks(
     absent = _absent(layout, present, len(shares[keep]), device)
     counts = (_renormalize_shares(shares[keep], absent) * num_encoded_tokens).round()
     noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
-    drawn = torch.cat(
-        [
-            _rank(noise[:, part.start : part.stop]) < counts[:, i : i + 1]
-            for i, part in enumerate(layout.slices.values())
-        ],
-        dim=1,
-    )
+    drawn = _lowest(noise, counts, layout)
     # Drawn tokens sort first. Fresh noise chooses those dropped or added for the exact number: the
     # noise of the draw would favour the larger modalities.
     ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
@@ -178,6 +172,15 @@ def no_masks(layout: TokenLayout, batch_size: int, device: torch.device | str) -
 def gather_tokens(x_bnd: Tensor, ids_bm: Tensor) -> Tensor:
     """Rows ``ids`` of each sample: (b, n, d), (b, m) -> (b, m, d)."""
     return x_bnd.gather(1, ids_bm.unsqueeze(-1).expand(-1, -1, x_bnd.shape[-1]))
+
+
+def _lowest(noise: Tensor, counts: Tensor, layout: TokenLayout) -> Tensor:
+    """(b, N) bool: the ``counts`` (b, modalities) tokens of each modality with the lowest noise."""
+    lowest = [
+        _rank(noise[:, part.start : part.stop]) < counts[:, i : i + 1]
+        for i, part in enumerate(layout.slices.values())
+    ]
+    return torch.cat(lowest, dim=1)
 
 
 def _rank(noise: Tensor) -> Tensor:

@@ -215,5 +215,5 @@ def test_fine_tuning_averages_keeps_the_best_and_tests(out: Path) -> None:
 
 
 def test_an_average_on_the_cpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model_ema_force_cpu: parallel fsdp shares the average"):
+    with pytest.raises(ConfigError, match="model_ema_force_cpu: parallel fsdp"):
         parse_config(ClsConfig, [*FSDP, "--model_ema_force_cpu", "--model_ema"])

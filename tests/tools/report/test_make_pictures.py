@@ -11,7 +11,7 @@ from PIL import Image
 
 from tools import make_pictures
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def test_stills_and_animation(
