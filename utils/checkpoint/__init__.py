@@ -1,6 +1,6 @@
-"""Checkpoints: files, saving, resuming, and weights to start from.
+"""Checkpoints: saving, resuming, and weights to start from.
 
-``files`` documents and writes the format and decides which checkpoint is resumed
-(``find_checkpoint``); ``saving.Saver`` writes in the background; ``start_weights`` loads and
-downloads ``--finetune`` weights.
+``records`` documents and writes the files; ``saving.Saver`` writes in the background; ``resume``
+decides which checkpoint is resumed and what may have changed; ``start_weights`` loads and
+downloads ``--finetune`` weights, ``trained_inputs`` prepares inputs as they were trained.
 """

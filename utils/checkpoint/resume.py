@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
-from utils.checkpoint.files import read_records
+from utils.checkpoint.records import read_records
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
@@ -162,7 +162,7 @@ def resume(
         if refused:
             raise CheckpointError(
                 f"{path} was trained with other settings (old -> new):\n{bullet_list(refused)}\n"
-                "Restore them (see config.yaml beside it), or start another run."
+                "Restore the old values (see config.yaml of that run)."
             )
         _load(state, checkpoint, path, world)
     except CheckpointError as err:
@@ -277,7 +277,7 @@ def _load(state: TrainState, checkpoint: dict[str, Any], path: Path, world: Worl
     except (RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(
             f"the optimiser or balancer state of {path} does not fit this run ({err}). Use the "
-            "options of that run, see config.yaml beside it."
+            "options of that run (see its config.yaml)."
         ) from err
 
 

@@ -75,7 +75,7 @@ class RunPaths:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of checkpoints, see :mod:`utils.checkpoint.files`."""
+        """Folder of checkpoints, see :mod:`utils.checkpoint.records`."""
         return self.root / "checkpoints"
 
     @property
