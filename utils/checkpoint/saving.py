@@ -16,6 +16,7 @@ from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
 from utils.logs.errors import RunError
 from utils.logs.paths import RunPaths
+from utils.training.nonfinite import require_finite
 from utils.training.state import TrainState
 
 
@@ -108,6 +109,7 @@ class Saver:
         weights = state.scored_weights(self.world) if self.active else {}
         if self.active and self.world.is_main:
             try:
+                require_finite({"model": weights, "step": state.step})
                 save_best(state, weights, self.paths.best)
             except OSError as err:
                 raise RunError(_failed(self.folder, err)) from err
@@ -135,10 +137,13 @@ class Saver:
         """Raise the error of a failed save."""
         if self._error is not None:
             error, self._error = self._error, None
+            if isinstance(error, RunError):
+                raise error
             raise RunError(_failed(self.folder, error)) from error
 
     def _write(self, contents: Mapping[str, Any], at_epoch_end: bool) -> None:
         try:
+            require_finite(contents)
             write_checkpoint(
                 contents, self.folder, at_epoch_end=at_epoch_end, keep=self.options.keep_ckpts
             )

@@ -36,17 +36,19 @@ class LogWindow:
         self.first_bad = torch.where(new, float(step + 1), self.first_bad)
         self.count += 1
 
-    def bad_losses(self, world: World) -> dict[int, list[str]]:
-        """NaN and Inf losses of any process, by the step (from 1) where each began (collective).
+    def bad_values(self, world: World, *, ignored: str = "") -> dict[int, list[str]]:
+        """Names of NaN and Inf values by the step (from 1) where each began (collective).
 
-        A gradient norm alone may overflow: the fp16 loss scaler handles that.
+        Args:
+            world: The processes; a value of any of them counts.
+            ignored: A value that may be NaN or Inf.
         """
         if not len(self.first_bad):
             return {}
         first = world.max(self.first_bad).tolist()
         found: dict[int, list[str]] = {}
         for name, step in zip(self.names, first, strict=True):
-            if step >= 0 and name != "grad_norm":
+            if step >= 0 and name != ignored:
                 found.setdefault(int(step), []).append(name)
         return dict(sorted(found.items()))
 

@@ -1,9 +1,9 @@
-"""The training loop: the only one."""
+"""The training loop of all scripts."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,7 +26,7 @@ from utils.logs.errors import RunError
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock
 from utils.tasks.base import Evaluator, PictureEvaluator
-from utils.training.nonfinite import NonFinite
+from utils.training.nonfinite import GRAD_NORM, MIN_LOSS_SCALE, NonFinite, subject
 from utils.training.schedule import RunPlan
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Stepper
@@ -60,15 +60,35 @@ def fit(run: TrainingRun) -> None:
         RunError: The loss is not finite, files cannot be read or written, a loader process died.
         Stopped: A signal asked for an end; the run is saved where it is.
     """
-    state, plan = run.state, run.plan
+    state, plan, saver, clock = run.state, run.plan, run.saver, run.clock
     with run.stop.listening(), _named_causes():
         _begin(run)
         while state.step < plan.total_steps:
-            if _train_epoch(run):
+            end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
+            clock.reset()
+            batches = clock.watch(run.stream.seek(state.step * plan.accum_steps))
+            while state.step < end:
+                lr = plan.schedule.apply(state.optimizer, state.step)
+                micro = list(islice(batches, plan.accum_steps))
+                if _sync_control(run, micro) and state.step not in state.skipped:
+                    _update(run, micro)
+                state.step += 1
+                clock.count(plan.global_batch)
+                run.logger.advance()
+                due = state.step % run.log.log_every == 0 or state.step == plan.total_steps
+                checked = due or state.step == end or saver.due_at(state.step)
+                if (checked or run.stepper.world.device.type == "cpu") and _rolled_back(run):
+                    break
+                if due:
+                    _log(run, lr)
+                if saver.due_at(state.step) and state.step < end:
+                    saver.save(state, at_epoch_end=False)
+            else:
                 _finish_epoch(run)
-        run.saver.finish()
-        if run.saver.active:
-            run.logger.info(run.saver.cost())
+        saver.finish()
+        run.nonfinite.check_end(plan.total_steps, state.skipped)
+        if saver.active:
+            run.logger.info(saver.cost())
         run.stepper.world.barrier()
 
 
@@ -88,38 +108,24 @@ def _is_scored(run: TrainingRun) -> bool:
     return state.step == state.epoch * run.plan.steps_per_epoch  # checkpoints of older versions
 
 
-def _train_epoch(run: TrainingRun) -> bool:
-    """Train to the end of the epoch or of the run; ``False`` if the run went back instead."""
-    state, plan, log = run.state, run.plan, run.log
-    end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
-    run.clock.reset()
-    batches = run.clock.watch(run.stream.seek(state.step * plan.accum_steps))
-    while state.step < end:
-        lr = plan.schedule.apply(state.optimizer, state.step)
-        micro = list(islice(batches, plan.accum_steps))
-        usable = _sync_control(run, micro)
-        if usable and state.step not in state.skipped:
-            run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
-            update = run.stepper.step(state, micro)
-            if update.bad:
-                run.nonfinite.write({state.step + 1: update.bad})
-                run.nonfinite.record_skipped_step(state.step)
-            else:
-                state.window.add(state.step, update.logs)
-        state.step += 1
-        run.clock.count(plan.global_batch)
-        run.logger.advance()
-        due = state.step % log.log_every == 0 or state.step == plan.total_steps
-        checked = due or state.step == end or run.saver.due_at(state.step)
-        if (checked or run.stepper.world.device.type == "cpu") and _rolled_back(run):
-            return False
-        if due and (values := state.window.read(run.stepper.world)):
-            values = {**values, "lr": lr, **run.clock.read()}
-            run.logger.train(state.step, state.step / plan.steps_per_epoch, values)
-            run.clock.reset()
-        if run.saver.due_at(state.step) and state.step < end:
-            run.saver.save(state, at_epoch_end=False)
-    return True
+def _update(run: TrainingRun, micro: Sequence[Batch]) -> None:
+    """Forward, backward, optimizer step."""
+    state = run.state
+    run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
+    update = run.stepper.step(state, micro)
+    if update.bad:
+        run.nonfinite.write({state.step + 1: update.bad})
+        run.nonfinite.record_skipped_step(state.step)
+    else:
+        state.window.add(state.step, update.logs)
+
+
+def _log(run: TrainingRun, lr: float) -> None:
+    state = run.state
+    if values := state.window.read(run.stepper.world):
+        values = {**values, "lr": lr, **run.clock.read()}
+        run.logger.train(state.step, state.step / run.plan.steps_per_epoch, values)
+        run.clock.reset()
 
 
 def _sync_control(run: TrainingRun, micro: Sequence[Batch]) -> bool:
@@ -145,7 +151,7 @@ def _sync_control(run: TrainingRun, micro: Sequence[Batch]) -> bool:
         run.bad_samples.add(run.control.gather(bad))
         run.bad_samples.check()
     if (agreed.stop or agreed.save) and _rolled_back(run):
-        raise RunError("the loss is not finite", everywhere=True)
+        raise RunError("loss or gradient is not finite", everywhere=True)
     if agreed.stop:
         acknowledge()
         run.saver.save(run.state, at_epoch_end=False, wait=True)
@@ -156,12 +162,18 @@ def _sync_control(run: TrainingRun, micro: Sequence[Batch]) -> bool:
 
 
 def _rolled_back(run: TrainingRun) -> bool:
-    """Whether a loss since the last check was not finite, and the run went back for it.
+    """Whether a loss or gradient since the last check was not finite, and the run rolled back.
+
+    In fp16 the gradient may overflow: the scaler skips the step and lowers the scale of the loss.
 
     Raises:
         RunError: It was, and the run is to stop.
     """
-    bad = run.state.window.bad_losses(run.stepper.world)
+    scaler = run.state.scaler
+    ignored = GRAD_NORM if scaler.is_enabled() else ""
+    bad = run.state.window.bad_values(run.stepper.world, ignored=ignored)
+    if scaler.is_enabled() and not bad and scaler.get_scale() < MIN_LOSS_SCALE:
+        bad = {run.state.step: [GRAD_NORM]}
     if not bad:
         run.nonfinite.checked()
         return False
@@ -169,27 +181,27 @@ def _rolled_back(run: TrainingRun) -> bool:
     if not run.rolls_back:
         raise run.nonfinite.stop(bad)
     run.nonfinite.rolled_back(bad)
-    _roll_back(run, min(bad))
+    _roll_back(run, bad)
     return True
 
 
-def _roll_back(run: TrainingRun, bad_step: int) -> None:
-    state, world = run.state, run.stepper.world
+def _roll_back(run: TrainingRun, bad: Mapping[int, Sequence[str]]) -> None:
+    state, world, bad_step = run.state, run.stepper.world, min(bad)
+    cause = f"{subject(bad[bad_step])} is not finite at step {bad_step}"
     run.saver.finish()
     folder = run.saver.options.output_dir
     path = world.broadcast_from_main(lambda: latest_checkpoint(folder, run.logger.info))
     if path is None:
         raise RunError(
-            f"the loss is not finite at step {bad_step}, and there is no checkpoint to go back to: "
-            "--on_nonfinite rollback needs --output_dir and --save_ckpt.",
+            f"{cause}, and there is no checkpoint to go back to: --on_nonfinite rollback needs "
+            "--output_dir and --save_ckpt.",
             everywhere=True,
         )
     skipped = state.skipped | {bad_step - 1}
     restore(state, path, world)
     state.skipped |= skipped
     run.logger.info(
-        f"the loss is not finite at step {bad_step}: back to {path}, step {state.step}; the batch "
-        f"of step {bad_step} will be left out"
+        f"{cause}: back to {path}, step {state.step}; the batch of step {bad_step} will be skipped"
     )
     run.logger.rewind(state.step, scored=_is_scored(run))
 
@@ -236,7 +248,7 @@ def _named_causes() -> Iterator[None]:
     except OSError as err:
         raise RunError(
             f"cannot write {err.filename or 'the output'}: {err.strerror or err}. Make room, and "
-            "run the same command to go on from the last checkpoint."
+            "run the same command to resume from the last checkpoint."
         ) from err
     except RuntimeError as err:
         raise worker_killed(err) or err from err
@@ -255,7 +267,7 @@ def due_evaluators(
 def evaluate(
     state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
 ) -> dict[str, float]:
-    """TrainingRun every evaluator on the model in evaluation mode and log one row."""
+    """Run every evaluator on the model in evaluation mode and log one row."""
     model = to_device_of(state.model, state.full_scored_model())
     state.task.eval()
     model.eval()
@@ -283,7 +295,7 @@ class TrainConfig(Protocol):
 
     @property
     def runtime(self) -> RuntimeOptions:
-        """TrainingRun."""
+        """Run."""
         ...
 
     @property

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam, AdamW
 
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.data.batches import Batch
 from utils.distributed.sharding import set_gradient_sync
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
+from utils.training.nonfinite import GRAD_NORM
 from utils.training.schedule import RunPlan
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
@@ -105,6 +107,10 @@ class Stepper:
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
         self.task: nn.Module = state.task
         self.sharded = state.full_model_builder is not None
+        self.fused = not self.sharded and all(
+            group.get("fused") and isinstance(state.optimizer, Adam | AdamW | SGD)
+            for group in state.optimizer.param_groups
+        )
         self.static_graph, self.begun = runtime.find_unused_params and not self.sharded, False
         if world.size > 1 and not self.sharded:
             # The same parameters take part in every step: those that do not are found once.
@@ -135,13 +141,13 @@ class Stepper:
         self.begun = True
         state.scaler.unscale_(state.optimizer)
         norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
-        logs["grad_norm"] = norm
+        logs[GRAD_NORM] = norm
         bad = self._not_finite(logs, scaled=state.scaler.is_enabled())
         if bad:
             for buffer, kept in zip(state.task.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
         elif self.skip_grad is None or not skip.item():
-            state.scaler.step(state.optimizer)
+            self._optimizer_step(state, norm)
             if state.ema is not None:
                 state.ema.update_parameters(state.model)
         state.scaler.update()
@@ -185,17 +191,33 @@ class Stepper:
             return nullcontext()
         return self.task.no_sync()
 
+    def _optimizer_step(self, state: TrainState, norm: Tensor) -> None:
+        """Step, unless the gradient is not finite: the weights then keep their values.
+
+        Fused optimizers skip on the device, without synchronising. Others on a GPU do step; the
+        loop finds the norm before anything is saved.
+        """
+        optimizer = state.optimizer
+        if state.scaler.is_enabled():
+            state.scaler.step(optimizer)  # skips overflows
+        elif self.fused:
+            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        elif self.world.device.type != "cpu" or norm.isfinite():
+            optimizer.step()
+
     def _not_finite(self, logs: dict[str, Tensor], *, scaled: bool) -> tuple[str, ...]:
         """Values of any process that spoil an update, if such updates are to be left out.
 
-        A gradient norm alone may overflow in fp16: the loss scaler handles that.
+        The gradient norm may overflow in fp16, whose scaler skips the step.
         """
         if not self.drop_nonfinite:
             return ()
         bad = torch.stack([~value.isfinite() for value in logs.values()]).float()
         flags = self.world.max(bad).tolist()
         names = (n for n, f in zip(logs, flags, strict=True) if f)
-        return tuple(n for n in names if not (scaled and n == "grad_norm"))
+        return tuple(n for n in names if not (scaled and n == GRAD_NORM))
 
 
 def clip_or_skip(

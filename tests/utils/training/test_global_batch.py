@@ -166,21 +166,42 @@ class RecordedSGD(torch.optim.SGD):
         self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
 
 
-def update(case: Case, world: World, size: int, accum: int) -> dict[str, Tensor]:
-    """Logs (means over processes) and the gradient of one update of four samples."""
-    task, full = case()
-    state = TrainState(
-        task, optimizer := RecordedSGD(task.parameters(), lr=1.0), Precision("cpu", None).scaler()
-    )
+def make_stepper(
+    task: Task, optimizer: torch.optim.Optimizer, world: World, size: int, accum: int
+) -> tuple[Stepper, TrainState]:
+    precision = Precision("cpu", None)
+    state = TrainState(task, optimizer, precision.scaler())
     plan: Any = SimpleNamespace(accum_steps=accum, batch_size=size, global_batch=SAMPLES)
     optim: Any = SimpleNamespace(clip_grad=None)
     runtime: Any = SimpleNamespace(seed=0, on_nonfinite="stop", find_unused_params=True)
-    stepper = Stepper(state, world, plan, Precision("cpu", None), optim, runtime)
+    return Stepper(state, world, plan, precision, optim, runtime), state
+
+
+def update(case: Case, world: World, size: int, accum: int) -> dict[str, Tensor]:
+    """Logs (means over processes) and the gradient of one update of four samples."""
+    task, full = case()
+    optimizer = RecordedSGD(task.parameters(), lr=1.0)
+    stepper, state = make_stepper(task, optimizer, world, size, accum)
     starts = [(i * world.size + world.rank) * size for i in range(accum)]
     logs = stepper.step(state, [part_of(full, start, size) for start in starts]).logs
     del stepper
     gradient = torch.cat([g.flatten() for g in optimizer.gradients])
     return {"gradient": gradient, **{k: world.sum(v) / world.size for k, v in logs.items()}}
+
+
+def poisoned_update(world: World, size: int, accum: int, fused: bool) -> tuple[bool, bool]:
+    """Whether weights changed and the norm is finite, with NaN gradients on the last process."""
+    task, full = segmentation()
+    parameters = list(task.parameters())
+    if world.rank == world.size - 1:
+        parameters[0].register_hook(lambda gradient: gradient * float("nan"))
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, fused=fused)
+    stepper, state = make_stepper(task, optimizer, world, size, accum)
+    starts = [(i * world.size + world.rank) * size for i in range(accum)]
+    norm = stepper.step(state, [part_of(full, start, size) for start in starts]).logs["grad_norm"]
+    changed = any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    return changed, bool(norm.isfinite())
 
 
 def part_of(batch: Batch, start: int, size: int) -> Batch:
@@ -201,6 +222,10 @@ def work(rank: int, folder: str) -> None:
         for name, case in CASES.items()
         for split in TWO_PROCESSES
     }
+    poisoned = [
+        poisoned_update(world, *split, fused) for split in TWO_PROCESSES for fused in (True, False)
+    ]
+    assert poisoned == [(False, False)] * 4, poisoned
     if rank == 0:
         torch.save(found, f"{folder}/found")
     dist.destroy_process_group()
@@ -263,3 +288,10 @@ def test_one_batch_on_one_process_counts_nothing_beforehand(
     update(segmentation, World(0, 1, CPU), 4, 1)
     with pytest.raises(AssertionError, match="counted"):
         update(segmentation, World(0, 1, CPU), 2, 2)
+
+
+@pytest.mark.parametrize("split", ONE_PROCESS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_nan_gradient_does_not_reach_the_weights(split: tuple[int, int], fused: bool) -> None:
+    """On two processes, `work` checks the same with a NaN on one of them."""
+    assert poisoned_update(World(0, 1, CPU), *split, fused) == (False, False)
