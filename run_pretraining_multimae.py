@@ -85,6 +85,8 @@ def _train(
     millions = sum(p.numel() for p in task.model.parameters()) / 1e6
     logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
     logger.info(f"{len(train_set)} images, {plan.describe()}")
+    for problem in plan.warnings(cfg.optim, cfg.optim.blr):
+        logger.info(f"warning: {problem}")
     report, checkpoint = "", find_checkpoint(cfg.checkpoint, world, logger.info)
     if checkpoint is not None:
         resume(state, checkpoint, cfg, world, logger.info)

@@ -109,7 +109,6 @@ class Saver:
         weights = state.scored_weights(self.world) if self.active else {}
         if self.active and self.world.is_main:
             try:
-                require_finite({"model": weights, "step": state.step})
                 save_best(state, weights, self.paths.best)
             except OSError as err:
                 raise RunError(_failed(self.folder, err)) from err

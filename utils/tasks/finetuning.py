@@ -311,6 +311,8 @@ def _train(
         full_model_builder=full_model_builder,
     )
     logger.info(f"{len(train_set)} images, {plan.describe()}")
+    for problem in plan.warnings(cfg.optim, cfg.optim.rates["blr"]):
+        logger.info(f"warning: {problem}")
     if checkpoint is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,11 @@ from utils.config.options import OptimOptions, RuntimeOptions
 from utils.logs.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
+
+USEFUL_LRS = (1e-5, 1e-2)
+"""Peak learning rates at which Adam trains a transformer."""
+GOOD_LR = 1e-4  # suggested instead of one that is too low
+MIN_STEPS = 100
 
 
 def warmup_cosine(
@@ -128,6 +135,7 @@ class RunPlan:
         lr: Absolute peak learning rate.
         schedule: Values per step.
         max_steps: Stop after this many updates.
+        warmup_steps: Updates of the warm-up.
     """
 
     epochs: int
@@ -138,6 +146,7 @@ class RunPlan:
     lr: float
     schedule: Schedule
     max_steps: int | None = None
+    warmup_steps: int = 0
 
     @property
     def global_batch(self) -> int:
@@ -155,8 +164,44 @@ class RunPlan:
         return (
             f"{self.epochs} epochs x {self.steps_per_epoch} steps, global batch "
             f"{self.global_batch} = {self.batch_size} x {self.accum_steps} accumulated x "
-            f"{self.world_size} processes, peak lr {self.lr:.3g}"
+            f"{self.world_size} processes, peak lr {self.lr:.3g}, {self.total_steps} steps, "
+            f"{self.warmup_steps} of them warm-up ({self.warmup_steps / self.total_steps:.0%})"
         )
+
+    def warnings(self, optim: OptimOptions, blr: float | None = None) -> Iterator[str]:
+        """Settings that cannot work, each with a remedy.
+
+        Args:
+            optim: Optimiser section.
+            blr: Learning rate per 256 samples; ``None`` if the rate is absolute.
+        """
+        lowest, highest = USEFUL_LRS
+        adam = "adam" in optim.opt.lower()
+        if adam and self.lr < (lowest if blr is not None else lowest / 10):
+            remedy = f"raise --lr to about {GOOD_LR:g}"
+            if blr is not None:
+                remedy = (
+                    f"raise --blr to about {GOOD_LR * 256 / self.global_batch:.2g}, or the global "
+                    f"batch to about {math.ceil(GOOD_LR * 256 / blr)}"
+                )
+            source = "" if blr is None else f" = blr {blr:g} x {self.global_batch} / 256"
+            yield f"peak lr {self.lr:.2g}{source} is too low to learn from: {remedy}"
+        if adam and self.lr > highest:
+            flag = "--lr" if blr is None else "--blr"
+            yield f"peak lr {self.lr:.2g} is above {highest:g}, training may diverge: lower {flag}"
+        for flag, value in (("--warmup_lr", optim.warmup_lr), ("--min_lr", optim.min_lr)):
+            if value > self.lr and (flag == "--min_lr" or self.warmup_steps):
+                yield f"{flag} {value:g} is above the peak lr {self.lr:.2g}: lower it"
+        if self.warmup_steps >= self.total_steps / 2 > 0:
+            yield (
+                f"warm-up takes {self.warmup_steps} of {self.total_steps} steps: lower "
+                "--warmup_epochs or --warmup_steps, or train longer"
+            )
+        if self.total_steps < MIN_STEPS and self.max_steps is None:
+            yield (
+                f"the run has only {self.total_steps} steps: raise --epochs, or lower the global "
+                f"batch of {self.global_batch}"
+            )
 
 
 def make_run_plan(
@@ -214,4 +259,5 @@ def make_run_plan(
         lr=lr,
         schedule=schedule,
         max_steps=runtime.max_steps,
+        warmup_steps=warmup,
     )

@@ -17,6 +17,7 @@ from utils.distributed.sharding import FullModelBuilder, gather_full_state, shar
 from utils.distributed.world import World
 from utils.logs.window import LogWindow
 from utils.tasks.base import Task
+from utils.training.nonfinite import require_finite
 from utils.training.seeding import load_rng_state, rng_state
 
 
@@ -97,8 +98,14 @@ class TrainState:
         return scored if self.full_model_builder is None else self.full_model_builder.build(scored)
 
     def scored_weights(self, world: World) -> dict[str, Any]:
-        """Weights of the scored model, for rank 0 to write; all processes call it."""
-        return self._gathered(self.scored_model.state_dict(), world)
+        """Weights of the scored model, for rank 0 to write (collective).
+
+        Raises:
+            RunError: A weight is NaN or infinite.
+        """
+        weights = self._gathered(self.scored_model.state_dict(), world)
+        require_finite({"model": weights, "step": self.step})
+        return weights
 
     def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
         """Note the goal's value in ``values``; whether it is the best so far."""

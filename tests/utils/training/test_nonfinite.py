@@ -14,6 +14,7 @@ from torch import Tensor
 
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
+from tests.utils.training.test_stepper import one_update
 from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.saving import Saver
 from utils.config.options import CheckpointOptions
@@ -231,18 +232,13 @@ def test_a_checkpoint_with_nan_weights_is_refused(tmp_path: Path) -> None:
         "window": {"sums": torch.tensor([float("inf")])},
         "epoch": 1, "step": 4, "best": float("nan"),
     }  # fmt: skip
-    state: Any = SimpleNamespace(
-        state_dict=lambda _: contents, scored_weights=lambda _: contents["model"], step=5
-    )
+    state: Any = SimpleNamespace(state_dict=lambda _: contents)
     saver.save(state, at_epoch_end=True, wait=True)
     moments = contents["optimizer"]["state"][0]["exp_avg"]
     for name, tensor in (("model.b", contents["model"]["b"]), ("state.0.exp_avg", moments)):
         tensor[1], contents["step"] = float("nan"), 5
         with pytest.raises(RunError, match=f"{name} hold NaN or infinite values at step 5"):
             saver.save(state, at_epoch_end=False, wait=True)
-        if name == "model.b":
-            with pytest.raises(RunError, match=r"model\.b hold"):
-                saver.save_best(state)
         tensor[1] = 0.0
     assert list(checkpoints(tmp_path)) == ["checkpoint-1.pth"]
 
@@ -265,3 +261,15 @@ def test_a_step_left_out_touches_nothing(scenes: Path, tmp_path: Path, poison: P
     for part in ("model", "task"):
         for key, value in ends[0][part].items():
             assert torch.equal(value, ends[1][part][key]), key
+
+
+def test_final_and_best_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    state, _ = one_update()
+    with torch.no_grad():
+        state.ema.module.weight.fill_(float("nan"))  # type: ignore[union-attr, operator]
+    world = World(0, 1, torch.device("cpu"))
+    with pytest.raises(RunError, match=r"model\.weight hold NaN"):
+        state.scored_weights(world)
+    with pytest.raises(RunError, match=r"model\.weight hold NaN"):
+        Saver(CheckpointOptions(output_dir=str(tmp_path)), world).save_best(state)
+    assert not checkpoints(tmp_path)

@@ -69,3 +69,30 @@ def test_a_schedule_may_end_at_the_last_step() -> None:
     fitted = replace(runtime, schedule_to_max_steps=True)
     whole, short = (make_run_plan(10, 1, optim, r, blr=1.0) for r in (runtime, fitted))
     assert len(whole.schedule) == 30 and len(short.schedule) == whole.total_steps == 5
+
+
+def warnings_of(batches: int, optim: OptimOptions, runtime: RuntimeOptions, **rate: float) -> str:
+    plan = make_run_plan(batches, 1, optim, runtime, **{"blr": None, **rate})
+    return "\n".join(plan.warnings(optim, rate.get("blr")))
+
+
+def test_rates_and_batches_that_cannot_work_are_named_with_a_remedy() -> None:
+    small, usual = replace(RUNTIME, batch_size=4), replace(RUNTIME, batch_size=256)
+    low = warnings_of(40, OPTIM, small, blr=1e-4)
+    assert "1.6e-06 = blr 0.0001 x 4 / 256" in low
+    assert "--blr to about 0.0064" in low and "batch to about 256" in low
+    assert not warnings_of(40, OPTIM, small, blr=0.0064)
+    assert not warnings_of(40, OPTIM, usual, blr=1e-4)
+    assert not warnings_of(40, replace(OPTIM, opt="sgd"), small, blr=1e-4)
+    assert "--lr to about 0.0001" in warnings_of(40, OPTIM, small, lr=1e-7)
+    assert "lower --blr" in warnings_of(40, OPTIM, usual, blr=0.1)
+    assert "--min_lr 0.01" in warnings_of(40, replace(OPTIM, min_lr=0.01), usual, blr=1e-3)
+    assert "--warmup_lr 0.01" in warnings_of(40, replace(OPTIM, warmup_lr=0.01), usual, blr=1e-3)
+
+
+def test_runs_that_are_mostly_warm_up_or_too_short_are_named() -> None:
+    short = replace(RUNTIME, max_steps=60)
+    assert "80 of 60 steps" in warnings_of(40, OPTIM, short, blr=1e-3)
+    assert "only 40 steps" in warnings_of(4, OPTIM, RUNTIME, blr=1e-3)
+    plan = make_run_plan(40, 1, OPTIM, RUNTIME, blr=1e-3)
+    assert "peak lr 0.000125, 400 steps, 80 of them warm-up (20%)" in plan.describe()
