@@ -75,9 +75,8 @@ def info(weights: str) -> int:
         CheckpointError: Not found, unreadable, or not the weights of a MultiMAE or a ViT.
     """
     from multimae.multimae import MultiMAE
-    from multimae.weights.convert import is_vit_state_dict
     from multimae.weights.files import extract_state_dict, read_checkpoint
-    from multimae.weights.load import describe_architecture
+    from multimae.weights.load import describe_architecture, is_vit_state_dict
 
     if Path(weights).is_file():
         state = extract_state_dict(read_checkpoint(weights))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from multimae.nn.tokens import Size
+from multimae.weights.load import is_vit_state_dict
 
 # The only layers that both kinds of block have: anything else would change the features.
 _LAYER = re.compile(r"\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
@@ -27,11 +28,6 @@ class Converted(NamedTuple):
 
     state: dict[str, Tensor]
     unused: tuple[str, ...]
-
-
-def is_vit_state_dict(state: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a ViT in timm's naming."""
-    return "patch_embed.proj.weight" in state and "blocks.0.norm1.weight" in state
 
 
 def multimae_to_vit(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from multimae.nn.tokens import resize_pos_emb
-from multimae.weights.convert import is_vit_state_dict
 from multimae.weights.files import (
     CheckpointError,
     StateDict,
@@ -25,12 +24,18 @@ __all__ = [
     "StateDict",
     "describe_architecture",
     "extract_state_dict",
+    "is_vit_state_dict",
     "load_weights",
     "read_checkpoint",
     "save_state_dict",
 ]
 
 _MAX_SHOWN = 4
+
+
+def is_vit_state_dict(state: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a ViT in timm's naming."""
+    return "patch_embed.proj.weight" in state and "blocks.0.norm1.weight" in state
 
 
 @dataclass(frozen=True)

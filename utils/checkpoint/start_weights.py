@@ -16,12 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from multimae.weights.atomic import atomic_file
-from multimae.weights.convert import is_vit_state_dict, vit_to_multimae
 from multimae.weights.load import (
     CheckpointError,
     LoadReport,
     StateDict,
     extract_state_dict,
+    is_vit_state_dict,
     load_weights,
     read_checkpoint,
 )
@@ -100,6 +100,8 @@ def _to_multimae(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
     """Weights under MultiMAE's names, and the keys of a ViT that it has no use for."""
     if not is_vit_state_dict(state):
         return state, ()
+    from multimae.weights.convert import vit_to_multimae
+
     converted = vit_to_multimae(state)
     return dict(converted.state), converted.unused
 

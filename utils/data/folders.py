@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fas
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Modality
 from utils.data.pack.layout import is_packed
-from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError, bullet_list
+
+if TYPE_CHECKING:
+    from utils.data.pack.reading import PackedFolder
 
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; beside the modality folders."""
@@ -85,7 +87,7 @@ class MultiModalFolder:
         self._root = os.fspath(self.root)
         self.modalities = stored_modalities(modalities)
         folders = _modality_folders(root, self.modalities)
-        self._packs = {n: PackedFolder(path) for n, path in folders.items() if is_packed(path)}
+        self._packs = {n: _open_pack(path) for n, path in folders.items() if is_packed(path)}
         found = {
             m.name: _scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
             for m in self.modalities
@@ -325,9 +327,15 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
     return {folder: names for folder, names in found.items() if names}
 
 
+def _open_pack(folder: Path) -> PackedFolder:
+    from utils.data.pack.reading import PackedFolder  # plain folders do not load it
+
+    return PackedFolder(folder)
+
+
 def _listed(folder: Path) -> list[bytes]:
     if is_packed(folder):
-        names: list[bytes] = PackedFolder(folder).names.tolist()
+        names: list[bytes] = _open_pack(folder).names.tolist()
         return names
     return sorted(map(os.fsencode, _images(folder, folder.name)))
 
@@ -335,7 +343,7 @@ def _listed(folder: Path) -> list[bytes]:
 def sub_folders(folder: Path) -> list[str]:
     """Sorted names of the sub-folders of a modality folder, plain or packed."""
     if is_packed(folder):
-        names = PackedFolder(folder).names
+        names = _open_pack(folder).names
         return sorted({os.fsdecode(name).partition("/")[0] for name in names if b"/" in name})
     return sorted(p.name for p in folder.iterdir() if p.is_dir())
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import DataLoader
 
 from multimae.specs.modalities import Modality
-from utils.config.finetune_options import FinetuneConfig
-from utils.config.pretrain_options import PretrainConfig
 from utils.data.dataset import (
     MultiModalDataset,
     build_eval_loader,
@@ -20,6 +18,10 @@ from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World
+
+if TYPE_CHECKING:
+    from utils.config.finetune_options import FinetuneConfig
+    from utils.config.pretrain_options import PretrainConfig
 
 # Read before training, so that a bad file ends the run at once instead of in the first epoch.
 CHECKED_SAMPLES = 256

@@ -37,7 +37,6 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.folders import MultiModalFolder, read_class_names
-from utils.data.statistics import resolve_statistics, statistics_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.logs.errors import UserError
 from utils.logs.paths import Info
@@ -284,7 +283,11 @@ def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]
         for name, m in cfg.table().items()
     }
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
-    filled = {m.name: m for m in resolve_statistics(wanted, cfg.data.data_path)}
+    if any(m.normalization == "computed" for m in wanted):
+        from utils.data.statistics import resolve_statistics
+
+        wanted = resolve_statistics(wanted, cfg.data.data_path)
+    filled = {m.name: m for m in wanted}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
 
 
@@ -395,6 +398,8 @@ def load_init_weights(
     start = cfg.start
     if not start.init_weights:
         return ""
+    from utils.data.statistics import statistics_warnings
+
     report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
     for line in (report.summary(), *statistics_warnings(start.init_weights, train_set)):
         info(line)
