@@ -104,9 +104,22 @@ def _read_table(path: Path | None) -> ModalityTable:
         values: dict[str, Any] = {
             key: options[key].coerce(value) for key, value in content.items() if key in options
         }
-        return dataclasses.replace(DataOptions(), **values).table()
+        table = dataclasses.replace(DataOptions(), **values).table()
+        return _with_void(table, content)
     except ValueError as err:
         raise UserError(f"--config {path}: {err}") from err
+
+
+def _with_void(table: ModalityTable, content: dict[str, Any]) -> ModalityTable:
+    """Ids as segmentation takes them if the config is one of it: 255 is void."""
+    count = content.get("num_classes")
+    if not isinstance(count, int):
+        return table
+    ids = count + bool(content.get("seg_reduce_zero_label"))
+    return {
+        name: dataclasses.replace(m, num_classes=ids, no_data=255.0) if name == "semseg" else m
+        for name, m in table.items()
+    }
 
 
 def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:

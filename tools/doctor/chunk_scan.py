@@ -89,7 +89,7 @@ def read_features(
     """Normalized edge features of one modality by sample name; unreadable files are skipped."""
     small: dict[str, Floats] = {}
     for key, file in samples:
-        seen = check_file(file.path, key, modality, modality.num_classes)
+        seen = check_file(file, key, modality, modality.num_classes)
         if seen.pixels is not None:
             small[key] = downsample(seen.pixels, modality, side)
     return dict(zip(small, _features(small, modality), strict=True)) if small else {}
@@ -103,13 +103,11 @@ def _check(
     out: ChunkResult,
     small: dict[str, Floats],
 ) -> CheckedFile:
-    seen = check_file(
-        file.path, key, modality, chunk.num_ids.get(modality.name, modality.num_classes)
-    )
+    seen = check_file(file, key, modality, chunk.num_ids.get(modality.name, modality.num_classes))
     out.findings += seen.findings
     out.records.append(seen.record)
     if seen.pixels is not None:
-        out.totals[modality.name].add_file(seen.counts, modality.is_labels)
+        out.totals[modality.name].add_file(seen.counts, modality.is_labels, seen.sums)
         if chunk.side:
             small[key] = downsample(seen.pixels, modality, chunk.side)
             if modality.is_photo:

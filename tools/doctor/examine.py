@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from multimae.images.pixels import ImageError, check_readable
@@ -22,6 +21,7 @@ from tools.doctor.alignment.edges import Floats
 from tools.doctor.alignment.misaligned import find_misaligned
 from tools.doctor.chunk_scan import Chunk, ChunkResult, read_features, scan
 from tools.doctor.files.duplicates import find_duplicates
+from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import Listing, find_modalities, list_files
 from tools.doctor.files.modality_statistics import Totals, compute_statistics
 from tools.doctor.files.outliers import find_outliers
@@ -103,10 +103,15 @@ def examine_dataset(
     sets: list[SetReport] = []
     findings: list[Finding] = []
     for folder in (root, *([val] if val is not None else [])):
-        report = _examine_set(folder, modalities, findings, limit, workers)
+        found: list[Finding] = []
+        report = _examine_set(folder, modalities, found, limit, workers)
+        findings += [dataclasses.replace(f, data_set=str(folder)) for f in found]
         sets.append(report)
     images = [_image_records(report) for report in sets]
-    findings += find_duplicates(images[0], images[1] if len(sets) > 1 else [])
+    for f in find_duplicates(images[0], images[1] if len(sets) > 1 else []):
+        roots = [str(s.listing.root) for s in sets]
+        inside = [root for root in roots if f.path.startswith(f"{root}/")]
+        findings.append(dataclasses.replace(f, data_set=max(inside or [", ".join(roots)], key=len)))
     return Diagnosis(sets, sort_findings(findings), time.perf_counter() - start)
 
 
@@ -154,7 +159,9 @@ def _with_class_names(
         names = read_class_names(root)
     except UserError as err:
         path = str(root / CLASSES_FILE)
-        findings.append(Finding("error", "classes-file", str(err).removeprefix(path), path))
+        names_of = ", ".join(m.name for m in modalities if m.is_labels)
+        text = str(err).removeprefix(path)
+        findings.append(Finding("error", "classes-file", text, path, names_of))
         return tuple(modalities)
     unnamed = [
         modality for modality in modalities if modality.is_labels and not modality.class_names
@@ -170,16 +177,15 @@ def _with_class_names(
 def _edge_grid_side(report: SetReport) -> int:
     """Side of the grid for edges: at most the typical file size; 0 for tiny images."""
     keys = report.checked
+    modalities = {m.name: m for m in report.listing.modalities}
     sides = []
     for i in range(min(_MAX_PROBED, len(keys))):
-        for file in report.listing.sample(
+        for name, file in report.listing.sample(
             keys[i * len(keys) // min(_MAX_PROBED, len(keys))]
-        ).values():
-            try:
-                with Image.open(file.path) as image:
-                    sides.append(min(image.size))
-            except (OSError, Image.DecompressionBombError):
-                continue  # reported by the scan
+        ).items():
+            record = check_file(file, "", modalities[name], modalities[name].num_classes).record
+            if record.levels:
+                sides.append(min(record.height, record.width))
     usual = sorted(sides)[len(sides) // 2] if sides else 0
     return next((side for side in (64, 32) if usual >= side), 0)
 

@@ -22,6 +22,7 @@ class Finding:
         path: Offending file or folder; empty if there are several.
         modality: Name of the modality, if any.
         sample: ``sub-folder/name``, if any.
+        data_set: Root of the set.
     """
 
     severity: Severity
@@ -30,11 +31,14 @@ class Finding:
     path: str = ""
     modality: str = ""
     sample: str = ""
+    data_set: str = ""
 
     def line(self) -> str:
         """Format as one line."""
         where = f"{self.path}: " if self.path else ""
-        return f"{self.severity:<8}{self.code:<18}{where}{self.message}"
+        about = ", ".join(filter(None, (self.modality, self.data_set)))
+        text = f"{self.severity:<8}{self.code:<18}[{about}] {where}{self.message}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -45,11 +45,19 @@ def downsample(pixels: Pixels, modality: Modality, side: int) -> Floats:
         return _downsample_scalar(
             np.asarray(pixels), int(np.iinfo(storage_dtype(modality)).max), side
         )
-    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
+    if (
+        isinstance(pixels, np.ndarray)
+        and pixels.dtype == np.uint8
+        and pixels.shape[2:] in ((), (3,))
+    ):
         pixels = Image.fromarray(pixels)
     if isinstance(pixels, Image.Image):
         return _planes(pixels, side)
-    return _box(pixels.astype(np.float32), side)[None]
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels
+    values = np.nan_to_num(channels.astype(np.float32), posinf=0, neginf=0)
+    if modality.no_data is not None:
+        values[channels == modality.no_data] = 0
+    return np.stack([_box(values[..., c], side) for c in range(values.shape[2])])
 
 
 def edge_features(pictures: Floats, modality: Modality) -> Floats:

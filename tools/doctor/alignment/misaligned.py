@@ -150,4 +150,4 @@ def _cannot_tell(pair: Pair, summary: PairSummary) -> Finding:
         f"{summary.median:.2f}, chance {summary.chance:.2f} +- {summary.std:.2f}): swapped or "
         "shifted files cannot be detected. If they should agree, inspect the samples below."
     )
-    return Finding("info", "registration", text)
+    return Finding("info", "registration", text, modality=f"{a}, {b}")

@@ -65,7 +65,8 @@ def _near(train: Sequence[FileRecord], val: Sequence[FileRecord]) -> Iterator[Fi
             within += 1
     if within:
         text = f"{within} pairs of images look the same within one set (frames of one scene?)"
-        yield Finding("info", "near-duplicates", text)
+        names = ", ".join(sorted({r.modality for r in records}))
+        yield Finding("info", "near-duplicates", text, modality=names)
 
 
 def _close_pairs(thumbs: npt.NDArray[np.uint8]) -> set[tuple[int, int]]:

@@ -2,82 +2,98 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from multimae.images.pixels import Array, ImageError, Pixels, checked, storage_dtype
-from multimae.images.readers import FORMATS, decode_jpeg
+from multimae.images.pixels import Array, ImageError, Pixels, size_of, storage_dtype
+from multimae.images.readers import FORMATS, check_pixels, read
 from multimae.specs.modalities import Modality
-from tools.doctor.files.histograms import Counts, counts_of, quantile
+from tools.doctor.files.file_listing import File
+from tools.doctor.files.histograms import Counts, counts_of, quantile, sums_of
 from tools.doctor.files.records import CheckedFile, FileRecord, is_scalar_map
 
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _CONVERTED = frozenset({"CMYK", "YCbCr"})
-_ONE_CHANNEL = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
+_ALL_IDS = 65536
 
 
-def check_file(path: str, key: str, modality: Modality, num_ids: int) -> CheckedFile:
-    """Read, decode and check one file; problems become findings.
+def check_file(file: File, key: str, modality: Modality, num_ids: int) -> CheckedFile:
+    """Read, decode and check one file as training does; problems become findings.
 
     Args:
-        path: Image file.
+        file: The file.
         key: ``sub-folder/name`` of its sample.
         modality: What it should hold.
         num_ids: Number of valid class ids, for labels.
     """
-    out = CheckedFile(modality, FileRecord(key, modality.name, path, 0))
+    out = CheckedFile(modality, FileRecord(key, modality.name, file.path, 0))
     try:
-        with open(path, "rb") as stream:
-            data = stream.read()
-    except OSError as err:
-        out.note("error", "unreadable", f"cannot be read ({err.strerror}). Replace it.")
+        stored = file.read()
+    except (OSError, ImageError) as err:
+        reason = getattr(err, "strerror", None) or err
+        out.note("error", "unreadable", f"cannot be read ({reason}). Replace it.")
         return out
+    data = stored if isinstance(stored, bytes) else stored.tobytes()
     out.record.size = len(data)
     out.record.digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    image = _decode(data, out)
-    if image is None:
-        return out
-    out.record.width, out.record.height = image.size
-    out.pixels = _pixels(image, out)
-    if out.pixels is not None:
-        out.counts = counts_of(out.pixels)
-        check_values(out, num_ids)
-    return out
-
-
-def _decode(data: bytes, out: CheckedFile) -> Image.Image | None:
-    """Decode to an upright image; check the format."""
     if not data:
         text = "is an empty file (0 bytes). Replace it, or remove the sample."
         out.note("error", "empty-file", text)
-        return None
-    photo = decode_jpeg(data)
-    if photo is not None:
-        _check_format("JPEG", "RGB", out)
-        return Image.fromarray(photo)
+        return out
+    out.pixels = _read(file, stored, out)
+    if out.pixels is not None:
+        out.record.height, out.record.width = size_of(out.pixels)
+        if isinstance(out.pixels, np.ndarray) and out.pixels.dtype.kind == "f":
+            out.sums = sums_of(out.pixels, modality.no_data)
+            out.record.levels = min(len(np.unique(out.pixels[np.isfinite(out.pixels)])), 256)
+        else:
+            out.counts = counts_of(out.pixels)
+            check_values(out, num_ids)
+    return out
+
+
+def _read(file: File, stored: bytes | Array, out: CheckedFile) -> Pixels | None:
+    """Pixels as training reads them, or ``None`` with a finding if it rejects the file."""
+    modality = out.modality
+    if modality.is_labels:  # ids out of range are counted later
+        modality = dataclasses.replace(modality, num_classes=_ALL_IDS, no_data=None)
+    head = _inspect(file, stored, out)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
+        if isinstance(stored, bytes):
+            pixels = read(Path(file.path), modality, 1, stored)
+        else:
+            pixels = check_pixels(stored, file.path, modality)
+    except ImageError as err:
+        text = str(err).removeprefix(f"{file.path}: ").removeprefix(f"{file.path} ")
+        if not any(f.severity == "error" for f in out.findings):
+            out.note("error", _code_of(text, head, modality), text)
+        return None
+    if not out.record.mode:
+        array = np.asarray(pixels)
+        out.record.mode = f"{array.dtype} x {1 if array.ndim == 2 else array.shape[2]}"
+    if modality.is_labels and int(np.max(pixels)) < 256:
+        return np.asarray(pixels, np.uint8)
+    return pixels
+
+
+def _inspect(file: File, stored: bytes | Array, out: CheckedFile) -> Image.Image | None:
+    """Header of a picture; notes its format and orientation."""
+    if not isinstance(stored, bytes) or file.path.lower().endswith(".npy"):
+        return None
+    try:
+        with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
-            _check_format(image.format, image.mode, out)
-            if orientation != 1:
-                ImageOps.exif_transpose(image, in_place=True)
-            upright: Image.Image = image
-    except Image.DecompressionBombError:
-        out.note("error", "unreadable", "has more pixels than Pillow's limit. Store it smaller.")
-        return None
-    except UnidentifiedImageError:
-        out.note("error", "unreadable", f"is not one of {', '.join(FORMATS)}. Replace it.")
-        return None
-    except _BROKEN as err:
-        out.note("error", "corrupt", f"cannot be decoded ({err}). Replace it.")
-        return None
+    except (Image.DecompressionBombError, *_BROKEN):
+        return None  # the reader reports it
+    _check_format(image.format, image.mode, out)
     if orientation != 1:
         out.note(
             "warning",
@@ -85,7 +101,19 @@ def _decode(data: bytes, out: CheckedFile) -> Image.Image | None:
             f"has EXIF orientation {orientation} and is rotated when read: maps made from the raw "
             "pixels do not fit it. Store the pixels upright, without the tag.",
         )
-    return upright
+    return image
+
+
+def _code_of(text: str, head: Image.Image | None, modality: Modality) -> str:
+    """Kind of finding for the message of a reader."""
+    if "class id" in text and "outside" in text:
+        return "label-range"
+    if "cannot be read" in text:
+        return "corrupt"
+    if head is None:
+        return "unreadable"
+    wide = head.mode.startswith("I") and storage_dtype(modality).itemsize == 1
+    return "bit-depth" if wide or " bits per " in text else "colour-mode"
 
 
 def _check_format(stored: str | None, mode: str, out: CheckedFile) -> None:
@@ -100,29 +128,6 @@ def _check_format(stored: str | None, mode: str, out: CheckedFile) -> None:
             "Convert it to sRGB."
         )
         out.note("warning", "colour-mode", text)
-
-
-def _pixels(image: Image.Image, out: CheckedFile) -> Pixels | None:
-    """Pixels as training reads them, or ``None`` if it rejects the mode."""
-    modality = out.modality
-    if modality.is_labels and image.mode in _ONE_CHANNEL:
-        ids = np.asarray(image)
-        low = int(ids.min())
-        if low < 0 or int(ids.max()) > 65535:
-            out.note("error", "label-range", f"has class ids {low}..{ids.max()}.")
-            return None
-        return ids.astype(np.uint16 if ids.dtype.itemsize > 1 else np.uint8, copy=False)
-    try:
-        return checked(image, "", modality)
-    except ImageError as err:
-        text = str(err).removeprefix(": ")
-        out.note("error", "bit-depth" if _is_wide(image, modality) else "colour-mode", text)
-        return None
-
-
-def _is_wide(image: Image.Image, modality: Modality) -> bool:
-    """Whether a file has 16 bits where the modality has 8."""
-    return image.mode.startswith("I") and storage_dtype(modality).itemsize == 1
 
 
 # A photo whose mean and 99th percentile are below these shares of the range is black.
@@ -146,12 +151,14 @@ def check_values(out: CheckedFile, num_ids: int) -> None:
 
 
 def _check_ids(out: CheckedFile, num_ids: int) -> None:
-    counts = out.counts[0]
+    counts = out.counts[0].copy()
+    if out.modality.no_data is not None and int(out.modality.no_data) < len(counts):
+        counts[int(out.modality.no_data)] = 0
     outside = num_ids + np.flatnonzero(counts[num_ids:])
     if len(outside):
         ids = ", ".join(map(str, outside[:_MAX_SHOWN]))
         more = ", ..." if len(outside) > _MAX_SHOWN else ""
-        share = counts[num_ids:].sum() / counts.sum()
+        share = counts[num_ids:].sum() / out.counts[0].sum()
         text = (
             f"has class ids {ids}{more} outside 0..{num_ids - 1} in {share:.2%} of its pixels. "
             "Remap them, or set num_classes (and classes.json)."

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+from multimae.images.pixels import Array
 from multimae.images.readers import SUFFIXES
 from multimae.specs.modalities import Modality
 from tools.doctor.findings import Finding, Severity
 from utils.data.folders import SETTINGS_FILE
+from utils.data.pack.layout import is_packed
+from utils.data.pack.reading import PackedFolder
 from utils.logs.errors import UserError
 
 
 @dataclass(frozen=True)
 class File:
-    """A file and its size in bytes."""
+    """A file and its size in bytes.
+
+    Attributes:
+        path: Its path, of a packed file the one it had.
+        size: Bytes, of the record of a packed file.
+        pack: Folder of the pack it is in, or empty.
+        index: Its index there.
+    """
 
     path: str
     size: int
+    pack: str = ""
+    index: int = 0
+
+    def read(self) -> bytes | Array:
+        """Bytes of the file, or the pixels that a pack stores.
+
+        Raises:
+            OSError: It cannot be read.
+            ImageError: The pack is damaged.
+        """
+        if self.pack:
+            return _open_pack(self.pack).read(self.index)
+        if not stat.S_ISREG(os.stat(self.path).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with open(self.path, "rb") as stream:
+            return stream.read()
+
+
+@lru_cache(maxsize=16)
+def _open_pack(folder: str) -> PackedFolder:
+    return PackedFolder(Path(folder))
 
 
 @dataclass
@@ -98,7 +132,14 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
     def note(severity: Severity, code: str, text: str, path: str) -> None:
         listing.findings.append(Finding(severity, code, text, path, modality.name))
 
-    pending = [("", str(top))]
+    if is_packed(top):
+        _open_pack.cache_clear()
+        pack = _open_pack(str(top))
+        for index in range(len(pack)):
+            name = pack.name(index)
+            key, size = name.rpartition(".")[0], int(pack.record(index)["size"])
+            found[key] = File(f"{top}/{name}", size, str(top), index)
+    pending = [] if found else [("", str(top))]
     for prefix, folder in pending:
         images = 0
         try:

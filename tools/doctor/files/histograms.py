@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images.pixels import Pixels
+from multimae.images.pixels import Array, Pixels
 
 Counts = npt.NDArray[np.int64]
 """``[values]``: number of pixels by stored value, from 0."""
@@ -51,3 +51,34 @@ def moments(counts: Counts) -> tuple[float, float]:
     first = sum(v * c for v, c in pairs)
     second = sum(v * v * c for v, c in pairs)
     return first / n, ((second * n - first * first) / (n * n)) ** 0.5
+
+
+Sums = npt.NDArray[np.float64]
+"""``[5, channels]`` of floats: count, sum, sum of squares, minimum, maximum."""
+
+
+def sums_of(pixels: Array, no_data: float | None) -> Sums:
+    """Sums of each channel over finite values other than ``no_data``."""
+    values = pixels.reshape(-1, 1 if pixels.ndim == 2 else pixels.shape[2]).astype(np.float64)
+    valid = np.isfinite(values)
+    if no_data is not None:
+        valid &= values != np.float32(no_data)
+    zeros = np.where(valid, values, 0)
+    return np.stack(
+        [
+            valid.sum(axis=0),
+            zeros.sum(axis=0),
+            np.square(zeros).sum(axis=0),
+            np.where(valid, values, np.inf).min(axis=0),
+            np.where(valid, values, -np.inf).max(axis=0),
+        ]
+    )
+
+
+def add_sums(total: Sums | None, sums: Sums | None) -> Sums | None:
+    """Sums over both."""
+    if total is None or sums is None:
+        return sums if total is None else total
+    low, high = np.minimum(total[3], sums[3]), np.maximum(total[4], sums[4])
+    out: Sums = np.concatenate([total[:3] + sums[:3], low[None], high[None]])
+    return out

@@ -12,7 +12,7 @@ import numpy as np
 from multimae.images.pixels import storage_dtype
 from multimae.specs.modalities import Modality
 from tools.doctor.files.file_checks import valid_counts
-from tools.doctor.files.histograms import Counts, add, moments, quantile
+from tools.doctor.files.histograms import Counts, Sums, add, add_sums, moments, quantile
 from tools.doctor.files.records import is_scalar_map
 
 _VOID = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "unknown", "invalid"})
@@ -35,20 +35,28 @@ class Totals:
         files: Number of files.
         counts: One histogram per channel.
         present: For labels: by class id, the pixels of all files that contain the class.
+        sums: For floats, instead of histograms.
     """
 
     files: int = 0
     counts: list[Counts] = field(default_factory=list)
     present: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    sums: Sums | None = None
 
-    def add_file(self, counts: Sequence[Counts], labels: bool) -> None:
+    def add_file(self, counts: Sequence[Counts], labels: bool, sums: Sums | None = None) -> None:
         """Add one file."""
+        if sums is not None:
+            self.files, self.sums = self.files + 1, add_sums(self.sums, sums)
+            return
         self._add(1, counts)
         if labels:
             self.present = add(self.present, np.where(counts[0] > 0, counts[0].sum(), 0))
 
     def merge(self, other: Totals) -> None:
         """Add the files of other totals."""
+        if other.sums is not None:
+            self.files, self.sums = self.files + other.files, add_sums(self.sums, other.sums)
+            return
         self._add(other.files, other.counts)
         self.present = add(self.present, other.present)
 
@@ -75,6 +83,8 @@ def compute_statistics(modality: Modality, totals: Totals) -> dict[str, Any]:
         also ``valid`` (the same without 0 and the largest storable value) and ``unit``.
     """
     out: dict[str, Any] = {"kind": modality.kind, "files": totals.files}
+    if totals.sums is not None:
+        return out | _floats(modality, totals.sums)
     if not totals.counts:
         return out
     if modality.is_labels:
@@ -91,6 +101,21 @@ def compute_statistics(modality: Modality, totals: Totals) -> dict[str, Any]:
     if is_scalar_map(modality):
         out |= _scalar(modality, totals.counts[0])
     return out
+
+
+def _floats(modality: Modality, sums: Sums) -> dict[str, Any]:
+    count = np.maximum(sums[0], 1)
+    mean = sums[1] / count
+    std = np.sqrt(np.maximum(sums[2] / count - mean**2, 0))
+    known = np.where(sums[0] > 0, sums[3:], 0)
+    return {
+        "mean": (mean / modality.max_value).tolist(),
+        "std": (std / modality.max_value).tolist(),
+        "mean_stored": mean.tolist(),
+        "std_stored": std.tolist(),
+        "min": known[0].tolist(),
+        "max": known[1].tolist(),
+    }
 
 
 def class_weights(totals: Totals, skip: int | None = None) -> dict[str, list[float]]:

@@ -40,7 +40,7 @@ def find_outliers(modality: Modality, records: Sequence[FileRecord]) -> Iterator
         if r.levels == 1:
             text = "has only one value. Replace it, or remove the sample."
             yield _finding(r, "error", "constant", text)
-    if storage_dtype(modality).itemsize > 1:
+    if storage_dtype(modality) == np.uint16:
         yield from _bit_depth(modality, read)
     if is_scalar_map(modality):
         yield from _scale(modality, read)

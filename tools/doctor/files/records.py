@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 
 from multimae.images.pixels import Pixels
 from multimae.specs.modalities import Modality
-from tools.doctor.files.histograms import Counts
+from tools.doctor.files.histograms import Counts, Sums
 from tools.doctor.findings import Finding, Severity
 
 _SCALARS = frozenset({"scalar"})
 
 
 def is_scalar_map(modality: Modality) -> bool:
-    """Whether a modality has one measured quantity per pixel, such as depth."""
-    return not modality.is_labels and modality.num_channels == 1 and modality.plot in _SCALARS
+    """Whether a modality has one measured integer per pixel, such as depth."""
+    return (
+        not modality.is_labels
+        and modality.storage == "integer"
+        and modality.num_channels == 1
+        and modality.plot in _SCALARS
+    )
 
 
 @dataclass
@@ -59,6 +64,7 @@ class CheckedFile:
     pixels: Pixels | None = None
     counts: list[Counts] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    sums: Sums | None = None
 
     def note(self, severity: Severity, code: str, text: str) -> None:
         """Add a finding about this file."""

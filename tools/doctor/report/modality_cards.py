@@ -58,7 +58,10 @@ def _lines(modality: Modality, facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("mean", f"{_numbers(facts['mean'])}  (stored {_numbers(facts['mean_stored'])})"),
         ("std", f"{_numbers(facts['std'])}  (stored {_numbers(facts['std_stored'])})"),
-        ("range", ", ".join(f"{a}..{b}" for a, b in zip(facts["min"], facts["max"], strict=True))),
+        (
+            "range",
+            ", ".join(f"{a:g}..{b:g}" for a, b in zip(facts["min"], facts["max"], strict=True)),
+        ),
     ]
     if is_scalar_map(modality):
         lines += [("invalid", f"{facts['invalid_share']:.2%}"), ("unit", facts["unit"])]

@@ -39,7 +39,7 @@ def write_report(diagnosis: Diagnosis, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             with atomic_file(out / name) as stream:
-                stream.write(texts[name].encode())
+                stream.write(texts[name].encode("utf-8", "backslashreplace"))  # surrogates
     except OSError as err:
         raise UserError(f"{out}: cannot be written ({err.strerror or err}).") from err
     return [out / name for name in FILES]

@@ -102,7 +102,8 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 def _row(f: Finding) -> str:
     path = f'<span class="path">{escape(f.path)}</span>' if f.path else ""
-    about = f'<span class="path">{escape(f.modality)}</span>' if f.modality and not f.path else ""
+    about = " in ".join(filter(None, (f.modality, f.data_set)))
+    about = f'<span class="path">{escape(about)}</span>' if about else ""
     return (
         f'<tr class="{f.severity}"><td><span class="tag {f.severity}">{f.severity}</span></td>'
         f'<td class="code">{f.code}</td><td>{path}{about}{escape(f.message)}</td></tr>'

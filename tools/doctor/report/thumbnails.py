@@ -18,7 +18,7 @@ _SIDE = 144
 
 def thumbnail_uri(file: File, modality: Modality) -> str | None:
     """Thumbnail of a file as a data URI; ``None`` if it cannot be read."""
-    pixels = check_file(file.path, "", modality, modality.num_classes).pixels
+    pixels = check_file(file, "", modality, modality.num_classes).pixels
     return None if pixels is None else encode(colourize(_shrink(pixels), modality))
 
 
@@ -35,7 +35,12 @@ def colourize(stored: Array, modality: Modality) -> Picture:
     colours = stored[..., None] if stored.ndim == 2 else stored
     if colours.shape[2] < 3:
         colours = np.repeat(colours[..., :1], 3, axis=2)
-    scaled = colours[..., :3] * (255.0 / modality.max_value)
+    colours = np.nan_to_num(colours[..., :3].astype(np.float32), posinf=0, neginf=0)
+    low, scale = 0.0, 255.0 / modality.max_value
+    if modality.storage == "float":
+        low = float(colours.min())
+        scale = 255.0 / max(float(colours.max()) - low, 1e-6)
+    scaled = (colours - low) * scale
     return np.asarray(scaled.clip(0, 255).round(), np.uint8)
 
 
