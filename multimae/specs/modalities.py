@@ -328,6 +328,13 @@ def make_table(
             )
         except ValueError as err:
             problems.append(str(err))
+    for name in declared or {}:
+        row_names = table[name].class_names if name in table else ()
+        if row_names and table[name].is_labels and len(row_names) != table[name].num_classes:
+            problems.append(
+                f"modality '{name}': {len(row_names)} class_names, num_classes is "
+                f"{table[name].num_classes}"
+            )
     for row_ in table.values():
         if row_.source is not None and row_.source not in table:
             problems.append(f"modality '{row_.name}': source '{row_.source}' is not a modality")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -29,6 +31,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
     Attributes:
         skip_bad: Whether bad samples are returned as :class:`BadSample`.
         known_bad: Bad samples found before training (see :func:`check_samples`).
+        label_counts: Pixels of every id in the checked samples, by label modality.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         self.seed, self.patch_size = seed, patch_size
         self.limit, self.skip_bad, self.fast_decode = limit, skip_bad, fast_decode
         self.known_bad: list[BadSample] = []
+        self.label_counts: dict[str, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -114,8 +118,20 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         return self.folder.has(self._folder_index(index), modality)
 
     def problems(self, index: int) -> list[str]:
-        """Problems with the files of a sample, one message each."""
-        return self._read(self._folder_index(index), thorough=True)[1]
+        """Problems with the files of a sample, one message each; counts its labels if good."""
+        pixels, problems = self._read(self._folder_index(index), thorough=True)
+        if not problems:
+            self._count(pixels)
+        return problems
+
+    def _count(self, pixels: dict[str, Pixels]) -> None:
+        """Add the values of a sample to the statistics of the checked samples."""
+        for m in self.folder.modalities:
+            if m.is_labels and m.name in pixels:
+                counts = np.zeros(65536, np.int64)
+                found = np.bincount(np.asarray(pixels[m.name]).reshape(-1))
+                counts[: len(found)] += found
+                self.label_counts[m.name] = self.label_counts.get(m.name, 0) + counts
 
     def _folder_index(self, index: int) -> int:
         """Index in the folder of a sample of this set."""

@@ -1,10 +1,11 @@
-"""Mean and standard deviation of a data set, and warnings if a checkpoint expects others."""
+"""Statistics of a data set: tables of its labels, mean and deviation, and warnings about both."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,13 @@ from utils.logs.errors import UserError
 MEASURED_IMAGES = 256
 WARNING_IMAGES = 64
 MAX_DEVIATION = 3.0
+MAX_NAMES = 20
+VOID_NAMES = frozenset({
+    "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
+    "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
+    "nodata", "no_data", "no data", "other",
+})  # fmt: skip
+"""Names of an id 0 that is no class."""
 
 Numbers = tuple[float, ...]
 _Sums = npt.NDArray[np.float64]
@@ -34,6 +42,102 @@ class Statistics:
     mean: Numbers
     std: Numbers
     images: int
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Ids of a label modality in the checked samples of a data set.
+
+    Attributes:
+        name: The modality.
+        root: Data root.
+        counts: Pixels by stored id.
+        classes: Stored ids that are classes.
+        class_names: By stored id, void included; empty if unknown.
+        zero_is_void: ``seg_reduce_zero_label``; ``None`` where there is no such option.
+    """
+
+    name: str
+    root: Path
+    counts: npt.NDArray[np.int64]
+    classes: range
+    class_names: tuple[str, ...] = ()
+    zero_is_void: bool | None = None
+
+    def lines(self) -> Iterator[str]:
+        """The table: id, name and share of pixels of every id that occurs; then the warnings."""
+        entries = [
+            f"{i} {self._title(i)}: {self._share(i)}" for i in np.flatnonzero(self.counts).tolist()
+        ]
+        yield f"labels '{self.name}' of {self.root}, share of pixels in the checked samples:"
+        yield from textwrap.wrap(
+            "; ".join(entries), 110, initial_indent="  ", subsequent_indent="  "
+        )
+        yield from self.warnings()
+
+    def warnings(self) -> Iterator[str]:
+        """Classes that do not occur, and names that contradict which ids are void."""
+        absent = [i for i in self.classes if not self.counts[i]]
+        if absent:
+            shown = ", ".join(f"{i} {self._title(i)}".strip() for i in absent[:MAX_NAMES])
+            more = f" and {len(absent) - MAX_NAMES} more" if len(absent) > MAX_NAMES else ""
+            yield (
+                f"warning: labels '{self.name}': {len(absent)} of {len(self.classes)} classes do "
+                f"not occur in the checked samples of {self.root}: {shown}{more}. Check "
+                "num_classes and the ids of the files."
+            )
+        named = self.class_names[0] if self.class_names else None
+        is_void = named is not None and named.strip().lower() in VOID_NAMES
+        half = 2 * self.counts[0] > self.counts.sum()
+        if self.zero_is_void and (not is_void if named is not None else half):
+            yield (
+                f"warning: seg_reduce_zero_label makes id 0{f' ({named})' if named else ''} void, "
+                f"{self._share(0)} of the pixels: it is neither learned nor scored. If it is a "
+                "class, drop seg_reduce_zero_label."
+            )
+        elif self.zero_is_void is False and is_void and 0 in self.classes:
+            yield (
+                f"warning: id 0 is named '{named}' and is learned and scored as a class. If it is "
+                "void, set seg_reduce_zero_label and leave it out of num_classes."
+            )
+
+    def check(self) -> None:
+        """Raise a UserError if void leaves one class only, as in masks of 0 and 255."""
+        ids = np.flatnonzero(self.counts).tolist()
+        found = [i for i in ids if i in self.classes]
+        void = [i for i in ids if i not in self.classes]
+        if len(found) == 1 and void:
+            first = self.classes[0]
+            entries = ", ".join(f"{i} ({self._share(i)})" for i in ids)
+            raise UserError(
+                f"labels '{self.name}' of {self.root}: the checked samples hold the ids {entries}; "
+                f"{' and '.join(map(str, void))} is void, so only class {found[0]} of "
+                f"{len(self.classes)} is left and nothing can be learned. Store the classes as ids "
+                f"{first}..{self.classes[-1]} (a mask of 0 and 255 as 0 and 1)"
+                + (", or drop seg_reduce_zero_label." if self.zero_is_void else ".")
+            )
+
+    def _title(self, i: int) -> str:
+        name = self.class_names[i] if i < len(self.class_names) else ""
+        return name if i in self.classes else f"{name} (void)".strip()
+
+    def _share(self, i: int) -> str:
+        return f"{100 * self.counts[i] / max(1, self.counts.sum()):.2f} %"
+
+
+def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:
+    """Tables of all label modalities of a checked data set."""
+    return [
+        LabelTable(
+            m.name,
+            dataset.folder.root,
+            dataset.label_counts[m.name],
+            range(m.num_classes),
+            m.class_names,
+        )
+        for m in dataset.folder.modalities
+        if m.is_labels and m.name in dataset.label_counts
+    ]
 
 
 def measure(

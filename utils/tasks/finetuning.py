@@ -38,7 +38,7 @@ from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import EvalBatchSampler
-from utils.data.statistics import statistics_warnings
+from utils.data.statistics import label_tables, statistics_warnings
 from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.errors import UserError
@@ -214,6 +214,11 @@ class Finetuning(ABC, Generic[TaskT]):
     def build_task(self) -> TaskT:
         """Model with heads (see :func:`build_model`), and losses."""
 
+    def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
+        """Statistics of the checked samples, and warnings about them."""
+        for table in label_tables(dataset):
+            yield from table.lines()
+
     def evaluators(
         self, split: Split, task: TaskT, precision: Precision, logger: RunLogger
     ) -> list[Evaluator]:
@@ -221,6 +226,8 @@ class Finetuning(ABC, Generic[TaskT]):
         dataset = self.eval_set(split)
         if dataset is None:
             return []
+        for line in self.describe(dataset):
+            logger.info(line)
         loader = eval_loader(self.cfg, dataset, self.world)
         evaluators: list[Evaluator] = [
             self.scores(task, loader, self.world, precision, split, logger)
@@ -313,6 +320,8 @@ def _train(
     logger.info(f"{len(train_set)} images, {plan.describe()}")
     for problem in plan.warnings(cfg.optim, cfg.optim.rates["blr"]):
         logger.info(f"warning: {problem}")
+    for line in job.describe(train_set):
+        logger.info(line)
     if checkpoint is None:
         state.start_at(runtime.start_epoch, plan.steps_per_epoch)
     else:

@@ -5,7 +5,7 @@ Shape legend: b batch, n patches of a modality, p values of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.logs.errors import UserError
 from utils.logs.paths import Info
@@ -313,6 +313,22 @@ def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> Mult
         hflip=cfg.data.hflip,
     )
     return _dataset(cfg, cfg.data.data_path, transform, train=True)
+
+
+def describe_labels(train_set: MultiModalDataset) -> Iterator[str]:
+    """Tables of the labels in the checked samples, and warnings about them."""
+    from utils.data.statistics import label_tables
+
+    root = train_set.folder.root
+    names = read_class_names(root)
+    for table in label_tables(train_set):
+        yield from table.lines()
+        if names and not table.class_names:
+            yield (
+                f"warning: labels '{table.name}': {root / CLASSES_FILE} has {len(names)} names, "
+                f"num_classes is {len(table.classes)}: the names are not used. If the file "
+                "describes these labels, set num_classes to its number."
+            )
 
 
 def build_eval_set(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -23,14 +24,17 @@ from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
 from utils.config.semseg_options import MASK_VALID, SemsegConfig
 from utils.data.batches import Batch
+from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
-from utils.data.folders import MultiModalFolder, read_class_names
+from utils.data.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import (
     IGNORE,
     SegmentationDataset,
+    check_same_classes,
     reduced_class_names,
     stored_target,
 )
+from utils.data.statistics import LabelTable, label_tables
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World
 from utils.tasks.base import StepOutput, StepPosition
@@ -40,6 +44,7 @@ from utils.tasks.finetuning import (
     PredictionPictures,
     SplitEvaluator,
     build_model,
+    class_names_to_score,
 )
 from utils.tasks.loaders import build_dataset
 from utils.training.metrics import MeanMeter, SegmentationMeter
@@ -191,9 +196,11 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         root = data.data_path
         if cfg.scores_only:
             root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
-        names = reduced_class_names(
-            read_class_names(root), data.num_classes, data.seg_reduce_zero_label
-        )
+        names = self._class_names(root)
+        if cfg.scores_only:
+            stored = class_names_to_score(cfg, HEAD)
+            check_same_classes(names, stored, root, "the weights")
+            names = names or stored
         self.target = data.target(names)
         self.valid: Modality | None = None
         if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):
@@ -202,6 +209,34 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             )
         extra = [self.valid] if self.valid else []
         self.modalities = [*self.inputs, *extra, stored_target(self.target)]
+
+    def _class_names(self, root: str) -> tuple[str, ...]:
+        data = self.cfg.data
+        return reduced_class_names(
+            read_class_names(root),
+            data.num_classes,
+            data.seg_reduce_zero_label,
+            f"{root}/{CLASSES_FILE}",
+        )
+
+    def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
+        """Tables of the true labels and of label inputs."""
+        yield from self._table(dataset).lines()
+        for table in label_tables(dataset):
+            if table.name != self.target.name:
+                yield from table.lines()
+
+    def _table(self, dataset: MultiModalDataset) -> LabelTable:
+        reduced, classes = self.cfg.data.seg_reduce_zero_label, self.target.num_classes
+        void = (read_class_names(dataset.folder.root) or ("void",))[:1] if reduced else ()
+        return LabelTable(
+            self.target.name,
+            dataset.folder.root,
+            dataset.label_counts.get(self.target.name, np.zeros(65536, np.int64)),
+            range(int(reduced), classes + int(reduced)),
+            (*void, *self.target.class_names) if self.target.class_names else (),
+            reduced,
+        )
 
     def train_set(self) -> SegmentationDataset:
         """Augmented samples of ``--data_path``, checked."""
@@ -245,7 +280,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
     ) -> SegmentationDataset:
         data = self.cfg.data
         skip = train and data.skips_bad
-        return build_dataset(
+        if not train:
+            names = self._class_names(path)
+            check_same_classes(names, self.target.class_names, path, data.data_path)
+        dataset = build_dataset(
             SegmentationDataset,
             self.cfg,
             MultiModalFolder(path, transform.modalities, skip_incomplete=skip),
@@ -256,3 +294,6 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             num_classes=data.num_classes,
             zero_is_void=data.seg_reduce_zero_label,
         )
+        if train:
+            self._table(dataset).check()
+        return dataset

@@ -10,8 +10,9 @@ import numpy as np
 from multimae.images.pixels import Pixels, size_of
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
+from utils.data.folders import CLASSES_FILE, MultiModalFolder
 from utils.data.transforms import JointTransform
+from utils.logs.errors import UserError
 
 IGNORE = 255
 
@@ -94,12 +95,43 @@ class SegmentationDataset(MultiModalDataset):
 
 def stored_target(target: Modality) -> Modality:
     """Modality that reads label maps as stored: every 8-bit id, void included."""
-    return dataclasses.replace(target, num_classes=IGNORE + 1)
+    return dataclasses.replace(target, num_classes=IGNORE + 1, class_names=())
 
 
 def reduced_class_names(
-    names: Sequence[str] | None, num_classes: int, zero_is_void: bool
+    names: Sequence[str] | None, num_classes: int, zero_is_void: bool, source: str = CLASSES_FILE
 ) -> tuple[str, ...]:
-    """Names of the predicted classes from those of the stored ids; empty if counts differ."""
-    names = tuple(names or ())[int(zero_is_void) :]
-    return names if len(names) == num_classes else ()
+    """Names of the predicted classes from those of the stored ids; empty if there are none.
+
+    Raises:
+        UserError: There is another number of names than of ids, void included.
+    """
+    names, first = tuple(names or ()), int(zero_is_void)
+    if names and len(names) != num_classes + first:
+        hint = f"Set num_classes to {len(names) - first}, or correct the file."
+        if zero_is_void and len(names) == num_classes:
+            hint = f"If id 0, '{names[0]}', is a class, drop seg_reduce_zero_label."
+        if not zero_is_void and len(names) == num_classes + 1:
+            hint = (
+                f"If id 0, '{names[0]}', is void, set seg_reduce_zero_label. Otherwise s{hint[1:]}"
+            )
+        void = " and void as id 0 (seg_reduce_zero_label)" if zero_is_void else ""
+        raise UserError(
+            f"{source}: {len(names)} names, from '{names[0]}' to '{names[-1]}', but num_classes is "
+            f"{num_classes}{void}. {hint}"
+        )
+    return names[first:]
+
+
+def check_same_classes(
+    names: Sequence[str], others: Sequence[str], source: object, other_source: object
+) -> None:
+    """Raise a UserError if two sources name the classes differently; unnamed ones fit any."""
+    if not names or not others or tuple(names) == tuple(others):
+        return
+    different = next((i for i, (a, b) in enumerate(zip(names, others, strict=False)) if a != b), 0)
+    raise UserError(
+        f"the classes of {source} and {other_source} differ: {len(names)} and {len(others)} names; "
+        f"class {different} is '{names[different]}' and '{others[different]}'. Equal ids must mean "
+        f"equal classes: correct {CLASSES_FILE}, or remap the label maps."
+    )
