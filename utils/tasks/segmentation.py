@@ -44,7 +44,6 @@ from utils.tasks.finetuning import (
     PredictionPictures,
     SplitEvaluator,
     build_model,
-    class_names_to_score,
 )
 from utils.tasks.loaders import build_dataset
 from utils.training.metrics import MeanMeter, SegmentationMeter
@@ -197,10 +196,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         if cfg.scores_only:
             root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
         names = self._class_names(root)
-        if cfg.scores_only:
-            stored = class_names_to_score(cfg, HEAD)
-            check_same_classes(names, stored, root, "the weights")
-            names = names or stored
+        trained = self.trained_head(HEAD)
+        if trained is not None:
+            check_same_classes(names, trained.target.class_names, root, "the weights")
+            names = names or trained.target.class_names
         self.target = data.target(names)
         self.valid: Modality | None = None
         if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):
