@@ -1,11 +1,11 @@
-"""Time full pre-training steps: the fast one, the plain one of SPEC.md, and a ViTMAE.
+"""Time full pre-training steps: the product's, a plain one after SPEC.md, and ViTMAE.
 
     python tools/bench_step.py --model base --batch 48 --precision fp32
     python tools/bench_step.py --model tiny --table
 
-Images are random. Contenders take turns in one process; the ceiling of matrix products is measured
-on the step's own shapes in the same process. The last line printed is JSON. Results:
-docs/PERFORMANCE.md.
+Images are random. Contenders take turns in one process, which also measures the speed of their
+matrix products alone (the matmul ceiling). The last line printed is JSON. Results:
+docs/notes/MEASUREMENTS.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.logs.errors import exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table and a line of JSON."""
+    """Command line."""
     cfg = parse_config(StepBenchConfig, argv)
     if cfg.bench.table:
         rows = []

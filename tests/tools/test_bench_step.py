@@ -1,4 +1,4 @@
-"""tools/bench_step.py runs to its last line."""
+"""The benchmark of the training step: its report and its counters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import tests.conftest  # noqa: F401  the model's size
 from tools import bench_step
-from tools.bench.counting import LiveBytes, Product, Products, flops_of, saved_bytes
+from tools.bench.counting import Product, count_flops, count_saved_bytes, measure_work
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
         "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",
@@ -27,7 +27,7 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(result["shares"]) == {"embedding", "encoder", "decoders", "loss", "optimiser"}
 
 
-def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_varies_one_setting_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     bench_step.main([*TINY, "--table", "--largest_batch", "2", "--largest_size", "32"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
     work = {kind: [r["tflop"] for r in rows if r["varied"] == kind] for kind in
@@ -36,16 +36,20 @@ def test_the_table_varies_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]
     assert work["batch"][1] == pytest.approx(2 * work["batch"][0])
 
 
-def test_counters_count() -> None:
+def test_work_of_a_step() -> None:
     a, b = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
-    with Products() as products, saved_bytes([]) as saved:
-        c = (a @ b).exp()
-    assert products.found == {Product(1, 4, 8, 16, torch.float32): 1}
-    assert saved.peak == 4 * (4 * 8 + 8 * 16 + 4 * 16)
-    assert flops_of(lambda: a @ b) == 2 * 4 * 8 * 16
-    del c
-    with LiveBytes() as live:
-        for _ in range(3):
-            x = torch.zeros(1000) + 1
-            del x
-    assert live.bytes.now == 0 and 8000 <= live.bytes.peak < 12000
+    assert count_flops(lambda: a @ b) == 2 * 4 * 8 * 16
+    assert count_saved_bytes(lambda: (a @ b).exp(), []) == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+    assert count_saved_bytes(lambda: (a @ b).exp(), [a, b]) == 4 * 4 * 16
+    q = torch.randn(2, 3, 5, 7)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attend(q, q, q)) == 2 * 2 * (2 * 3) * 5 * 5 * 7
+
+    def step() -> None:
+        loss = torch.nn.functional.linear(a, b.T, torch.zeros(16)).sum()
+        assert loss.isfinite().item()
+        a[a > 0].sum()
+
+    work = measure_work(step, [])
+    assert work.products == {Product(1, 4, 8, 16): 1}
+    assert work.host_syncs == {"item": 1, "nonzero": 1}

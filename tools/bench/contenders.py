@@ -1,7 +1,7 @@
-"""What is timed: one full training step each, on the same synthetic images.
+"""Contenders of the benchmark: full training steps on the same synthetic images.
 
-Every contender prepares stored pixels, draws masks, computes losses and gradients and updates the
-weights. All of them start from equal weights.
+A step normalizes stored pixels, draws masks, computes losses and gradients and updates the weights.
+The product's and the plain step start from equal weights.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from utils.training.stepper import Precision, Stepper, choose_precision
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do a training step.
+    """An implementation of the training step.
 
     Attributes:
-        name: In tables.
-        forward: Losses of the batch of step ``i``, with a graph, outside autocast.
-        update: The whole step ``i``.
-        parameters: What is trained.
-        precision: What it computes in.
+        name: Column of the report.
+        forward: Loss of step ``i`` with a graph; runs in the caller's autocast.
+        update: Run step ``i``.
+        parameters: Trained parameters.
+        precision: Autocast precision.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Contender:
     precision: Precision
 
 
-def synthetic_batch(rows: list[Modality], side: int, size: int, seed: int = 0) -> Batch:
-    """Random stored pixels of every modality."""
+def synthetic_batch(modalities: list[Modality], side: int, size: int, seed: int = 0) -> Batch:
+    """Make ``size`` samples of random stored pixels."""
     generator = torch.Generator().manual_seed(seed)
     images = {}
-    for m in rows:
+    for m in modalities:
         shape: tuple[int, ...] = (size, side // m.stride, side // m.stride)
         top = m.num_classes if m.is_labels else int(m.max_value)
         dtype = torch.uint8 if top <= 256 else torch.uint16
@@ -62,7 +62,7 @@ def synthetic_batch(rows: list[Modality], side: int, size: int, seed: int = 0) -
 
 
 def pretraining(cfg: StepBenchConfig) -> tuple[PretrainConfig, PretrainTask]:
-    """The configuration that a pre-training run would have, and its task."""
+    """Configuration and task of a pre-training run."""
     options = cfg.pretrain_config()
     table = options.table()
     inputs, outputs = select(table, options.in_names), select(table, options.out_names)
@@ -70,7 +70,7 @@ def pretraining(cfg: StepBenchConfig) -> tuple[PretrainConfig, PretrainTask]:
 
 
 def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
-    """The step of ``run_pretraining_multimae.py``."""
+    """The training step of ``run_pretraining_multimae.py``."""
     options = cfg.pretrain_config()
     precision = choose_precision(options.runtime.precision, world.device)
     task = task.to(world.device)
@@ -95,7 +95,7 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
 
 
 def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
-    """Base (a): SPEC.md written straightforwardly, with autocast, and losses that are printed."""
+    """Baseline (a): SPEC.md implemented plainly, with autocast and losses read every step."""
     options = cfg.pretrain_config()
     name = cfg.bench.plain_precision or options.runtime.precision
     precision = choose_precision(name, world.device)
@@ -133,7 +133,7 @@ def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
         norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         scaler.step(optimizer)
         scaler.update()
-        _printed = [value.item() for value in (*parts.values(), norm)]
+        _logged = [value.item() for value in (*parts.values(), norm)]
 
     return Contender(
         "plain",
@@ -145,7 +145,7 @@ def plain(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
 
 
 def vit_mae(cfg: StepBenchConfig, world: World) -> Contender:
-    """Base (b): ``transformers``' ViTMAEForPreTraining of the same width, with random weights."""
+    """Baseline (b): ``transformers``' ViTMAEForPreTraining of the same size, random weights."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     options = cfg.pretrain_config()
@@ -184,7 +184,7 @@ def vit_mae(cfg: StepBenchConfig, world: World) -> Contender:
 
 
 def build_shape(options: PretrainConfig) -> nn.Module:
-    """The encoder alone, on the meta device: widths and depths."""
+    """Build the encoder on the meta device, for its width and depth."""
     from multimae.specs.build import find_builder
 
     with torch.device("meta"):

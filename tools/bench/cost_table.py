@@ -1,4 +1,4 @@
-"""Cost against work: step times where one thing at a time is varied."""
+"""Step time against problem size, with one setting varied at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from tools.bench.contenders import fast, pretraining
-from tools.bench.counting import flops_of
+from tools.bench.counting import count_flops
 from tools.bench.step_options import EXTRA, StepBenchConfig
 from tools.bench.timing import interleaved
 from utils.config.options import RuntimeOptions
 from utils.distributed.world import init_world
 from utils.training.seeding import seed_everything
 
-BUDGETS = (49, 98, 196)
+TOKENS = (49, 98, 196)
 SIZES = (224, 320, 384, 512)
 COLUMNS = ("varied", "tokens", "modalities", "input_size", "batch", "step_s", "cpu_s", "tflop")
 _MODALITIES = ("rgb", "depth", "semseg", *EXTRA)
@@ -23,15 +23,15 @@ Row = dict[str, Any]
 
 
 def variations(cfg: StepBenchConfig) -> Iterator[tuple[str, StepBenchConfig]]:
-    """What is varied, and the configuration; ``--batch`` is the batch of all but the last kind."""
+    """Yield the varied setting and the configuration; ``--batch`` is fixed but for the last one."""
 
     def vary(**changes: Any) -> StepBenchConfig:
         return replace(cfg, bench=replace(cfg.bench, **changes))
 
     sides = [*SIZES, cfg.bench.input_size]
-    tokens = (cfg.bench.input_size // 16) ** 2 * len(cfg.bench.in_domains.split("-"))
-    for budget in (*(n for n in BUDGETS if n < tokens), *([] if tokens > 49 else [tokens])):
-        yield "tokens", vary(num_encoded_tokens=budget)
+    num_tokens = (cfg.bench.input_size // 16) ** 2 * len(cfg.bench.in_domains.split("-"))
+    for count in (n for n in TOKENS if n < num_tokens or n == TOKENS[0]):
+        yield "tokens", vary(num_encoded_tokens=min(count, num_tokens))
     for count in range(1, len(_MODALITIES) + 1):
         yield "modalities", vary(in_domains="-".join(_MODALITIES[:count]))
     for size in sorted({s for s in sides if s <= cfg.bench.largest_size}):
@@ -43,7 +43,7 @@ def variations(cfg: StepBenchConfig) -> Iterator[tuple[str, StepBenchConfig]]:
 
 
 def cost_table(cfg: StepBenchConfig) -> Iterator[Row]:
-    """Step time and FLOPs of every variation, the fast step only; one after the other."""
+    """Yield step time and FLOPs of the product's step for every variation."""
     b = cfg.bench
     world = init_world(RuntimeOptions(device=b.device, num_threads=b.num_threads))
     for kind, varied in variations(cfg):
@@ -56,7 +56,7 @@ def cost_table(cfg: StepBenchConfig) -> Iterator[Row]:
                 loss = c.forward(0)
             loss.backward()
 
-        flops = flops_of(backward)
+        flops = count_flops(backward)
         if b.compile:
             task.compile_step()
         times = interleaved({"fast": contender.update}, b.steps, b.warmup, world.device)["fast"]
@@ -70,7 +70,7 @@ def cost_table(cfg: StepBenchConfig) -> Iterator[Row]:
 
 
 def table_line(row: Row | None = None) -> str:
-    """A row for people; without one, the heads of the columns."""
+    """Format a row; without one, the column names."""
     if row is None:
         return "".join(f"{name:>12}" for name in COLUMNS)
     return "".join(

@@ -1,8 +1,8 @@
-"""The pre-training step as SPEC.md reads, sentence by sentence: what the fast path is held against.
+"""The pre-training step, implemented literally after SPEC.md: baseline of the benchmark.
 
-Nothing is skipped: all patches are projected, all position tables resized, every decoder builds
-its full-length context, and losses are taken on images. Parameters are those of a
-:class:`multimae.multimae.MultiMAE`; only what it computes from them is written out again here.
+No work is skipped: all patches are projected, all position tables resized, every decoder builds
+its full-length context, and losses are computed on images. The parameters are those of a
+:class:`multimae.multimae.MultiMAE`.
 
 Shapes: b batch, n visible tokens, N tokens of all modalities, g global tokens, d width, h heads.
 """
@@ -25,10 +25,10 @@ from multimae.specs.modalities import Modality
 
 
 class PlainMultiMAE(nn.Module):
-    """Images and masks -> images, and their losses."""
+    """Predicts images from images and masks, and computes the losses."""
 
     def __init__(self, model: MultiMAE, outputs: Sequence[Modality], patch_size: int) -> None:
-        """``outputs`` are the rows of the targets; ``model`` is trained, not copied."""
+        """``outputs`` are the target modalities; the parameters of ``model`` are shared."""
         super().__init__()
         self.model = model
         self.outputs = tuple(outputs)
@@ -42,7 +42,7 @@ class PlainMultiMAE(nn.Module):
             [embed(adapter, x[name]) for name, adapter in self.model.input_adapters.items()
              if name in x], dim=1
         )  # fmt: skip
-        tokens = pick(tokens, masks.ids_keep)
+        tokens = gather(tokens, masks.ids_keep)
         tokens = torch.cat([tokens, self.model.global_tokens.expand(len(tokens), -1, -1)], dim=1)
         for block in self.model.encoder:
             tokens = transform(block, tokens)
@@ -54,7 +54,7 @@ class PlainMultiMAE(nn.Module):
     def losses(
         self, predicted: Mapping[str, Tensor], x: Mapping[str, Tensor], masks: TokenMasks
     ) -> dict[str, Tensor]:
-        """Masked loss of every output, on images."""
+        """Masked loss of every output, computed on images."""
         return {
             m.name: image_loss(
                 m, predicted[m.name].float(), x[m.name], masks.task_masks.get(m.data_name),
@@ -99,7 +99,7 @@ def mlp(layer: Mlp, x: Tensor) -> Tensor:
 
 
 def project(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer as PyTorch has it."""
+    """Apply a linear layer."""
     return F.linear(x, layer.weight, layer.bias)
 
 
@@ -112,18 +112,17 @@ def transform(block: Any, x: Tensor) -> Tensor:
 
 def decode(decoder: Any, encoded: Tensor, layout: TokenLayout, masks: TokenMasks) -> Tensor:
     """Section 3, steps 1 to 6."""
-    num_visible, grid = masks.ids_keep.shape[1], decoder.grid(layout)
+    num_encoded, grid = masks.ids_keep.shape[1], decoder.grid(layout)
     c = project(decoder.proj_context, encoded)
-    visible, global_tokens = c[:, :num_visible], c[:, num_visible:]
-    hidden = decoder.mask_token.expand(len(c), masks.ids_restore.shape[1] - num_visible, -1)
-    full = pick(torch.cat([visible, hidden.to(c.dtype)], dim=1), masks.ids_restore)
+    visible, global_tokens = c[:, :num_encoded], c[:, num_encoded:]
+    masked = decoder.mask_token.expand(len(c), masks.ids_restore.shape[1] - num_encoded, -1)
+    full = gather(torch.cat([visible, masked.to(c.dtype)], dim=1), masks.ids_restore)
     parts = {}
     for name, part in layout.slices.items():
-        place = full[:, part.start : part.stop]
-        place = place + position(decoder, part.grid)
+        tokens = full[:, part.start : part.stop] + position(decoder, part.grid)
         if name in decoder.task_embeddings:
-            place = place + decoder.task_embeddings[name]
-        parts[name] = place
+            tokens = tokens + decoder.task_embeddings[name]
+        parts[name] = tokens
     if decoder.use_task_queries and decoder.task in parts:
         x = parts[decoder.task]
     else:
@@ -132,7 +131,7 @@ def decode(decoder: Any, encoded: Tensor, layout: TokenLayout, masks: TokenMasks
             x = x + decoder.task_embeddings[decoder.task]
         x = x.expand(len(c), -1, -1)
     if decoder.use_xattn:
-        context = pick(torch.cat(list(parts.values()), dim=1), masks.ids_keep)
+        context = gather(torch.cat(list(parts.values()), dim=1), masks.ids_keep)
         context = torch.cat([context, global_tokens.to(context.dtype)], dim=1)
         x = attention(decoder.decoder, decoder.query_norm(x), decoder.context_norm(context))
         x = x + mlp(decoder.mlp, decoder.out_norm(x))
@@ -148,16 +147,16 @@ def position(decoder: Any, grid: tuple[int, int]) -> Tensor:
 
 
 def image_loss(
-    row: Modality, predicted: Tensor, target: Tensor, mask: Tensor | None, patch: int
+    modality: Modality, predicted: Tensor, target: Tensor, mask: Tensor | None, patch: int
 ) -> Tensor:
-    """Section 4: a loss per pixel, an image-size mask, means; ``predicted`` (b, C, H, W)."""
-    if row.loss == "cross_entropy":
+    """Section 4: masked mean of the per-pixel loss; ``predicted`` is (b, C, H, W)."""
+    if modality.loss == "cross_entropy":
         loss = F.cross_entropy(predicted, target, reduction="none")
     else:
-        if row.norm_pix:
-            target = standardised(target, patch)
+        if modality.norm_pix:
+            target = standardize(target, patch)
         difference = predicted - target
-        loss = (difference.abs() if row.loss == "l1" else difference**2).mean(dim=1)
+        loss = (difference.abs() if modality.loss == "l1" else difference**2).mean(dim=1)
     if mask is None:
         return loss.mean()
     if not mask.any():
@@ -170,8 +169,8 @@ def image_loss(
     return per_sample[counted].mean()
 
 
-def standardised(image: Tensor, patch: int) -> Tensor:
-    """Every patch with mean 0 and (unbiased) variance 1."""
+def standardize(image: Tensor, patch: int) -> Tensor:
+    """Standardize every patch to mean 0 and (unbiased) variance 1."""
     b, c, height, width = image.shape
     grid = (height // patch, width // patch)
     patches = image.reshape(b, c, grid[0], patch, grid[1], patch).permute(0, 2, 4, 1, 3, 5)
@@ -187,6 +186,6 @@ def fold(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tens
     return image.reshape(b, -1, rows * ph, columns * pw)
 
 
-def pick(x_bnd: Tensor, ids_bm: Tensor) -> Tensor:
-    """Rows ``ids`` of every sample."""
+def gather(x_bnd: Tensor, ids_bm: Tensor) -> Tensor:
+    """Select tokens by index: (b, n, d), (b, m) -> (b, m, d)."""
     return x_bnd.gather(1, ids_bm.unsqueeze(-1).expand(-1, -1, x_bnd.shape[-1]))

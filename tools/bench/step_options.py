@@ -1,4 +1,4 @@
-"""The configuration of ``tools/bench_step.py``."""
+"""Configuration of ``tools/bench_step.py``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 
 EXTRA = ("extra1", "extra2", "extra3")
-"""Further image modalities that a bench may name in ``--in_domains``."""
+"""Further three-channel modalities for ``--in_domains``."""
 
 
 @dataclass(frozen=True)
 class StepBenchOptions:
-    """What is timed, and how."""
+    """Options of the benchmark."""
 
     model: str = option("base", f"Encoder: {', '.join(SIZES)}")
     batch: int = option(48, "Images per step", within="[1, inf)")
@@ -27,23 +27,27 @@ class StepBenchOptions:
     input_size: int = option(224, "Image side in pixels", within="[16, inf)")
     num_encoded_tokens: int = option(98, "Visible patches", within="[1, inf)")
     device: str = option(default_device, "cuda, cuda:N or cpu")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "Autocast type")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option("auto", "Autocast dtype")
     plain_precision: Literal["", "bf16", "fp16", "fp32"] = option(
-        "", "Autocast type of the plain step; empty: that of the fast one"
+        "", "Autocast dtype of the plain step; empty: as the fast step"
     )
     compile: bool = option(False, "Compile the fast step")
     grad_checkpointing: bool = option(False, "Recompute activations in the fast step")
-    bases: bool = option(True, "Also time the plain step and transformers' ViTMAE")
-    steps: int = option(3, "Timed steps of each", within="[1, inf)")
-    warmup: int = option(1, "Steps before, of each", within="[0, inf)")
-    num_threads: int | None = option(None, "CPU threads; none: PyTorch's own", within="[1, inf)")
-    table: bool = option(False, "Instead: step times over budgets, modalities, sizes and batches")
-    largest_size: int = option(512, "Largest image side of the table", within="[16, inf)")
-    largest_batch: int = option(512, "Largest batch of the table", within="[1, inf)")
-    output_json: str = option("", "File for the results; they are printed in any case")
+    bases: bool = option(True, "Also time the baselines: the plain step and transformers' ViTMAE")
+    steps: int = option(3, "Timed steps per contender", within="[1, inf)")
+    warmup: int = option(1, "Untimed steps per contender", within="[0, inf)")
+    num_threads: int | None = option(
+        None, "CPU threads; none: PyTorch's default", within="[1, inf)"
+    )
+    table: bool = option(
+        False, "Tabulate step times by tokens, modalities, image size and batch instead"
+    )
+    largest_size: int = option(512, "Largest image side in the table", within="[16, inf)")
+    largest_batch: int = option(512, "Largest batch in the table", within="[1, inf)")
+    output_json: str = option("", "Also write the results to this file")
 
     def problems(self) -> Iterator[str]:
-        """Unknown sizes and devices, images that patches do not tile."""
+        """Check model size, device and image size."""
         if self.model not in SIZES:
             yield f"model: unknown '{self.model}'{did_you_mean(self.model, list(SIZES))}"
         yield from device_problems(self.device)
@@ -58,7 +62,7 @@ class StepBenchConfig:
     bench: StepBenchOptions = field(default_factory=StepBenchOptions)
 
     def pretrain_config(self) -> PretrainConfig:
-        """What ``run_pretraining_multimae.py`` would be started with."""
+        """Configuration of the equivalent ``run_pretraining_multimae.py`` run."""
         b = self.bench
         return parse_config(
             PretrainConfig,

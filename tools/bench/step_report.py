@@ -1,17 +1,17 @@
-"""The benchmark of the training step: contenders, numbers, one report."""
+"""Benchmark of the training step: time and work of every contender, and a report."""
 
 from __future__ import annotations
 
 import platform
 import resource
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from multimae.images.preprocess import prepare
 from tools.bench.contenders import Contender, fast, plain, pretraining, synthetic_batch, vit_mae
-from tools.bench.counting import HostSyncs, LiveBytes, Product, Products, flops_of, saved_bytes
+from tools.bench.counting import StepWork, measure_work
 from tools.bench.step_options import StepBenchConfig
 from tools.bench.timing import Ceiling, ProductTimes, Times, interleaved, seconds, shares, speed_up
 from utils.config.options import RuntimeOptions
@@ -24,27 +24,8 @@ from utils.training.seeding import seed_everything
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Counted:
-    """What a step does, whatever the time it takes."""
-
-    flops: int
-    products: dict[Product, int]
-    saved: int
-    peak: int
-    syncs: dict[str, int]
-
-
-def count(contender: Contender) -> Counted:
-    """The first step, under all counters at once."""
-    products, syncs, live = Products(), HostSyncs(), LiveBytes()
-    with saved_bytes(contender.parameters) as saved, live, products, syncs:
-        flops = flops_of(lambda: contender.update(0))
-    return Counted(flops, dict(products.found), saved.peak, live.bytes.peak, dict(syncs.found))
-
-
 def bench_step(cfg: StepBenchConfig) -> Row:
-    """Time the fast step and its bases; everything in one process, on one device."""
+    """Time the product's step and the baselines in one process, on one device."""
     b = cfg.bench
     world = init_world(RuntimeOptions(device=b.device, num_threads=b.num_threads))
     seed_everything(0)
@@ -52,15 +33,18 @@ def bench_step(cfg: StepBenchConfig) -> Row:
     contenders = [fast(cfg, task, world)]
     if b.bases:
         contenders += [plain(cfg, task, world), vit_mae(cfg, world)]
-    counted = {c.name: count(c) for c in contenders}
+    work = {c.name: measure_work(partial(c.update, 0), c.parameters) for c in contenders}
     if b.compile:
         task.compile_step()
-    products = ProductTimes((p for c in counted.values() for p in c.products), world.device)
+    dtypes = {c.name: c.precision.dtype or torch.float32 for c in contenders}
+    products = ProductTimes(
+        ((p, dtypes[name]) for name, w in work.items() for p in w.products), world.device
+    )
     updates = {c.name: c.update for c in contenders}
     times = interleaved(updates, b.steps, b.warmup, world.device, products.measure)
-    ceilings = {name: products.ceiling(c.products) for name, c in counted.items()}
+    ceilings = {name: products.ceiling(w.products, dtypes[name]) for name, w in work.items()}
     rows = {
-        c.name: _row(times[c.name], counted[c.name], ceilings[c.name], b.batch) for c in contenders
+        c.name: _row(times[c.name], work[c.name], ceilings[c.name], b.batch) for c in contenders
     }
     optimiser = _optimiser_seconds(options, task, contenders[0], world)
     result: Row = {
@@ -77,28 +61,27 @@ def bench_step(cfg: StepBenchConfig) -> Row:
     return result
 
 
-def _row(times: Times, counted: Counted, ceiling: Ceiling, batch: int) -> Row:
-    rate = counted.flops / times.best
+def _row(times: Times, work: StepWork, ceiling: Ceiling, batch: int) -> Row:
+    rate = work.flops / times.best
     return {
         "step_s": times.best,
         "median_s": times.median,
         "cpu_s": min(times.cpu),
         "images_per_s": batch / times.best,
-        "tflop": counted.flops / 1e12,
+        "tflop": work.flops / 1e12,
         "tflop_per_s": rate / 1e12,
         "matmul_tflop_per_s": ceiling.wall / 1e12,
         "mfu": rate / ceiling.wall,
-        "mfu_cpu_time": counted.flops / min(times.cpu) / ceiling.cpu,
-        "saved_mb": counted.saved / 1e6,
-        "peak_mb": counted.peak / 1e6,
-        "host_syncs": sum(counted.syncs.values()),
+        "mfu_cpu_time": work.flops / min(times.cpu) / ceiling.cpu,
+        "saved_mb": work.saved_bytes / 1e6,
+        "host_syncs": work.host_syncs.total(),
     }
 
 
 def _optimiser_seconds(
     options: PretrainConfig, task: PretrainTask, contender: Contender, world: World
 ) -> float:
-    """An update of all weights, by a rate of 0."""
+    """Time of an optimizer step, with learning rate 0."""
     optimizer = pretrain_optimizer(options, task)
     for p in contender.parameters:
         p.grad = torch.zeros_like(p)
@@ -141,26 +124,26 @@ def _machine(world: World) -> Row:
 
 
 def report(result: Row) -> str:
-    """The result as a table for people."""
+    """Format the result as a text table."""
     names = [n for n in ("fast", "plain", "ViTMAE") if n in result]
     columns = ("step_s", "cpu_s", "images_per_s", "tflop", "tflop_per_s", "matmul_tflop_per_s",
-               "mfu", "mfu_cpu_time", "saved_mb", "peak_mb", "host_syncs")  # fmt: skip
+               "mfu", "mfu_cpu_time", "saved_mb", "host_syncs")  # fmt: skip
     lines = [f"{'':<20}" + "".join(f"{name:>12}" for name in names)]
     lines += [
         f"{key:<20}" + "".join(f"{result[name][key]:12.4g}" for name in names) for key in columns
     ]
     parts = ", ".join(f"{name} {value:.1%}" for name, value in result["shares"].items())
     lines += [
-        f"fast step, part by part, not compiled: {parts}",
-        f"its optimiser: {result['optimiser_s']:.3g} s, {result['optimiser_of_step']:.1%} of it",
+        f"parts of the fast step, not compiled: {parts}",
+        f"optimizer: {result['optimiser_s']:.3g} s, {result['optimiser_of_step']:.1%} of a step",
     ]
     if "speed_up" in result:
         lines += [
-            f"fast over plain by {clock}: {ratio['best']:.2f}x (shortest steps), "
+            f"speed-up over plain, {clock}: {ratio['best']:.2f}x (fastest steps), "
             f"{ratio['median']:.2f}x (median of rounds)"
             for clock, ratio in (
-                ("the wall", result["speed_up"]),
-                ("this process's clock", result["speed_up_cpu_time"]),
+                ("wall time", result["speed_up"]),
+                ("CPU time", result["speed_up_cpu_time"]),
             )
         ]
     return "\n".join(lines)

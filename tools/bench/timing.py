@@ -1,4 +1,4 @@
-"""Times: of steps, interleaved; of matrix products; of the parts of a step."""
+"""Clocks: interleaved steps, matrix products, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ import torch
 from torch import Tensor
 
 from multimae.nn.layers import run_blocks
+from multimae.nn.masking import TokenMasks
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from tools.bench.counting import Product
 from utils.tasks.pretraining import PretrainTask
 from utils.training.stepper import Precision
 
-SMALL = 1e6  # FLOPs of products that are not timed
-BURST = 10  # on a GPU, whose work is only started by a call
+MIN_FLOPS = 1e6  # smaller products are not timed
+GPU_BURST = 10  # calls between two synchronizations
 
 
 @dataclass
 class Times:
-    """Seconds of every timed step, by the wall and by the processor's clock of this process."""
+    """Seconds of every timed step: wall time, and CPU time of this process."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     @property
     def best(self) -> float:
-        """The fastest step."""
+        """Wall time of the fastest step."""
         return min(self.wall)
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Median wall time."""
         return statistics.median(self.wall)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that was started."""
+    """Wait for the device's queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -53,10 +54,10 @@ def interleaved(
     device: torch.device,
     between: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
-    """Some steps of each, then the next of each: whatever disturbs the machine meets all of them.
+    """Time the contenders' steps in turns, so that disturbances affect all of them.
 
-    On a GPU ``BURST`` steps are started one after the other, as in a training, before one waits for
-    them. ``between`` is called before every timed round.
+    On a GPU, ``GPU_BURST`` steps are queued before each synchronization, as in training.
+    ``between`` is called before every timed round.
     """
     times = {name: Times() for name in updates}
     burst = burst_of(device)
@@ -64,15 +65,15 @@ def interleaved(
         if between is not None and i >= warmup:
             between()
         for name, update in updates.items():
-            spent = timed(update, device, range(i * burst, (i + 1) * burst))
+            duration = timed(update, device, range(i * burst, (i + 1) * burst))
             if i >= warmup:
-                times[name].wall.append(spent.wall)
-                times[name].cpu.append(spent.cpu)
+                times[name].wall.append(duration.wall)
+                times[name].cpu.append(duration.cpu)
     return times
 
 
 def speed_up(fast: Sequence[float], slow: Sequence[float]) -> dict[str, float]:
-    """How many times faster: the shortest steps, and the median of the rounds."""
+    """Ratio of the fastest steps, and median ratio of the rounds."""
     return {
         "best": min(slow) / min(fast),
         "median": statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
@@ -80,8 +81,8 @@ def speed_up(fast: Sequence[float], slow: Sequence[float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Seconds by the wall, and by the processor's clock of this process (all threads)."""
+class Duration:
+    """Seconds: wall time, and CPU time of this process (all threads)."""
 
     wall: float
     cpu: float
@@ -89,79 +90,82 @@ class Spent:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """FLOP/s by the wall; and per second that this process computes, on a busy machine."""
+    """FLOP/s by wall time, and by CPU time of this process (for busy machines)."""
 
     wall: float
     cpu: float
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Spent:
-    """The shortest of a few runs of ``work``, by each clock; on a GPU, of a few bursts."""
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> Duration:
+    """Shortest of a few runs of ``work`` by each clock; on a GPU, of a few bursts."""
     work()
     runs = [timed(lambda _: work(), device, range(burst_of(device))) for _ in range(repeats)]
-    return Spent(min(run.wall for run in runs), min(run.cpu for run in runs))
+    return Duration(min(run.wall for run in runs), min(run.cpu for run in runs))
 
 
-def timed(work: Callable[[int], object], device: torch.device, calls: range) -> Spent:
-    """Seconds of one of several ``calls`` of ``work``, between two waits for the device."""
+def timed(work: Callable[[int], object], device: torch.device, calls: range) -> Duration:
+    """Mean duration of ``calls`` of ``work`` between two synchronizations."""
     synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     for call in calls:
         work(call)
     synchronize(device)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Spent(wall / len(calls), cpu / len(calls))
+    return Duration(wall / len(calls), cpu / len(calls))
 
 
 def burst_of(device: torch.device) -> int:
-    """How many calls are timed at once."""
-    return 1 if device.type == "cpu" else BURST
+    """Number of calls timed together."""
+    return 1 if device.type == "cpu" else GPU_BURST
 
 
 class ProductTimes:
-    """How long matrix products take by themselves, measured again and again; the shortest counts.
+    """Shortest measured times of matrix products.
 
-    Products inside a fused attention kernel are not counted.
+    Products inside fused attention kernels are not included.
     """
 
-    def __init__(self, products: Iterable[Product], device: torch.device) -> None:
-        """Nothing measured yet; ``products`` may repeat."""
+    def __init__(
+        self, products: Iterable[tuple[Product, torch.dtype]], device: torch.device
+    ) -> None:
+        """Prepare to time these products, by shape and dtype; they may repeat."""
         self.device = device
-        self.spent = {p: Spent(math.inf, math.inf) for p in products if p.flops >= SMALL}
+        self.times = {
+            key: Duration(math.inf, math.inf) for key in products if key[0].flops >= MIN_FLOPS
+        }
 
     def measure(self) -> None:
-        """Each product once more."""
-        for product, before in self.spent.items():
+        """Time every product once more."""
+        for (product, dtype), before in self.times.items():
             shape = (product.b,) if product.b > 1 else ()
-            a = torch.randn(*shape, product.m, product.k, device=self.device).to(product.dtype)
-            b = torch.randn(*shape, product.k, product.n, device=self.device).to(product.dtype)
+            a = torch.randn(*shape, product.m, product.k, device=self.device).to(dtype)
+            b = torch.randn(*shape, product.k, product.n, device=self.device).to(dtype)
 
             run = seconds(partial(torch.matmul, a, b), self.device, repeats=2)
-            self.spent[product] = Spent(min(before.wall, run.wall), min(before.cpu, run.cpu))
+            self.times[product, dtype] = Duration(
+                min(before.wall, run.wall), min(before.cpu, run.cpu)
+            )
 
-    def ceiling(self, products: Mapping[Product, int]) -> Ceiling:
-        """FLOP/s of a step that does nothing but its products, each as often as it occurs."""
-        counted = {p: n for p, n in products.items() if p in self.spent}
+    def ceiling(self, products: Mapping[Product, int], dtype: torch.dtype) -> Ceiling:
+        """FLOP/s of a step that computes its matrix products only (product -> calls)."""
+        counted = {p: n for p, n in products.items() if (p, dtype) in self.times}
         flops = sum(n * p.flops for p, n in counted.items())
-        wall = sum(n * self.spent[p].wall for p, n in counted.items())
-        cpu = sum(n * self.spent[p].cpu for p, n in counted.items())
+        wall = sum(n * self.times[p, dtype].wall for p, n in counted.items())
+        cpu = sum(n * self.times[p, dtype].cpu for p, n in counted.items())
         return Ceiling(flops / max(wall, 1e-12), flops / max(cpu, 1e-12))
 
 
 def shares(
     task: PretrainTask,
     x: Mapping[str, Tensor],
-    masks: object,
+    masks: TokenMasks,
     precision: Precision,
     optimiser_seconds: float,
 ) -> dict[str, float]:
-    """Share of each part in a step: forward and backward of the part alone, and the optimiser.
+    """Fraction of the step time per part: forward and backward of each part, and the optimizer.
 
-    Parts are cut apart by detaching what one hands to the next.
+    Parts are separated by detaching their inputs.
     """
-    from multimae.nn.masking import TokenMasks
-
-    assert isinstance(masks, TokenMasks)  # noqa: S101 - for the type checker
     model, device = task.model, masks.ids_keep.device
     layout = model.layout_of(x)
     found: dict[str, float] = {}
