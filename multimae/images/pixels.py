@@ -117,25 +117,66 @@ def checked(
     Raises:
         ImageError: It does not hold what the modality declares.
     """
-    encoding, where = encoding or Encoding(), f"{source}: modality '{modality.name}'"
+    encoding = encoding or Encoding()
+    check_encoding(encoding, image.format or "JPEG", source, modality)
+    bits = 1 if image.mode == "1" else encoding.bits
+    if bits:
+        image = _stored_levels(image, bits, f"{source}: modality '{modality.name}'", modality)
+    if modality.is_labels:
+        return _labels(image, source, modality)
+    return _values(image, source, modality)
+
+
+def check_encoding(encoding: Encoding, kind: str, source: object, modality: Modality) -> None:
+    """Raise an ImageError if decoding changes values that must be exact; ``kind``: the format."""
+    where = f"{source}: modality '{modality.name}'"
     if encoding.lossy and (modality.is_labels or modality.no_data is not None):
         exact = "class ids" if modality.is_labels else f"no_data: {modality.no_data:g}"
         raise ImageError(
-            f"{where} holds {exact}, and the file is {image.format or 'JPEG'}, whose compression "
-            "changes values at edges. Store the original values as PNG."
+            f"{where} holds {exact}, and the file is {kind}, whose compression changes values at "
+            "edges. Store the original values as PNG."
         )
     if encoding.bits == 16:
         raise ImageError(
             f"{where}: the file has 16 bits per channel, which would be cut to 8. Declare "
-            "max_value (65535, or the largest value) and store it as 16-bit PNG, or as .npy "
-            "(H, W, C); or convert it to 8 bits."
+            "max_value (65535, or the largest value) and store it as 16-bit PNG or TIFF, or as "
+            ".npy (H, W, C); or convert it to 8 bits."
         )
-    bits = 1 if image.mode == "1" else encoding.bits
-    if bits:
-        image = _stored_levels(image, bits, where, modality)
-    if modality.is_labels:
-        return _labels(image, source, modality)
-    return _values(image, source, modality)
+
+
+def without_alpha(values: Array, source: object, modality: Modality) -> Array:
+    """Drop the last channel, opacity, of ``(H, W, C)``.
+
+    Raises:
+        ImageError: A pixel is not opaque.
+    """
+    alpha = values[..., -1]
+    top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1.0
+    if (alpha != top).any():
+        raise ImageError(_transparent(source, modality, int((alpha != top).sum())))
+    return values[..., :-1]
+
+
+def _transparent(source: object, modality: Modality, count: int) -> str:
+    channels = 1 if modality.is_labels else modality.num_channels
+    return (
+        f"{source}: modality '{modality.name}': {count} pixels are not opaque, and num_channels: "
+        f"{channels} has no alpha. Flatten the image onto a background, or declare alpha as a "
+        "channel."
+    )
+
+
+def _check_opaque(image: Image.Image, source: object, modality: Modality) -> None:
+    """Refuse transparent pixels, whose stored colours need not be visible ones."""
+    if image.mode in _WIDE:
+        key = image.info.get("transparency")
+        count = 0 if key is None else int((np.asarray(image) == key).sum())
+    elif image.has_transparency_data:
+        count = int((np.asarray(image.convert("RGBA"))[..., 3] < 255).sum())
+    else:
+        count = 0
+    if count:
+        raise ImageError(_transparent(source, modality, count))
 
 
 def _stored_levels(image: Image.Image, bits: int, where: str, modality: Modality) -> Image.Image:
@@ -153,7 +194,7 @@ def _stored_levels(image: Image.Image, bits: int, where: str, modality: Modality
 
 
 def wide_colours(values: Array, source: object, modality: Modality) -> Pixels:
-    """Check colours of 16 bits, ``(H, W, C)``; alpha is dropped if the modality has none.
+    """Check colours of 16 bits, ``(H, W, C)``; opaque alpha is dropped.
 
     Raises:
         ImageError: They do not fit the modality, or it holds class ids or 8-bit values.
@@ -162,7 +203,7 @@ def wide_colours(values: Array, source: object, modality: Modality) -> Pixels:
         return checked(Image.new("RGB", (1, 1)), source, modality, Encoding(16))
     has_alpha = values.shape[2] in (2, 4)
     if has_alpha and modality.num_channels == values.shape[2] - 1:
-        values = values[..., :-1]
+        values = without_alpha(values, source, modality)
     return array_pixels(values, source, modality)
 
 
@@ -191,7 +232,7 @@ def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
         raise ImageError(
             f"{where} holds the values of its files, integers up to "
             f"{modality.num_classes - 1 if modality.is_labels else int(modality.max_value)}; got "
-            f"{values.dtype}. Convert it (depth in metres: x * 1000, rounded, as uint16), or "
+            f"{values.dtype}. Convert it (metres to millimetres: x * 1000, rounded, as uint16), or "
             "declare storage: float."
         )
     if modality.is_labels:
@@ -199,7 +240,10 @@ def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
     dtype = storage_dtype(modality)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > np.iinfo(dtype).max:
-        raise ImageError(f"{where} has values {low}..{high}, outside 0..{np.iinfo(dtype).max}")
+        raise ImageError(
+            f"{where} has values {low}..{high}, outside 0..{np.iinfo(dtype).max}. "
+            f"Set max_value to the largest value (at most 65535), or declare storage: float."
+        )
     values = np.ascontiguousarray(values, dtype=dtype)
     if dtype == np.uint8 and channels in (1, 3) and modality.interpolation != "nearest":
         return Image.fromarray(values)
@@ -210,8 +254,14 @@ def _floats(values: Array, source: object, modality: Modality) -> Array:
     """Check values of ``storage: float``."""
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
+    stored = values
     with np.errstate(over="ignore"):  # beyond float32: infinite, and reported below
         values = np.ascontiguousarray(values, dtype=np.float32)
+    if stored.dtype.kind in "iu" and stored.itemsize > 2 and (values != stored).any():
+        raise ImageError(
+            f"{source}: modality '{modality.name}' has integers up to {stored.max()}, which "
+            "float32 rounds. Store them in a larger unit, or subtract an offset."
+        )
     unusable = ~np.isfinite(values)
     if modality.no_data is not None and unusable.any():
         empty = np.isnan(values) if math.isnan(modality.no_data) else values == modality.no_data
@@ -255,6 +305,8 @@ def class_ids(ids: Array, source: object, modality: Modality) -> Array:
 
 def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
     want, dtype = _MODES.get(modality.num_channels), storage_dtype(modality)
+    if image.mode != want or want in ("L", "RGB"):
+        _check_opaque(image, source, modality)
     if modality.storage == "float" and (image.mode in _WIDE | {"L", "F"} or image.mode == want):
         return array_pixels(np.asarray(image), source, modality)
     if want is None or modality.num_channels > 1 and dtype != np.uint8:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import stat
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -28,6 +29,7 @@ from multimae.images.pixels import (
     ImageLike,
     Pixels,
     array_pixels,
+    check_encoding,
     check_readable,
     checked,
     class_ids,
@@ -38,8 +40,10 @@ from multimae.images.pixels import (
 )
 from multimae.specs.modalities import Modality
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Pillow's names of the picture formats that are read."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000", "PPM", "TIFF")
+"""Names of the picture formats that are read."""
+MAX_FILE_BYTES = 4 * 2**30
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000")
 _PILLOW_BLOCKS = 8
 
 
@@ -71,6 +75,8 @@ def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None
             f"to one of {', '.join(sorted(SUFFIXES))} (.npy holds any number of channels, 8 or 16 "
             "bits, or floats)."
         )
+    if data is None:
+        data = read_bytes(path, modality)
     return _check_size(reader(path, modality, data), path, modality, patch_size)
 
 
@@ -83,9 +89,23 @@ def read_fast(path: str, modality: Modality, patch_size: int, data: bytes) -> Pi
     return check_pixels(array, path, modality, patch_size)
 
 
-def read_bytes(path: str, modality: Modality) -> bytes:
-    """Read a file; raise an ImageError that names path and modality if that fails."""
+def read_bytes(path: str | Path, modality: Modality) -> bytes:
+    """Read a regular file; raise an ImageError that names path and modality if that fails.
+
+    FIFOs and devices are refused before they are opened, which might wait or never end.
+    """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(
+                f"{path}: modality '{modality.name}' is not a regular file. Remove it, or replace "
+                "it by an image."
+            )
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"{path}: modality '{modality.name}' is a file of {status.st_size} bytes; at most "
+                f"{MAX_FILE_BYTES} are read. Store a smaller image."
+            )
         with open(path, "rb") as stream:
             return stream.read()
     except OSError as err:
@@ -105,8 +125,9 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     """
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        known = path.suffix.lower() in SUFFIXES
-        return read(path, modality) if known else _read_picture(path, modality, None)
+        if path.suffix.lower() in SUFFIXES:
+            return read(path, modality)
+        return _read_picture(path, modality, read_bytes(path, modality))
     check_readable(modality)
     if isinstance(image, Image.Image):
         encoding = encoding_of(image)
@@ -161,19 +182,36 @@ def _unreadable(path: object, modality: Modality, reason: object) -> ImageError:
     )
 
 
-# One reader per format. Arguments: path (for messages, and to read unless `data` is given),
-# modality, bytes of the file.
+# One reader per format. Arguments: path (for messages), modality, bytes of the file.
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PORTABLE_MAPS = tuple(b"P%d" % i for i in range(1, 8))
 
 
-def _read_picture(path: Path, modality: Modality, data: bytes | None) -> Pixels:
-    """Decode one picture with Pillow and turn it upright."""
+def max_pixels() -> float:
+    """Largest number of pixels of an image: Pillow's limit."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
+
+
+def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
+    """Decode a picture, whatever its extension says, and turn it upright."""
     where = f"{path}: modality '{modality.name}'"
-    limit = math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
+    if data[:4] in _TIFF:
+        return _read_tiff(path, modality, data)
+    if data[:2] in _PORTABLE_MAPS:
+        return _read_portable_map(path, modality, data)
+    limit = max_pixels()
     try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             if image.width * image.height > limit:  # Pillow only warns until twice as many
                 raise Image.DecompressionBombError
-            encoding = encoding_of(image)
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"{getattr(image, 'n_frames', 1)} frames; store one image")
+            encoding, bits = encoding_of(image), 0
+            if image.format in ("JPEG2000", "WEBP", "AVIF"):
+                from multimae.images.headers import encoding_of_data
+
+                encoding, bits = encoding_of_data(data, image.format)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
@@ -182,53 +220,51 @@ def _read_picture(path: Path, modality: Modality, data: bytes | None) -> Pixels:
             f"({limit:.0f}). Store a smaller image."
         ) from err
     except UnidentifiedImageError as err:
-        empty = not (path.stat().st_size if data is None else data)
-        why = "is an empty file (0 bytes)" if empty else f"is not one of {', '.join(FORMATS)}"
+        why = f"is not one of {', '.join(FORMATS)}" if data else "is an empty file (0 bytes)"
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except Exception as err:  # Pillow raises many types, depending on the first damaged byte
         raise _unreadable(path, modality, err) from err
     if encoding.bits == 16 and image.format == "PNG":
-        colours = _decode_wide_png(path.read_bytes() if data is None else data)
+        colours = _decode_wide_png(data)
         if colours is not None:
             return wide_colours(colours, path, modality)
+    if bits > 8:  # Pillow shifts them to 16
+        check_encoding(encoding, "JPEG 2000", path, modality)
+        return check_pixels(np.asarray(image) >> (16 - bits), path, modality)
     return checked(image, path, modality, encoding)
 
 
-def _read_tiff(path: Path, modality: Modality, data: bytes | None) -> Pixels:
-    """Read a TIFF file: a picture, or one page per channel."""
-    if modality.is_labels or modality.num_channels == 1:
-        return _read_picture(path, modality, data)
-    bands = []
+def _read_portable_map(path: Path, modality: Modality, data: bytes) -> Pixels:
+    """Read a PGM or PPM file, whose values Pillow would scale."""
+    from multimae.images.headers import read_portable_map
+
     try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=("TIFF",)) as image:
-            num_pages = getattr(image, "n_frames", 1)
-            if num_pages == modality.num_channels:
-                for page in range(num_pages):
-                    image.seek(page)
-                    bands.append(np.asarray(image))
-    except Exception as err:  # as in _read_picture
+        values, top = read_portable_map(data, max_pixels())
+    except ValueError as err:
         raise _unreadable(path, modality, err) from err
-    if num_pages == 1:
-        return _read_picture(path, modality, data)
-    where = f"{path}: modality '{modality.name}'"
-    if num_pages != modality.num_channels:
+    is_plain = top in (255, 65535) or modality.is_labels or modality.storage == "float"
+    if not is_plain and top != modality.max_value:
         raise ImageError(
-            f"{where} is declared with num_channels: {modality.num_channels}, but the file has "
-            f"{num_pages} pages. Set num_channels, or store one page per channel."
+            f"{path}: modality '{modality.name}': the file declares values up to {top}, and the "
+            f"modality {modality.max_value:g}. Set max_value: {top}, or convert the file."
         )
-    if len({band.shape for band in bands}) > 1 or bands[0].ndim != 2:
-        raise ImageError(
-            f"{where}: the pages must be grey and of one size, one per channel; they are "
-            f"{', '.join(str(band.shape) for band in bands)}."
-        )
-    return array_pixels(np.stack(bands, axis=-1), path, modality)
+    is_grey = values.dtype == np.uint8 and values.ndim == 2
+    if modality.is_labels or (is_grey and modality.num_channels == 3):
+        return check_pixels(values, path, modality)
+    return array_pixels(values, path, modality)
 
 
-def _read_npy(path: Path, modality: Modality, data: bytes | None) -> Pixels:
+def _read_tiff(path: Path, modality: Modality, data: bytes) -> Pixels:
+    from multimae.images.tiff import read_tiff  # loads tifffile
+
+    return read_tiff(data, path, modality, max_pixels())
+
+
+def _read_npy(path: Path, modality: Modality, data: bytes) -> Pixels:
     """Read an ``.npy`` file; one with Python objects is refused, as loading it would run code."""
     try:
-        values = _parse_npy(path.read_bytes() if data is None else data)
-    except (OSError, ValueError, EOFError) as err:
+        values = _parse_npy(data)
+    except (ValueError, EOFError) as err:
         raise ImageError(
             f"{path}: modality '{modality.name}' cannot be read ({err}). It must be an array of "
             "numbers, (H, W) or (H, W, C), as numpy.save writes it."
@@ -257,9 +293,12 @@ def _parse_npy(data: bytes) -> Array:
     return array
 
 
-_READERS: dict[str, Callable[[Path, Modality, bytes | None], Pixels]] = {
-    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp"), _read_picture),
-    **dict.fromkeys((".tif", ".tiff"), _read_tiff),
+_PICTURES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pnm", ".avif", ".jp2", ".jpx", ".j2k"),
+)
+_READERS: dict[str, Callable[[Path, Modality, bytes], Pixels]] = {
+    **dict.fromkeys(_PICTURES, _read_picture),
     ".npy": _read_npy,
 }
 SUFFIXES = frozenset(_READERS)

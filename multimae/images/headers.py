@@ -1,0 +1,99 @@
+"""Picture formats whose values Pillow changes: what their headers say, and portable maps."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+
+import numpy as np
+
+from multimae.images.pixels import Array, Encoding
+
+_PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
+_COD, _SOT = 0xFF52, 0xFF90
+
+
+def encoding_of_data(data: bytes, picture_format: str) -> tuple[Encoding, int]:
+    """Read how a JPEG 2000, WebP or AVIF file stores its samples.
+
+    Returns:
+        The encoding, and the bits of the values of a grey JPEG 2000 (0: unknown).
+
+    Raises:
+        ValueError: Signed samples, samples of more than 16 bits, or a damaged header.
+    """
+    if picture_format == "JPEG2000":
+        return _jpeg2000(data)
+    if picture_format == "AVIF":
+        found = data.find(b"av1C")
+        is_wide = 0 <= found < len(data) - 6 and bool(data[found + 6] & 0x60)
+        return Encoding(16 if is_wide else 0, lossy=True), 0
+    return Encoding(0, lossy=_has_chunk(data, b"VP8 ")), 0
+
+
+def _has_chunk(data: bytes, name: bytes) -> bool:
+    """Whether a RIFF file has a chunk."""
+    position = 12
+    while position + 8 <= len(data):
+        if data[position : position + 4] == name:
+            return True
+        (size,) = struct.unpack_from("<I", data, position + 4)
+        position += 8 + size + size % 2
+    return False
+
+
+def _jpeg2000(data: bytes) -> tuple[Encoding, int]:
+    start = data.find(b"\xff\x4f\xff\x51")
+    try:
+        (count,) = struct.unpack_from(">H", data, start + 40)
+        depths = [data[start + 42 + 3 * i] for i in range(count)]
+        if start < 0 or not depths:
+            raise ValueError("no JPEG 2000 codestream")
+        bits = max(depth & 0x7F for depth in depths) + 1
+        if any(depth & 0x80 for depth in depths) or bits > 16:
+            raise ValueError(f"JPEG 2000 with signed samples or {bits} bits, which are not read")
+        if len(set(depths)) > 1 or bits < 8:
+            raise ValueError("JPEG 2000 with channels of fewer than 8, or different bits")
+        position, reversible = start + 2, False
+        while (marker := struct.unpack_from(">H", data, position)[0]) != _SOT:
+            if marker == _COD:
+                reversible = data[position + 13] == 1
+            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    except (struct.error, IndexError) as err:
+        raise ValueError("damaged JPEG 2000 header") from err
+    wide_colours = bits > 8 and count > 1
+    return Encoding(16 if wide_colours else 0, lossy=not reversible), bits if count == 1 else 0
+
+
+def read_portable_map(data: bytes, max_pixels: float) -> tuple[Array, int]:
+    """Decode a PGM or PPM file.
+
+    Returns:
+        Stored values ``(H, W)`` or ``(H, W, 3)``, uint8 or uint16, and the declared largest value.
+
+    Raises:
+        ValueError: Not such a file, damaged, or too large.
+    """
+    found = _PNM_HEADER.match(data)
+    if found is None:
+        raise ValueError("not a grey or RGB portable map (P2, P3, P5 or P6)")
+    width, height, top = (int(number) for number in found.groups()[1:])
+    if not 0 < top < 65536 or not width * height:
+        raise ValueError(f"{height} x {width} pixels of values up to {top}")
+    if width * height > max_pixels:
+        raise ValueError(f"more pixels than {max_pixels:.0f}")
+    shape = (height, width, 3) if found[1] in (b"P3", b"P6") else (height, width)
+    count, dtype = math.prod(shape), np.dtype(np.uint8 if top < 256 else ">u2")
+    if found[1] in (b"P2", b"P3"):
+        body = re.sub(rb"#[^\n]*", b"", data[found.end() :])
+        if len(body) < 2 * count - 1:
+            raise ValueError("it is cut off")
+        numbers = np.array(body.split(maxsplit=count)[:count], dtype=np.int64)
+    else:
+        if len(data) - found.end() < count * dtype.itemsize:
+            raise ValueError("it is cut off")
+        numbers = np.frombuffer(data, dtype, count, found.end())
+    if numbers.size != count or numbers.min() < 0 or numbers.max() > top:
+        raise ValueError(f"values missing, or above the declared {top}")
+    return numbers.reshape(shape).astype(np.uint8 if top < 256 else np.uint16), top
