@@ -252,6 +252,7 @@ def _modality(m: Modality) -> str:
     if m.stride > 1:
         text += f", at 1/{m.stride} resolution"
     if m.normalization == "robust":
-        return f"{text}, standardized per sample"
+        unit = f" after division by {m.robust_unit:g}" if m.robust_unit != 1 else ""
+        return f"{text}, standardized per sample{unit}"
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (m.mean, m.std))
     return f"{text}, mean ({mean}), std ({std}) of values / {m.max_value:g}"

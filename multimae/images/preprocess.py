@@ -50,7 +50,8 @@ def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None)
             "pre-training computes them; elsewhere set mean and std"
         )
     if modality.normalization == "robust":
-        x = standardize_robust(raw, valid)
+        counted = has_value if modality.robust_pixels == "all" else valid
+        x = standardize_robust(raw, counted, _eps(modality))
     else:
         scale, shift = _affine(modality, raw.device)
         x = torch.addcmul(shift, raw.float(), scale)
@@ -74,8 +75,8 @@ def pixels_with_value(raw: Tensor, modality: Modality) -> Tensor | None:
 
 def statistics_of(raw: Tensor, modality: Modality) -> tuple[Tensor, Tensor]:
     """:func:`robust_statistics` of the pixels with a value."""
-    valid = pixels_with_value(raw, modality)
-    return robust_statistics(raw) if valid is None else _valid_statistics(raw, valid)
+    valid, eps = pixels_with_value(raw, modality), _eps(modality)
+    return robust_statistics(raw, eps) if valid is None else _valid_statistics(raw, valid, eps)
 
 
 def from_model_output(
@@ -165,13 +166,14 @@ def prepare_padded(
     return out
 
 
-def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
+def standardize_robust(x: Tensor, valid: Tensor | None = None, eps: float = ROBUST_EPS) -> Tensor:
     """Standardise every sample by the mean and variance of its middle 80 % (SPEC section 5).
 
     Args:
         x: ``(B, ...)`` of any real dtype.
         valid: Bool, broadcast to ``x``: values that enter the statistics. With fewer than 3
-            of them a sample is divided by 1e-3.
+            of them a sample is divided by the root of ``eps``.
+        eps: Added to the variance.
 
     Returns:
         float32 of the same shape; zeros where a sample is constant.
@@ -179,18 +181,19 @@ def standardize_robust(x: Tensor, valid: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: Fewer than 3 values per sample.
     """
-    mean, std = robust_statistics(x) if valid is None else _valid_statistics(x, valid)
+    mean, std = robust_statistics(x, eps) if valid is None else _valid_statistics(x, valid, eps)
     return (x.float() - mean) / std
 
 
-def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def robust_statistics(x: Tensor, eps: float = ROBUST_EPS) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each sample without its lowest and highest 10 % of values.
 
     Uses the sorted values ``[int(0.1 n) : int(0.9 n)]`` of ``n``; the variance is unbiased, and
-    1e-6 is added to it inside the root.
+    ``eps`` is added to it inside the root.
 
     Args:
         x: ``(B, ...)`` of any real dtype. No gradient flows through the statistics.
+        eps: Added to the variance.
 
     Returns:
         float32 mean and std, shaped ``(B, 1, ...)`` to broadcast against ``x``.
@@ -214,10 +217,15 @@ def robust_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     origin = kept[:, :1]
     var, offset = torch.var_mean(kept - origin, dim=1, keepdim=True)
     shape = (-1,) + (1,) * (x.ndim - 1)
-    return (origin + offset).view(shape), (var + ROBUST_EPS).sqrt().view(shape)
+    return (origin + offset).view(shape), (var + eps).sqrt().view(shape)
 
 
-def _valid_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def _eps(modality: Modality) -> float:
+    """1e-6 in squared stored units: the only effect of dividing values by ``robust_unit``."""
+    return ROBUST_EPS * modality.robust_unit**2
+
+
+def _valid_statistics(x: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """:func:`robust_statistics` of each sample's valid values."""
     values = x.float().masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values
     count = valid.expand_as(x).flatten(1).sum(dim=1, keepdim=True)
@@ -231,7 +239,7 @@ def _valid_statistics(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     squares = torch.where(kept, offset - mean, 0.0).square().sum(dim=1, keepdim=True)
     var = squares / (n - 1).clamp_min(1)
     shape = (-1,) + (1,) * (x.ndim - 1)
-    return (origin + mean).view(shape), (var + ROBUST_EPS).sqrt().view(shape)
+    return (origin + mean).view(shape), (var + eps).sqrt().view(shape)
 
 
 @lru_cache(maxsize=128)

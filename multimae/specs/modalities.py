@@ -23,10 +23,13 @@ from multimae.specs.coercion import coerce, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+UNIT_16_BIT = 65536.0
+"""``robust_unit`` of 16-bit values in pre-training (SPEC section 5)."""
 
 Kind = Literal["image", "labels"]
 Storage = Literal["integer", "float"]
 Normalization = Literal["mean_std", "robust", "computed"]
+RobustPixels = Literal["valid", "all"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Loss = Literal["mse", "l1", "cross_entropy"]
 Plot = Literal["rgb", "scalar", "grey", "labels", "normals"]
@@ -46,9 +49,13 @@ class Modality:
         folder: Sub-folder of the data root; ``None`` takes ``name``.
         storage: Files hold ``integer`` (8 or 16 bits, as ``max_value`` says) or ``float`` values.
         normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: per sample, on
-            the stored values, by mean and variance of the middle 80 % (SPEC section 5).
+            values / ``robust_unit``, by mean and variance of the middle 80 % (SPEC section 5).
             ``computed``: ``mean_std`` with the statistics of the training set; pre-training fills
             them in, and the weights carry them.
+        robust_unit: Stored values are divided by this before ``robust`` adds 1e-6 to their
+            variance: 65536 for 16-bit values in pre-training, 1 in published semantic segmentation.
+        robust_pixels: Pixels that enter the statistics of ``robust``: ``valid`` ones, or ``all``
+            but those of ``no_data``, padding and invalid ones included.
         max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files); of floats the unit
             of mean and std, 1 if it is not given.
         mean: Per-channel mean on the [0, 1] scale.
@@ -79,6 +86,8 @@ class Modality:
     folder: str | None = None
     storage: Storage = "integer"
     normalization: Normalization = "mean_std"
+    robust_unit: float = 1.0
+    robust_pixels: RobustPixels = "valid"
     max_value: float = 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -118,6 +127,8 @@ class Modality:
             yield "stride and patch_size must be >= 1"
         if self.max_value <= 0:
             yield "max_value must be positive"
+        if self.robust_unit <= 0:
+            yield "robust_unit must be positive"
         if self.loss_weight < 0:
             yield "loss_weight must not be negative"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from multimae.specs.modalities import Modality, default_table
+from multimae.specs.modalities import UNIT_16_BIT, Modality, default_table
 from multimae.specs.registry import PRETRAIN, DecoderOptions, find_size
 from multimae.specs.spec import ModelSpec
 
@@ -24,7 +24,7 @@ def guess_spec(state: Mapping[str, Tensor]) -> ModelSpec:
     """Description of a pre-trained model from its state dict.
 
     Not written in any shape, and taken as published: the normalisation of the inputs (depth
-    standardised per sample), and 8 attention heads in the decoders.
+    standardised per sample, after division by 2^16), and 8 attention heads in the decoders.
 
     Raises:
         ValueError: Not the weights of a pre-trained MultiMAE of known size and modalities.
@@ -77,7 +77,7 @@ def _row(name: str, state: Mapping[str, Tensor]) -> Modality:
         classes, dim = embedding.shape
         return dataclasses.replace(row, num_classes=classes, dim_class_emb=dim)
     if row.plot == "scalar":
-        return dataclasses.replace(row, normalization="robust")
+        return dataclasses.replace(row, normalization="robust", robust_unit=UNIT_16_BIT)
     return row
 
 

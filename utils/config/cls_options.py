@@ -33,7 +33,9 @@ class ClsDataOptions(FinetuneDataOptions):
     aa: str = option("rand-m9-mstd0.5-inc1", "RandAugment or AutoAugment, as timm writes it")
     smoothing: float = option(0.1, "Label smoothing", within="[0, 1)")
     crop_pct: float | None = option(
-        None, "Share of the shortest side kept in evaluation; none: 224/256", within="(0, 1]"
+        None,
+        "Share of the shortest side kept in evaluation; none: 224/256, from size 384 on 1",
+        within="(0, 1]",
     )
     reprob: float = option(0.0, "Probability of random erasing", within="[0, 1]")
     remode: Literal["pixel", "const", "rand"] = option("pixel", "What is erased becomes")
@@ -128,7 +130,8 @@ class ClsConfig(FinetuneConfig):
         return self.runtime.epochs if late else self.log.eval_freq
 
     def problems(self) -> Iterator[str]:
-        """Odd batches, which Mixup cannot pair."""
+        """Odd training batches, which Mixup cannot pair."""
         yield from super().problems()
-        if self.data.mixes and self.runtime.batch_size % 2:
+        odd = self.runtime.batch_size % 2 == 1
+        if self.data.mixes and odd and not self.scores_only:
             yield f"batch_size: {self.runtime.batch_size} is odd; Mixup and CutMix pair images"

@@ -32,7 +32,9 @@ class DepthDataOptions(FinetuneDataOptions):
     )
     dataset_name: str = option("nyu", "Name of the data set, for logs", on_resume="free")
     aug_name: Literal["nyu-augs"] = option("nyu-augs", "Augmentation")
-    color_augs: bool = option(False, "Jitter colours of the training images")
+    color_augs: bool = option(
+        False, "Jitter colours of half of the training images, then make 30 % grey"
+    )
     max_train_images: int | None = option(
         1000, "Train on N images, evenly spread", within="[1, inf)"
     )
@@ -86,6 +88,9 @@ class DepthRuntimeOptions(RuntimeOptions):
 
     epochs: int = option(2000, "Passes over the training set", within="[1, inf)")
     batch_size: int = option(64, "Images per GPU and batch", within="[1, inf)")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "fp32", "Autocast type; fp32 as published; auto: the best the device has"
+    )
     tmp: bool = option(False, "Accepted for old commands; without effect", on_resume="free")
 
 

@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.modalities import Interpolation, ModalityTable, default_table, make_table
+from multimae.specs.modalities import (
+    UNIT_16_BIT,
+    Interpolation,
+    Modality,
+    ModalityTable,
+    default_table,
+    make_table,
+)
 from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
 
@@ -25,6 +32,8 @@ _FOLLOWS_SOURCE = (
     "mean",
     "std",
     "normalization",
+    "robust_unit",
+    "robust_pixels",
     "interpolation",
 )
 
@@ -129,6 +138,11 @@ class DataOptions:
             specs[name] = {**specs.get(name, {}), **fields} if merge else fields
         table = make_table(specs)
         for name, modality in table.items():
+            own = self.modalities.get(name) or {}
+            fields = self._robust_fields(modality)
+            missing = {k: v for k, v in fields.items() if k not in own}
+            table[name] = dataclasses.replace(modality, **missing)
+        for name, modality in table.items():
             if modality.source is not None:
                 source, own = table[modality.source], self.modalities.get(name, {})
                 followed = {k: getattr(source, k) for k in _FOLLOWS_SOURCE if k not in own}
@@ -147,6 +161,12 @@ class DataOptions:
         for name, row in self.modalities.items():
             fields.setdefault(str(name), set()).update(map(str, row))
         return fields
+
+    def _robust_fields(self, modality: Modality) -> dict[str, Any]:
+        """Fields of ``normalization: robust`` that the config may leave out (SPEC section 5)."""
+        stored_16_bit = modality.storage == "integer" and modality.max_value > 255
+        robust = modality.normalization == "robust" and stored_16_bit
+        return {"robust_unit": UNIT_16_BIT} if robust else {}
 
     def _fields_by_flags(self) -> dict[str, dict[str, Any]]:
         half = {"mean": (0.5,), "std": (0.5,)}

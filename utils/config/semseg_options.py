@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from multimae.specs.modalities import Modality, ModalityTable
 from utils.config.fields import option
@@ -26,6 +26,10 @@ class SemsegDataOptions(FinetuneDataOptions):
     standardize_depth: bool = option(
         True, "Standardise depth per image, by the mean and variance of its middle 80 %"
     )
+    depth_stats: Literal["valid", "all"] = option(
+        "valid",
+        "Pixels in the statistics of depth; all: invalid and padded ones, too, as published",
+    )
     use_mask_valid: bool = option(
         False, "Read mask_valid (255 = depth is valid); other depth becomes 0", off="no_mask_valid"
     )
@@ -33,7 +37,9 @@ class SemsegDataOptions(FinetuneDataOptions):
     num_classes: int = option(150, "Classes of the label maps, void aside", within="[2, 254]")
     dataset_name: str = option("ade20k", "Name of the data set, for logs", on_resume="free")
     seg_reduce_zero_label: bool = option(False, "Label 0 is void; the others count from 1")
-    seg_use_void_label: bool = option(False, "Learn void as one more class (never scored)")
+    seg_use_void_label: bool = option(
+        False, "Learn padding as one more class, which is never scored; void is ignored"
+    )
     aug_name: Literal["simple"] = option("simple", "Augmentation")
     label_folder: str = option("semseg", "Folder of the label maps")
 
@@ -53,6 +59,11 @@ class SemsegDataOptions(FinetuneDataOptions):
                 if m.plot == "scalar":
                     table[name] = dataclasses.replace(m, folder=f"pseudo_{m.data_folder}")
         return table
+
+    def _robust_fields(self, modality: Modality) -> dict[str, Any]:
+        """Statistics on stored values, without a division (SPEC section 6)."""
+        robust = modality.normalization == "robust"
+        return {"robust_unit": 1.0, "robust_pixels": self.depth_stats} if robust else {}
 
     def target(self, class_names: tuple[str, ...] = ()) -> Modality:
         """Modality of the label maps as the model predicts them: ids ``0 .. num_classes - 1``."""

@@ -21,6 +21,9 @@ INSIDE = "inside"
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 SCALES = (0.1, 2.0)
+DEPTH_JITTER = (0.1255, 0.4, (0.5, 1.5), 0.2)
+"""Brightness, contrast, saturation and hue of ``--color_augs``, with probability 0.5."""
+DEPTH_GREY = 0.3
 
 
 class SegEvalTransform(JointTransform):
@@ -119,7 +122,10 @@ class SegTrainTransform(SegEvalTransform):
 
 
 class DepthTrainTransform(JointTransform):
-    """Shortest side to the input size, flip, random crop; optional colour jitter and greyscale."""
+    """Shortest side to the input size, flip, random crop; optional colour jitter and greyscale.
+
+    The colours change as published for NYUv2 (SPEC section 6).
+    """
 
     def __init__(
         self,
@@ -134,12 +140,18 @@ class DepthTrainTransform(JointTransform):
             modalities: See the base class.
             input_size: Side, or ``(H, W)``, of the outputs.
             hflip: Probability of mirroring.
-            colour: Apply colour jitter and, with probability 0.2, greyscale to photos.
+            colour: With probability 0.5 jitter the colours of photos, then make them grey with
+                probability 0.3.
         """
         super().__init__(modalities, input_size)
         self.hflip = hflip
         self.colour = (
-            v2.Compose([v2.ColorJitter(0.1, 0.1, 0.1, 0.1), v2.RandomGrayscale(0.2)])
+            v2.Compose(
+                [
+                    v2.RandomApply([v2.ColorJitter(*DEPTH_JITTER)], p=0.5),
+                    v2.RandomGrayscale(DEPTH_GREY),
+                ]
+            )
             if colour
             else None
         )

@@ -22,12 +22,12 @@ from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.folders import MultiModalFolder
 from utils.data.sets.class_folders import (
-    DEFAULT_CROP_PCT,
     ClassEvalTransform,
     ClassIndex,
     ClassTrainTransform,
     check_classes,
     data_root,
+    default_crop_pct,
     find_classes,
     mix,
 )
@@ -219,7 +219,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
     @property
     def _crop_pct(self) -> float:
         """Share of the shorter side kept in evaluation."""
-        return self.cfg.data.crop_pct or DEFAULT_CROP_PCT
+        return self.cfg.data.crop_pct or default_crop_pct(self.cfg.model.input_size)
 
     def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:
         root = data_root(path, self.inputs)

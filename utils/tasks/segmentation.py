@@ -53,7 +53,10 @@ HEAD = "semseg"
 
 
 class SegmentationTask(FinetuneTask):
-    """One head of class logits; cross-entropy on pixels that are neither void nor padding."""
+    """One head of class logits; cross-entropy on pixels that are neither void nor padding.
+
+    With ``learn_padding``, as in the published runs, padding is one more class of the loss.
+    """
 
     def __init__(
         self,
@@ -62,23 +65,23 @@ class SegmentationTask(FinetuneTask):
         target: Modality,
         *,
         zero_is_void: bool,
-        learn_void: bool = False,
+        learn_padding: bool = False,
         valid_name: str | None = None,
     ) -> None:
         """Describe inputs and label maps.
 
         Args:
-            model: Its head ``semseg`` predicts ``target.num_classes`` classes, and void if
-                ``learn_void``.
+            model: Its head ``semseg`` predicts ``target.num_classes`` classes, and padding if
+                ``learn_padding``.
             inputs: Input modalities.
             target: The label maps, with the predicted classes.
             zero_is_void: Stored label 0 is void and classes count from 1.
-            learn_void: Void is one more class in the loss.
+            learn_padding: Padding is one more class in the loss; stored void is ignored.
             valid_name: Name of the map of pixels where scalar inputs are valid.
         """
         super().__init__(model, inputs)
         self.target, self.valid_name = target, valid_name
-        self.zero_is_void, self.learn_void = zero_is_void, learn_void
+        self.zero_is_void, self.learn_padding = zero_is_void, learn_padding
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Model inputs: padding is class K in label maps, 0 (after scaling) in scalar maps."""
@@ -89,27 +92,27 @@ class SegmentationTask(FinetuneTask):
         return prepare_padded(batch.images, self.inputs, inside, valid)
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Class ids (B, H, W) with void and padding as ``IGNORE``; mask of stored void."""
+        """Class ids (B, H, W) with void and padding as ``IGNORE``; mask of padding."""
         stored = batch.images[self.target.name].long()
         inside = batch.images[INSIDE]
         void = stored == IGNORE
         if self.zero_is_void:
             void |= stored == 0
             stored = stored - 1
-        return stored.masked_fill(void | ~inside, IGNORE), void & inside
+        return stored.masked_fill(void | ~inside, IGNORE), ~inside
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Cross-entropy; 0 with a graph if no pixel is labelled."""
-        labels, void = self.labels(batch)
+        labels, padding = self.labels(batch)
         count = None if position.counts is None else position.counts[0]
-        loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, void, count)
+        loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, padding, count)
         return StepOutput(loss, {})
 
     def loss(
-        self, logits: Tensor, labels: Tensor, void: Tensor, count: Tensor | None = None
+        self, logits: Tensor, labels: Tensor, padding: Tensor, count: Tensor | None = None
     ) -> Tensor:
         """Cross-entropy of logits (B, K, H, W) over ``count``, else the labelled pixels here."""
-        labels = self._learned(labels, void)
+        labels = self._learned(labels, padding)
         total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
         return mean_of_sum(total, (labels != IGNORE).sum() if count is None else count)
 
@@ -117,15 +120,17 @@ class SegmentationTask(FinetuneTask):
         """Labelled pixels."""
         return (self._learned(*self.labels(batch)) != IGNORE).sum().reshape(1)
 
-    def pixel_losses(self, logits: Tensor, labels: Tensor, void: Tensor) -> Tensor:
+    def pixel_losses(self, logits: Tensor, labels: Tensor, padding: Tensor) -> Tensor:
         """Cross-entropy of every labelled pixel, flat."""
-        labels = self._learned(labels, void)
+        labels = self._learned(labels, padding)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         return losses[labels != IGNORE]
 
-    def _learned(self, labels: Tensor, void: Tensor) -> Tensor:
-        """Labels for the loss, where void is one more class if it is learnt."""
-        return labels.masked_fill(void, self.target.num_classes) if self.learn_void else labels
+    def _learned(self, labels: Tensor, padding: Tensor) -> Tensor:
+        """Labels for the loss, where padding is class ``num_classes`` if it is learnt."""
+        return (
+            labels.masked_fill(padding, self.target.num_classes) if self.learn_padding else labels
+        )
 
 
 class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
@@ -138,8 +143,8 @@ class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
         meter = SegmentationMeter(target.num_classes, IGNORE, self.world.device)
         mean = MeanMeter(["loss"], self.world.device)
         for batch, outputs in self.predictions(model):
-            logits, (labels, void) = outputs[HEAD], self.task.labels(batch)
-            mean.update({"loss": self.task.pixel_losses(logits, labels, void)})
+            logits, (labels, padding) = outputs[HEAD], self.task.labels(batch)
+            mean.update({"loss": self.task.pixel_losses(logits, labels, padding)})
             meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
         values = self.pooled(meter, mean)
         if self.logger.paths is not None and self.world.is_main:
@@ -270,7 +275,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             self.inputs,
             self.target,
             zero_is_void=data.seg_reduce_zero_label,
-            learn_void=data.seg_use_void_label,
+            learn_padding=data.seg_use_void_label,
             valid_name=self.valid.name if self.valid else None,
         )
 

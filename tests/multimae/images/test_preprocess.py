@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from multimae.images.preprocess import (
     prepare,
     robust_statistics,
     standardize_robust,
+    statistics_of,
     to_model_input,
 )
-from multimae.specs.modalities import Modality, default_table
+from multimae.specs.modalities import UNIT_16_BIT, Modality, default_table
 
 GOLDEN = Path(__file__).parents[2] / "data/parity/depth_standardize.safetensors"
 TABLE = default_table()
@@ -36,6 +38,41 @@ def test_standardize_robust_matches_golden():
     out = standardize_robust(golden["input.depth"])
     largest = golden["output.depth"].abs().max()
     assert (out - golden["output.depth"]).abs().max() <= 1e-6 * largest
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pretraining_depth_is_divided_by_two_to_the_sixteen(masked):
+    """SPEC section 5: 1e-6 is large against the variance of flat crops of value / 2^16."""
+    row = replace(DEPTH, robust_unit=UNIT_16_BIT)
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([1, 40, 900, 30000]).view(4, 1, 1, 1)
+    raw = 2000 + torch.randint(0, 1000, (4, 1, 20, 20), generator=generator) * spread // 1000
+    valid = torch.ones_like(raw, dtype=torch.bool) if masked else None
+    out = to_model_input(raw.to(torch.uint16), row, valid)
+    expected = reference_standardize(raw / 2**16)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    stored = to_model_input(raw.to(torch.uint16), DEPTH, valid)
+    factors = stored.abs().amax((1, 2, 3)) / out.abs().amax((1, 2, 3))
+    assert factors[1] > 2 and 1 < factors[3] < 1.01  # much for flat crops, little for others
+    statistics = statistics_of(raw.to(torch.uint16), row)
+    restored = from_model_output(out, row, statistics)
+    torch.testing.assert_close(restored, raw / 65535)
+
+
+@pytest.mark.parametrize("pixels", ["valid", "all"])
+def test_invalid_pixels_are_zero_and_count_in_the_statistics_as_asked(pixels):
+    row = replace(DEPTH, robust_pixels=pixels)
+    raw = torch.randint(500, 9000, (2, 1, 16, 16)).to(torch.int32)
+    raw[:, :, :6] = 0
+    valid = raw != 0
+    out = to_model_input(raw, row, valid)
+    assert (out[~valid] == 0).all()
+    for i in range(2):
+        counted = raw[i][valid[i]] if pixels == "valid" else raw[i]
+        values = np.sort(counted.numpy().astype(np.float64), axis=None)
+        kept = values[int(0.1 * values.size) : int(0.9 * values.size)]
+        expected = (raw[i].double() - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-6)
+        torch.testing.assert_close(out[i][valid[i]].double(), expected[valid[i]])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.float32])

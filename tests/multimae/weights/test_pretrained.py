@@ -147,7 +147,7 @@ def test_the_published_layout_describes_itself(tmp_path: Path) -> None:
     assert spec.name == "pretrain_multimae_base" and (spec.patch_size, spec.image_size) == (16, 224)
     assert [m.name for m in spec.inputs] == ["rgb", "depth", "semseg"]
     assert spec.inputs[0] == table["rgb"] and spec.inputs[2] == table["semseg"]
-    assert spec.inputs[1].normalization == "robust"
+    assert spec.inputs[1].normalization == "robust" and spec.inputs[1].robust_unit == 2**16
     with torch.device("meta"):
         built = MultiMAE.from_spec(spec).state_dict()
     assert {k: list(v.shape) for k, v in built.items()} == shapes

@@ -9,6 +9,7 @@ import pytest
 from multimae.specs.modalities import IMAGENET_MEAN
 from utils.config.parse import ConfigError, parse_config
 from utils.config.pretrain_options import PretrainConfig, PretrainModelOptions
+from utils.config.semseg_options import SemsegConfig
 
 
 def problems_of(argv: list[str]) -> list[str]:
@@ -73,6 +74,23 @@ def test_flags_change_rows() -> None:
     plain = PretrainConfig().table()
     assert plain["depth"].normalization == "mean_std"
     assert plain["rgb"].mean == plain["norm_rgb"].mean == IMAGENET_MEAN
+
+
+def test_depth_is_divided_in_pretraining_and_not_in_segmentation() -> None:
+    """SPEC sections 5 and 6; floats (metres, degrees) and 8-bit values are never divided."""
+    rows = "{heat: {num_channels: 1, storage: float, normalization: robust}, range: "
+    rows += "{num_channels: 1, max_value: 65535, normalization: robust}}"
+    argv = ["--standardize_depth", "--modalities", rows]
+    table = parse_config(PretrainConfig, argv).table()
+    assert [table[name].robust_unit for name in ("depth", "range", "heat")] == [2**16, 2**16, 1]
+    assert PretrainConfig().table()["depth"].robust_unit == 1
+    old = parse_config(PretrainConfig, [*argv, "--modalities", "{depth: {robust_unit: 1}}"])
+    assert old.table()["depth"].robust_unit == 1
+    segmentation = parse_config(SemsegConfig, argv).table()
+    assert segmentation["depth"].robust_unit == segmentation["range"].robust_unit == 1
+    assert segmentation["depth"].robust_pixels == "valid"
+    published = parse_config(SemsegConfig, ["--depth_stats", "all"])
+    assert published.table()["depth"].robust_pixels == "all"
 
 
 def test_declared_fields_win_over_flags() -> None:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from multimae.images.views import View, interpolate, nearest
 from multimae.specs.modalities import Modality
 from tests.support.image_folders import MODALITIES, RGB, SIZE, message_of
+from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.transforms import EvalTransform, TrainTransform
 
 boxes = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 32))
@@ -172,6 +173,25 @@ def test_four_channels_are_resampled_independently():
 )
 def test_eval_view_is_the_largest_centred_one(stored, size, view):
     assert EvalTransform([RGB], size).draw_view(stored)[1:5] == view
+
+
+def test_colour_augmentation_is_the_published_one():
+    """SPEC section 6: jitter with probability 0.5, then grey with probability 0.3."""
+    array = np.empty((16, 16, 3), np.uint8)
+    array[:] = (180, 90, 60)
+    transform = DepthTrainTransform([RGB], 16, colour=True)
+    changed, greys = 0, 0
+    torch.manual_seed(0)
+    for _ in range(1000):
+        out = transform({"rgb": Image.fromarray(array)})["rgb"][:, 0, 0].tolist()
+        grey = out[0] == out[1] == out[2]
+        greys += grey
+        changed += out not in ([180, 90, 60], [113] * 3)  # grey, but not jittered
+    assert 0.45 < changed / 1000 < 0.55 and 0.26 < greys / 1000 < 0.34
+    (jitter,) = transform.colour.transforms[0].transforms
+    expected = [(0.8745, 1.1255), (0.6, 1.4), (0.5, 1.5), (-0.2, 0.2)]
+    ranges = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
+    np.testing.assert_allclose(ranges, expected)
 
 
 def test_input_size_must_be_a_multiple_of_the_stride():

@@ -14,9 +14,20 @@ import run_finetuning_cls
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU, write_scenes
-from utils.data.sets.class_folders import ClassIndex, ClassTrainTransform, mix
+from utils.config.cls_options import ClsConfig
+from utils.config.parse import parse_config
+from utils.data.sets.class_folders import (
+    ClassEvalTransform,
+    ClassIndex,
+    ClassTrainTransform,
+    mix,
+)
+from utils.distributed.world import World
+from utils.logs.errors import UserError
+from utils.tasks.classification import ClassificationFinetuning
 
 ROWS = [default_table()[name] for name in ("rgb", "depth", "semseg")]
+ONE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +123,22 @@ def test_wrong_classes(data: Path, tmp_path: Path) -> None:
         run_finetuning_cls.main, arguments(data, "", "--eval_data_path", str(other))
     )
     assert "classes that the training set does not have" in message and "- c" in message
+
+
+def test_only_training_needs_even_batches() -> None:
+    argv = ["--batch_size", "1", "--finetune", "weights.safetensors"]
+    with pytest.raises(UserError, match="batch_size: 1 is odd"):
+        parse_config(ClsConfig, argv)
+    assert parse_config(ClsConfig, [*argv, "--eval"]).runtime.batch_size == 1
+
+
+@pytest.mark.parametrize(("size", "share"), [(224, 0.875), (368, 0.875), (384, 1.0), (512, 1.0)])
+def test_evaluation_keeps_the_full_side_from_384_on(data: Path, size: int, share: float) -> None:
+    argv = arguments(data, "", "--input_size", str(size))
+    for more, expected in ((), share), (("--crop_pct", "0.9"), 0.9):
+        cfg = parse_config(ClsConfig, [*argv, *more])
+        transform = ClassificationFinetuning(cfg, ONE_PROCESS).eval_set("eval").transform  # type: ignore[union-attr]
+        assert isinstance(transform, ClassEvalTransform) and transform.crop_pct == expected
 
 
 def test_class_ids() -> None:

@@ -67,6 +67,13 @@ def test_the_target_is_normalised_as_published() -> None:
     assert torch.allclose(target.prepare(raw).double(), expected, atol=1e-5)
 
 
+def test_the_published_run_trains_and_scores_in_float32() -> None:
+    assert DepthConfig().precision == "fp32"
+    assert (
+        run_finetuning_depth.parse_config(DepthConfig, ["--precision", "auto"]).precision == "auto"
+    )
+
+
 def test_only_valid_pixels_count(data: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for path in (data / split / "depth").rglob("*.png"):

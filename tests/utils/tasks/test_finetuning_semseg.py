@@ -163,7 +163,7 @@ def test_void_and_padding_cost_nothing() -> None:
 
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
-    task.target, task.learn_void = SemsegConfig().data.target(), False
+    task.target, task.learn_padding = SemsegConfig().data.target(), False
     logits = torch.randn(1, 150, 4, 4, requires_grad=True)
     void = torch.zeros(1, 4, 4, dtype=torch.bool)
     nothing = task.loss(logits, torch.full((1, 4, 4), 255), void)
@@ -175,20 +175,21 @@ def test_void_and_padding_cost_nothing() -> None:
     assert torch.allclose(task.loss(logits, labels, void), expected)
 
 
-def test_void_is_learnt_inside_the_image_only() -> None:
+def test_padding_is_learnt_and_stored_void_is_not() -> None:
     from torch import nn
 
     from utils.data.batches import Batch
 
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
-    task.target, task.learn_void, task.zero_is_void = SemsegConfig().data.target(), True, False
+    task.target, task.learn_padding, task.zero_is_void = SemsegConfig().data.target(), True, False
     inside = torch.zeros(1, 4, 4, dtype=torch.bool)
     inside[:, :2] = True
     stored = torch.full((1, 4, 4), 255)
     stored[0, 0] = 7
-    labels, void = task.labels(Batch({"segmentation": stored, INSIDE: inside}, ["a/0"]))
+    labels, padding = task.labels(Batch({"segmentation": stored, INSIDE: inside}, ["a/0"]))
     logits = torch.randn(1, 151, 4, 4)
-    learnt = torch.tensor([[7] * 4, [150] * 4])[None]
-    expected = torch.nn.functional.cross_entropy(logits[:, :, :2], learnt)
-    torch.testing.assert_close(task.loss(logits, labels, void), expected)
+    learnt = torch.tensor([[7] * 4, [150] * 4, [150] * 4])[None]
+    expected = torch.nn.functional.cross_entropy(logits[:, :, [0, 2, 3]], learnt)
+    torch.testing.assert_close(task.loss(logits, labels, padding), expected)
+    assert task.pixel_losses(logits, labels, padding).numel() == 12

@@ -24,6 +24,8 @@ from utils.data.transforms import EvalTransform, TrainTransform
 from utils.logs.errors import UserError, bullet_list
 
 DEFAULT_CROP_PCT = 224 / 256
+UNCROPPED_SIZE = 384
+"""Input size from which evaluation keeps the full shortest side (SPEC section 6)."""
 CROP_SCALE = (0.08, 1.0)
 # Colour operations of RandAugment; with several modalities they must share all geometry.
 COLOUR_OPS = (
@@ -164,6 +166,11 @@ class ClassEvalTransform(EvalTransform):
     def draw_view(self, size: Size) -> View:
         """Centred view."""
         return centred_view(size, self.input_size, self.crop_pct)
+
+
+def default_crop_pct(input_size: int) -> float:
+    """Share of the shortest side that evaluation keeps at an input size."""
+    return DEFAULT_CROP_PCT if input_size < UNCROPPED_SIZE else 1.0
 
 
 def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic") -> Any:
