@@ -207,6 +207,8 @@ PREPARATION = (
     "patch_size",
     "storage",
     "normalization",
+    "robust_unit",
+    "robust_pixels",
     "max_value",
     "mean",
     "std",

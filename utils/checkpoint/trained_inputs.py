@@ -91,8 +91,12 @@ def with_trained_inputs(
     for declared in inputs:
         if spec is None or declared.name not in trained:
             continue
+        theirs = trained[declared.name]
+        if not spec.heads and theirs.no_data is None:
+            recipe = {field: getattr(declared, field) for field in cfg.data.recipe_fields}
+            theirs = dataclasses.replace(theirs, **recipe)
         row, differing = prepared_as(
-            declared, trained[declared.name], explicit.get(declared.name, ()), spec.patch_size
+            declared, theirs, explicit.get(declared.name, ()), spec.patch_size
         )
         conflicts += (f"{declared.name}: {text}" for text in differing)
         rows[declared.name] = _changed(declared, row)
@@ -158,7 +162,10 @@ def _spec_of_config(config: Mapping[str, Any], state: StateDict) -> ModelSpec | 
         table = DataOptions(**{key: config[key] for key in keys}).table()
         return ModelSpec(
             name=str(config["model"]),
-            inputs=tuple(table[name] for name in names if name in table),
+            # Earlier versions standardised stored values.
+            inputs=tuple(
+                dataclasses.replace(table[name], robust_unit=1.0) for name in names if name in table
+            ),
             patch_size=int(config["patch_size"]),
             image_size=int(config["input_size"]),
             num_global_tokens=int(config["num_global_tokens"]),

@@ -89,7 +89,9 @@ class DepthRuntimeOptions(RuntimeOptions):
     epochs: int = option(2000, "Passes over the training set", within="[1, inf)")
     batch_size: int = option(64, "Images per GPU and batch", within="[1, inf)")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "fp32", "Autocast type; fp32 as published; auto: the best the device has"
+        "fp32",
+        "Autocast type; fp32 as published; auto: the best the device has",
+        on_resume="applied",
     )
     tmp: bool = option(False, "Accepted for old commands; without effect", on_resume="free")
 

@@ -114,6 +114,11 @@ class DataOptions:
     set_by_user: frozenset[str] = user_set()
 
     @property
+    def recipe_fields(self) -> tuple[str, ...]:
+        """Fields of inputs in which fine-tuning differs from pre-training, as published."""
+        return ()
+
+    @property
     def skips_bad(self) -> bool:
         """Whether training skips bad samples."""
         return self.on_bad_sample == "skip"

@@ -60,6 +60,18 @@ class SemsegDataOptions(FinetuneDataOptions):
                     table[name] = dataclasses.replace(m, folder=f"pseudo_{m.data_folder}")
         return table
 
+    @property
+    def recipe_fields(self) -> tuple[str, ...]:
+        """Statistics of standardised depth (SPEC section 6)."""
+        return ("robust_unit", "robust_pixels")
+
+    def fields_set(self) -> dict[str, set[str]]:
+        """Add ``robust_pixels``, which ``depth_stats`` sets."""
+        fields = super().fields_set()
+        if "depth_stats" in self.set_by_user:
+            fields["depth"].add("robust_pixels")
+        return fields
+
     def _robust_fields(self, modality: Modality) -> dict[str, Any]:
         """Statistics on stored values, without a division (SPEC section 6)."""
         robust = modality.normalization == "robust"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_pretraining_multimae
 from multimae import ModelSpec, read_spec
+from multimae.specs.heads import HeadOptions, HeadSpec
 from multimae.specs.modalities import Modality, default_table, prepared_as
 from tests.support.image_folders import message_of
 from tests.support.scenes import tiny_run, write_scenes
@@ -21,6 +23,7 @@ from tests.utils.tasks.test_finetuning_depth import evaluations
 from tests.utils.tasks.test_finetuning_semseg import arguments as semseg_run
 from tools import probe
 from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+from utils.config.depth_options import DepthConfig
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.logs.errors import UserError
@@ -205,3 +208,23 @@ def test_continued_pretraining_and_probe_take_the_inputs_of_the_weights(
     probing = [*sets, "--weights", weights, "--in_domains", "rgb-depth", "--input_size", "32"]
     message = message_of(probe.main, [*probing, "--standardize_depth", "--device", "cpu"])
     assert "depth: normalization: the weights' mean_std, yours robust" in message
+
+
+def test_depth_is_divided_as_the_weights_or_the_published_recipe_say() -> None:
+    row = replace(
+        default_table()["depth"], normalization="robust", robust_unit=2**16, robust_pixels="all"
+    )
+    spec = ModelSpec("multivit_tiny", (row,))
+    options = ["--in_domains", "depth", "--decoder_main_tasks", "depth"]
+    semseg, _ = with_trained_inputs(parse_config(SemsegConfig, options), spec, "published.pth")
+    assert semseg.table()["depth"].robust_unit == 1  # SPEC section 6: stored values
+    assert semseg.table()["depth"].robust_pixels == "valid"
+    depth, _ = with_trained_inputs(parse_config(DepthConfig, options), spec, "published.pth")
+    assert depth.table()["depth"].robust_unit == 2**16
+    head = HeadSpec("semseg", SemsegConfig().data.target(), 150, HeadOptions())
+    tuned = replace(spec, heads=(head,))  # fine-tuned weights decide
+    semseg, _ = with_trained_inputs(parse_config(SemsegConfig, options), tuned, "tuned.pth")
+    assert semseg.table()["depth"].robust_pixels == "all"
+    with pytest.raises(UserError, match="robust_pixels"):
+        cfg = parse_config(SemsegConfig, [*options, "--depth_stats", "valid"])
+        with_trained_inputs(cfg, tuned, "tuned.pth")
