@@ -219,7 +219,9 @@ def test_depth_is_divided_as_the_weights_or_the_published_recipe_say() -> None:
     semseg, _ = with_trained_inputs(parse_config(SemsegConfig, options), spec, "published.pth")
     assert semseg.table()["depth"].robust_unit == 1  # SPEC section 6: stored values
     assert semseg.table()["depth"].robust_pixels == "valid"
-    depth, _ = with_trained_inputs(parse_config(DepthConfig, options), spec, "published.pth")
+    depth, _ = with_trained_inputs(
+        parse_config(DepthConfig, [*options, "--depth_folder", "truth"]), spec, "published.pth"
+    )
     assert depth.table()["depth"].robust_unit == 2**16
     head = HeadSpec("semseg", SemsegConfig().data.target(), 150, HeadOptions())
     tuned = replace(spec, heads=(head,))  # fine-tuned weights decide
