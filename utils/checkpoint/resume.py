@@ -8,6 +8,8 @@ parameters or another global batch are refused.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
+from multimae.weights.pretrained import SPEC, spec_entry
 from utils.checkpoint.records import read_records
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import CheckpointOptions
@@ -159,6 +162,7 @@ def resume(
         saved = checkpoint.get("config")
         changes = compare_options(saved if isinstance(saved, Mapping) else {}, options_of(cfg))
         refused = [*changes["refused"], *_compare_identity(checkpoint, state.full_identity())]
+        refused = refused or list(_compare_specs(checkpoint, spec_entry(state.model)))
         if refused:
             raise CheckpointError(
                 f"{path} was trained with other settings (old -> new):\n{bullet_list(refused)}\n"
@@ -195,8 +199,16 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
-    elif old != new:
+    elif old != new and not _are_close(old, new):
         yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _are_close(old: Any, new: Any) -> bool:
+    """Whether both are equal but for rounding, as statistics computed on other machines."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return all(a == b or _are_close(a, b) for a, b in zip(old, new, strict=True))
+    both_floats = isinstance(old, float) and isinstance(new, float)
+    return both_floats and math.isclose(old, new, rel_tol=1e-6)
 
 
 def _shown(value: Any) -> str:
@@ -228,6 +240,13 @@ def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> 
             yield f"modalities: {', '.join(old)} -> {', '.join(new)}"
         else:
             yield f"trained parameters: {_first_difference(old, new)}"
+
+
+def _compare_specs(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """What differs in the modalities though no option does: statistics or class names of data."""
+    if SPEC in checkpoint and SPEC in own:
+        old, new = (json.loads(spec[SPEC])["modalities"] for spec in (checkpoint, own))
+        yield from _differences("modalities", old, new)
 
 
 def _first_difference(old: Sequence[str], new: Sequence[str]) -> str:

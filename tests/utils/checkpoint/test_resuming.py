@@ -13,7 +13,7 @@ import torch
 
 import run_finetuning_depth
 from run_pretraining_multimae import main
-from tests.support.scenes import tiny_run, write_scenes
+from tests.support.scenes import tiny_run, write_scene, write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
 from tests.utils.tasks.test_finetuning_depth import arguments
 from utils.checkpoint.resume import compare_options
@@ -145,6 +145,18 @@ def test_other_names_of_the_same_number_are_refused(run: Path, tmp_path: Path) -
         path.rename(path.with_stem("100"))
     with pytest.raises(UserError, match="training samples: 8 names -> 8 other names"):
         main(tiny_run(data, run))
+
+
+def test_other_statistics_of_the_same_names_are_refused(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data", 4)
+    computed = "{semseg: {num_classes: 5}, depth: {normalization: computed}}"
+    more = ("--modalities", computed, "--max_steps", "1")
+    main(tiny_run(data, tmp_path / "out", *more))
+    main(tiny_run(data, tmp_path / "out", *more))
+    for seed, path in enumerate(sorted((data / "depth").rglob("*.png"))):
+        write_scene(tmp_path / "new", f"{path.parent.name}/{path.stem}", seed + 50, side=48)
+    with pytest.raises(UserError, match="modalities.depth.mean: "):
+        main(tiny_run(tmp_path / "new", tmp_path / "out", *more))
 
 
 def test_a_moved_data_set_and_more_steps_are_not(
