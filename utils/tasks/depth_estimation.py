@@ -14,6 +14,7 @@ from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.folders import MultiModalFolder
+from utils.data.sets.label_maps import read_validity
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model
@@ -41,6 +42,7 @@ class DepthDataset(MultiModalDataset):
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
+        problems = problems or read_validity(self.folder, index, pixels)
         if problems:
             return pixels, problems
         paths = {m.name: self.folder.path(index, m) for m in self.folder.modalities}

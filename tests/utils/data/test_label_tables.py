@@ -15,7 +15,7 @@ from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.folders import MultiModalFolder
-from utils.data.sets.label_maps import check_same_classes, reduced_class_names
+from utils.data.sets.label_maps import check_same_classes, reduced_class_names, validity_mask
 from utils.data.statistics import LabelTable, label_tables
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
@@ -139,3 +139,26 @@ def test_one_class_without_void_is_no_mask() -> None:
     counts = np.zeros(65536, np.int64)
     counts[3] = 9
     LabelTable("x", Path("x"), counts, range(5)).check()
+
+
+@pytest.mark.parametrize("valid", [1, 255])
+def test_validity_masks_of_0_and_1_mark_valid_pixels_by_1(valid: int) -> None:
+    mask = validity_mask(halves(0, valid), "m.png")
+    np.testing.assert_array_equal(mask, halves(0, 255))
+
+
+@pytest.mark.parametrize("other", [2, 128, 254])
+def test_validity_masks_with_other_values_are_refused(other: int) -> None:
+    message = message_of(validity_mask, halves(0, other), "m.png")
+    assert "m.png" in message and str(other) in message
+
+
+def test_an_input_depth_with_a_mask_of_0_and_1_is_not_void(tmp_path: Path) -> None:
+    root = write(tmp_path, halves(0, 1))
+    save(root / "depth/0.png", np.full((32, 32), 900, np.uint16))
+    save(root / "mask_valid/0.png", halves(0, 1))
+    more = ("--num_classes", "2", "--in_domains", "depth", "--use_mask_valid")
+    task = job(root, *more, "--decoder_main_tasks", "depth")
+    pixels, problems = task.train_set()._read(0)
+    assert not problems
+    np.testing.assert_array_equal(np.asarray(pixels["mask_valid"]), halves(0, 255))

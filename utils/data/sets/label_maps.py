@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from multimae.images.pixels import Pixels, size_of
+from multimae.images.pixels import ImageError, Pixels, size_of
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
 from utils.data.folders import CLASSES_FILE, MultiModalFolder
@@ -15,6 +16,7 @@ from utils.data.transforms import JointTransform
 from utils.logs.errors import UserError
 
 IGNORE = 255
+MASK_VALID = "mask_valid"
 
 
 class SegmentationDataset(MultiModalDataset):
@@ -65,6 +67,8 @@ class SegmentationDataset(MultiModalDataset):
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
         if not problems:
+            problems = read_validity(self.folder, index, pixels)
+        if not problems:
             problems = self._label_problems(index, pixels)
         return pixels, problems
 
@@ -91,6 +95,34 @@ class SegmentationDataset(MultiModalDataset):
                 "remap the ids."
             ]
         return []
+
+
+def validity_mask(pixels: Pixels, path: object) -> npt.NDArray[np.uint8]:
+    """A validity mask as 0 and 255; a file of 0 and 1 marks valid pixels by 1.
+
+    Raises:
+        ImageError: It holds other values.
+    """
+    values = np.asarray(pixels)
+    found = set(np.unique(values).tolist())
+    if not (found <= {0, 255} or found <= {0, 1}):
+        other = min(found - {0, 255})
+        raise ImageError(
+            f"{path}: a validity mask holds 0 and 255 (valid), or 0 and 1; this one has "
+            f"{other}. Store it as 0 and 255."
+        )
+    return np.where(values > 0, 255, 0).astype(np.uint8)
+
+
+def read_validity(folder: MultiModalFolder, index: int, pixels: dict[str, Pixels]) -> list[str]:
+    """Convert the validity mask of a sample, if it has one, to 0 and 255; returns problems."""
+    masks = [m for m in folder.modalities if m.name == MASK_VALID and m.name in pixels]
+    try:
+        for m in masks:
+            pixels[m.name] = validity_mask(pixels[m.name], folder.path(index, m))
+    except ImageError as err:
+        return [str(err)]
+    return []
 
 
 def stored_target(target: Modality) -> Modality:
