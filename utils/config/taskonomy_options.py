@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.modalities import ModalityTable
+from multimae.specs.modalities import Interpolation, ModalityTable
 from utils.config.fields import option
 from utils.config.finetune_options import (
     DenseModelOptions,
@@ -31,13 +31,18 @@ class TaskonomyDataOptions(FinetuneDataOptions):
     taskonomy_splits: str = option(
         "", "Official CSV of the buildings' split; empty: splits.json, or by name", on_resume="free"
     )
-    max_train_images: int | None = option(
-        1000, "Train on N views, evenly spread", within="[1, inf)"
-    )
-    max_val_images: int | None = option(100, "Evaluate on N views", within="[1, inf)")
+    max_train_images: int | None = option(1000, "Train on the first N views", within="[1, inf)")
+    max_val_images: int | None = option(100, "Evaluate on the first N views", within="[1, inf)")
     max_test_images: int | None = option(
-        54514, "Test on N views", within="[1, inf)", on_resume="free"
+        54514, "Test on the first N views", within="[1, inf)", on_resume="free"
     )
+
+    train_interpolation: Interpolation = option("bilinear", "Interpolation that resizes rgb")
+
+    @property
+    def recipe_fields(self) -> tuple[str, ...]:
+        """Resizing (SPEC section 6)."""
+        return ("interpolation",)
 
     @property
     def out_names(self) -> tuple[str, ...]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from pathlib import Path
 
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
-from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.sets.taskonomy_views import (
+    MASK_VALID,
     TASKS,
     VALID,
     Subset,
     TaskonomyDataset,
     TaskonomyFolder,
     buildings_of,
+    listed_views,
+    valid_blocks,
     valid_pixels,
 )
 from utils.data.transforms import EvalTransform, JointTransform
@@ -25,13 +31,23 @@ from utils.tasks.loaders import build_dataset
 from utils.tasks.regression import L1Evaluator, RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
+BLURRED = "edge_occlusion"
+
 
 class TaskonomyTask(RegressionTask):
     """One head per task; pixels count where the z-buffer is valid."""
 
     def valid(self, batch: Batch) -> Tensor:
-        """Neither saturated nor next to a saturated pixel."""
-        return valid_pixels(batch.images[VALID])
+        """Blocks of pixels that ``mask_valid``, or else the z-buffer, says are valid."""
+        mask = batch.images.get(MASK_VALID)
+        return valid_pixels(batch.images[VALID]) if mask is None else valid_blocks(mask == 255)
+
+    def truth(self, batch: Batch) -> dict[str, Tensor]:
+        """Normalised truth by head; edge_occlusion blurred by a 3 x 3 Gaussian of sigma 1."""
+        truth = super().truth(batch)
+        if BLURRED in truth:
+            truth[BLURRED] = gaussian_blur(truth[BLURRED], [3, 3], [1.0, 1.0])
+        return truth
 
 
 class TaskonomyFinetuning(Finetuning[RegressionTask]):
@@ -46,13 +62,17 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         """Select the modalities to read."""
         super().__init__(cfg, world)
         self.targets = [Target(name, *TASKS[name]) for name in cfg.data.out_names]
-        read = [*self.inputs, *(target.modality for target in self.targets), TASKS[VALID][0]]
+        roots = (cfg.data.data_path, cfg.data.eval_data_path, cfg.data.test_data_path)
+        masked = all((Path(root) / MASK_VALID).is_dir() for root in roots if root)
+        mask = Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
+        valid = mask if masked else TASKS[VALID][0]
+        read = [*self.inputs, *(target.modality for target in self.targets), valid]
         self.modalities = list({m.name: m for m in reversed(read)}.values())
 
     def train_set(self) -> MultiModalDataset:
-        """Augmented views of the training buildings, checked."""
+        """Views of the training buildings, checked."""
         data = self.cfg.data
-        transform = DepthTrainTransform(self.modalities, self.cfg.model.input_size)
+        transform = EvalTransform(self.modalities, self.cfg.model.input_size)
         return self._dataset(data.data_path, "train", transform, data.max_train_images)
 
     def eval_set(self, split: Split) -> MultiModalDataset:
@@ -86,6 +106,7 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
             transform.modalities,
             buildings_of(root, subset, self.cfg.data.taskonomy_splits),
             limit,
+            views=listed_views(root, subset),
             skip_incomplete=train and self.cfg.data.skips_bad,
         )
         return build_dataset(TaskonomyDataset, self.cfg, folder, transform, train=train)

@@ -12,8 +12,16 @@ import torch
 import run_finetuning_taskonomy
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import ON_CPU
-from utils.data.sets.taskonomy_views import TASKS, TaskonomyFolder, buildings_of, valid_pixels
+from utils.data.batches import Batch
+from utils.data.sets.taskonomy_views import (
+    TASKS,
+    TaskonomyFolder,
+    buildings_of,
+    listed_views,
+    valid_pixels,
+)
 from utils.tasks.regression import Target
+from utils.tasks.taskonomy import TaskonomyTask
 
 WIDE = ("depth_zbuffer", "depth_euclidean", "edge_texture", "edge_occlusion", "keypoints2d")
 COLOURED = ("rgb", "normal", "principal_curvature", "reshading")
@@ -77,12 +85,12 @@ def test_targets_follow_the_specification() -> None:
     assert Target("r", *TASKS["reshading"]).prepare(colours).shape == (1, 1, 2, 2)
 
 
-def test_invalid_pixels_grow_by_four() -> None:
+def test_a_block_counts_only_if_all_its_pixels_are_valid() -> None:
     depth = torch.full((1, 1, 20, 20), 1000)
     depth[0, 0, 10, 10] = 65535
     valid = valid_pixels(depth)
     expected = torch.ones(20, 20, dtype=torch.bool)
-    expected[6:15, 6:15] = False
+    expected[8:12, 8:12] = False
     assert torch.equal(valid[0, 0], expected)
 
 
@@ -101,11 +109,43 @@ def test_splits(data: Path, tmp_path: Path) -> None:
     assert buildings_of(root, "val") == {"b"}
 
 
+def test_official_evaluation_buildings_are_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["a", "ihlen", "darden"]}))
+    assert buildings_of(tmp_path, "train") == {"a"}
+    (tmp_path / "splits.json").unlink()
+    for name in ("a", "b", "uvalda", "corozal"):
+        (tmp_path / "rgb" / name).mkdir(parents=True)
+    found = [buildings_of(tmp_path, subset) for subset in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert found == [{"a", "b"}, {"corozal"}, {"uvalda"}]
+
+
+def test_image_lists_and_their_first_views(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("building,point,view\nbuilding1,3,0\nbuilding1,0,0\n")
+    views = listed_views(tmp_path, "val")
+    assert views == ["building1/point_3_view_0", "building1/point_0_view_0"]
+    rows = [TASKS["rgb"][0]]
+    folder = TaskonomyFolder(data, rows, frozenset({"building1"}), 1, views=views)
+    assert [folder.name(i) for i in range(len(folder))] == views[:1]
+    assert listed_views(tmp_path, "train") is None
+
+
+def test_edge_occlusion_is_blurred() -> None:
+    raw = torch.zeros(1, 1, 5, 5)
+    raw[0, 0, 2, 2] = 65535
+    task = TaskonomyTask.__new__(TaskonomyTask)
+    torch.nn.Module.__init__(task)
+    task.targets = (Target("edge_occlusion", *TASKS["edge_occlusion"]),)
+    (blurred,) = task.truth(Batch({"edge_occlusion": raw}, ["a"])).values()
+    weights = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 2)
+    weights /= weights.sum()
+    torch.testing.assert_close(blurred[0, 0, 1:4, 1:4], weights[:, None] * weights)
+
+
 def test_views_are_paired_by_name_and_spread(data: Path, tmp_path: Path) -> None:
     rows = [TASKS["rgb"][0], TASKS["normal"][0]]
     buildings = frozenset(f"building{i}" for i in range(5))
     few = TaskonomyFolder(data, rows, buildings, limit=5)
-    assert len(few) == 5 and len({few.name(i).split("/")[0] for i in range(5)}) == 5
+    assert len(few) == 5 and [few.name(i).split("/")[0][-1] for i in range(5)] == list("00001")
     assert few.path(0, rows[1]).name == "point_0_view_0_domain_normal.png"
     root = write_taskonomy(tmp_path / "copy", buildings=3, views=2)
     (root / "normal/building1/point_1_view_0_domain_normal.png").unlink()

@@ -29,7 +29,13 @@ VALID = "depth_zbuffer"
 SATURATED = 65535
 FARTHEST = 8000.0  # 1/512 m; depth beyond counts as this
 STRONGEST_EDGE = 0.25 * 65535
-MASK_GROWTH = 4  # pixels
+BLOCK = 4  # side of the blocks of pixels that are valid only together
+MASK_VALID = "mask_valid"
+OFFICIAL = {
+    "val": frozenset({"collierville", "corozal", "darden", "markleeville"}),
+    "test": frozenset({"ihlen", "mcdade", "muleshoe", "noxapater", "uvalda"}),
+}
+"""Official buildings of Taskonomy-tiny, which training never sees."""
 
 
 def _scalar(name: str, max_value: float = 65535.0) -> Modality:
@@ -60,7 +66,10 @@ TASKS: dict[str, tuple[Modality, int]] = {
         2,
     ),
     "reshading": (Modality("reshading", interpolation="nearest", loss="l1", plot="scalar"), 1),
-    "rgb": (Modality("rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD), 3),
+    "rgb": (
+        Modality("rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear"),
+        3,
+    ),
 }
 
 
@@ -70,7 +79,7 @@ def taskonomy_modalities() -> ModalityTable:
 
 
 class TaskonomyFolder(MultiModalFolder):
-    """Views of the buildings of one subset; at most ``limit``, spread evenly over them."""
+    """Views of the buildings of one subset; the first ``limit`` of its list."""
 
     def __init__(
         self,
@@ -79,6 +88,7 @@ class TaskonomyFolder(MultiModalFolder):
         buildings: frozenset[str],
         limit: int | None = None,
         *,
+        views: Sequence[str] | None = None,
         skip_incomplete: bool = False,
     ) -> None:
         """Scan the folders.
@@ -88,12 +98,13 @@ class TaskonomyFolder(MultiModalFolder):
             modalities: Modalities to pair.
             buildings: Those of the subset.
             limit: Largest number of views.
+            views: ``building/point_P_view_V`` of the subset, in order; all, by name, if ``None``.
             skip_incomplete: Skip views that lack a file.
 
         Raises:
             UserError: As the base class; also if no view is left.
         """
-        self.buildings, self.limit = buildings, limit
+        self.buildings, self.limit, self.views = buildings, limit, views
         super().__init__(root, modalities, skip_incomplete=skip_incomplete)
         if not len(self):
             raise UserError(
@@ -103,13 +114,22 @@ class TaskonomyFolder(MultiModalFolder):
 
     def suffix(self, modality: Modality) -> str:
         """``_domain_{task}``."""
-        return f"_domain_{modality.data_folder}"
+        task = VALID if modality.data_folder == MASK_VALID else modality.data_folder
+        return f"_domain_{task}"
 
     def select(self, names: list[str]) -> list[str]:
-        """Evenly spaced views of the subset's buildings."""
+        """The first views of the subset's list."""
+        if self.views is not None:
+            known = set(names)
+            missing = [key for key in self.views if key not in known]
+            if missing:
+                raise UserError(
+                    f"{self.root}: {len(missing)} of {len(self.views)} listed views have no file, "
+                    f"such as {missing[0]}. Check the list and the folders."
+                )
+            names = list(self.views)
         keys = [key for key in names if key.partition("/")[0] in self.buildings]
-        count = min(len(keys), self.limit or len(keys))
-        return [keys[i * len(keys) // count] for i in range(count)]
+        return keys[: self.limit]
 
 
 class TaskonomyDataset(MultiModalDataset):
@@ -117,7 +137,10 @@ class TaskonomyDataset(MultiModalDataset):
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
-        if not problems and (np.asarray(pixels[VALID]) >= SATURATED).all():
+        if not problems and MASK_VALID in pixels:
+            if not (np.asarray(pixels[MASK_VALID]) == 255).any():
+                problems = [f"{self.folder.name(index)}: no pixel of mask_valid is 255. Remove it."]
+        elif not problems and (np.asarray(pixels[VALID]) >= SATURATED).all():
             path = self.folder.path(index, TASKS[VALID][0])
             problems = [f"{path}: no pixel has a valid depth (all are {SATURATED}). Remove it."]
         return pixels, problems
@@ -127,11 +150,18 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
     """Buildings of a subset.
 
     Read from ``split_file`` (the official CSV with columns id, train, val, test of 0 and 1), else
-    from ``root/splits.json``; without either the folders of a task are split 8 : 1 : 1 by name.
+    from ``root/splits.json``; without either the official buildings are evaluated on, or, if
+    there are none, the folders of a task are split 8 : 1 : 1 by name. The official evaluation
+    buildings are never in ``train``.
 
     Raises:
         UserError: Unreadable file, or too few buildings to split.
     """
+    chosen = _listed_buildings(root, subset, split_file)
+    return chosen - OFFICIAL["val"] - OFFICIAL["test"] if subset == "train" else chosen
+
+
+def _listed_buildings(root: str | Path, subset: Subset, split_file: str) -> frozenset[str]:
     if split_file:
         return _from_csv(Path(split_file), subset)
     listed = Path(root) / SPLITS_FILE
@@ -145,6 +175,10 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
     except OSError as err:
         raise UserError(f"data path {root}: {err.strerror or err}") from err
     names = sub_folders(tasks[0]) if tasks else []
+    official = {s: OFFICIAL[s] & set(names) for s in OFFICIAL}
+    if any(official.values()):
+        rest = frozenset(names) - OFFICIAL["val"] - OFFICIAL["test"]
+        return rest if subset == "train" else official[subset]
     if len(names) < 3:
         raise UserError(
             f"{root}: {len(names)} buildings are too few to split. Expected "
@@ -160,18 +194,35 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
     return frozenset(chosen[subset])
 
 
-def valid_pixels(depth_zbuffer: Tensor) -> Tensor:
-    """Mask of valid pixels: neither saturated nor within 4 pixels of a saturated one.
+def listed_views(root: str | Path, subset: Subset) -> list[str] | None:
+    """``building/point_P_view_V`` of ``root/{subset}.csv`` (building, point, view), if it exists.
 
-    Args:
-        depth_zbuffer: Stored values (B, 1, H, W).
-
-    Returns:
-        Bool (B, 1, H, W).
+    Raises:
+        UserError: Not such a list.
     """
-    invalid = (depth_zbuffer.float() >= SATURATED).float()
-    side = 2 * MASK_GROWTH + 1
-    return F.max_pool2d(invalid, side, stride=1, padding=MASK_GROWTH) == 0
+    path = Path(root) / f"{subset}.csv"
+    if not path.is_file():
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise UserError(f"image list {path}: cannot be read ({err}).") from err
+    if not rows or not {"building", "point", "view"} <= rows[0].keys():
+        raise UserError(f"image list {path}: expected the columns building, point, view.")
+    return [f"{r['building']}/point_{r['point']}_view_{r['view']}" for r in rows]
+
+
+def valid_pixels(depth_zbuffer: Tensor) -> Tensor:
+    """Valid pixels of stored z-buffer depth (B, 1, H, W): blocks without a saturated pixel."""
+    return valid_blocks(depth_zbuffer.float() < SATURATED)
+
+
+def valid_blocks(valid: Tensor) -> Tensor:
+    """Keep the disjoint 4 x 4 blocks of a mask (B, 1, H, W) whose pixels are all valid."""
+    invalid = F.max_pool2d((~valid).float(), BLOCK, ceil_mode=True)
+    grown = invalid.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
+    return grown[..., : valid.shape[-2], : valid.shape[-1]] == 0
 
 
 def _from_csv(path: Path, subset: Subset) -> frozenset[str]:
