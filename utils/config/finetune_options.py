@@ -166,6 +166,7 @@ class FinetuneConfig:
                 "model_ema_force_cpu: parallel fsdp shards the average; drop the flag, or use "
                 "parallel ddp"
             )
+        yield from self.data.unused_problems(self.in_names)
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"
         if isinstance(self.model, DenseModelOptions):

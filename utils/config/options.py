@@ -195,6 +195,16 @@ class DataOptions:
             if name in table and table[name].source:
                 yield f"in_domains: '{name}' is a target computed from '{table[name].source}'"
 
+    def unused_problems(self, used: tuple[str, ...]) -> Iterator[str]:
+        """Declared modalities, misspelt perhaps, that no domain of this run uses."""
+        for name in map(str, self.modalities):
+            if name not in used and name not in default_table():
+                near = did_you_mean(name, [*used, *default_table()])
+                yield (
+                    f"modalities: no domain uses '{name}'{near} (used: {', '.join(used)}). Correct "
+                    "its name, add it to the domains, or remove it."
+                )
+
     def name_problems(self, key: str, names: tuple[str, ...]) -> Iterator[str]:
         """What is wrong with the modalities that the option ``key`` names."""
         known = list(dict.fromkeys([*default_table(), *map(str, self.modalities)]))

@@ -192,6 +192,8 @@ class PretrainConfig:
             table = self.table()
         except ValueError:  # the data section reports it
             return
+        used = tuple(dict.fromkeys((*self.in_names, *outputs, *self.out_names)))
+        yield from self.data.unused_problems(used)
         size, patch = self.model.input_size, self.model.patch_size
         for name in dict.fromkeys(n for n in (*self.in_names, *outputs) if n in table):
             m = table[name]

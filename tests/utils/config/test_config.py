@@ -16,7 +16,8 @@ from multimae.specs.coercion import coerce
 from utils.config.options import OptimOptions
 from utils.config.parse import ConfigError, option, parse_config, save_config, to_flat_dict, to_yaml
 from utils.config.pretrain_options import PretrainConfig
-from utils.logs.errors import exit_on_user_error
+from utils.config.semseg_options import SemsegConfig
+from utils.logs.errors import UserError, exit_on_user_error
 
 
 def problems_of(argv: list[str], cls: type[Any] = PretrainConfig) -> list[str]:
@@ -104,6 +105,7 @@ def test_coercion_refuses(value: object, hint: Any, expects: str) -> None:
 def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
     argv = ["--opt_betas", "0.5", "0.75", "--clip_grad", "3", "--no_pin_mem", "--data_path", "1e3"]
     argv += ["--modalities", "{normals: {loss: l1, mean: [0.5, 0.5, 0.5]}}", "--max_steps=none"]
+    argv += ["--out_domains", "rgb-normals"]
     cfg = parse_config(PretrainConfig, argv)
     assert cfg.data.data_path == "1e3"
     save_config(cfg, tmp_path / "run" / "config.yaml")
@@ -283,3 +285,15 @@ class ReservedName:
 def test_collision(cls: type[Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         parse_config(cls, [])
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, SemsegConfig])
+def test_a_modality_that_no_domain_uses_is_refused(
+    config: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domains = ["--in_domains", "rgb-depth"]
+    with pytest.raises((SystemExit, UserError)) as raised:
+        parse_config(config, [*domains, "--modalities", "{detph: {num_channels: 1}}"])
+    text = capsys.readouterr().err + str(raised.value)
+    assert "'detph'" in text and "did you mean depth?" in text
+    parse_config(config, [*domains, "--modalities", "{semseg: {num_classes: 41}}"])

@@ -80,11 +80,13 @@ def test_depth_is_divided_in_pretraining_and_not_in_segmentation() -> None:
     """SPEC sections 5 and 6; floats (metres, degrees) and 8-bit values are never divided."""
     rows = "{heat: {num_channels: 1, storage: float, normalization: robust}, range: "
     rows += "{num_channels: 1, max_value: 65535, normalization: robust}}"
-    argv = ["--standardize_depth", "--modalities", rows]
+    argv = ["--standardize_depth", "--modalities", rows, "--in_domains", "rgb-depth-range-heat"]
     table = parse_config(PretrainConfig, argv).table()
     assert [table[name].robust_unit for name in ("depth", "range", "heat")] == [2**16, 2**16, 1]
     assert PretrainConfig().table()["depth"].robust_unit == 1
-    old = parse_config(PretrainConfig, [*argv, "--modalities", "{depth: {robust_unit: 1}}"])
+    old = parse_config(
+        PretrainConfig, ["--standardize_depth", "--modalities", "{depth: {robust_unit: 1}}"]
+    )
     assert old.table()["depth"].robust_unit == 1
     segmentation = parse_config(SemsegConfig, argv).table()
     assert segmentation["depth"].robust_unit == segmentation["range"].robust_unit == 1
