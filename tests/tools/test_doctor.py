@@ -170,7 +170,7 @@ def test_other_faults_by_code(sets):
         ("aspect", str(rgb[2])),
         ("unreadable", str(depth[3])),
         ("colour-mode", str(depth[4])),
-        ("nested-folder", str(train / "rgb/bathroom/deeper")),
+        ("empty-folder", str(train / "rgb/bathroom/deeper")),
         ("classes-file", str(train / "classes.json")),
         ("other-files", ""),
     } <= found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
@@ -88,10 +89,19 @@ class MultiModalFolder:
         self.modalities = stored_modalities(modalities)
         folders = _modality_folders(root, self.modalities)
         self._packs = {n: _open_pack(path) for n, path in folders.items() if is_packed(path)}
+        self.ignored: dict[str, Counter[str]] = {}
         found = {
-            m.name: _scan(folders[m.name], m.name, self.suffix(m), self._packs.get(m.name))
+            m.name: _scan(
+                folders[m.name],
+                m.name,
+                self.suffix(m),
+                self._packs.get(m.name),
+                self.ignored.setdefault(m.name, Counter()),
+            )
             for m in self.modalities
         }
+        self._found = {name: len(by_key) for name, by_key in found.items()}
+        _refuse_look_alikes(found)
         # Select among the names of any modality, as missing files must not change the subset.
         selected = set(self.select(sorted(set().union(*found.values()))))
         complete = selected if allow_missing else selected.intersection(*found.values())
@@ -116,6 +126,19 @@ class MultiModalFolder:
         self._pack_indices = {
             m.name: self._indices_in_pack(m) for m in self.modalities if m.name in self._packs
         }
+
+    def ignored_lines(self) -> list[str]:
+        """For every modality with ignored files: how many are used, and why others are not."""
+        lines = []
+        for name, reasons in self.ignored.items():
+            used = len(self) if all(self._found.values()) else self._found[name]
+            unused = Counter(reasons)
+            unused["not selected or without partner"] = max(0, self._found[name] - used)
+            total = self._found[name] + reasons.total()
+            counts = ", ".join(f"{n} {reason}" for reason, n in unused.most_common() if n)
+            if counts:
+                lines.append(f"{self.root / name}: {used} of {total} files used: {counts} ignored")
+        return lines
 
     def suffix(self, modality: Modality) -> str:
         """Ending of every file name of a modality, before the extension."""
@@ -271,6 +294,22 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
     return {m.name: root / m.data_folder for m in modalities}
 
 
+def _refuse_look_alikes(found: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise a UserError if names of modalities differ only in the Unicode form of letters."""
+    everywhere = set.intersection(*map(set, found.values()))
+    forms: dict[str, set[str]] = {}
+    for key in set().union(*found.values()) - everywhere:
+        if not key.isascii():
+            forms.setdefault(unicodedata.normalize("NFC", key), set()).add(key)
+    pairs = [" and ".join(map(ascii, sorted(keys))) for keys in forms.values() if len(keys) > 1]
+    if pairs:
+        raise UserError(
+            "names that look alike differ in their Unicode form (NFC, NFD), so that their files "
+            f"do not form samples:\n{bullet_list(sorted(pairs))}\nRename them to one form, for "
+            "example with `convmv -r -f utf8 -t utf8 --nfc`."
+        )
+
+
 def _refuse_incomplete(
     folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]], selected: set[str]
 ) -> None:
@@ -349,7 +388,7 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def _scan(
-    folder: Path, modality: str, ending: str = "", pack: PackedFolder | None = None
+    folder: Path, modality: str, ending: str, pack: PackedFolder | None, unreadable: Counter[str]
 ) -> dict[str, str]:
     """Map ``sub-folder/name`` to the extension of every image.
 
@@ -358,6 +397,7 @@ def _scan(
         modality: For messages.
         ending: Ending of the names to keep; it is stripped.
         pack: Pack of the folder, if it is packed.
+        unreadable: Ignored files are counted here, by reason.
 
     Raises:
         UserError: No images, or the same name twice.
@@ -365,7 +405,6 @@ def _scan(
     found: dict[str, str] = {}
     clashes: list[str] = []
     packed = range(0 if pack is None else len(pack))
-    unreadable: Counter[str] = Counter()
     names = _images(folder, modality, unreadable) if pack is None else map(pack.name, packed)
     for name in names:
         stem, dot, suffix = name.rpartition(".")
@@ -384,7 +423,7 @@ def _scan(
         raise UserError(
             f"modality '{modality}': no images in {folder} or its sub-folders"
             f"{_without_reader(unreadable)}.\nThe layout is "
-            f"{LAYOUT} with one level of sub-folders; extensions: {', '.join(sorted(SUFFIXES))}."
+            f"{LAYOUT} with sub-folders of any depth; extensions: {', '.join(sorted(SUFFIXES))}."
         )
     return found
 
@@ -397,24 +436,29 @@ def _without_reader(unreadable: Counter[str]) -> str:
     return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
 
 
-def _images(folder: Path, modality: str, unreadable: Counter[str] | None = None) -> Iterator[str]:
-    """``sub-folder/name.extension`` of every image, without a stat per file.
+def _images(folder: Path, modality: str, ignored: Counter[str] | None = None) -> Iterator[str]:
+    """``sub-folder/name.extension`` of every image at any depth, without a stat per file.
 
-    Other files are counted in ``unreadable``, by extension.
+    Other files are counted in ``ignored``, by reason: an extension, or words.
     """
-    pending = [("", str(folder))]
-    for prefix, path in pending:
+    ignored = Counter() if ignored is None else ignored
+    pending: list[tuple[str, str, tuple[str, ...]]] = [("", str(folder), ())]
+    for prefix, path, above in pending:
+        above = (*above, os.path.realpath(path))
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
                     stem, dot, suffix = entry.name.rpartition(".")
                     if entry.name.startswith("."):
-                        continue
-                    if stem and (dot + suffix).lower() in SUFFIXES:
+                        ignored["hidden"] += 1
+                    elif entry.is_dir():
+                        if os.path.realpath(entry.path) not in above:  # a link to a folder above
+                            pending.append((f"{prefix}{entry.name}/", entry.path, above))
+                    elif not (entry.is_file() or entry.is_symlink() and not os.path.exists(entry)):
+                        ignored["not regular files"] += 1
+                    elif stem and (dot + suffix).lower() in SUFFIXES:
                         yield prefix + entry.name
-                    elif not prefix and entry.is_dir():
-                        pending.append((f"{entry.name}/", entry.path))
-                    elif stem and dot and unreadable is not None:
-                        unreadable[dot + suffix] += 1
+                    elif entry.name != SETTINGS_FILE:
+                        ignored[dot + suffix if stem and dot else "without extension"] += 1
         except OSError as err:
             raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,6 +64,9 @@ def build_dataset(
         fast_decode=train and cfg.data.fast_decode,
         **options,
     )
+    if os.environ.get("RANK", "0") == "0":
+        for line in folder.ignored_lines():
+            print(ascii(line)[1:-1], flush=True)
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
 

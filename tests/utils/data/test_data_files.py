@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -112,9 +113,29 @@ def test_bad_roots(tmp_path, make, expected):
 
 def test_no_images(tmp_path):
     (tmp_path / "rgb/a/b").mkdir(parents=True)
-    save(tmp_path / "rgb/a/b/too_deep.png", np.zeros((2, 2, 3), np.uint8))
     message = message_of(MultiModalFolder, tmp_path, [RGB])
-    assert "no images" in message and "one level of sub-folders" in message and ".png" in message
+    assert "no images" in message and ".png" in message
+
+
+def test_deeper_folders_are_read_and_ignored_files_counted(tmp_path):
+    for name in ("a/b/c/1.png", "2.png"):
+        save(tmp_path / "rgb" / name, np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "rgb/a/loop").symlink_to(tmp_path / "rgb")
+    for name in ("x.gif", "y.gif", ".hidden.png"):
+        (tmp_path / "rgb/a" / name).write_text("x")
+    os.mkfifo(tmp_path / "rgb/pipe.png")
+    folder = MultiModalFolder(tmp_path, [RGB])
+    assert [folder.name(i) for i in range(len(folder))] == ["2", "a/b/c/1"]
+    (line,) = folder.ignored_lines()
+    for part in ("2 of 6 files used", "2 .gif", "1 hidden", "1 not regular files"):
+        assert part in line
+
+
+def test_names_of_another_unicode_form_are_shown_escaped(tmp_path):
+    save(tmp_path / "rgb/caf\u00e9.png", np.zeros((8, 8, 3), np.uint8))
+    save(tmp_path / "depth/cafe\u0301.png", np.zeros((8, 8), np.uint16))
+    message = message_of(MultiModalFolder, tmp_path, [RGB, DEPTH], allow_missing=True)
+    assert "'caf\\xe9'" in message and "'cafe\\u0301'" in message
 
 
 def test_class_names(tmp_path):

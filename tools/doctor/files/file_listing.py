@@ -157,11 +157,7 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
                     note("error", "two-files", text, entry.path)
                 found[key] = _file(entry)
             elif entry.is_dir():
-                if prefix:
-                    text = "is nested too deeply: its files are not read."
-                    note("warning", "nested-folder", text, entry.path)
-                else:
-                    pending.append((f"{entry.name}/", entry.path))
+                pending.append((f"{prefix}{entry.name}/", entry.path))
             elif entry.name != SETTINGS_FILE:
                 other.append(entry.path)
         if prefix and not images:
