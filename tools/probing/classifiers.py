@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tools.probing.frozen_features import Labelled
 from utils.logs.errors import UserError
-from utils.training.metrics import AccuracyMeter
 from utils.training.seeding import generator
+from utils.training.task_metrics import AccuracyMeter
 
 CHUNK = 4096  # images per block of similarities or logits
 TOLERANCE = 1e-6  # largest absolute entry of the gradient where L-BFGS stops

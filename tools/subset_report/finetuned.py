@@ -30,7 +30,8 @@ from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, sub
 from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import IGNORE, stored_target
 from utils.logs.errors import UserError
-from utils.training.metrics import MeanMeter, Meter, SegmentationMeter
+from utils.training.metrics import MeanMeter, Meter
+from utils.training.task_metrics import SegmentationMeter
 
 _BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 

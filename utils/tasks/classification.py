@@ -41,8 +41,9 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
-from utils.training.metrics import AccuracyMeter, MeanMeter
+from utils.training.metrics import MeanMeter
 from utils.training.state import Goal
+from utils.training.task_metrics import AccuracyMeter
 
 HEAD = "cls"
 

@@ -20,8 +20,8 @@ from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model
 from utils.tasks.loaders import build_dataset
 from utils.tasks.regression import RegressionPictures, RegressionTask, Target
-from utils.training.metrics import DepthMeter
 from utils.training.state import Goal
+from utils.training.task_metrics import DepthMeter
 
 HEAD = "depth"
 MASK_THRESHOLD = 127  # mask_valid is 0 or 255

@@ -46,8 +46,9 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
-from utils.training.metrics import MeanMeter, SegmentationMeter
+from utils.training.metrics import MeanMeter
 from utils.training.state import Goal
+from utils.training.task_metrics import SegmentationMeter
 
 HEAD = "semseg"
 

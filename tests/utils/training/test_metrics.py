@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from utils.training.metrics import AccuracyMeter, DepthMeter, MeanMeter, Meter, SegmentationMeter
+from utils.training.metrics import MeanMeter, Meter
+from utils.training.task_metrics import AccuracyMeter, DepthMeter, SegmentationMeter
 
 GOLDEN = Path(__file__).parents[2] / "data" / "parity"
 NYU_MEAN, NYU_STD = 2070.7764, 777.5723
