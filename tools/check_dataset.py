@@ -31,6 +31,7 @@ from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
 from tools.doctor.report.report_files import write_report
 from utils.config.fields import options_of
+from utils.config.parse import load_yaml
 from utils.logs.errors import UserError, exit_on_user_error
 
 _PRINTED = 30
@@ -93,7 +94,7 @@ def _read_table(path: Path | None) -> ModalityTable:
     from utils.config.options import DataOptions  # loads PyTorch
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = load_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         reason = (str(err) or type(err).__name__).replace("\n", " ")
         raise UserError(f"--config {path}: {reason}") from err

@@ -40,6 +40,7 @@ from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import save_model
 from tools.subset_report.pretrained_subsets import subset_losses
+from utils.config.parse import load_yaml
 from utils.data.folders import MultiModalFolder
 from utils.data.statistics import resolve_statistics
 from utils.logs.errors import UserError, exit_on_user_error
@@ -129,7 +130,7 @@ def read_rows(path: Path, spec: ModelSpec) -> list[Modality]:
         UserError: Not such a file, bad rows, or none that is new.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise UserError(f"--add {path}: {err.strerror or err}") from err
     except (ValueError, yaml.YAMLError) as err:

@@ -44,6 +44,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000", "PPM", "TIFF")
 """Names of the picture formats that are read."""
 MAX_FILE_BYTES = 4 * 2**30
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000")
+MAX_NPY_HEADER = 4096
 _PILLOW_BLOCKS = 8
 
 
@@ -285,7 +286,12 @@ def _parse_npy(data: bytes) -> Array:
     }
     if version not in headers:
         raise ValueError(f"format version {version}")
+    length = int.from_bytes(data[8 : 10 if version == (1, 0) else 12], "little")
+    if length > MAX_NPY_HEADER:
+        raise ValueError(f"a header of {length} bytes")
     shape, fortran_order, dtype = headers[version](stream)
+    if dtype.names or dtype.subdtype or not 1 <= len(shape) <= 3 or min(shape) < 0:
+        raise ValueError(f"shape {shape}, type {dtype}")
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
     values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def save_state_dict(
 
 
 def _unpickle(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records):
+            raise ValueError("compressed records, which torch.save never writes")
+        size = sum(r.file_size for r in records)
+        if size > path.stat().st_size:
+            raise ValueError(f"records of {size} bytes in {path.stat().st_size}")
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tools.app.engine import Engine
 from tools.app.events import Events
 from tools.app.page_layout import TITLE, build_layout
 from tools.app.scenes import examples as read_examples
+from tools.app.server_limits import RequestLimits
 from tools.app.session import Session
 from tools.app.uploads import MAX_BYTES
 from utils.logs.errors import UserError
@@ -60,6 +62,7 @@ def launch(blocks: gr.Blocks, port: int | None) -> str:
     middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
         Middleware(SecurityHeaders),
+        Middleware(RequestLimits, uploads=Path(os.environ["GRADIO_TEMP_DIR"])),
     ]
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", radius_size="md", font=_SYSTEM, font_mono=_MONO

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from tools.report.run_log import Curve, Row, curve, read_log
+from utils.config.parse import load_yaml
 from utils.logs.errors import UserError
 from utils.logs.paths import RunPaths
 
@@ -198,7 +199,7 @@ def read_comparison(path: Path, size: str | None = None, changes: Sequence[str] 
         UserError: The file is unreadable, or keys are missing or unknown.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.keys() != _KEYS:
             keys = set(raw) if isinstance(raw, dict) else set()
             raise UserError(
@@ -230,7 +231,7 @@ def _change(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text}: expected OPTION=VALUE")
     try:
-        return key, yaml.safe_load(value)
+        return key, load_yaml(value)
     except _YAML_ERRORS as err:
         raise UserError(f"--set {text}: not YAML ({' '.join(str(err).split())})") from err
 

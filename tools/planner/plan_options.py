@@ -14,7 +14,7 @@ from utils.config.cls_options import ClsConfig
 from utils.config.command_line import read_command_line
 from utils.config.depth_options import DepthConfig
 from utils.config.fields import option, options_of
-from utils.config.parse import parse_config
+from utils.config.parse import load_yaml, parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
@@ -120,7 +120,7 @@ def _plan_class(argv: Sequence[str]) -> type[PlanConfig]:
 def _keys(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file; empty if unreadable, which parsing reports later."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -23,6 +23,8 @@ from utils.logs.errors import UserError, bullet_list
 __all__ = ["ConfigError", "option", "parse_config", "save_config", "to_flat_dict", "to_yaml"]
 
 T = TypeVar("T")
+MAX_NODES = 100_000
+"""Values of a YAML file, aliases expanded."""
 
 
 class ConfigError(UserError):
@@ -168,6 +170,15 @@ def _read_config_file(path: Path, options: Mapping[str, Option]) -> tuple[list[S
     return settings, problems
 
 
+def load_yaml(text: str) -> Any:
+    """Content of a YAML text without code, of bounded size.
+
+    Raises:
+        yaml.YAMLError: Not YAML, or too many values.
+    """
+    return _Loader(text).get_single_data()
+
+
 def _parse_inline(value: Any) -> Any:
     """Parse a mapping written as YAML on the command line."""
     if not isinstance(value, str):
@@ -190,11 +201,28 @@ def _one_line(err: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that records duplicate keys, which PyYAML accepts silently."""
+    """Safe loader that records duplicate keys, which PyYAML accepts silently.
+
+    Aliases may not turn a small file into more than :data:`MAX_NODES` values.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.duplicates: list[str] = []
+        self.nodes = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: int) -> Any:
+        """Compose a node; every alias counts as what it stands for."""
+        is_alias, before = self.check_event(yaml.AliasEvent), self.nodes
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        self.nodes += self.sizes.get(id(node), 1) if is_alias else 1
+        if not is_alias:
+            self.sizes[id(node)] = self.nodes - before
+        if self.nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} values", problem_mark=mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}

@@ -79,7 +79,7 @@ def _read(file: File, stored: bytes | Array, out: CheckedFile) -> Pixels | None:
     if not out.record.mode:
         array = np.asarray(pixels)
         out.record.mode = f"{array.dtype} x {1 if array.ndim == 2 else array.shape[2]}"
-    if modality.is_labels and int(np.max(pixels)) < 256:
+    if modality.is_labels and int(np.asarray(pixels).max()) < 256:
         return np.asarray(pixels, np.uint8)
     return pixels
 
