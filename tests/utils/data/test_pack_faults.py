@@ -79,7 +79,7 @@ def write_png(path: Path, bits: int, colours: int, rows: bytes) -> None:
 
 def saved(mode: str, suffix: str, **how: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        image = Image.fromarray(pixels(*SIZE, 4)).convert(mode)
+        image = Image.fromarray(pixels(*SIZE, 3)).convert(mode)
         image.save(path.with_suffix(suffix), **how)
 
     return write
