@@ -14,7 +14,7 @@ from typing import IO, cast
 import torch
 
 from tools.planner.planned_run import PlannedRun
-from utils.checkpoint.records import MAX_STEP_CHECKPOINTS
+from utils.checkpoint.checkpoint_files import MAX_STEP_CHECKPOINTS
 from utils.config.options import CheckpointOptions
 from utils.training.schedule import RunPlan
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import utils.checkpoint.saving
 from tools.torture.small_runs import Layout, RunFactory, alive, descendants, send, trainers
-from utils.checkpoint.records import write_checkpoint
+from utils.checkpoint.checkpoint_files import write_checkpoint
 from utils.data.batches import Batch
 from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.pretraining import PretrainTask

@@ -1,6 +1,6 @@
 """Checkpoints: saving, resuming, and weights to start from.
 
-``records`` documents and writes the files; ``saving.Saver`` writes in the background; ``resume``
-decides which checkpoint is resumed and what may have changed; ``start_weights`` loads and
-downloads ``--finetune`` weights, ``trained_inputs`` prepares inputs as they were trained.
+``checkpoint_files`` documents and writes the files; ``saving.Saver`` writes in the background;
+``resume`` decides which checkpoint is resumed and what may have changed; ``start_weights`` loads
+and downloads ``--finetune`` weights, ``trained_inputs`` prepares inputs as they were trained.
 """

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import SPEC, spec_entry
-from utils.checkpoint.records import read_records
+from utils.checkpoint.checkpoint_files import read_records
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.checkpoint.records import remove_partial_files, save_best, write_checkpoint
+from utils.checkpoint.checkpoint_files import remove_partial_files, save_best, write_checkpoint
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
 from utils.logs.errors import RunError

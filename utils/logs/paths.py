@@ -75,7 +75,7 @@ class RunPaths:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of checkpoints, see :mod:`utils.checkpoint.records`."""
+        """Folder of checkpoints, see :mod:`utils.checkpoint.checkpoint_files`."""
         return self.root / "checkpoints"
 
     @property

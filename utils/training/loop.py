@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils.checkpoint.records import newest_step
+from utils.checkpoint.checkpoint_files import newest_step
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.saving import Saver
 from utils.config.options import CheckpointOptions, DataOptions, LogOptions, RuntimeOptions

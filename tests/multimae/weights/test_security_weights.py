@@ -39,7 +39,7 @@ from tools import (
 )
 from tools.app.engine import Engine
 from tools.torture.fingerprint import fingerprint
-from utils.checkpoint.records import Record, read_records
+from utils.checkpoint.checkpoint_files import Record, read_records
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.start_weights import read_pretrained
 from utils.config.options import StartOptions
