@@ -193,7 +193,7 @@ def _roll_back(run: TrainingRun, bad: Mapping[int, Sequence[str]]) -> None:
     path = world.broadcast_from_main(lambda: latest_checkpoint(folder, run.logger.info))
     if path is None:
         raise RunError(
-            f"{cause}, and there is no checkpoint to go back to: --on_nonfinite rollback needs "
+            f"{cause}, and there is no checkpoint to load: --on_nonfinite rollback needs "
             "--output_dir and --save_ckpt.",
             everywhere=True,
         )

@@ -74,7 +74,7 @@ def param_groups(
     """Sort trainable parameters into as few groups as their learning rates and decays allow.
 
     Args:
-        named_parameters: As from ``module.named_parameters()``. Frozen ones are left out.
+        named_parameters: As from ``module.named_parameters()``. Frozen ones are skipped.
         weight_decay: Decay of everything not named by the next two.
         lr_scale: Factor on the learning rate by parameter name; 1 if ``None``.
         no_decay: Which parameters have decay 0; none if ``None``.
@@ -139,8 +139,8 @@ def build_optimizer(
     params = [p for group in groups for p in group["params"]]
     if not params:
         raise UserError("nothing to train: every parameter is frozen")
-    given = {"betas": None if betas is None else tuple(betas), "eps": eps}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    chosen = {"betas": None if betas is None else tuple(betas), "eps": eps}
+    options: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     make = _TORCHS.get(name.lower()) or _from_timm(name, momentum)
     takes = make.num_betas
     if betas is not None and takes is not None and len(betas) != takes:

@@ -55,7 +55,7 @@ class TrainState:
         step: Updates done.
         ema: Running average of the model's weights, if it is kept.
         best: Best value of the goal's metric so far.
-        skipped: Steps whose batches are left out: they made a loss that was not finite.
+        skipped: Steps (from 0) whose batches a rollback skips.
         bad_sample_names: Names of the bad samples met, see :class:`utils.data.batches.BadSamples`.
         window: Logged values since the last log line.
         global_batch: Samples per update over all processes.
@@ -93,7 +93,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     def full_scored_model(self) -> nn.Module:
-        """The scored model, or a copy that no longer is sharded; all processes call it."""
+        """The scored model; a full copy if it is sharded (collective)."""
         scored = self.scored_model
         return scored if self.full_model_builder is None else self.full_model_builder.build(scored)
 

@@ -80,7 +80,7 @@ class Update(NamedTuple):
     Attributes:
         logs: Sums over the accumulated batches; their means over processes are the losses of the
             global batch.
-        bad: Names of those that were not finite, for which the update was left out.
+        bad: Names of values that are NaN or infinite; the update was skipped.
     """
 
     logs: dict[str, Tensor]
@@ -124,7 +124,7 @@ class Stepper:
         """Update the weights from ``accum_steps`` batches.
 
         Returns:
-            What to log, and whether the update was left out (``--on_nonfinite skip``).
+            What to log, and whether the update was skipped (``--on_nonfinite skip``).
         """
         world = self.world
         seed_everything(self.seed, state.step, world.rank)
@@ -179,10 +179,10 @@ class Stepper:
         return [position._replace(counts=per_process) for position in positions]
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients after the last batch of an update; before, they add up.
+        """Reduce gradients over processes after the last batch of an update only.
 
-        A static graph of DDP is known after one backward pass with an exchange: the first update
-        has one after every batch.
+        A static graph of DDP is known after one synchronized backward pass: the first update
+        synchronizes after every batch.
         """
         on = last or (self.static_graph and not self.begun)
         if self.sharded:
@@ -208,7 +208,7 @@ class Stepper:
             optimizer.step()
 
     def _not_finite(self, logs: dict[str, Tensor], *, scaled: bool) -> tuple[str, ...]:
-        """Values of any process that spoil an update, if such updates are to be left out.
+        """NaN and infinite values of any process, with ``--on_nonfinite skip`` (collective).
 
         The gradient norm may overflow in fp16, whose scaler skips the step.
         """
