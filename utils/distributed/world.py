@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -96,12 +97,14 @@ class World:
 def init_world(options: RuntimeOptions) -> World:
     """Set up the process, and join the group if a launcher started several.
 
-    torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides; ``--dist_on_itp`` reads Open
-    MPI's. Backend: nccl on CUDA, gloo elsewhere.
+    torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) decides, else srun's (SLURM_PROCID);
+    ``--dist_on_itp`` reads Open MPI's. Backend: nccl on CUDA, gloo elsewhere.
 
     Raises:
         UserError: The device is not available.
     """
+    if "RANK" not in os.environ and not options.dist_on_itp:
+        os.environ.update(slurm_environment(os.environ))
     prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if not options.show_user_warnings:
@@ -126,6 +129,31 @@ def init_world(options: RuntimeOptions) -> World:
             timeout=TIMEOUT,
         )
     return World(rank, size, device)
+
+
+def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Torchrun's variables from those of a task that srun started; empty elsewhere.
+
+    The first host is MASTER_ADDR, a port derived from the job id MASTER_PORT, unless they are set.
+    """
+    size = env.get("SLURM_NTASKS", "1")
+    if "SLURM_PROCID" not in env or "SLURM_STEP_ID" not in env or int(size) < 2:
+        return {}  # one process, or a batch script, which has the job's variables, too
+    host = env.get("MASTER_ADDR") or _first_host(env.get("SLURM_NODELIST", ""))
+    port = 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": host or env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
+        "MASTER_PORT": env.get("MASTER_PORT", str(port)),
+    }
+
+
+def _first_host(nodes: str) -> str:
+    """First of ``a[01-04,7],b``: ``a01``."""
+    found = re.match(r"([^,\[]*)(?:\[([^],-]*)[^]]*\])?([^,\[]*)", nodes)
+    return "".join(part or "" for part in found.groups()) if found else ""
 
 
 def fresh_store(store: Store, rank: int, size: int) -> Store:

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 import utils.distributed.world
-from utils.distributed.world import fresh_store
+from utils.distributed.world import fresh_store, slurm_environment
 
 
 def start(store: dist.Store, delays: list[float]) -> list[dist.Store]:
@@ -50,3 +50,27 @@ def test_a_process_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils.distributed.world, "TIMEOUT", timedelta(seconds=0.2))
     with pytest.raises(RuntimeError, match="ranks .1. timed out"):
         fresh_store(dist.HashStore(), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("gpu[017-019,3]", "gpu017"),
+        ("a,b", "a"),
+        ("n1-x[2,4].local,b", "n1-x2.local"),
+        ("", "10.0.0.9"),
+    ],
+)
+def test_srun_needs_no_torchrun(nodes: str, host: str) -> None:
+    env = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+    env |= {"SLURM_NODELIST": nodes, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9", "SLURM_STEP_ID": "0"}
+    assert slurm_environment(env) == {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": "23456",
+    }
+    own = slurm_environment({**env, "MASTER_ADDR": "mine", "MASTER_PORT": "29"})
+    assert (own["MASTER_ADDR"], own["MASTER_PORT"]) == ("mine", "29")
+    assert slurm_environment({**env, "SLURM_NTASKS": "1"}) == slurm_environment({}) == {}
