@@ -30,6 +30,8 @@ class HeadOptions:
         preds_per_patch: Cells per token of ConvNeXt, a square number.
         interpolate_mode: Last upsampling of ConvNeXt.
         drop_path: Drop-path rate of Segmenter and ConvNeXt.
+        num_heads: Attention heads of Segmenter; ``None``: one per 64 channels. Published ones
+            have 12 at any width.
     """
 
     kind: HeadKind = "convnext"
@@ -39,6 +41,7 @@ class HeadOptions:
     preds_per_patch: int = 16
     interpolate_mode: Literal["bilinear", "nearest"] = "bilinear"
     drop_path: float = 0.0
+    num_heads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def dense_head(
         ValueError: Unknown model, or widths that do not divide.
     """
     if options.kind == "segmenter":
-        num_heads = max(1, options.dim // _HEAD_WIDTH)
+        num_heads = options.num_heads or max(1, options.dim // _HEAD_WIDTH)
         if options.dim % num_heads:
             raise ValueError(f"decoder_dim {options.dim} is not divisible by its {num_heads} heads")
         return heads.SegmenterMaskTransformerAdapter(

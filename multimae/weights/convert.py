@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from multimae.nn.tokens import Size
-from multimae.weights.load import is_vit_state_dict
+from multimae.weights.load import is_hf_vit, is_vit_state_dict
 
 # The only layers that both kinds of block have: anything else would change the features.
 _LAYER = re.compile(r"\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
@@ -23,11 +24,52 @@ _TOKENS = ("cls_token", "global_tokens", "pos_embed")
 _FEATURES = re.compile(r"blocks\.|patch_embed\.|norm_pre\.|(reg|dist|register)_tokens?$")
 
 
+_HF_NAMES = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+_HF_LAYERS = {
+    "attention.attention.query": "attn.qkv",
+    "attention.attention.key": "",  # joined with the query
+    "attention.attention.value": "",
+    "attention.output.dense": "attn.proj",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
 class Converted(NamedTuple):
     """A converted state dict, and the keys of the original that have no place in it."""
 
     state: dict[str, Tensor]
     unused: tuple[str, ...]
+
+
+def hf_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ViT and ViTMAE weights of Hugging Face transformers under timm's names; others unchanged.
+
+    Query, key and value are joined. MAE's decoder keeps its names.
+    """
+    if not is_hf_vit(state):
+        return dict(state)
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("vit.")
+        layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name)
+        if layer is None or layer[2] not in _HF_LAYERS:
+            out[_HF_NAMES.get(name, name)] = value
+        elif layer[2].endswith("query"):
+            joined = [state[key.replace("query", part)] for part in ("query", "key", "value")]
+            out[f"blocks.{layer[1]}.attn.qkv.{layer[3]}"] = torch.cat(joined)
+        elif _HF_LAYERS[layer[2]]:
+            out[f"blocks.{layer[1]}.{_HF_LAYERS[layer[2]]}.{layer[3]}"] = value
+    return out
 
 
 def multimae_to_vit(

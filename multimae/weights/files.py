@@ -24,6 +24,7 @@ from torch import Tensor
 from multimae.weights.atomic import atomic_file
 
 StateDict = dict[str, Tensor]
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 class CheckpointError(ValueError):
@@ -62,7 +63,7 @@ def extract_state_dict(
 ) -> StateDict:
     """The weights in a checkpoint: under the first of ``keys`` it has, else the dict itself.
 
-    The ``module.`` in front of every name that DDP leaves is removed.
+    The prefixes that DDP and ``torch.compile`` add (``module.``, ``_orig_mod.``) are removed.
 
     Raises:
         CheckpointError: There are no tensors where the weights should be.
@@ -77,9 +78,9 @@ def extract_state_dict(
             f"no weights in the checkpoint (its keys: {first or 'none'}): expected them under "
             f"{' or '.join(keys)}, or a plain state dict"
         )
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    while any(all(key.startswith(prefix) for key in state) for prefix in _WRAPPERS):
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return {key.replace("._orig_mod.", "."): value for key, value in state.items()}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ __all__ = [
     "StateDict",
     "describe_architecture",
     "extract_state_dict",
+    "is_hf_vit",
     "is_vit_state_dict",
     "load_weights",
     "read_checkpoint",
@@ -31,6 +32,12 @@ __all__ = [
 ]
 
 _MAX_SHOWN = 4
+
+
+def is_hf_vit(state: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a ViT or ViTMAE in Hugging Face's naming."""
+    patch = "embeddings.patch_embeddings.projection.weight"
+    return patch in state or f"vit.{patch}" in state
 
 
 def is_vit_state_dict(state: Mapping[str, Tensor]) -> bool:

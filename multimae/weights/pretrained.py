@@ -8,6 +8,7 @@ is enough.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from multimae.weights.files import (
     save_state_dict,
 )
 from multimae.weights.guess import guess_spec
-from multimae.weights.load import load_weights
+from multimae.weights.load import is_hf_vit, is_vit_state_dict, load_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,12 +129,14 @@ class Pretrained(
         if path.is_dir():
             config: Path | None = path / CONFIG
             path /= WEIGHTS
-        elif path.is_file() or path.suffix in _SUFFIXES:
+        elif path.is_file() or path.suffix in _SUFFIXES or path.is_absolute():
+            if not path.is_file():
+                raise CheckpointError(f"{path}: no such file or folder")
             config = None
         else:
             path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
         checkpoint = read_checkpoint(path)
-        state = extract_state_dict(checkpoint)
+        state = _under_our_names(path, extract_state_dict(checkpoint))
         if spec is None and config and config.is_file():
             spec = _parse(config.read_text("utf-8"), config)
         spec = spec or find_spec(path, checkpoint) or infer_spec(path, state, checkpoint)
@@ -214,7 +217,8 @@ def infer_spec(path: Path, state: StateDict, checkpoint: Mapping[str, Any]) -> M
         CheckpointError: Not the weights of a model that can be recognized.
     """
     try:
-        return guess_spec(state)
+        args = checkpoint.get("args")
+        return guess_spec(state, vars(args) if isinstance(args, argparse.Namespace) else args)
     except ValueError as err:
         raise CheckpointError(
             f"{path} does not say which model it belongs to, and its weights do not tell: {err}. "
@@ -227,6 +231,18 @@ def _parse(text: str, source: object) -> ModelSpec:
         return ModelSpec.from_json(text)
     except ValueError as err:
         raise CheckpointError(f"{source}: {err}") from err
+
+
+def _under_our_names(path: Path, state: StateDict) -> StateDict:
+    """Weights of a ViT (timm, MAE, Hugging Face) under MultiMAE's names; others unchanged."""
+    if not is_vit_state_dict(state) and not is_hf_vit(state):
+        return state
+    from multimae.weights.convert import hf_to_vit, vit_to_multimae  # few runs need it
+
+    try:
+        return vit_to_multimae(hf_to_vit(state)).state
+    except ValueError as err:
+        raise CheckpointError(f"{path}: {err}") from err
 
 
 def _download(repository: str, name: str, options: Mapping[str, Any]) -> Path:

@@ -134,6 +134,13 @@ def _find(options: CheckpointOptions, info: Info) -> Path | None:
         raise UserError(
             f"cannot resume: no checkpoint in {paths.checkpoints} is intact.\n{_ways_out(options)}"
         )
+    published = sorted(paths.root.glob("checkpoint-*.pth"), key=_position)
+    if path is None and published:
+        raise UserError(
+            f"{paths.root} holds {len(published)} checkpoints of the published code, the newest "
+            f"{published[-1]}. They cannot be resumed; start from their weights with --finetune "
+            f"or --init_weights.\n{_ways_out(options)}"
+        )
     return path
 
 
@@ -281,6 +288,13 @@ def restore(state: TrainState, path: Path, world: World) -> None:
 def _read(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     missing = [part for part in _PARTS if part not in checkpoint]
+    if "args" in checkpoint:
+        raise CheckpointError(
+            f"{path} is a checkpoint of the published code, epoch {checkpoint.get('epoch', '?')}: "
+            "its optimizer and schedule cannot be continued here. Start from its weights, "
+            f"--init_weights {path} in pre-training or --finetune {path} in fine-tuning; "
+            "a fine-tuned one is scored with --eval --resume."
+        )
     if missing:
         raise CheckpointError(
             f"{path} lacks {', '.join(missing)}: it holds weights, not the state of a run, "

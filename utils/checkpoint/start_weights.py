@@ -21,6 +21,7 @@ from multimae.weights.load import (
     LoadReport,
     StateDict,
     extract_state_dict,
+    is_hf_vit,
     is_vit_state_dict,
     load_weights,
     read_checkpoint,
@@ -98,11 +99,11 @@ def _without_prefix(state: StateDict, prefix: str) -> StateDict:
 
 def _to_multimae(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
     """Weights under MultiMAE's names, and the keys of a ViT that it has no use for."""
-    if not is_vit_state_dict(state):
+    if not is_vit_state_dict(state) and not is_hf_vit(state):
         return state, ()
-    from multimae.weights.convert import vit_to_multimae
+    from multimae.weights.convert import hf_to_vit, vit_to_multimae
 
-    converted = vit_to_multimae(state)
+    converted = vit_to_multimae(hf_to_vit(state))
     return dict(converted.state), converted.unused
 
 

@@ -216,7 +216,7 @@ def test_bad_models(finetuned: MultiMAE, pretrained: MultiMAE, tmp_path: Path) -
     [
         ([str(SHIPPED), "a.onnx", "--inputs", "rgb-sound"], "got rgb, sound"),
         ([str(SHIPPED), "a.onnx", "--what", "predict"], "no heads to predict with"),
-        (["none.safetensors", "a.onnx"], "not a file"),
+        (["none.safetensors", "a.onnx"], "none.safetensors"),
     ],
 )
 def test_command_on_bad_input(

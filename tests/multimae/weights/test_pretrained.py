@@ -125,8 +125,8 @@ def test_pushing_uploads_weights_config_and_card(
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
-        ("nowhere.safetensors", "not a file"),
-        ("some/where/nowhere.pth", "not a file"),
+        ("nowhere.safetensors", "no such file"),
+        ("some/where/nowhere.pth", "no such file"),
         ("no/such/repository", "no file, no folder"),
         ("not a name", "no file, no folder"),
     ],
