@@ -215,13 +215,13 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: int) -> Any:
         """Compose a node; every alias counts as what it stands for."""
         is_alias, before = self.check_event(yaml.AliasEvent), self.nodes
-        mark = self.peek_event().start_mark
         node = super().compose_node(parent, index)
         self.nodes += self.sizes.get(id(node), 1) if is_alias else 1
         if not is_alias:
             self.sizes[id(node)] = self.nodes - before
         if self.nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES} values", problem_mark=mark)
+            problem = f"more than {MAX_NODES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node and node.start_mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
