@@ -2,50 +2,7 @@
 
 from __future__ import annotations
 
-NYU40_CLASSES: tuple[str, ...] = (
-    "void",
-    "wall",
-    "floor",
-    "cabinet",
-    "bed",
-    "chair",
-    "sofa",
-    "table",
-    "door",
-    "window",
-    "bookshelf",
-    "picture",
-    "counter",
-    "blinds",
-    "desk",
-    "shelves",
-    "curtain",
-    "dresser",
-    "pillow",
-    "mirror",
-    "floor mat",
-    "clothes",
-    "ceiling",
-    "books",
-    "refrigerator",
-    "television",
-    "paper",
-    "towel",
-    "shower curtain",
-    "box",
-    "whiteboard",
-    "person",
-    "night stand",
-    "toilet",
-    "sink",
-    "lamp",
-    "bathtub",
-    "bag",
-    "otherstructure",
-    "otherfurniture",
-    "otherprop",
-)
-"""Names by id; id 0 is "void" (unlabelled), ids 1 to 40 are the NYU40 classes."""
+from multimae.specs.class_names import NYU40_CLASSES as NYU40_CLASSES
 
 CLASS_IDS: dict[str, int] = {name: i for i, name in enumerate(NYU40_CLASSES)}
 """Ids by name."""

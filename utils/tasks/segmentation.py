@@ -19,6 +19,7 @@ from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture, with_void
 from multimae.plotting.predictions import prediction_grid
+from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadSpec
 from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
@@ -206,6 +207,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         if trained is not None:
             check_same_classes(names, trained.target.class_names, root, "the weights")
             names = names or trained.target.class_names
+        names = names or published_class_names(data.dataset_name, data.num_classes)
         self.target = data.target(names)
         self.valid: Modality | None = None
         if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):

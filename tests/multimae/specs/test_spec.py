@@ -85,3 +85,12 @@ def test_a_run_leaves_weights_that_load_and_export(
     MultiMAE.from_pretrained(target)
     assert export([str(tmp_path / "none.safetensors"), str(target)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_nyu40_names_are_built_in() -> None:
+    from multimae.specs.class_names import published_class_names
+
+    names = published_class_names("NYU", 40)
+    assert (len(names), names[0], names[39]) == (40, "wall", "otherprop")
+    assert published_class_names("hypersim", 40) == names
+    assert published_class_names("nyu", 13) == published_class_names("mine", 40) == ()
