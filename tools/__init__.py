@@ -1,1 +1,6 @@
-"""Commands around training; nothing imports them."""
+"""Commands around training: one file each, with a folder beside it where it has more code.
+
+``make_rooms.py`` renders a data set, ``check_dataset.py`` examines one, ``pack_dataset.py`` packs
+one, ``demo_app.py`` opens the page; ``--help`` of each says what it does. Nothing outside imports
+them.
+"""
