@@ -172,8 +172,8 @@ def build_loss(modality: Modality, patch_size: int | Size) -> MaskedLoss:
     patch = modality.patch_size or patch_size
     if modality.loss == "cross_entropy":
         return MaskedCrossEntropyLoss(patch, modality.stride)
-    kind = MaskedL1Loss if modality.loss == "l1" else MaskedMSELoss
-    return kind(patch, modality.stride, modality.norm_pix)
+    regression: dict[str, type[MaskedMSELoss]] = {"l1": MaskedL1Loss, "mse": MaskedMSELoss}
+    return regression[modality.loss](patch, modality.stride, modality.norm_pix)
 
 
 def per_sample_where(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from multimae.specs.heads import HeadOptions
+from multimae.specs.heads import HeadKind, HeadOptions
 from multimae.specs.modalities import ModalityTable
 from utils.config.fields import option
 from utils.config.options import (
@@ -59,7 +59,7 @@ class DenseModelOptions(FinetuneModelOptions):
 
     drop_path_encoder: float = option(0.1, "Drop-path rate of the encoder", within="[0, 1)")
     learnable_pos_emb: bool = option(False, "Train the position tables")
-    output_adapter: Literal["segmenter", "convnext", "dpt"] = option("convnext", "Head")
+    output_adapter: HeadKind = option("convnext", "Head")
     decoder_dim: int = option(6144, "Width of Segmenter and ConvNeXt heads", within="[1, inf)")
     decoder_depth: int = option(4, "Blocks of Segmenter and ConvNeXt heads", within="[0, inf)")
     drop_path_decoder: float = option(

@@ -221,9 +221,7 @@ class _Loader(yaml.SafeLoader):
             self.sizes[id(node)] = self.nodes - before
         if self.nodes > MAX_NODES:
             problem = f"more than {MAX_NODES} values"
-            raise yaml.MarkedYAMLError(
-                problem=problem, problem_mark=getattr(node, "start_mark", None)
-            )
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
