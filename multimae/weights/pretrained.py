@@ -28,7 +28,6 @@ from multimae.weights.files import (
     read_metadata,
     save_state_dict,
 )
-from multimae.weights.guess import guess_spec
 from multimae.weights.load import is_hf_vit, is_vit_state_dict, load_weights
 
 if TYPE_CHECKING:
@@ -216,6 +215,8 @@ def infer_spec(path: Path, state: StateDict, checkpoint: Mapping[str, Any]) -> M
     Raises:
         CheckpointError: Not the weights of a model that can be recognized.
     """
+    from multimae.weights.guess import guess_spec
+
     try:
         args = checkpoint.get("args")
         return guess_spec(state, vars(args) if isinstance(args, argparse.Namespace) else args)

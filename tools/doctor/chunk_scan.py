@@ -16,8 +16,8 @@ from tools.doctor.alignment.edges import Floats, downsample, edge_features, norm
 from tools.doctor.files.duplicates import thumbnail
 from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import File
+from tools.doctor.files.file_records import CheckedFile, FileRecord
 from tools.doctor.files.modality_statistics import Totals
-from tools.doctor.files.records import CheckedFile, FileRecord
 from tools.doctor.findings import Finding
 
 

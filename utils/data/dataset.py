@@ -21,7 +21,7 @@ from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.shared_memory import BatchKeys, PooledBatchSampler, SharedMemoryPool
 from utils.data.transforms import JointTransform
-from utils.distributed.signals import end_workers, leave_to_parent
+from utils.distributed.script import end_workers, leave_to_parent
 from utils.logs.errors import UserError, bullet_list
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -117,12 +117,7 @@ class MultiModalFolder:
         keys = sorted(map(os.fsencode, complete))
         self._keys: npt.NDArray[np.bytes_] = np.array(keys, dtype=np.bytes_)
         names = list(map(os.fsdecode, keys))
-        self._extensions: dict[str, tuple[list[str], npt.NDArray[Any]]] = {}
-        for name, by_key in found.items():
-            extensions = sorted({by_key[k] for k in names if k in by_key})
-            index_of = {ext: i for i, ext in enumerate(extensions)}
-            indices = (index_of[by_key[k]] if k in by_key else _ABSENT for k in names)
-            self._extensions[name] = extensions, np.fromiter(indices, np.uint8, len(names))
+        self._extensions = {name: _index_extensions(found[name], names) for name in found}
         self._pack_indices = {
             m.name: self._indices_in_pack(m) for m in self.modalities if m.name in self._packs
         }
@@ -364,6 +359,16 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
     if not any(found.values()):
         raise UserError(f"data path {root} holds no images. The layout is {LAYOUT}.")
     return {folder: names for folder, names in found.items() if names}
+
+
+def _index_extensions(
+    by_key: Mapping[str, str], names: list[str]
+) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    """Distinct extensions of a modality's files, and which one each name has, or ``_ABSENT``."""
+    extensions = sorted({by_key[k] for k in names if k in by_key})
+    index_of = {ext: i for i, ext in enumerate(extensions)}
+    indices = (index_of[by_key[k]] if k in by_key else _ABSENT for k in names)
+    return extensions, np.fromiter(indices, np.uint8, len(names))
 
 
 def _open_pack(folder: Path) -> PackedFolder:

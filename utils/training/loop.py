@@ -19,9 +19,8 @@ from utils.config.options import CheckpointOptions, DataOptions, LogOptions, Run
 from utils.data.batches import BadSamples, Batch, BatchStream
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import GlobalBatchSampler
-from utils.distributed.control import Control, ControlGroup
-from utils.distributed.script import worker_killed
-from utils.distributed.signals import Stopped, StopRequest, acknowledge
+from utils.distributed.script import Stopped, StopRequest, acknowledge, worker_killed
+from utils.distributed.world import Control, ControlGroup
 from utils.logs.errors import RunError
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock

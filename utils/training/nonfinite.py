@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.distributed.control import ControlGroup
+from utils.distributed.world import ControlGroup
 from utils.logs.errors import RunError
 from utils.logs.paths import RunPaths
 

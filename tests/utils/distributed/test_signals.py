@@ -17,8 +17,7 @@ from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
 from utils.data.batches import Batch
-from utils.distributed.script import run_script
-from utils.distributed.signals import EXIT_CODE, Stopped
+from utils.distributed.script import EXIT_CODE, Stopped, run_script
 from utils.tasks.reconstruction import ReconstructionEvaluator
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper, Update
@@ -97,7 +96,7 @@ def test_a_signal_during_the_evaluation(
 def test_the_second_sigint_ends_at_once() -> None:
     code = """
 import time
-from utils.distributed.signals import StopRequest
+from utils.distributed.script import StopRequest
 with StopRequest().listening():
     print("ready", flush=True)
     end = time.monotonic() + 60

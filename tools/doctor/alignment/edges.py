@@ -13,7 +13,7 @@ from PIL import Image
 
 from multimae.images.pixels import Array, Pixels, storage_dtype
 from multimae.specs.modalities import Modality
-from tools.doctor.files.records import is_scalar_map
+from tools.doctor.files.file_records import is_scalar_map
 
 Floats = npt.NDArray[np.float32]
 _TINY = np.float32(1e-12)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tools.doctor.files.records import FileRecord
+from tools.doctor.files.file_records import FileRecord
 from tools.doctor.findings import Finding, Severity
 
 _SIDE = 16

@@ -16,8 +16,8 @@ from multimae.images.pixels import Array, ImageError, Pixels, size_of, storage_d
 from multimae.images.readers import FORMATS, check_pixels, read
 from multimae.specs.modalities import Modality
 from tools.doctor.files.file_listing import File
+from tools.doctor.files.file_records import CheckedFile, FileRecord, is_scalar_map
 from tools.doctor.files.histograms import Counts, counts_of, quantile, sums_of
-from tools.doctor.files.records import CheckedFile, FileRecord, is_scalar_map
 
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)

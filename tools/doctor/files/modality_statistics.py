@@ -12,8 +12,8 @@ import numpy as np
 from multimae.images.pixels import storage_dtype
 from multimae.specs.modalities import Modality
 from tools.doctor.files.file_checks import valid_counts
+from tools.doctor.files.file_records import is_scalar_map
 from tools.doctor.files.histograms import Counts, Sums, add, add_sums, moments, quantile
-from tools.doctor.files.records import is_scalar_map
 
 _VOID = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "unknown", "invalid"})
 # Metres per stored unit, and its name.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from multimae.images.pixels import storage_dtype
 from multimae.specs.modalities import Modality
-from tools.doctor.files.records import FileRecord, is_scalar_map
+from tools.doctor.files.file_records import FileRecord, is_scalar_map
 from tools.doctor.findings import Finding, Severity
 
 _EIGHT_BIT = frozenset({"1", "L", "P"})

@@ -12,9 +12,9 @@ import numpy as np
 from multimae.plotting.colours import label_palette
 from multimae.specs.modalities import Modality
 from tools.doctor.examine import SetReport
+from tools.doctor.files.file_records import is_scalar_map
 from tools.doctor.files.histograms import Counts, quantile
 from tools.doctor.files.modality_statistics import Totals
-from tools.doctor.files.records import is_scalar_map
 
 _MAX_CLASSES = 14
 

@@ -11,7 +11,7 @@ from multimae.specs.modalities import Modality
 from tools.common.data_uri import encode
 from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import File
-from tools.doctor.files.records import is_scalar_map
+from tools.doctor.files.file_records import is_scalar_map
 
 _SIDE = 144
 

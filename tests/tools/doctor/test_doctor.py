@@ -26,7 +26,7 @@ from tools.doctor.findings import Finding
 from tools.rooms.generate import Job, make_rooms
 from utils.logs.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TABLE = list(default_table().values())
 MODALITIES = ("rgb", "depth", "semseg")
 NORMALS = """
