@@ -36,6 +36,9 @@ from utils.logs.errors import UserError, exit_on_user_error
 
 _PRINTED = 30
 
+SEGMENTED = "semseg"
+"""Modality of the label maps that semantic segmentation is trained on."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the data set, write the report and print a summary."""
@@ -118,7 +121,7 @@ def _with_void(table: ModalityTable, content: dict[str, Any]) -> ModalityTable:
         return table
     ids = count + bool(content.get("seg_reduce_zero_label"))
     return {
-        name: dataclasses.replace(m, num_classes=ids, no_data=255.0) if name == "semseg" else m
+        name: dataclasses.replace(m, num_classes=ids, no_data=255.0) if name == SEGMENTED else m
         for name, m in table.items()
     }
 

@@ -177,6 +177,7 @@ def test_files_do_not_depend_on_workers_and_resume(tmp_path: Path) -> None:
     victim = sample_paths(one, "multimae", "train", 3)["depth"]
     victim.unlink()
     (one / ".tmp").mkdir()
+    (one / ".tmp" / ".multimae-staging").touch()
     (one / ".tmp" / "1-depth-000003.png").write_bytes(b"\x89PNG half")
     assert make_rooms(Job(one, 5, 2, SIZE), progress=False) == 1
     assert digests(one) == before

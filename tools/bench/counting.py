@@ -63,17 +63,32 @@ def measure_work(step: Callable[[], object], parameters: Iterable[Tensor]) -> St
     flops = count_flops(step)
     saved = count_saved_bytes(step, parameters)
     products: Counter[Product] = Counter()
-    syncs: Counter[str] = Counter()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        step()
-    for event in recorded.events() or ():
-        if event.name in _SYNCS or (event.name == "aten::item" and not _inside_kernel(event)):
-            syncs[event.name.removeprefix("aten::")] += 1
+    events = _record(step)
+    for event in events:
         first = _PRODUCTS.get(event.name)
         if first is not None:
             a, b = event.input_shapes[first : first + 2]
             products[Product(a[0] if len(a) == 3 else 1, a[-2], a[-1], b[-1])] += 1
-    return StepWork(flops, saved, products, syncs)
+    return StepWork(flops, saved, products, _syncs_among(events))
+
+
+def count_host_syncs(work: Callable[[], object]) -> Counter[str]:
+    """Operators of ``work`` that wait for the device -> calls."""
+    return _syncs_among(_record(work))
+
+
+def _record(work: Callable[[], object]) -> list[Any]:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        work()
+    return list(recorded.events() or ())
+
+
+def _syncs_among(events: list[Any]) -> Counter[str]:
+    return Counter(
+        event.name.removeprefix("aten::")
+        for event in events
+        if event.name in _SYNCS or (event.name == "aten::item" and not _inside_kernel(event))
+    )
 
 
 def _inside_kernel(event: Any) -> bool:

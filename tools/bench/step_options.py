@@ -64,6 +64,7 @@ class StepBenchConfig:
     def pretrain_config(self) -> PretrainConfig:
         """Configuration of the equivalent ``run_pretraining_multimae.py`` run."""
         b = self.bench
+        extra = [name for name in EXTRA if name in b.in_domains.split("-")]
         return parse_config(
             PretrainConfig,
             [
@@ -72,6 +73,9 @@ class StepBenchConfig:
                 *("--input_size", str(b.input_size), "--device", b.device),
                 *("--num_encoded_tokens", str(b.num_encoded_tokens)),
                 *("--precision", b.precision, "--warmup_epochs", "0", "--epochs", "1"),
-                *("--modalities", str({name: {"num_channels": 3} for name in EXTRA})),
+                *(
+                    "--modalities",
+                    str({name: {"num_channels": 3} for name in extra}),
+                ),
             ],
         )

@@ -39,11 +39,12 @@ class InputConfig(Protocol):
 ConfigT = TypeVar("ConfigT", bound=InputConfig)
 
 
-def read_input_spec(path: Path) -> ModelSpec | None:
+def read_input_spec(path: Path, keys: Sequence[str] = ("model", "module")) -> ModelSpec | None:
     """Spec of the weights in a file; ``None`` if it does not tell how inputs are prepared.
 
     A file without a spec has the options of its run (checkpoints of earlier versions), or is a
-    published checkpoint, whose inputs are prepared as published. A ViT tells nothing.
+    published checkpoint, whose inputs are prepared as published. A ViT tells nothing. ``keys``:
+    where a checkpoint may have its weights.
 
     Raises:
         CheckpointError: The file cannot be read.
@@ -53,7 +54,7 @@ def read_input_spec(path: Path) -> ModelSpec | None:
     if spec is not None:
         return spec
     config = checkpoint.get("config")
-    state = extract_state_dict(checkpoint)
+    state = extract_state_dict(checkpoint, keys)
     if isinstance(config, Mapping):
         return _spec_of_config(config, state)
     try:

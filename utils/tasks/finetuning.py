@@ -450,7 +450,7 @@ def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
     if path is None:
         return "", None
     try:
-        return str(path), read_input_spec(path)
+        return str(path), read_input_spec(path, cfg.start.model_key.split("|"))
     except CheckpointError as err:
         raise UserError(f"cannot read the weights: {err}") from err
 

@@ -297,7 +297,7 @@ def _with_trained_inputs(cfg: PretrainConfig) -> PretrainConfig:
 
     source = newest_checkpoint(cfg.checkpoint) or fetch(cfg.start.init_weights, "--init_weights")
     try:
-        spec = read_input_spec(source)
+        spec = read_input_spec(source, cfg.start.weights.model_key.split("|"))
     except CheckpointError as err:
         raise UserError(f"--init_weights: {err}") from err
     return with_trained_inputs(cfg, spec, str(source), computes_statistics=True)[0]

@@ -40,7 +40,7 @@ def test_ids_in_grey_png_of_few_bits_are_not_scaled(tmp_path: Path, bits: int) -
     np.testing.assert_array_equal(read(path, MAPS), ids)
     np.testing.assert_array_equal(read_fast(str(path), MAPS, 1, path.read_bytes()), ids)
     np.testing.assert_array_equal(to_pixels(Image.open(path), MAPS), ids)
-    stored = pixels_to_store(path.read_bytes(), keep_jpeg=True)
+    stored = pixels_to_store(path.read_bytes(), ".png", keep_jpeg=True)
     assert stored is None  # a pack keeps the file, as Pillow's values are scaled
 
 
@@ -77,7 +77,7 @@ def test_colours_of_16_bits_are_read_or_refused(tmp_path: Path, channels: int) -
         )
     all_bands = make_table({"x": {"num_channels": channels, "max_value": 65535}})["x"]
     np.testing.assert_array_equal(read(path, all_bands), values)
-    assert pixels_to_store(path.read_bytes(), keep_jpeg=True) is None
+    assert pixels_to_store(path.read_bytes(), ".png", keep_jpeg=True) is None
 
 
 def test_lossy_files_hold_neither_ids_nor_no_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, mak
 
 TABLE = make_table(
     {
-        "semseg": {"num_classes": 5, "class_names": ["void", "wall", "floor"]},
+        "semseg": {"num_classes": 5, "class_names": ["void", "wall", "floor", "bed", "door"]},
         "normals": {
             "loss": "l1",
             "mean": [0.5, 0.5, 0.5],

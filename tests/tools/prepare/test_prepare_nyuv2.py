@@ -131,6 +131,7 @@ def test_a_second_run_keeps_files_and_makes_missing_ones(
     first, times = digests(out), stamps(out)
     (out / "train/depth/all/0002.png").unlink()
     (out / ".tmp").mkdir()
+    (out / ".tmp/.multimae-staging").touch()
     (out / ".tmp/1-depth-0002.png").write_bytes(b"half")
     capsys.readouterr()
     assert prepare_nyuv2.main(given) == 0

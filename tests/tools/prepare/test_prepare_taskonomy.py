@@ -253,7 +253,16 @@ def test_the_published_configuration_reads_it(tmp_path: Path) -> None:
     config = "cfgs/finetune/taskonomy/rgb2edges-1k/ft_rgb2edges_multimae-b.yaml"
     cfg = parse_config(
         TaskonomyConfig,
-        ["--config", config, "--data_path", str(tmp_path / "out"), "--input_size", "64"],
+        [
+            "--config",
+            config,
+            "--data_path",
+            str(tmp_path / "out"),
+            "--input_size",
+            "64",
+            "--finetune",
+            "",
+        ],  # fmt: skip
     )
     dataset = TaskonomyFinetuning(cfg, WORLD).train_set()
     assert len(dataset) == 6

@@ -119,7 +119,7 @@ def test_depth(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.unlink()
     Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(path.with_suffix(".tiff"))
     message = failure("depth", data, capsys)
-    assert "depth/b/001.tiff" in message and "holds floats" in message
+    assert "depth/b/001.tiff" in message and "float32" in message
 
 
 def test_a_view_without_valid_pixels(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

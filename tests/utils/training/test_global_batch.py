@@ -91,7 +91,7 @@ def pretraining(depth_in: tuple[bool, ...], **options: Any) -> tuple[Task, Batch
 def segmentation(**options: Any) -> tuple[Task, Batch]:
     inputs, target = select(make_table({}), ["rgb"]), SemsegConfig().data.target()
     target = dataclasses.replace(target, num_classes=5)
-    channels = 5 + bool(options.get("learn_void"))
+    channels = 5 + bool(options.get("learn_padding"))
     model = multivit(inputs, HeadSpec("semseg", target, channels, DENSE))
     labels = torch.randint(0, 6, (SAMPLES, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
     labels[0, :28] = labels[2, :5] = labels[3] = 0
@@ -149,7 +149,7 @@ CASES: dict[str, Case] = {
     "modality missing everywhere": lambda: pretraining(NONE, balancer="uncertainty"),
     "loss on unmasked": lambda: pretraining(SOME, loss_on_unmasked=True),
     "void": segmentation,
-    "learnt void": lambda: segmentation(learn_void=True),
+    "learnt void": lambda: segmentation(learn_padding=True),
     "invalid depth, l1": lambda: depth("l1"),
     "invalid depth, mse": lambda: depth("mse"),
     "invalid depth, several heads": taskonomy,
