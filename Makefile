@@ -1,4 +1,4 @@
-# make demo | app | test | test-fast | check | format | smoke | pictures | results; see README.md
+# make demo | app | test | test-fast | test-long | check | format | smoke | pictures | results; see README.md
 # The first command creates .venv.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo app test test-fast test-browser check format smoke pictures results results-finetune results-data segmenter clean
+.PHONY: demo app test test-fast test-long test-browser check format smoke pictures results results-finetune results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -50,11 +50,15 @@ app: $(READY)
 	$(BIN)/python tools/demo_app.py $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PORT),--port $(PORT))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not long"
+
+# Kills and restarts of whole runs, and exports of every head: two minutes more.
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 # Without the tests that start processes, compile or export: under a minute.
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not slow and not long"
 
 # The page in a real browser: needs Chromium on the PATH, or `python -m playwright install chromium`.
 test-browser: $(READY)

@@ -33,6 +33,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("train"), 8)
 
 
+@pytest.mark.long
 def test_six_kills(scenes: Path, tmp_path: Path) -> None:
     layouts = [Layout(1, 0), Layout(2, 2)]
     chains = chains_of(layouts, kills=6, in_save=4, per_chain=3, seed=1)
@@ -42,6 +43,7 @@ def test_six_kills(scenes: Path, tmp_path: Path) -> None:
     assert report["in_save"] >= 3
 
 
+@pytest.mark.long
 def test_one_process_two_and_one_again(scenes: Path, tmp_path: Path) -> None:
     """At a fixed global batch: the same samples in the same order, losses within 1e-5.
 
@@ -62,6 +64,7 @@ def test_one_process_two_and_one_again(scenes: Path, tmp_path: Path) -> None:
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_launcher_starts_it_again(scenes: Path, tmp_path: Path) -> None:
     """``torchrun --max_restarts``: a killed rank costs what was done since the last checkpoint."""
     runs = RunFactory(RESUME, scenes, 16)

@@ -98,6 +98,7 @@ def shapes(path: Path) -> dict[str, list[int | str]]:
 # --- ONNX
 
 
+@pytest.mark.long
 def test_every_kind_of_head(finetuned: MultiMAE, tmp_path: Path) -> None:
     export_onnx(finetuned, path := tmp_path / "heads.onnx")
     heads = {f"predicted_{head.name}" for head in HEADS}
@@ -107,6 +108,7 @@ def test_every_kind_of_head(finetuned: MultiMAE, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["heads.onnx"]
 
 
+@pytest.mark.long
 def test_reconstruction_and_metadata(pretrained: MultiMAE, tmp_path: Path) -> None:
     export_onnx(pretrained, path := tmp_path / "reconstruct.onnx", "reconstruct")
     outputs = {f"predicted_{m.name}" for m in pretrained.spec.outputs}
