@@ -13,6 +13,8 @@ SIZES["nano"] = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 # Modules whose tests start training processes or browsers, compile, or export. They run first, so
 # that no worker is left alone with them at the end; `make test-fast` leaves them out.
 SLOW = {
+    *("test_global_batch", "test_trained_inputs", "test_security_weights", "test_resuming"),
+    *("test_lock", "test_bad_input", "test_prepare_taskonomy", "test_published_files"),
     *("test_torture", "test_fsdp", "test_export", "test_finetuning_ranks", "test_pretraining"),
     *("test_app", "test_notebook", "test_plan_run", "test_step_speed", "test_pseudo_label"),
     *("test_signals", "test_finetuning_mae", "test_saving", "test_nonfinite", "test_bad_training"),
