@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from multimae.images.folders import MultiModalFolder, list_images
 from multimae.images.preprocess import prepare
 from multimae.specs.modalities import Modality, make_table, select
 from tools.pack.packing import PackOptions, write_packs
 from tools.rooms.generate import Job, make_rooms
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset, build_train_loader
-from utils.data.folders import MultiModalFolder, list_images
 from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import TrainTransform
 

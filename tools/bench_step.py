@@ -18,11 +18,11 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import exit_on_user_error
 from tools.bench.cost_table import cost_table, table_line
 from tools.bench.step_options import StepBenchConfig
 from tools.bench.step_report import bench_step, report
 from utils.config.parse import parse_config
-from utils.logs.errors import exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

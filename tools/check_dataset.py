@@ -26,13 +26,13 @@ if __package__ in (None, ""):
     # Read when numpy is loaded. Matrix products are small here: more threads do not help.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.specs.modalities import ModalityTable, default_table, select
 from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
 from tools.doctor.report.report_files import write_report
 from utils.config.fields import options_of
 from utils.config.parse import load_yaml
-from utils.logs.errors import UserError, exit_on_user_error
 
 _PRINTED = 30
 

@@ -18,8 +18,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError
 from tools.app.serve import serve
-from utils.logs.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -32,18 +32,18 @@ if __package__ in (None, ""):
 
 import yaml
 
+from multimae.images.folders import MultiModalFolder
 from multimae.inference.graft import graft, size_of_new_parts
 from multimae.multimae import MultiMAE
 from multimae.specs.coercion import did_you_mean
+from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import save_model
 from tools.subset_report.pretrained_subsets import subset_losses
 from utils.config.parse import load_yaml
-from utils.data.folders import MultiModalFolder
 from utils.data.statistics import resolve_statistics
-from utils.logs.errors import UserError, exit_on_user_error
 from utils.logs.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import exit_on_user_error
 from tools.rooms.derived_modalities import DERIVED, derive
-from utils.logs.errors import exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

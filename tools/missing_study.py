@@ -25,8 +25,8 @@ if __package__ in (None, ""):
 
 import numpy as np
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from tools.report.run_log import read_log
-from utils.logs.errors import UserError, exit_on_user_error
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_pretraining_multimae.py"
 BATCH_SIZE = 4

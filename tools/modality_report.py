@@ -22,13 +22,13 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.multimae import MultiMAE
+from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.weights.files import CheckpointError
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report
 from tools.subset_report.report_picture import report_figure
 from tools.subset_report.scores import Report
 from utils.config.options import default_device, device_problems
-from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

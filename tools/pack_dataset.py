@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         0 on success, 1 when a file cannot be written, 2 for invalid input, 130 when interrupted.
     """
     args = parse(argv)
-    from utils.logs.errors import UserError, print_error
+    from multimae.specs.errors import UserError, print_error
 
     try:
         print(_run(args))
@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
+    from multimae.images.folders import list_images
+    from multimae.specs.errors import UserError
     from tools.pack.packing import PackOptions, copy_loose_files, write_packs
     from tools.pack.unpacking import unpack, verify
-    from utils.data.folders import list_images
-    from utils.logs.errors import UserError
 
     if args.verify:
         return f"{verify(args.data_path)} files verified: {args.data_path}"

@@ -19,12 +19,12 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from tools.planner.advice import advise
 from tools.planner.plan_options import read_plan_config
 from tools.planner.plan_report import as_json, table
 from tools.planner.planned_run import build_run
 from utils.distributed.world import init_world
-from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from tools.report.curves import plot_runs
 from tools.report.run_log import read_log
-from utils.logs.errors import UserError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

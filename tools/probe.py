@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 
 import torch
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.specs.modalities import select
 from multimae.weights.files import CheckpointError
 from tools.probing.classifiers import (
@@ -44,7 +45,6 @@ from utils.config.options import RuntimeOptions
 from utils.config.parse import parse_config
 from utils.data.sets.class_folders import check_classes, find_classes
 from utils.distributed.world import init_world
-from utils.logs.errors import UserError, exit_on_user_error
 from utils.training.seeding import seed_everything
 from utils.training.stepper import choose_precision
 

@@ -18,10 +18,10 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import RunError, exit_on_user_error
 from tools.labelling.label_folder import FolderLabeller, independent_world
 from tools.labelling.options import LabelConfig
 from utils.config.parse import parse_config
-from utils.logs.errors import RunError, exit_on_user_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

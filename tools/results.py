@@ -23,9 +23,9 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError, exit_on_user_error
 from tools.compare.comparison import ComparisonRun, read_comparison
 from tools.compare.comparison_report import write_report
-from utils.logs.errors import UserError, exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 

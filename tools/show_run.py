@@ -16,8 +16,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError
 from tools.report.run_log import Row, read_log
-from utils.logs.errors import UserError
 from utils.logs.paths import RunPaths
 
 PICTURE = "reconstructions.png"

@@ -19,16 +19,16 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
 import run_pretraining_multimae
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
 from multimae.images.readers import to_pixels
+from multimae.specs.errors import exit_on_user_error
 from multimae.specs.modalities import default_table
 from tests.project.test_layering import SOURCES, name_of
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, write_folder
 from tests.support.malicious import Runs
 from tools import probe, results
 from tools.compare.comparison import read_comparison
-from utils.data.folders import MultiModalFolder
-from utils.logs.errors import exit_on_user_error
 
 FORBIDDEN_MODULES = {
     *("pickle", "_pickle", "cPickle", "pickletools", "dill", "cloudpickle", "joblib"),

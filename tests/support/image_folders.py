@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import make_table
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
 from utils.data.transforms import TrainTransform
-from utils.logs.errors import UserError
 
 TABLE = make_table({"semseg": {"num_classes": 41}})
 MODALITIES = [TABLE[name] for name in ("rgb", "norm_rgb", "depth", "semseg")]

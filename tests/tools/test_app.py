@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimae.specs.errors import UserError
 from tests.support.image_folders import save
 from tests.utils.data.test_data_files import bomb, truncate
 from tools import demo_app
@@ -23,7 +24,6 @@ from tools.app.scenes import Scene, examples, from_files
 from tools.app.session import Session, Settings
 from tools.app.strokes import from_bits, parse_edits, to_bits
 from tools.app.uploads import MAX_BYTES, read_upload
-from utils.logs.errors import UserError
 
 REPO = Path(__file__).parents[2]
 WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"

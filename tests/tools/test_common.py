@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from multimae.specs.errors import RunError, UserError
 from tools.common.jobs import Tally, run_jobs, summary
 from tools.common.staging import remove_staging, staged, staged_files, write_file
 from tools.common.target_folder import Target
 from tools.prepare.prepare_command import finish
-from utils.logs.errors import RunError, UserError
 
 
 def count_or_refuse(job: int) -> Tally:

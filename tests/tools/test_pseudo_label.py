@@ -17,7 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder, read_class_names
 from multimae.images.preprocess import prepare
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import make_table
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import write_scenes
@@ -30,9 +32,7 @@ from tools.pseudo_label import main
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import collate
-from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.samplers import SampleKey
-from utils.logs.errors import UserError
 from utils.tasks.pretraining import build_train_set, run_modalities
 from utils.training.stepper import choose_precision
 

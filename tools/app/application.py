@@ -11,6 +11,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from multimae.specs.errors import UserError
 from tools.app.components import static
 from tools.app.engine import Engine
 from tools.app.events import Events
@@ -19,7 +20,6 @@ from tools.app.scenes import examples as read_examples
 from tools.app.server_limits import RequestLimits
 from tools.app.session import Session
 from tools.app.uploads import MAX_BYTES
-from utils.logs.errors import UserError
 
 HOST = "127.0.0.1"
 _UPLOAD_LIFETIME_S, _CLEANUP_INTERVAL_S = 600, 60

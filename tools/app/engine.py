@@ -15,9 +15,9 @@ from torch import Tensor
 from multimae import CheckpointError, MultiMAE
 from multimae.images.preprocess import prepare
 from multimae.nn.masking import sample_masks
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from tools.app.strokes import Array, Mask, patch_grid
-from utils.logs.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 
+from multimae.specs.errors import UserError
 from tools.app.page_layout import DEFAULT_FRACTION, Parts, alert_html, status_html
 from tools.app.scenes import MAX_NUMBER, Scene, from_files, render_scene
 from tools.app.session import MAX_SEED, PageUpdate, Session, Settings
 from tools.app.strokes import Edits, Mask
 from tools.common.data_uri import data_uri
-from utils.logs.errors import UserError
 
 Update = dict[Any, Any]
 """New values by component."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 
 _OFFLINE = {
     "GRADIO_ANALYTICS_ENABLED": "False",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from multimae.plotting import reconstruction_grid, to_picture
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from tools.app.engine import Engine, Prediction
 from tools.app.panels import PredictionPair, panels_html
@@ -25,7 +26,6 @@ from tools.app.strokes import (
     to_bits,
 )
 from tools.common.data_uri import encode
-from utils.logs.errors import UserError
 
 Strokes = Mapping[str, Any]
 """Painter values by input: ``{"visible": bits, "edits": {patch: value}}``."""

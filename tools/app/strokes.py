@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae.nn.tokens import Size
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
-from utils.logs.errors import UserError
 
 Array = npt.NDArray[Any]
 EditKind = Literal["class", "colour", "shift"]

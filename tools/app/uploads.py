@@ -10,8 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from multimae.images.pixels import ImageError, Pixels, check_same_view
 from multimae.images.readers import read
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
-from utils.logs.errors import UserError
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 40_000_000

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from utils.logs.errors import RunError, UserError, bullet_list
+from multimae.specs.errors import RunError, UserError, bullet_list
 
 Job = TypeVar("Job")
 Tally = Counter[tuple[str, str]]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 
 STAGING_FOLDER = ".tmp"
 _MARKER = ".multimae-staging"

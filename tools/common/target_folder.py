@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images.folders import CLASSES_FILE, SETTINGS_FILE
+from multimae.specs.errors import UserError
 from tools.common.png import encode_png
 from tools.common.staging import staged, write_file
-from utils.data.folders import CLASSES_FILE, SETTINGS_FILE
-from utils.logs.errors import UserError
 
 Link = Literal["hard", "symlink", "copy"]
 LINKS: tuple[Link, ...] = ("hard", "symlink", "copy")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from multimae.specs.errors import UserError
 from tools.report.run_log import Curve, Row, curve, read_log
 from utils.config.parse import load_yaml
-from utils.logs.errors import UserError
 from utils.logs.paths import RunPaths
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an invalid date

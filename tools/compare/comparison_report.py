@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from multimae.specs.errors import UserError
 from tools.compare.comparison import Comparison, Experiment, Gain, Metric
-from utils.logs.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

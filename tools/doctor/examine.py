@@ -14,7 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from multimae.images.folders import CLASSES_FILE, read_class_names
 from multimae.images.pixels import ImageError, check_readable
+from multimae.specs.errors import RunError, UserError
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import PairSummary, summarise_pairs
 from tools.doctor.alignment.edges import Floats
@@ -26,8 +28,6 @@ from tools.doctor.files.file_listing import Listing, find_modalities, list_files
 from tools.doctor.files.modality_statistics import Totals, compute_statistics
 from tools.doctor.files.outliers import find_outliers
 from tools.doctor.findings import Finding, sort_findings
-from utils.data.folders import CLASSES_FILE, read_class_names
-from utils.logs.errors import RunError, UserError
 
 CHUNK = 32
 DEFAULT_LIMIT = 500

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
 from tools.labelling.labellers import InputShapes, Size, as_tensor
-from utils.data.folders import MultiModalFolder
 
 Task = str
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from tools.common.jobs import MAX_PROBLEMS, PRESENT, WRITTEN
 from tools.common.staging import write_file
@@ -26,9 +28,7 @@ from tools.labelling.image_batches import (
 from tools.labelling.labellers import ClassLabeller, Labeller, build_labeller
 from tools.labelling.options import LabelConfig, LabelDataOptions, LabelRuntimeOptions
 from tools.labelling.png_writers import PngWriters, remove_stale_files
-from utils.data.folders import MultiModalFolder
 from utils.distributed.world import World
-from utils.logs.errors import UserError, bullet_list
 from utils.training.stepper import choose_precision
 
 

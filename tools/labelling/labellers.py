@@ -18,9 +18,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from multimae.images.pixels import storage_dtype
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from tools.labelling.options import DepthKind, LabelModelOptions
-from utils.logs.errors import UserError
 from utils.training.stepper import Precision
 
 Array = npt.NDArray[Any]

@@ -1,4 +1,4 @@
-"""Packing: image folders -> shards and an index (see :mod:`utils.data.pack.layout`)."""
+"""Packing: image folders -> shards and an index (see :mod:`multimae.images.pack.layout`)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, ImageOps
 
+from multimae.images.folders import JPEG_SUFFIXES
+from multimae.images.pack import layout
+from multimae.images.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
+from multimae.images.pack.reading import is_plain_png, pack_planes
 from multimae.images.pixels import Array
 from multimae.images.readers import FORMATS, decode_fast
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
 from tools.common.jobs import PRESENT, Tally, run_jobs
 from tools.pack.sources import Source
-from utils.data.folders import JPEG_SUFFIXES
-from utils.data.pack import layout
-from utils.data.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
-from utils.data.pack.reading import is_plain_png, pack_planes
-from utils.logs.errors import UserError
 
 PACKED, FULL_SIZE = "packed", "packed at full size (cannot be downscaled)"
 _TABLE = "table.npz"

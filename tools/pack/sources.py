@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from multimae.images.pack.layout import PACK_FILE, is_packed
+from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import ImageError
-from utils.data.pack.layout import PACK_FILE, is_packed
-from utils.data.pack.reading import PackedFolder
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 
 
 class Source:

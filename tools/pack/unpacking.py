@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from multimae.images.pack.layout import PACK_FILE, read_contents
+from multimae.images.pack.reading import PackedFolder
+from multimae.specs.errors import UserError, bullet_list
 from multimae.weights.atomic import checksum
 from tools.common.staging import remove_staging, write_file
 from tools.pack.sources import read_original
-from utils.data.pack.layout import PACK_FILE, read_contents
-from utils.data.pack.reading import PackedFolder
-from utils.logs.errors import UserError, bullet_list
 
 
 def packed_folders(root: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from multimae.specs.errors import UserError
 from tools.planner.measurements import (
     LoopMeasurement,
     StepMeasurement,
@@ -20,7 +21,6 @@ from tools.planner.measurements import (
 )
 from tools.planner.planned_run import PlannedRun
 from tools.planner.resources import DiskUse, cores, disk_use
-from utils.logs.errors import UserError
 from utils.training.schedule import RunPlan
 
 # Fractions of the measuring time.

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+from multimae.specs.errors import UserError
 from utils.config.cls_options import ClsConfig
 from utils.config.command_line import read_command_line
 from utils.config.depth_options import DepthConfig
@@ -18,7 +19,6 @@ from utils.config.parse import load_yaml, parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
-from utils.logs.errors import UserError
 
 ScriptName = Literal["auto", "pretraining", "cls", "semseg", "depth", "taskonomy"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from multimae.specs.errors import UserError, bullet_list
 from tools.common.jobs import PRESENT, WRITTEN, Tally, run_jobs, summary
 from tools.common.target_folder import ONE_FOLDER, Link, Target
-from utils.logs.errors import UserError, bullet_list
 
 CLASSES = 150
 SPLITS = {"training": "train", "validation": "val"}

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.specs.errors import UserError, bullet_list
 from tools.common.jobs import INCOMPLETE, PRESENT, WRITTEN, Tally, run_jobs, summary
 from tools.common.target_folder import Link, Target, millimetres, valid_mask
 from tools.prepare.matlab import open_hdf5
 from tools.rooms.classes import NYU40_CLASSES
-from utils.logs.errors import UserError, bullet_list
 
 SPLITS = ("train", "val", "test")
 COLUMNS = (

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae.specs.errors import UserError
 from tools.common.jobs import PRESENT, WRITTEN, Tally, run_jobs, summary
 from tools.common.target_folder import ONE_FOLDER, Target, millimetres, valid_mask
 from tools.prepare.matlab import open_hdf5, read_mat
 from tools.rooms.classes import NYU40_CLASSES
-from utils.logs.errors import UserError
 
 SPLIT_KEYS = {"train": "trainNdxs", "test": "testNdxs"}
 MAPPING_KEY = "mapClass"

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from multimae.specs.errors import UserError
 from tools.common.staging import remove_staging
 from tools.common.target_folder import LINKS, Target
-from utils.logs.errors import UserError
 
 
 def make_parser(doc: str | None, source: str) -> argparse.ArgumentParser:

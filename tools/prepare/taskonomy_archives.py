@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO, TypeAlias, get_args
 
 from multimae.specs.coercion import did_you_mean
+from multimae.specs.errors import UserError, bullet_list
 from tools.common.jobs import INCOMPLETE, PRESENT, WRITTEN, Tally, run_jobs, summary
 from tools.common.staging import staged
 from tools.common.target_folder import Link, Target
 from utils.data.sets.taskonomy_views import SPLITS_FILE, TASKS, VALID, Subset, buildings_of
-from utils.logs.errors import UserError, bullet_list
 
 COMPONENT = "taskonomy"
 """Folder between task and building in downloads made with Omnidata's tool."""

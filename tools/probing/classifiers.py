@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multimae.inference.metrics import AccuracyMeter
+from multimae.specs.errors import UserError
 from tools.probing.frozen_features import Labelled
-from utils.logs.errors import UserError
 from utils.training.seeding import generator
-from utils.training.task_metrics import AccuracyMeter
 
 CHUNK = 4096  # images per block of similarities or logits
 TOLERANCE = 1e-6  # largest absolute entry of the gradient where L-BFGS stops

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
 from multimae.specs.build import build_multivit
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from multimae.specs.registry import MULTIVIT, find_size
 from multimae.weights.load import (
@@ -34,10 +36,8 @@ from tools.probing.probe_options import (
 )
 from utils.checkpoint.start_weights import read_pretrained
 from utils.data.dataset import MultiModalDataset, build_eval_loader, check_samples
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler
 from utils.data.sets.class_folders import ClassEvalTransform, ClassIndex, data_root
-from utils.logs.errors import UserError, bullet_list
 from utils.training.stepper import Precision
 
 CHECKED_SAMPLES = 256

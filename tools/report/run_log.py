@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 from utils.logs.paths import RunPaths
 
 Row = dict[str, Any]

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.specs.errors import UserError
 from tools.common.staging import write_file
 from tools.rooms.classes import NYU40_CLASSES
-from utils.logs.errors import UserError
 
 Array = npt.NDArray[Any]
 _F32 = npt.NDArray[np.float32]

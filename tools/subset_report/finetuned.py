@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multimae.images.folders import MultiModalFolder, read_class_names
 from multimae.images.inputs import Inputs, load_inputs
 from multimae.images.pixels import ImageError
 from multimae.images.readers import read
 from multimae.images.views import View, nearest
+from multimae.inference.meters import MeanMeter, Meter
+from multimae.inference.metrics import SegmentationMeter
 from multimae.inference.predict import (
     ClassPrediction,
     LabelPrediction,
@@ -23,15 +26,12 @@ from multimae.inference.predict import (
     predict,
 )
 from multimae.multimae import MultiMAE
+from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
-from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import IGNORE, stored_target
-from utils.logs.errors import UserError
-from utils.training.metrics import MeanMeter, Meter
-from utils.training.task_metrics import SegmentationMeter
 
 _BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 

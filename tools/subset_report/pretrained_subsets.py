@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multimae.images.folders import MultiModalFolder
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, masks_from_task_masks, no_masks
 from multimae.nn.tokens import TokenLayout
+from multimae.specs.errors import UserError
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, mean_score, subsets
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
-from utils.logs.errors import UserError
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
 from utils.tasks.reconstruction import EVAL_SEED, ConstantBaseline
 

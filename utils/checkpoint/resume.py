@@ -16,13 +16,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
+from multimae.specs.errors import UserError, bullet_list
 from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
 from multimae.weights.pretrained import SPEC, spec_entry
 from utils.checkpoint.checkpoint_files import read_records
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
-from utils.logs.errors import UserError, bullet_list
 from utils.logs.paths import RunPaths
 from utils.training.state import TrainState
 

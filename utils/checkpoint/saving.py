@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multimae.specs.errors import RunError
 from utils.checkpoint.checkpoint_files import remove_partial_files, save_best, write_checkpoint
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
-from utils.logs.errors import RunError
 from utils.logs.paths import RunPaths
 from utils.training.nonfinite import require_finite
 from utils.training.state import TrainState

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
 from multimae.weights.load import (
     CheckpointError,
@@ -27,7 +28,6 @@ from multimae.weights.load import (
     read_checkpoint,
 )
 from utils.config.options import StartOptions
-from utils.logs.errors import UserError
 
 HEADS = "output_adapters."
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")

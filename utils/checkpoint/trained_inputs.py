@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import PREPARATION, Modality, prepared_as, select
 from multimae.specs.spec import ModelSpec
 from multimae.weights.load import CheckpointError, StateDict, extract_state_dict, read_checkpoint
 from multimae.weights.pretrained import find_spec, infer_spec
 from utils.config.options import DataOptions, ModelOptions
-from utils.logs.errors import UserError, bullet_list
 
 _SIZES = ("patch_size", "num_global_tokens")
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import yaml
 
 from multimae.specs.coercion import did_you_mean
+from multimae.specs.errors import UserError, bullet_list
 from utils.config.command_line import Setting, format_help, read_command_line
 from utils.config.fields import Option, option, options_of, sections_of
-from utils.logs.errors import UserError, bullet_list
 
 __all__ = ["ConfigError", "option", "parse_config", "save_config", "to_flat_dict", "to_yaml"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from multimae.specs.errors import RunError, bullet_list
 from utils.data.samplers import GlobalBatchSampler
 from utils.data.shared_memory import Block, SharedTensors, stack_into
-from utils.logs.errors import RunError, bullet_list
 
 _NUM_LISTED = 3  # problems in the error about too many bad samples
 

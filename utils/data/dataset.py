@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from multimae.images.folders import MultiModalFolder, SamplePaths
 from multimae.images.pixels import ImageError, Pixels, check_readable, check_same_view
 from multimae.images.readers import reuse_pillow_memory
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from utils.data.batches import BadSample, Sample, Samples, collate
-from utils.data.folders import MultiModalFolder, SamplePaths
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.shared_memory import BatchKeys, PooledBatchSampler, SharedMemoryPool
 from utils.data.transforms import JointTransform
 from utils.distributed.script import end_workers, leave_to_parent
-from utils.logs.errors import UserError, bullet_list
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -56,7 +56,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             skip_bad: Return samples with bad files as :class:`BadSample`; for training only, as
                 scores over fewer samples are not comparable.
             fast_decode: Decode photos faster, with nearly the same values
-                (:mod:`utils.data.fast_decode`).
+                (:mod:`multimae.images.fast_decode`).
 
         Raises:
             UserError: Image files cannot hold a modality as declared.

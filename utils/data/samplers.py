@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 from utils.training.seeding import mix_seed
 
 

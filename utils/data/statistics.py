@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import read_spec
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
-from utils.logs.errors import UserError
 
 MEASURED_IMAGES = 256
 WARNING_IMAGES = 64

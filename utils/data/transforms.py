@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multimae.images.fast_decode import LazyPhoto, cut_photo
+from multimae.images.folders import stored_modalities
 from multimae.images.pixels import Pixels, size_of, storage_dtype
 from multimae.images.views import View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
-from utils.data.fast_decode import LazyPhoto, cut_photo
-from utils.data.folders import stored_modalities
-from utils.logs.errors import UserError
 
 _MAX_TRIES = 10  # to draw a box inside the image
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from utils.logs.errors import RunError, UserError, print_error
+from multimae.specs.errors import RunError, UserError, print_error
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise

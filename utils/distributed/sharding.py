@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.nn.network import MultiModalTransformer
+from multimae.specs.errors import UserError
 from utils.config.options import RuntimeOptions
 from utils.distributed.world import World
-from utils.logs.errors import UserError
 from utils.tasks.base import Task
 
 # torch.distributed.fsdp and .tensor are imported where they are used: half a second that runs

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from multimae.specs.errors import UserError
 from utils.config.options import RuntimeOptions
-from utils.logs.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
 

@@ -1,6 +1,6 @@
-"""Logs, errors and the output folder of a run.
+"""Logs and the output folder of a run.
 
 ``paths`` names the files of the output folder, ``lock`` keeps other runs out of it;
 ``logger.RunLogger`` writes log lines and pictures; ``window`` averages values and times steps
-between two lines; ``errors`` has the errors that are printed without a traceback.
+between two lines.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 
 BEAT_S = 10.0
 """Seconds between heartbeats: the owner updates the file's modification time."""

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
 from utils.config.options import LogOptions
-from utils.logs.errors import UserError
 from utils.logs.paths import RunPaths
 
 

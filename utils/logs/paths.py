@@ -9,10 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from multimae.specs.errors import UserError
 from multimae.weights.pretrained import WEIGHTS
 from utils.config.parse import save_config
 from utils.distributed.world import World
-from utils.logs.errors import UserError
 from utils.logs.lock import RunLock
 
 Info = Callable[[str], None]

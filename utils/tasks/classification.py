@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from multimae.images.folders import MultiModalFolder
+from multimae.inference.meters import MeanMeter
+from multimae.inference.metrics import AccuracyMeter
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.predictions import prediction_grid
@@ -20,7 +23,6 @@ from utils.config.cls_options import ClsConfig, ClsDataOptions
 from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
 from utils.data.sets.class_folders import (
     ClassEvalTransform,
     ClassIndex,
@@ -41,9 +43,7 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
-from utils.training.metrics import MeanMeter
 from utils.training.state import Goal
-from utils.training.task_metrics import AccuracyMeter
 
 HEAD = "cls"
 

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Pixels
+from multimae.inference.metrics import DepthMeter
 from multimae.specs.modalities import Modality
 from utils.config.depth_options import MASK_VALID, TARGET, DepthConfig
 from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import DepthTrainTransform
-from utils.data.folders import MultiModalFolder
 from utils.data.sets.label_maps import read_validity
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
@@ -21,7 +22,6 @@ from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model
 from utils.tasks.loaders import build_dataset
 from utils.tasks.regression import RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
-from utils.training.task_metrics import DepthMeter
 
 HEAD = "depth"
 MASK_THRESHOLD = 127  # mask_valid is 0 or 255

@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from multimae.images.preprocess import prepare
+from multimae.inference.meters import Meter
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture
+from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadSpec, reads_all_layers
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import MULTIVIT, encoder_shape
@@ -41,14 +43,12 @@ from utils.data.samplers import EvalBatchSampler
 from utils.data.statistics import label_tables, statistics_warnings
 from utils.distributed.sharding import shard
 from utils.distributed.world import World
-from utils.logs.errors import UserError
 from utils.logs.logger import RunLogger
 from utils.logs.paths import RunPaths, locked_output_dir, record_start
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
 from utils.tasks.loaders import eval_loader, run_identity, spread_keys, train_loader
 from utils.training.ema import average
 from utils.training.loop import evaluate, fit, make_training_run
-from utils.training.metrics import Meter
 from utils.training.optim import build_optimizer, finetune_no_decay, layer_lr_scale, param_groups
 from utils.training.schedule import make_run_plan
 from utils.training.seeding import seed_everything

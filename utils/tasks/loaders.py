@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import DataLoader
 
+from multimae.images.folders import MultiModalFolder
 from multimae.specs.modalities import Modality
 from utils.data.dataset import (
     MultiModalDataset,
@@ -15,7 +16,6 @@ from utils.data.dataset import (
     build_train_loader,
     check_samples,
 )
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World

@@ -22,10 +22,12 @@ from multimae.criterion import (
     per_sample_where,
     without_absent,
 )
+from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, sample_masks
 from multimae.nn.tokens import TokenLayout
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
@@ -36,9 +38,7 @@ from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
-from utils.logs.errors import UserError
 from utils.logs.paths import Info
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multimae.criterion import MaskedMSELoss
+from multimae.inference.meters import MeanMeter
 from multimae.nn.masking import TokenMasks
 from multimae.nn.network import PatchPredictions
 from multimae.nn.tokens import TokenLayout, unpatchify
 from multimae.output_adapters.spatial import SpatialOutputAdapter
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
-from utils.logs.errors import UserError, bullet_list
 from utils.logs.logger import RunLogger
 from utils.tasks.base import Evaluator, PictureEvaluator, StepPosition
 from utils.tasks.loaders import eval_loader, spread_keys
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets, build_eval_set
-from utils.training.metrics import MeanMeter
 from utils.training.state import Goal
 from utils.training.stepper import Precision
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from multimae.criterion import masked_berhu_loss, masked_l1_loss, masked_mse_loss
 from multimae.images.preprocess import to_model_input
+from multimae.inference.meters import MeanMeter
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import colour_range, to_picture
@@ -21,7 +22,6 @@ from multimae.specs.modalities import Modality
 from utils.data.batches import Batch
 from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.finetuning import FinetuneTask, PredictionPictures, SplitEvaluator
-from utils.training.metrics import MeanMeter
 
 RegressionLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 LOSSES: dict[str, RegressionLoss] = {

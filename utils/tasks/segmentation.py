@@ -14,7 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
+from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from multimae.images.preprocess import prepare_padded
+from multimae.inference.meters import MeanMeter
+from multimae.inference.metrics import SegmentationMeter
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture, with_void
@@ -27,7 +30,6 @@ from utils.config.semseg_options import MASK_VALID, SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
-from utils.data.folders import CLASSES_FILE, MultiModalFolder, read_class_names
 from utils.data.sets.label_maps import (
     IGNORE,
     SegmentationDataset,
@@ -47,9 +49,7 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
-from utils.training.metrics import MeanMeter
 from utils.training.state import Goal
-from utils.training.task_metrics import SegmentationMeter
 
 HEAD = "semseg"
 

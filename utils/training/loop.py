@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils.data import DataLoader
 
+from multimae.specs.errors import RunError
 from utils.checkpoint.checkpoint_files import newest_step
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.saving import Saver
@@ -21,7 +22,6 @@ from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import GlobalBatchSampler
 from utils.distributed.script import Stopped, StopRequest, acknowledge, worker_killed
 from utils.distributed.world import Control, ControlGroup
-from utils.logs.errors import RunError
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock
 from utils.tasks.base import Evaluator, PictureEvaluator

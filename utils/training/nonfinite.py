@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from multimae.specs.errors import RunError
 from utils.distributed.world import ControlGroup
-from utils.logs.errors import RunError
 from utils.logs.paths import RunPaths
 
 GRAD_NORM = "grad_norm"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multimae.specs.coercion import did_you_mean
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 
 ParamGroup = dict[str, Any]
 

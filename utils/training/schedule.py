@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from multimae.specs.errors import UserError
 from utils.config.options import OptimOptions, RuntimeOptions
-from utils.logs.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 

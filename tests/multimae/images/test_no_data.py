@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import array_pixels
 from multimae.images.preprocess import pixels_with_value, to_model_input
 from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import message_of
-from utils.data.folders import MultiModalFolder
 from utils.data.statistics import measure
 
 

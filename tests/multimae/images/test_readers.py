@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError, storage_dtype
 from multimae.images.preprocess import (
     from_model_output,
@@ -22,7 +23,6 @@ from multimae.images.views import View, cut
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.spec import ModelSpec
 from tests.support.image_folders import message_of
-from utils.data.folders import MultiModalFolder
 
 SPECTRAL = Modality("spectral", num_channels=6, max_value=65535.0)
 HEAT = make_table(

@@ -12,6 +12,7 @@ import torch
 import run_pretraining_multimae
 from multimae import MultiMAE
 from multimae.inference.graft import graft, grown_spec
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, make_table, select
 from multimae.specs.spec import ModelSpec
 from multimae.weights.convert import multimae_to_vit
@@ -19,7 +20,6 @@ from multimae.weights.pretrained import save_model
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from tools.graft_modality import GraftOptions, Outcome, main, read_rows, run_config
 from utils.config.pretrain_options import PretrainConfig
-from utils.logs.errors import UserError
 from utils.tasks.pretraining import freeze_all_but
 
 NORMALS = Modality("normals", loss="l1", interpolation="nearest", plot="normals")

@@ -14,15 +14,15 @@ from PIL import Image
 
 import run_pretraining_multimae
 from multimae.criterion import build_loss, per_sample_where
+from multimae.images.folders import MultiModalFolder
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, make_table
 from multimae.weights.pretrained import read_spec
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU
 from tools.make_modalities import main as make_modalities
 from tools.report.run_log import read_log
-from utils.data.folders import MultiModalFolder
 from utils.data.statistics import Statistics, measure, resolve_statistics, statistics_mismatches
-from utils.logs.errors import UserError
 
 REPO = Path(__file__).parents[3]
 CONFIGS = REPO / "cfgs/pretrain/rooms"

@@ -22,6 +22,7 @@ import run_finetuning_taskonomy
 import run_pretraining_multimae
 from multimae import MultiMAE, read_spec
 from multimae.multimae import MultiViT
+from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.weights.atomic import checksum
 from multimae.weights.load import CheckpointError, read_checkpoint
 from multimae.weights.timm_models import from_multimae
@@ -43,7 +44,6 @@ from utils.checkpoint.checkpoint_files import Record, read_records
 from utils.checkpoint.resume import latest_checkpoint, restore
 from utils.checkpoint.start_weights import read_pretrained
 from utils.config.options import StartOptions
-from utils.logs.errors import UserError, exit_on_user_error
 from utils.tasks.finetuning import load_finetuned
 
 pytestmark = [

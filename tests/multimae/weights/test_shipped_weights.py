@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from multimae import MultiMAE
+from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
 from multimae.nn.tokens import patchify
 from multimae.weights.pretrained import read_spec
 from tools.rooms.generate import Job, make_rooms
 from utils.data.batches import collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 

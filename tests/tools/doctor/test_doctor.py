@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("embreex")
 pytest.importorskip("scipy")
 
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import default_table, make_table
 from tests.support.faults import FAULTS, change, files
 from tests.support.image_folders import save, write_folder
@@ -24,7 +25,6 @@ from tools.doctor.examine import Diagnosis, examine_dataset
 from tools.doctor.files import file_checks
 from tools.doctor.findings import Finding
 from tools.rooms.generate import Job, make_rooms
-from utils.logs.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 TABLE = list(default_table().values())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from multimae import MultiMAE
+from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, make_table, select
 from multimae.specs.spec import ModelSpec
@@ -22,7 +23,6 @@ from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import reconstruction_report
 from tools.subset_report.report_picture import report_figure
 from tools.subset_report.scores import Matrix, Report, drops, mean_score, subsets
-from utils.logs.errors import UserError
 
 TABLE = make_table({"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}})
 INPUTS = tuple(select(TABLE, ["rgb", "depth", "semseg"]))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from multimae.specs.errors import UserError
 from tools.plot_run import main
 from tools.report.run_log import curve, read_log
-from utils.logs.errors import UserError
 
 
 def write_log(folder: Path, tail: str = "") -> Path:

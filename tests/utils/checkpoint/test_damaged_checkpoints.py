@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from multimae.specs.errors import UserError
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.resume import latest_checkpoint
-from utils.logs.errors import UserError
 
 PLACES = 64
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import run_finetuning_depth
+from multimae.specs.errors import UserError
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scene, write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
 from tests.utils.tasks.test_finetuning_depth import arguments
 from utils.checkpoint.resume import compare_options
 from utils.config.fields import Option, options_of
-from utils.logs.errors import UserError
 from utils.logs.logger import RunLogger, cut_log
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper

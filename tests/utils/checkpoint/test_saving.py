@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import utils.checkpoint.saving
+from multimae.specs.errors import RunError
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
@@ -22,7 +23,6 @@ from utils.checkpoint.checkpoint_files import read_records, write_checkpoint
 from utils.checkpoint.resume import latest_checkpoint
 from utils.checkpoint.saving import snapshot
 from utils.data.batches import Batch
-from utils.logs.errors import RunError
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper, Update
 

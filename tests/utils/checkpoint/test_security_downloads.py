@@ -13,10 +13,10 @@ from urllib.response import addinfourl
 import pytest
 import torch
 
+from multimae.specs.errors import UserError
 from tests.project.test_security import SCRIPTS, error_of
 from tests.support.image_folders import message_of
 from utils.checkpoint.start_weights import fetch
-from utils.logs.errors import UserError
 
 Answer = tuple[int, bytes, dict[str, str]]
 """Status, contents, headers."""

@@ -14,6 +14,7 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_pretraining_multimae
 from multimae import ModelSpec, read_spec
+from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec
 from multimae.specs.modalities import Modality, default_table, prepared_as
 from tests.support.image_folders import message_of
@@ -26,7 +27,6 @@ from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
 from utils.config.depth_options import DepthConfig
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
-from utils.logs.errors import UserError
 
 HALF = ("--no_imagenet_default_mean_and_std",)
 QUICK = ("--max_steps", "1", "--num_pictures", "0")

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae.specs.coercion import coerce
+from multimae.specs.errors import UserError, exit_on_user_error
 from utils.config.options import OptimOptions
 from utils.config.parse import ConfigError, option, parse_config, save_config, to_flat_dict, to_yaml
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
-from utils.logs.errors import UserError, exit_on_user_error
 
 
 def problems_of(argv: list[str], cls: type[Any] = PretrainConfig) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from multimae.specs.errors import RunError, UserError
 from run_pretraining_multimae import main as pretrain
 from tests.support.image_folders import write_folder
 from tests.support.scenes import tiny_run, write_scenes
@@ -18,7 +19,6 @@ from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import BadSample, BadSamples
 from utils.data.dataset import MultiModalDataset
-from utils.logs.errors import RunError, UserError
 from utils.tasks import loaders
 
 REPO = Path(__file__).parents[3]

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder
 from multimae.specs.modalities import make_table
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, save, write_folder
 from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
 from utils.data.batches import BadSample, Batch, Sample, collate
 from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.sets.taskonomy_views import TaskonomyFolder
 from utils.data.transforms import TrainTransform

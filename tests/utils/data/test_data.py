@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multimae.specs.errors import exit_on_user_error
 from tests.support.image_folders import (
     MODALITIES,
     SIZE,
@@ -25,7 +26,6 @@ from utils.data.dataset import (
 )
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import EvalTransform
-from utils.logs.errors import exit_on_user_error
 from utils.training.seeding import mix_seed
 
 

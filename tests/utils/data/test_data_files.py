@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder, read_class_names
 from multimae.images.pixels import ImageError, check_readable, check_same_view
 from multimae.images.readers import read
 from multimae.specs.modalities import Modality, default_table, make_table
@@ -24,7 +25,6 @@ from tests.support.image_folders import (
     write_folder,
 )
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder, read_class_names
 from utils.data.transforms import EvalTransform
 
 

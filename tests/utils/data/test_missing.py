@@ -13,19 +13,19 @@ import pytest
 import torch
 
 import run_pretraining_multimae
+from multimae.images.folders import MultiModalFolder
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import sample_masks
 from multimae.nn.tokens import TokenLayout
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import make_table, select
 from multimae.specs.spec import ModelSpec
 from tests.support.scenes import NUM_CLASSES, tiny_run, write_scenes
 from tools.report.run_log import read_log
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
-from utils.logs.errors import UserError
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
 from utils.tasks.reconstruction import ConstantBaseline, fixed_masks

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import utils.logs.lock
+from multimae.specs.errors import UserError
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
-from utils.logs.errors import UserError
 from utils.logs.lock import RunLock
 
 REPO = Path(__file__).parents[3]

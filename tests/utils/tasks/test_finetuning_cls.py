@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import run_finetuning_cls
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU, write_scenes
@@ -23,7 +24,6 @@ from utils.data.sets.class_folders import (
     mix,
 )
 from utils.distributed.world import World
-from utils.logs.errors import UserError
 from utils.tasks.classification import ClassificationFinetuning
 
 ROWS = [default_table()[name] for name in ("rgb", "depth", "semseg")]

@@ -124,8 +124,8 @@ def test_pseudo_labels_and_the_validity_mask(data: Path, tmp_path: Path) -> None
 
 
 def small_dataset(root: Path, transform: type[SegEvalTransform], size: int) -> SegmentationDataset:
+    from multimae.images.folders import MultiModalFolder
     from multimae.specs.modalities import default_table
-    from utils.data.folders import MultiModalFolder
     from utils.data.sets.label_maps import stored_target
 
     target = stored_target(SemsegConfig().data.target())

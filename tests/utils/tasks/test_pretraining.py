@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from multimae.specs.errors import exit_on_user_error
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
-from utils.logs.errors import exit_on_user_error
 from utils.tasks.pretraining import build_eval_set, run_modalities
 
 REPO = Path(__file__).parents[3]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from multimae.specs.errors import RunError
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.training.test_stepper import one_update
@@ -20,7 +21,6 @@ from utils.checkpoint.saving import Saver
 from utils.config.options import CheckpointOptions
 from utils.data.batches import Batch
 from utils.distributed.world import World
-from utils.logs.errors import RunError
 from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.pretraining import PretrainTask
 from utils.training.nonfinite import MAX_ATTEMPTS, require_finite

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.logs.errors import UserError
+from multimae.specs.errors import UserError
 from utils.training.optim import (
     build_optimizer,
     finetune_no_decay,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from multimae.specs.errors import UserError
 from tools.show_run import main as show_run
 from utils.config.options import OptimOptions, RuntimeOptions
-from utils.logs.errors import UserError
 from utils.training.schedule import make_run_plan
 
 OPTIM = OptimOptions(warmup_epochs=2, warmup_lr=0.0)

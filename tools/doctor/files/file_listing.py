@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from multimae.images.folders import SETTINGS_FILE
+from multimae.images.pack.layout import is_packed
+from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Array
 from multimae.images.readers import SUFFIXES
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from tools.doctor.findings import Finding, Severity
-from utils.data.folders import SETTINGS_FILE
-from utils.data.pack.layout import is_packed
-from utils.data.pack.reading import PackedFolder
-from utils.logs.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
 from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.findings import count
 from tools.doctor.report.report_page import render_page
-from utils.logs.errors import UserError
 
 FILES = ("report.html", "findings.json", "statistics.json", "manifest.json")
 

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Pixels
 from multimae.images.views import View, centred_view
 from multimae.nn.tokens import Size
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
-from utils.data.folders import MultiModalFolder
 from utils.data.transforms import EvalTransform, TrainTransform
-from utils.logs.errors import UserError, bullet_list
 
 DEFAULT_CROP_PCT = 224 / 256
 UNCROPPED_SIZE = 384

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images.folders import CLASSES_FILE, MultiModalFolder
 from multimae.images.pixels import ImageError, Pixels, size_of
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import CLASSES_FILE, MultiModalFolder
 from utils.data.transforms import JointTransform
-from utils.logs.errors import UserError
 
 IGNORE = 255
 MASK_VALID = "mask_valid"

@@ -15,11 +15,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from multimae.images.folders import MultiModalFolder, sub_folders
 from multimae.images.pixels import Pixels
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.dataset import MultiModalDataset
-from utils.data.folders import MultiModalFolder, sub_folders
-from utils.logs.errors import UserError
 
 Subset = Literal["train", "val", "test"]
 SPLITS_FILE = "splits.json"

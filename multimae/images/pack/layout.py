@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from multimae.specs.errors import UserError
 from multimae.weights.atomic import Written
-from utils.logs.errors import UserError
 
 PACK_FILE = "pack.json"
 INDEX_FILE = "index.npy"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder, list_images, sub_folders
 from multimae.images.pixels import ImageError
 from tests.support.image_folders import (
     MODALITIES,
@@ -26,7 +27,6 @@ from tools.pack import packing
 from tools.pack.packing import PackOptions, write_packs
 from utils.data.batches import BadSample
 from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
-from utils.data.folders import MultiModalFolder, list_images, sub_folders
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
 

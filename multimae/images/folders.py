@@ -1,9 +1,9 @@
 """Aligned image folders: which files exist, which of them form a sample, and how they are read.
 
 Layout: ``root/{modality folder}/{sub-folder}/{name}.{extension}``, or files directly in the
-modality folder; a modality folder may be packed (:mod:`utils.data.pack`). A sample is the files of
-one ``sub-folder/name`` in all modality folders, with any extension. A missing file is an error, or
-the sample is skipped; it never shifts the pairing of other samples.
+modality folder; a modality folder may be packed (:mod:`multimae.images.pack`). A sample is the
+files of one ``sub-folder/name`` in all modality folders, with any extension. A missing file is an
+error, or the sample is skipped; it never shifts the pairing of other samples.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.images.pack.layout import is_packed
 from multimae.images.pixels import Array, Encoding, Pixels, checked
 from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
-from utils.data.pack.layout import is_packed
-from utils.logs.errors import UserError, bullet_list
 
 if TYPE_CHECKING:
-    from utils.data.pack.reading import PackedFolder
+    from multimae.images.pack.reading import PackedFolder
 
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; beside the modality folders."""
@@ -188,7 +188,7 @@ class MultiModalFolder:
             index: The sample.
             modality: The modality.
             patch_size: Smaller images are refused.
-            fast: Decode photos only when a view is cut (:mod:`utils.data.fast_decode`).
+            fast: Decode photos only when a view is cut (:mod:`multimae.images.fast_decode`).
 
         Raises:
             ImageError: The file is bad, or not what the modality declares.
@@ -200,7 +200,7 @@ class MultiModalFolder:
         else:
             stored = pack.read(int(self._pack_indices[modality.name][index]))
         if fast:
-            from utils.data.fast_decode import lazy_photo  # needs PyTorch
+            from multimae.images.fast_decode import lazy_photo  # needs PyTorch
 
             photo = lazy_photo(path, modality, stored, patch_size)
             if photo is not None:
@@ -372,7 +372,7 @@ def _index_extensions(
 
 
 def _open_pack(folder: Path) -> PackedFolder:
-    from utils.data.pack.reading import PackedFolder  # plain folders do not load it
+    from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
     return PackedFolder(folder)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from utils.training.metrics import MeanMeter, Meter
-from utils.training.task_metrics import AccuracyMeter, DepthMeter, SegmentationMeter
+from multimae.inference.meters import MeanMeter, Meter
+from multimae.inference.metrics import AccuracyMeter, DepthMeter, SegmentationMeter
 
 GOLDEN = Path(__file__).parents[2] / "data" / "parity"
 NYU_MEAN, NYU_STD = 2070.7764, 777.5723

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.training.metrics import Meter, ratio
+from multimae.inference.meters import Meter, ratio
 
 
 class AccuracyMeter(Meter):

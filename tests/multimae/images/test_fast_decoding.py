@@ -14,18 +14,18 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from multimae.images import readers
+from multimae.images.fast_decode import LazyPhoto
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
 from multimae.images.readers import decode_fast, jpeg_size, read, read_fast
+from multimae.specs.errors import UserError
 from tests.support.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_of, write_folder
 from tools.bench_loader import Variant, interleave
 from utils.data import batches
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset, build_train_loader
-from utils.data.fast_decode import LazyPhoto
-from utils.data.folders import MultiModalFolder
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
-from utils.logs.errors import UserError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (37, 43, 3), np.uint8)

@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images.pixels import Array, ImageError
-from multimae.weights.atomic import DIGEST_BYTES
-from utils.data.pack.layout import (
+from multimae.images.pack.layout import (
     DTYPES,
     FILES,
     INDEX_FILE,
@@ -31,7 +29,9 @@ from utils.data.pack.layout import (
     record_checksum,
     shape_of,
 )
-from utils.logs.errors import UserError, bullet_list
+from multimae.images.pixels import Array, ImageError
+from multimae.specs.errors import UserError, bullet_list
+from multimae.weights.atomic import DIGEST_BYTES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 OPEN_FILES = 64
