@@ -29,6 +29,7 @@ BRIDGES = {
 }  # not imported by the rest of the library
 OPTIONAL = {
     "readers.py": {"simplejpeg", "torchvision"},  # faster decoders
+    "fast_decode.py": {"simplejpeg"},
     "tiff.py": {"tifffile", "imagecodecs"},
 }
 
