@@ -186,13 +186,14 @@ def export_graph(
     return 0
 
 
-def add_onnx_arguments(parser: argparse._ActionsContainer) -> None:
+def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     """``--what``, ``--inputs`` and ``--pool``."""
-    parser.add_argument(
+    group = parser.add_argument_group("ONNX (*.onnx)")
+    group.add_argument(
         "--what", choices=FUNCTIONS, help="default: predict if the model has heads, else encoder"
     )
-    parser.add_argument("--inputs", help="modalities to export, such as rgb-depth; default: all")
-    parser.add_argument("--pool", choices=POOLS, help="encoder only: one vector per sample")
+    group.add_argument("--inputs", help="modalities to export, such as rgb-depth; default: all")
+    group.add_argument("--pool", choices=POOLS, help="encoder only: one vector per sample")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=Path, metavar="OUT", help="*.safetensors or *.onnx")
     group = command.add_argument_group("weights (*.safetensors)")
     group.add_argument("--float32", action="store_true", help="keep single precision")
-    add_onnx_arguments(command.add_argument_group("ONNX (*.onnx)"))
+    add_onnx_arguments(command)
     return parser
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multimae.nn.layers import trunc_normal_, xavier_uniform_
 from multimae.nn.masking import gather_tokens
-from multimae.nn.tokens import PositionCache, Size, as_size, patchify, sincos_2d
+from multimae.nn.tokens import Size, as_size, patchify, pos_emb_tokens, sincos_2d
 
 
 class _PatchAdapter(nn.Module):
@@ -34,7 +34,6 @@ class _PatchAdapter(nn.Module):
         ph, pw = as_size(patch_size_full)
         self.patch_size: Size = (max(1, ph // stride_level), max(1, pw // stride_level))
         self.dim_tokens: int | None = None
-        self.positions = PositionCache()
 
     def grid(self, height: int, width: int, name: str = "input") -> Size:
         """Token grid of an input of (height, width) pixels in this modality's own resolution.
@@ -61,9 +60,8 @@ class _PatchAdapter(nn.Module):
     def _to_tokens(self, x_bchw: Tensor) -> Tensor:
         x_bdhw = self.proj(x_bchw)
         rows, cols = x_bdhw.shape[-2:]
-        return x_bdhw.flatten(2).transpose(1, 2) + self.positions.tokens(  # type: ignore[no-any-return]
-            self.pos_emb, (rows, cols), self.pos_emb_mode
-        )
+        positions = pos_emb_tokens(self.pos_emb, (rows, cols), self.pos_emb_mode)
+        return x_bdhw.flatten(2).transpose(1, 2) + positions  # type: ignore[no-any-return]
 
     def forward_patches(self, x: Tensor, patch_ids_bk: Tensor) -> Tensor:
         """Tokens of some patches of every sample: (b, k) -> (b, k, D).
@@ -76,7 +74,7 @@ class _PatchAdapter(nn.Module):
         """
         grid = self.grid(x.shape[-2], x.shape[-1])
         patches = gather_tokens(patchify(x, self.patch_size), patch_ids_bk)
-        positions = self.positions.tokens(self.pos_emb, grid, self.pos_emb_mode)
+        positions = pos_emb_tokens(self.pos_emb, grid, self.pos_emb_mode)
         return self._project(patches) + F.embedding(patch_ids_bk, positions[0])
 
     def _project(self, patches_bkp: Tensor) -> Tensor:

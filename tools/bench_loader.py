@@ -17,8 +17,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Variant:
         rows: If given, batches are normalised as these rows say.
         rates: Samples per second of each round.
         memory: MiB of the workers after each round.
+        workers: Their process ids; they live as long as the loader.
     """
 
     name: str
@@ -65,10 +67,12 @@ class Variant:
     rows: Sequence[Modality] | None = None
     rates: tuple[float, ...] = ()
     memory: tuple[float, ...] = ()
+    workers: frozenset[int] = frozenset()
 
     def epoch(self, epoch: int) -> float:
         """Samples per second of one epoch."""
         self.sampler.set_epoch(epoch)
+        others = child_pids()
         count, start = 0, time.perf_counter()
         for batch in self.loader:
             if isinstance(batch, Batch):
@@ -77,7 +81,14 @@ class Variant:
                 count += len(batch)
             else:
                 count += len(next(iter(batch.values())))
-        return count / (time.perf_counter() - start)
+        rate = count / (time.perf_counter() - start)
+        self.workers |= child_pids() - others
+        return rate
+
+
+def child_pids() -> frozenset[int]:
+    """Running processes that :mod:`multiprocessing` started here."""
+    return frozenset(child.pid for child in active_children() if child.pid is not None)
 
 
 def interleave(variants: Sequence[Variant], rounds: int) -> None:
@@ -87,15 +98,14 @@ def interleave(variants: Sequence[Variant], rounds: int) -> None:
             rate = variant.epoch(epoch)
             if epoch:
                 variant.rates += (rate,)
-                variant.memory += (worker_memory(variant.loader),)
+                variant.memory += (memory_of(variant.workers),)
 
 
-def worker_memory(loader: DataLoader[Any]) -> float:
-    """MiB that a loader's workers have in memory, shared pages in part; 0 where unknown."""
-    iterator: Any = getattr(loader, "_iterator", None)
+def memory_of(pids: Iterable[int]) -> float:
+    """MiB that processes have in memory, shared pages in part; 0 where unknown."""
     total = 0
-    for worker in getattr(iterator, "_workers", ()):
-        rollup = Path(f"/proc/{worker.pid}/smaps_rollup")
+    for pid in pids:
+        rollup = Path(f"/proc/{pid}/smaps_rollup")
         if rollup.exists():
             lines = rollup.read_text().splitlines()
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 
 from multimae.nn.tokens import TokenLayout
 
@@ -216,6 +218,29 @@ def _dirichlet_shares(
         chosen = (subset >> torch.arange(num_tasks, device=device)) & 1
         alpha = alpha * chosen + _UNCHOSEN
     # Gamma(a) = Gamma(a + 1) * U^(1/a), kept as a logarithm: for small a it would underflow to 0.
-    gamma = torch._standard_gamma(alpha + 1, generator=generator)
+    gamma = _standard_gamma(alpha + 1, generator)
     uniform = torch.rand(alpha.shape, dtype=alpha.dtype, generator=generator, device=device)
     return (gamma.log() + uniform.clamp_min(1e-300).log() / alpha).softmax(dim=1)
+
+
+def _standard_gamma(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw Gamma(concentration, 1) from ``generator``.
+
+    ``torch.distributions`` draws from the global generator, which gets the state of ``generator``
+    meanwhile.
+    """
+    # Checking the arguments would wait for the device.
+    gamma = Gamma(concentration, torch.ones_like(concentration), validate_args=False)
+    if generator is None:
+        return gamma.sample()  # type: ignore[no-any-return]
+    device = concentration.device
+    rng: Any = torch if device.type == "cpu" else torch.get_device_module(device)
+    index = () if device.type == "cpu" else (device,)
+    before = rng.get_rng_state(*index)
+    try:
+        rng.set_rng_state(generator.get_state(), *index)
+        drawn: Tensor = gamma.sample()
+        generator.set_state(rng.get_rng_state(*index))
+    finally:
+        rng.set_rng_state(before, *index)
+    return drawn

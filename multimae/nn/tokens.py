@@ -154,35 +154,8 @@ def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
 
 
 def pos_emb_tokens(table: Tensor, grid: Size, mode: str) -> Tensor:
-    """Table (1, D, h, w) resized to ``grid`` and flattened row-major: (1, rows*columns, D)."""
-    return resize_pos_emb(table, grid, mode).flatten(2).transpose(1, 2)
+    """Table (1, D, h, w) resized to ``grid`` and flattened row-major: (1, rows*columns, D).
 
-
-class PositionCache:
-    """Resized position tables that are not trained, by grid and dtype.
-
-    An entry holds the table it was made of and its version, which PyTorch increases with every
-    in-place change, so that loaded weights are noticed.
+    Resized in every forward pass, under 1 % of its time: a cache would have to notice new weights.
     """
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._entries: dict[tuple[object, ...], tuple[Tensor, int, Tensor]] = {}
-
-    def tokens(
-        self, table: Tensor, grid: Size, mode: str, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """:func:`pos_emb_tokens` in ``dtype``; trained tables are resized every time."""
-        dtype = table.dtype if dtype is None else dtype
-        symbolic = any(isinstance(side, torch.SymInt) for side in grid)
-        uncached = table.requires_grad or symbolic or torch.compiler.is_compiling()
-        if uncached or table.is_inference():  # inference tensors have no version
-            return pos_emb_tokens(table, grid, mode).to(dtype)
-        key = (grid, mode, dtype, table.device)
-        entry = self._entries.get(key)
-        if entry is None or entry[0] is not table or entry[1] != table._version:
-            # A tensor made in inference mode could not be used in a training step later.
-            with torch.inference_mode(False), torch.no_grad():
-                tokens = pos_emb_tokens(table, grid, mode).to(dtype).contiguous()
-            entry = self._entries[key] = (table, table._version, tokens)
-        return entry[2]
+    return resize_pos_emb(table, grid, mode).flatten(2).transpose(1, 2)

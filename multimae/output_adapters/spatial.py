@@ -22,7 +22,14 @@ from multimae.nn.layers import (
     trunc_normal_,
 )
 from multimae.nn.masking import gather_tokens
-from multimae.nn.tokens import PositionCache, Size, TokenLayout, as_size, sincos_2d, unpatchify
+from multimae.nn.tokens import (
+    Size,
+    TokenLayout,
+    as_size,
+    pos_emb_tokens,
+    sincos_2d,
+    unpatchify,
+)
 
 
 class SpatialOutputAdapter(nn.Module):
@@ -107,7 +114,6 @@ class SpatialOutputAdapter(nn.Module):
         def token() -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.dim_tokens)))
 
-        self.positions = PositionCache()
         self.mask_token = token()
         self.task_embeddings = nn.ParameterDict({name: token() for name in context_tasks})
         h, w = (
@@ -172,7 +178,7 @@ class SpatialOutputAdapter(nn.Module):
         """Position and task embedding of every token of the sequence: (1, N, d)."""
         parts = []
         for name, part in layout.slices.items():
-            pos = self.positions.tokens(self.pos_emb, part.grid, "bilinear")
+            pos = pos_emb_tokens(self.pos_emb, part.grid, "bilinear")
             parts.append(pos + self.task_embeddings[name] if name in self.task_embeddings else pos)
         return torch.cat(parts, dim=1)
 
@@ -192,7 +198,8 @@ class SpatialOutputAdapter(nn.Module):
             place = ids_restore[:, part].clamp(max=visible.shape[1])
             masked = (place == visible.shape[1]).unsqueeze(-1)
             return gather_tokens(padded, place) + embedding[:, part] * masked
-        queries = mask_token + self.positions.tokens(self.pos_emb, grid, "bilinear", visible.dtype)
+        positions = pos_emb_tokens(self.pos_emb, grid, "bilinear").to(visible.dtype)
+        queries = mask_token + positions
         if self.task is not None and self.task in self.task_embeddings:
             queries = queries + self.task_embeddings[self.task].to(visible.dtype)
         return queries.expand(visible.shape[0], -1, -1)

@@ -152,3 +152,15 @@ def test_small_modalities_are_not_dropped_more_often() -> None:
     masks = sample_masks(layout, 4000, 5, alphas=1e6, generator=generator)
     visible = (1 - masks.task_masks["a"].float()).sum(dim=1).mean()
     assert visible.item() == pytest.approx(2 - 1 / 3, abs=0.03)
+
+
+def test_a_generator_draws_what_the_global_one_would_and_leaves_that_alone() -> None:
+    layout = layout_of([(4, 4), (3, 5)])
+    torch.manual_seed(7)
+    expected, after = sample_masks(layout, 6, 9, alphas=0.3), torch.get_rng_state()
+    torch.manual_seed(8)
+    before, generator = torch.get_rng_state(), torch.Generator().manual_seed(7)
+    found = sample_masks(layout, 6, 9, alphas=0.3, generator=generator)
+    assert torch.equal(found.ids_keep, expected.ids_keep)
+    assert torch.equal(generator.get_state(), after)
+    assert torch.equal(torch.get_rng_state(), before)

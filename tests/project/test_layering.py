@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -104,3 +105,34 @@ def test_names_that_are_loaded_on_use_are_all_there(package: ModuleType) -> None
     assert not modules & set(package.__all__), "importing such a module would hide the name"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+def private_names(path: Path) -> Iterator[tuple[str, bool]]:
+    """Names with one leading underscore in a file, and whether it defines them."""
+    for node in ast.walk(tree_of(path)):
+        found: list[tuple[object, bool]] = []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found = [(node.name, True)]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found = [(node.id, True)]
+        elif isinstance(node, ast.Attribute):
+            found = [(node.attr, isinstance(node.ctx, ast.Store))]
+        elif isinstance(node, ast.ImportFrom):
+            found = [(name, False) for name in (node.module or "").split(".")]
+            found += [(alias.name, False) for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            found = [(a.value, False) for a in node.args[1:2] if isinstance(a, ast.Constant)]
+        for name, is_defined in found:
+            if re.match(r"_[a-zA-Z]", str(name)):
+                yield str(name), is_defined
+
+
+def test_no_private_name_of_a_library() -> None:
+    names = {
+        (name, is_defined)
+        for path in {*SOURCES, *(REPO / "tools").rglob("*.py")}
+        for name, is_defined in private_names(path)
+    }
+    defined = {name for name, is_defined in names if is_defined}
+    documented = {"_exit", "_replace"}
+    assert {name for name, _ in names} <= defined | documented

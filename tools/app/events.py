@@ -83,7 +83,10 @@ class Events:
 
     def example(self, event: gr.EventData, *settings: Any) -> Update:
         """Show the clicked example."""
-        index = event._data.get("index") if isinstance(event._data, dict) else None
+        try:
+            index = event.index
+        except (AttributeError, TypeError):  # TypeError: the client sent no mapping
+            index = None
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
             raise UserError(f"No example {index}: there are {len(self.examples)}.")
         return self._enter(self.examples[index], settings, chosen=index)
