@@ -1,14 +1,14 @@
-"""Measure how fast samples load: a straightforward Pillow pipeline against this project's ways.
+"""Benchmark data loading: a plain Pillow pipeline against this project's loaders.
 
-    python tools/bench_loader.py --work /tmp/bench     # renders its own data, some minutes
+    python tools/bench_loader.py --work /tmp/bench     # renders its data first, a few minutes
     python tools/bench_loader.py --work /tmp/bench --data_path data/mine/train --samples 512
 
-The base reads the three files of a sample with Pillow, crops, resizes and flips them, and makes
-normalised float tensors in the loader's workers (SPEC section 5). The others give stored values,
-which are normalised where the training runs. All variants run in one process, interleaved, over
-the same samples in the same order; the best of the rounds counts. With --normalise the time also
-holds the normalisation of the others, on the CPU. Every sample's tensors are compared with the
-base's. The last line is JSON: {variant: {"img_s", "ratio", "bit_identical", ...}}.
+The baseline ``base`` reads the three files of a sample with Pillow, crops, resizes, flips and
+normalises them in the loader workers (SPEC section 5). All other variants yield stored values,
+which are normalised on the training device; --normalise includes that step, on the CPU. Variants
+run interleaved in one process, over the same samples in the same order; the best round is
+reported. Every variant's tensors are compared with the baseline's. The last line is JSON:
+{variant: {"img_s", "ratio", "bit_identical", ...}}.
 """
 
 from __future__ import annotations
@@ -47,37 +47,37 @@ from utils.data.transforms import TrainTransform
 
 @dataclass
 class Variant:
-    """A way of loading, and what was measured of it.
+    """A loading pipeline and its measurements.
 
     Attributes:
-        name: For the report.
-        dataset: The samples.
-        loader: Its batches: :class:`Batch`, or a dict of tensors.
-        sampler: Of the loader.
-        rows: If given, batches are normalised as these rows say.
+        name: Key in the report.
+        dataset: Dataset to load from.
+        loader: Yields :class:`Batch`, or dicts of tensors.
+        sampler: The loader's sampler.
+        modalities: If set, batches are normalised for these modalities.
         rates: Samples per second of each round.
-        memory: MiB of the workers after each round.
-        workers: Their process ids; they live as long as the loader.
+        memory: MiB used by the workers after each round.
+        workers: Process ids of the workers, which live as long as the loader.
     """
 
     name: str
     dataset: Dataset[Any]
     loader: DataLoader[Any]
     sampler: GlobalBatchSampler
-    rows: Sequence[Modality] | None = None
+    modalities: Sequence[Modality] | None = None
     rates: tuple[float, ...] = ()
     memory: tuple[float, ...] = ()
     workers: frozenset[int] = frozenset()
 
-    def epoch(self, epoch: int) -> float:
-        """Samples per second of one epoch."""
+    def run_epoch(self, epoch: int) -> float:
+        """Load one epoch; return samples per second."""
         self.sampler.set_epoch(epoch)
         others = child_pids()
         count, start = 0, time.perf_counter()
         for batch in self.loader:
             if isinstance(batch, Batch):
-                if self.rows is not None:
-                    prepare(batch.images, self.rows)
+                if self.modalities is not None:
+                    prepare(batch.images, self.modalities)
                 count += len(batch)
             else:
                 count += len(next(iter(batch.values())))
@@ -92,17 +92,17 @@ def child_pids() -> frozenset[int]:
 
 
 def interleave(variants: Sequence[Variant], rounds: int) -> None:
-    """Epochs of all variants in turn; the first one starts the workers and counts for nothing."""
+    """Run the variants alternately; the first epoch is warm-up and is not recorded."""
     for epoch in range(rounds + 1):
         for variant in variants:
-            rate = variant.epoch(epoch)
+            rate = variant.run_epoch(epoch)
             if epoch:
                 variant.rates += (rate,)
                 variant.memory += (memory_of(variant.workers),)
 
 
 def memory_of(pids: Iterable[int]) -> float:
-    """MiB that processes have in memory, shared pages in part; 0 where unknown."""
+    """Proportional set size of processes in MiB; 0 where /proc does not report it."""
     total = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup")
@@ -120,10 +120,10 @@ PHOTO = (640, 480)
 
 
 class BaseDataset(Dataset[dict[str, Tensor]]):
-    """SPEC section 5 with Pillow, numpy and torch, and nothing of this project's reading."""
+    """SPEC section 5 in Pillow, NumPy and torch, without this project's readers."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        """Sorted files of ``root/{rgb,depth,semseg}``."""
+        """List the files of ``root/{rgb,depth,semseg}``, sorted."""
         self.files = [sorted((root / name).rglob("*.*")) for name in NAMES]
         self.seed = seed
 
@@ -147,7 +147,7 @@ class BaseDataset(Dataset[dict[str, Tensor]]):
         }
 
     def stored(self, key: SampleKey) -> list[npt.NDArray[Any]]:
-        """Cropped, resized and flipped values as the files have them."""
+        """Stored values, cropped, resized and flipped."""
         images: list[Image.Image] = [Image.open(files[key.index]) for files in self.files]
         images[0] = images[0].convert("RGB")
         width, height = images[0].size
@@ -159,7 +159,7 @@ class BaseDataset(Dataset[dict[str, Tensor]]):
         photo = images[0].crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         small = [np.array(photo)]
         for image, side in zip(images[1:], (SIZE, SIZE // 4), strict=True):
-            # Pillow's own nearest adds up rounding errors: at exact halves it may be a pixel off.
+            # Pillow's nearest accumulates rounding errors and may be a pixel off at exact halves.
             rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in (h, w))
             small.append(np.array(image.crop(box))[rows[:, None], columns])
         return [np.ascontiguousarray(image[:, ::-1]) for image in small] if flip else small
@@ -167,7 +167,7 @@ class BaseDataset(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure."""
+    """Benchmark settings."""
 
     batch_size: int
     workers: int
@@ -178,52 +178,54 @@ class Settings:
 
 
 def table() -> list[Modality]:
-    """Rows of the benchmark's modalities."""
-    rows = make_table(
+    """Modalities of the benchmark."""
+    known = make_table(
         {"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}}
     )
-    return select(rows, NAMES)
+    return select(known, NAMES)
 
 
-def variants(root: Path, packs: dict[str, Path], how: Settings) -> list[Variant]:
-    """The base, the plain folder, and every pack; each also with fast decoding."""
-    rows = table()
-    base = BaseDataset(root, how.seed)
-    count = min(len(base), how.samples)
+def variants(root: Path, packs: dict[str, Path], settings: Settings) -> list[Variant]:
+    """Baseline, plain folder and packs; all but the baseline also with fast decoding."""
+    modalities = table()
+    base = BaseDataset(root, settings.seed)
+    count = min(len(base), settings.samples)
     found: list[tuple[str, Dataset[Any]]] = [("base", base)]
     for name, path in {"plain": root, **packs}.items():
         for fast in (False, True):
             dataset = MultiModalDataset(
-                MultiModalFolder(path, rows),
-                TrainTransform(rows, SIZE),
-                seed=how.seed,
+                MultiModalFolder(path, modalities),
+                TrainTransform(modalities, SIZE),
+                seed=settings.seed,
                 fast_decode=fast,
             )
             found.append((f"{name}_fast" if fast else name, dataset))
-    return [_variant(name, dataset, count, rows, how) for name, dataset in found]
+    return [_variant(name, dataset, count, modalities, settings) for name, dataset in found]
 
 
 def _variant(
-    name: str, dataset: Dataset[Any], count: int, rows: list[Modality], how: Settings
+    name: str, dataset: Dataset[Any], count: int, modalities: list[Modality], settings: Settings
 ) -> Variant:
-    sampler = GlobalBatchSampler(count, how.batch_size, seed=how.seed)
+    sampler = GlobalBatchSampler(count, settings.batch_size, seed=settings.seed)
     loader: DataLoader[Any]
     if isinstance(dataset, MultiModalDataset):
-        loader = build_train_loader(dataset, sampler, num_workers=how.workers, pin_memory=False)
+        loader = build_train_loader(
+            dataset, sampler, num_workers=settings.workers, pin_memory=False
+        )
     else:
-        workers: dict[str, Any] = {"persistent_workers": True} if how.workers else {}
-        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=how.workers, **workers)
-    return Variant(name, dataset, loader, sampler, rows if how.normalise else None)
+        workers: dict[str, Any] = {"persistent_workers": True} if settings.workers else {}
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.workers, **workers)
+    return Variant(name, dataset, loader, sampler, modalities if settings.normalise else None)
 
 
 def compare(found: Sequence[Variant], samples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Differences of every variant's tensors from those of the base, over ``samples``.
+    """Compare every variant's tensors with the baseline's on ``samples`` samples.
 
-    There are as many epochs of the data set as it takes.
+    Repeats the data set in further epochs if it has fewer samples.
     """
     base = found[0].dataset
     assert isinstance(base, BaseDataset)
-    rows = {row.name: row for row in table()}
+    modalities = table()
     out: dict[str, dict[str, Any]] = {
         v.name: {"bit_identical": True, "max_diff": {}, "mean_diff": {}} for v in found
     }
@@ -234,33 +236,33 @@ def compare(found: Sequence[Variant], samples: int, seed: int) -> dict[str, dict
         stored["depth"] = stored["depth"][None]
         normal = base[key]
         for variant in found[1:]:
-            _compare_one(out[variant.name], variant.dataset[key].images, stored, normal, rows)
-    for row in out.values():
-        row["mean_diff"] = {k: round(v / samples, 4) for k, v in row["mean_diff"].items()}
-        row["samples"] = samples
+            _compare_one(out[variant.name], variant.dataset[key].images, stored, normal, modalities)
+    for entry in out.values():
+        entry["mean_diff"] = {k: round(v / samples, 4) for k, v in entry["mean_diff"].items()}
+        entry["samples"] = samples
     return out
 
 
 def _compare_one(
-    row: dict[str, Any],
+    entry: dict[str, Any],
     images: dict[str, Tensor],
     stored: dict[str, npt.NDArray[Any]],
     normal: dict[str, Tensor],
-    rows: dict[str, Modality],
+    modalities: Sequence[Modality],
 ) -> None:
-    prepared = prepare({k: v[None] for k, v in images.items()}, list(rows.values()))
+    prepared = prepare({k: v[None] for k, v in images.items()}, modalities)
     for name, expected in stored.items():
         diff = np.abs(images[name].numpy().astype(np.int64) - expected.astype(np.int64))
-        row["bit_identical"] &= bool(diff.max() == 0)
-        row["max_diff"][name] = max(row["max_diff"].get(name, 0), int(diff.max()))
-        row["mean_diff"][name] = row["mean_diff"].get(name, 0.0) + float(diff.mean())
+        entry["bit_identical"] &= bool(diff.max() == 0)
+        entry["max_diff"][name] = max(entry["max_diff"].get(name, 0), int(diff.max()))
+        entry["mean_diff"][name] = entry["mean_diff"].get(name, 0.0) + float(diff.mean())
         after = float((prepared[name][0] - normal[name]).abs().max())
         key = f"{name}_normalised"
-        row["max_diff"][key] = max(row["max_diff"].get(key, 0.0), after)
+        entry["max_diff"][key] = max(entry["max_diff"].get(key, 0.0), after)
 
 
 def make_packs(root: Path, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
-    """Packs of a data root, made where they are not there yet."""
+    """Write the missing packs of a data root; return the path of each kind."""
     options = {
         "packed": PackOptions(),
         "packed_zlib": PackOptions(codec="zlib"),
@@ -275,7 +277,7 @@ def make_packs(root: Path, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
 
 
 def make_data(work: Path, count: int) -> dict[str, Path]:
-    """Rooms at 256 x 256, and a quarter as many photographs at 640 x 480."""
+    """Render rooms at 256 x 256 and a quarter as many JPEG photographs at 640 x 480."""
     rooms, large, photos = work / "rooms", work / "large", work / "photos/train"
     make_rooms(Job(rooms, count, 0, 256, 0, 2, (), "multimae"))
     make_rooms(Job(large, max(1, count // 4), 0, PHOTO[0], 1, 2, (), "multimae"))
@@ -292,13 +294,13 @@ def make_data(work: Path, count: int) -> dict[str, Path]:
 
 
 def report(found: Sequence[Variant], differences: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Numbers of one data root, printed and returned."""
+    """Print and return the results of one data root."""
     out: dict[str, Any] = {}
     base = max(found[0].rates)
-    print(f"{'variant':<18}{'img/s':>9}{'ratio':>7}  {'identical':<10}memory of workers (MiB)")
+    print(f"{'variant':<18}{'img/s':>9}{'ratio':>7}  {'identical':<10}worker memory (MiB)")
     for v in found:
         rate, about = max(v.rates), differences.get(v.name, {})
-        # Of each round by itself: what else the machine did then slowed both.
+        # Ratio per round: other load on the machine slows both variants of a round.
         ratios = sorted(a / b for a, b in zip(v.rates, found[0].rates, strict=True))
         ratio = ratios[len(ratios) // 2]
         out[v.name] = {
@@ -320,25 +322,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for data and packs")
-    parser.add_argument("--data_path", type=Path, nargs="+", help="data roots instead of its own")
+    parser.add_argument("--data_path", type=Path, nargs="+", help="data roots (default: render)")
     parser.add_argument("--make", type=int, default=1000, help="rooms to render (1000)")
     parser.add_argument("--samples", type=int, default=512, help="images per round (512)")
-    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured epochs (3)")
     parser.add_argument("--compared", type=int, default=1000, help="samples compared (1000)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
-    parser.add_argument("--batch_size", type=int, default=32, help="(32)")
-    parser.add_argument("--seed", type=int, default=0, help="of order and crops (0)")
-    parser.add_argument("--normalise", action="store_true", help="see above")
+    parser.add_argument("--batch_size", type=int, default=32, help="samples per batch (32)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of order and crops (0)")
+    parser.add_argument("--normalise", action="store_true", help="time normalisation as well")
     packs = ("packed", "packed_zlib", "packed_raw")
     parser.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, compare, print."""
+    """Benchmark every data root and print the results."""
     args = parse(argv)
     torch.set_num_threads(1)
-    how = Settings(
+    settings = Settings(
         args.batch_size, args.workers, args.rounds, args.samples, args.seed, args.normalise
     )
     roots = {"-".join(p.parts[-2:]): p for p in args.data_path or ()}
@@ -346,10 +348,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {}
     for name, root in roots.items():
         print(f"\n{name}: {root}")
-        found = variants(root, make_packs(root, args.work, args.packs), how)
-        interleave(found, how.rounds)
+        found = variants(root, make_packs(root, args.work, args.packs), settings)
+        interleave(found, settings.rounds)
         numbers = report(found, compare(found, args.compared, args.seed))
-        result |= {f"{name}/{variant}": row for variant, row in numbers.items()}
+        result |= {f"{name}/{variant}": entry for variant, entry in numbers.items()}
     print(json.dumps(result))
     return 0
 

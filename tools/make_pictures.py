@@ -1,13 +1,13 @@
-"""Make the pictures of the README from the shipped weights and example rooms.
+"""Render the README's figures from the shipped weights and example rooms.
 
-    python tools/make_pictures.py                # all, into docs/images
+    python tools/make_pictures.py                # all figures, into docs/images
     python tools/make_pictures.py --only hero
 
-hero       animation: more and more patches become visible, everything else is predicted
-subsets    each modality alone -> everything
-edit       a class is painted into the labels, and the predicted photo follows
-attention  where one patch looks
-predict    the segmentation model on a photo
+hero       animation: reconstructions from a growing number of visible patches
+subsets    all modalities predicted from each single one
+edit       effect of an edited label map on the predicted RGB image
+attention  attention of one patch
+predict    semantic segmentation of RGB images
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ Sample = dict[str, ImageLike]
 
 
 def samples(model: MultiMAE) -> dict[str, Sample]:
-    """The example rooms: ``{type/name: {modality: file}}``.
+    """List the example rooms as ``{type/name: {modality: file}}``.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: No example rooms.
     """
     first = model.spec.inputs[0]
     found: dict[str, Sample] = {}
@@ -62,10 +62,10 @@ def samples(model: MultiMAE) -> dict[str, Sample]:
     return found
 
 
-def sheet(
+def draw_table(
     rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str], caption: str = ""
 ) -> Image.Image:
-    """Rows of pictures with a name in front of each and a title above every column."""
+    """Draw rows of pictures with row names and column titles."""
     side = max(int(font(TITLE).getlength(name)) for name, _ in rows) + MARGIN
     width = MARGIN + side + len(titles) * (CELL + GUTTER) + MARGIN
     top = MARGIN + 2 * TITLE
@@ -90,7 +90,7 @@ def sheet(
 def nested_masks(
     model: MultiMAE, counts: Sequence[int], seed: int
 ) -> list[dict[str, npt.NDArray[np.bool_]]]:
-    """Visible patches for growing budgets, each set within the next."""
+    """Visible patches for growing budgets; each set contains the previous one."""
     spec = model.spec
     side = spec.image_size // spec.patch_size
     names = [m.name for m in spec.inputs]
@@ -104,7 +104,7 @@ def nested_masks(
 
 
 def hero(model: MultiMAE, out: Path) -> Path:
-    """Frames of growing visibility for a few rooms, as an animated WebP."""
+    """Animated WebP: reconstructions of several rooms from growing budgets."""
     names = [m.name for m in model.spec.inputs]
     total = len(names) * (model.spec.image_size // model.spec.patch_size) ** 2
     rooms = samples(model)
@@ -119,7 +119,7 @@ def hero(model: MultiMAE, out: Path) -> Path:
                 ("truth", [result.picture(name, "truth") for name in names]),
             ]
             count = sum(int(v.sum()) for v in visible.values())
-            frames.append(sheet(rows, names, f"{count} of {total} patches are visible"))
+            frames.append(draw_table(rows, names, f"{count} of {total} patches are visible"))
             durations.append(LAST_FRAME_MS if count == HERO_VISIBLE[-1] else FRAME_MS)
     path = out / "hero.webp"
     frames[0].save(
@@ -130,25 +130,25 @@ def hero(model: MultiMAE, out: Path) -> Path:
 
 
 def subsets(model: MultiMAE, out: Path) -> Path:
-    """Every input alone, all of its patches visible, and what is predicted from it."""
+    """Predictions from each single modality with all of its patches visible."""
     names = [m.name for m in model.spec.inputs]
     rooms = samples(model)
     sample = rooms[next(k for k in rooms if k.startswith("dining_room"))]
     rows = []
-    for given in names:
-        result = model.reconstruct(sample, {given: "all"})
-        pictures = [result.picture(given, "truth")]
-        rows.append((f"{given} ->", pictures + [result.picture(name) for name in names]))
+    for source in names:
+        result = model.reconstruct(sample, {source: "all"})
+        pictures = [result.picture(source, "truth")]
+        rows.append((f"{source} ->", pictures + [result.picture(name) for name in names]))
     truth = model.reconstruct(sample, {names[0]: "all"})
     blank = np.full_like(rows[0][1][0], 255)
     rows.append(("truth", [blank] + [truth.picture(name, "truth") for name in names]))
     path = out / "subsets.png"
-    sheet(rows, ["given", *(f"predicted {name}" for name in names)]).save(path, optimize=True)
+    draw_table(rows, ["input", *(f"predicted {name}" for name in names)]).save(path, optimize=True)
     return path
 
 
 def edit(model: MultiMAE, out: Path) -> Path:
-    """Paint a window into the labels of a room; a few of the photo's patches give the colours."""
+    """Paint a window into a room's labels and predict RGB; 8 visible RGB patches set colours."""
     labels = next(m for m in model.spec.inputs if m.is_labels)
     photo = next(m for m in model.spec.inputs if m.is_photo)
     rooms = samples(model)
@@ -173,15 +173,15 @@ def edit(model: MultiMAE, out: Path) -> Path:
         ]
         return name, [result.picture(m, c) for m, c in columns]
 
-    rows = [row("as it is", stored), row("painted", painted)]
+    rows = [row("original", stored), row("edited", painted)]
     titles = [labels.name, f"{photo.name}, visible", f"{photo.name}, predicted", "the photo"]
     path = out / "edit.png"
-    sheet(rows, titles).save(path, optimize=True)
+    draw_table(rows, titles).save(path, optimize=True)
     return path
 
 
 def attention(model: MultiMAE, out: Path) -> Path:
-    """Attention of one patch of a photo in the middle of the network."""
+    """Attention of one RGB patch in a middle block."""
     rooms = samples(model)
     sample = rooms[next(k for k in rooms if k.startswith("dining_room"))]
     query, layer = (model.spec.inputs[0].name, 4, 4), 7
@@ -189,14 +189,14 @@ def attention(model: MultiMAE, out: Path) -> Path:
     shown: Reconstruction = model.reconstruct(sample)
     pictures: Mapping[str, Picture] = {name: shown.picture(name, "truth") for name in maps}
     path = out / "attention.png"
-    attention_grid(pictures, maps, query, caption=f"block {layer}, mean of its heads").save(
+    attention_grid(pictures, maps, query, caption=f"block {layer}, mean over heads").save(
         path, optimize=True
     )
     return path
 
 
 def predict(model: MultiMAE, out: Path) -> Path:
-    """Photos of rooms, the classes that the segmentation model sees in them, and the truth."""
+    """RGB images, predicted classes and ground truth."""
     segmenter = MultiMAE.from_pretrained(SEGMENTER)
     (head,) = segmenter.spec.heads
     labels = next(m for m in model.spec.inputs if m.is_labels)
@@ -204,16 +204,16 @@ def predict(model: MultiMAE, out: Path) -> Path:
     columns: dict[str, list[Picture]] = {"photo": [], "predicted": [], "truth": []}
     every = []
     for sample in list(samples(model).values())[:4]:
-        guess = segmenter.predict({photo: sample[photo]})[head.name]
-        if not isinstance(guess, LabelPrediction):
+        prediction = segmenter.predict({photo: sample[photo]})[head.name]
+        if not isinstance(prediction, LabelPrediction):
             raise TypeError(f"{SEGMENTER} does not predict labels")
         truth = np.asarray(Image.open(Path(str(sample[labels.name]))))
         with Image.open(Path(str(sample[photo]))) as image:
             columns["photo"].append(np.asarray(image.convert("RGB")))
-        columns["predicted"].append(guess.picture())
-        shown = LabelPrediction(truth.astype(np.int64) - 1, (), guess.logits, head.target)
+        columns["predicted"].append(prediction.picture())
+        shown = LabelPrediction(truth.astype(np.int64) - 1, (), prediction.logits, head.target)
         columns["truth"].append(shown.picture())
-        every += [guess.ids + 1, truth.astype(np.int64)]
+        every += [prediction.ids + 1, truth.astype(np.int64)]
     path = out / "predict.png"
     grid = prediction_grid(columns, legend=with_void(head.target), ids=np.stack(every))
     grid.save(path, optimize=True)
@@ -230,11 +230,11 @@ PICTURES: dict[str, Callable[[MultiMAE, Path], Path]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the pictures; 2 if weights or examples are missing."""
+    """Render the figures; return 2 if weights or examples are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=REPO / "docs/images", help="folder")
+    parser.add_argument("--out", type=Path, default=REPO / "docs/images", help="output folder")
     parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES))
     args = parser.parse_args(argv)
     try:

@@ -1,11 +1,11 @@
-"""What do missing modalities cost? The same short runs on complete data and on data with holes.
+"""Compare short pre-training runs on complete data and on data with missing modalities.
 
     python tools/missing_study.py data/rooms/train data/rooms/val --absent 0.3 --steps 500 --seeds 3
 
-Every file of a copy of TRAIN (of links) is left out with the given probability, at least one
-modality staying per sample. Both trainings see as many samples, for as many steps, and are scored
-on the complete VAL. Prints the masked loss of every modality, and how far the two are apart in
-standard deviations over the seeds. Further flags go to the pre-training script.
+Drops every file of TRAIN with the given probability, but keeps at least one modality per sample
+(in a folder of symlinks). Both runs train for the same number of steps and are evaluated on the
+complete VAL. Prints the masked loss of every modality and the difference in standard deviations
+over seeds. Unknown flags are passed to the pre-training script.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ CONFIG = (
 )
 
 
-def with_holes(source: Path, target: Path, absent: float, seed: int) -> float:
-    """Links to the files of a folder, some left out; returns the share that is missing."""
+def link_with_missing(source: Path, target: Path, missing: float, seed: int) -> float:
+    """Symlink the files of a folder, dropping some at random; return the missing fraction."""
     rng = np.random.default_rng(seed)
     names = sorted(p.relative_to(source / MODALITIES[0]).with_suffix("")
                    for p in (source / MODALITIES[0]).rglob("*.*"))  # fmt: skip
-    missing = 0
+    dropped = 0
     for name in names:
-        there = rng.random(len(MODALITIES)) >= absent
-        if not there.any():
-            there[rng.integers(len(MODALITIES))] = True
-        missing += int((~there).sum())
-        for modality, kept in zip(MODALITIES, there, strict=True):
+        keep = rng.random(len(MODALITIES)) >= missing
+        if not keep.any():
+            keep[rng.integers(len(MODALITIES))] = True
+        dropped += int((~keep).sum())
+        for modality, kept in zip(MODALITIES, keep, strict=True):
             (path,) = (source / modality / name.parent).glob(f"{name.name}.*")
             link = target / modality / name.parent / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
             if kept:
                 os.symlink(path.resolve(), link)
-    return missing / (len(names) * len(MODALITIES))
+    return dropped / (len(names) * len(MODALITIES))
 
 
 def run(
-    train: Path, val: Path, out: Path, seed: int, steps: int, more: Sequence[str]
+    train: Path, val: Path, out: Path, seed: int, steps: int, extra_flags: Sequence[str]
 ) -> dict[str, float]:
-    """Train and score once; the last evaluation.
+    """Run pre-training once; return the losses of the last evaluation.
 
     Raises:
-        UserError: It failed, or a loss was not finite.
+        UserError: The run failed, or a loss was NaN or Inf.
     """
     count = len(
         {
@@ -81,16 +81,16 @@ def run(
         *("--eval_data_path", str(val), "--output_dir", str(out), "--seed", str(seed)),
         *("--epochs", str(math.ceil(steps / (count // BATCH_SIZE))), "--max_steps", str(steps)),
         *("--batch_size", str(BATCH_SIZE)),
-        *more,
+        *extra_flags,
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    rows = read_log(out)
-    losses = [r["loss"] for r in rows if r["kind"] == "train"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode:
+        raise UserError(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
+    log = read_log(out)
+    losses = [r["loss"] for r in log if r["kind"] == "train"]
     if len(losses) != steps or not all(map(math.isfinite, losses)):
-        raise UserError(f"{out}: {len(losses)} of {steps} steps, not all of them finite")
-    return {k: v for k, v in rows[-1].items() if k.startswith(("eval/", "trivial/"))}
+        raise UserError(f"{out}: {len(losses)} of {steps} steps logged, or a loss is NaN or Inf")
+    return {k: v for k, v in log[-1].items() if k.startswith(("eval/", "trivial/"))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,27 +98,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("train", type=Path, help="complete training rooms")
-    parser.add_argument("val", type=Path, help="complete rooms to score on")
-    parser.add_argument("--absent", type=float, default=0.3, help="share of files left out (0.3)")
-    parser.add_argument("--steps", type=int, default=500, help="of each run (500)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (3)")
-    args, more = parser.parse_known_args(argv)
-    scores: dict[str, list[dict[str, float]]] = {"complete": [], "with holes": []}
+    parser.add_argument("train", type=Path, help="complete training set")
+    parser.add_argument("val", type=Path, help="complete evaluation set")
+    parser.add_argument("--absent", type=float, default=0.3, help="fraction of files to drop (0.3)")
+    parser.add_argument("--steps", type=int, default=500, help="steps per run (500)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    args, extra_flags = parser.parse_known_args(argv)
+    scores: dict[str, list[dict[str, float]]] = {"complete": [], "incomplete": []}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
-            holes = Path(folder) / f"data-{seed}"
-            share = with_holes(args.train, holes, args.absent, seed)
-            for kind, train in (("complete", args.train), ("with holes", holes)):
+            partial = Path(folder) / f"data-{seed}"
+            share = link_with_missing(args.train, partial, args.absent, seed)
+            for kind, train in (("complete", args.train), ("incomplete", partial)):
                 out = Path(folder) / f"{kind}-{seed}"
-                scores[kind].append(run(train, args.val, out, seed, args.steps, more))
+                scores[kind].append(run(train, args.val, out, seed, args.steps, extra_flags))
                 print(f"seed {seed}, {kind}: {scores[kind][-1]}", flush=True)
     print(f"\n{share:.0%} missing, {args.steps} steps, all losses finite\n{table(scores)}")
 
 
 def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and standard deviation of every masked loss for both kinds of data."""
-    lines = [f"{'masked loss':<12}{'complete':>18}{'with holes':>18}{'apart':>14}{'trivial':>9}"]
+    """Mean and standard deviation of every masked loss, for both data sets."""
+    lines = [
+        f"{'masked loss':<12}{'complete':>18}{'incomplete':>18}{'difference':>14}{'baseline':>9}"
+    ]
     for key in (k for k in scores["complete"][0] if k.startswith("eval/")):
         a, b = ([s[key] for s in runs] for runs in scores.values())
         means = statistics.mean(a), statistics.mean(b)
@@ -126,9 +128,9 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
         spread = math.sqrt(sum(s * s for s in spreads) / 2)
         cells = [f"{m:.4f} +- {s:.4f}" for m, s in zip(means, spreads, strict=True)]
         name = key.partition("/")[2]
-        trivial = scores["complete"][0][f"trivial/{name}"]
-        apart = f"{(means[1] - means[0]) / spread:+.1f} sd" if spread else "-"
-        lines.append(f"{name:<12}{cells[0]:>18}{cells[1]:>18}{apart:>14}{trivial:>9.4f}")
+        baseline = scores["complete"][0][f"trivial/{name}"]
+        difference = f"{(means[1] - means[0]) / spread:+.1f} sd" if spread else "-"
+        lines.append(f"{name:<12}{cells[0]:>18}{cells[1]:>18}{difference:>14}{baseline:>9.4f}")
     return "\n".join(lines)
 
 

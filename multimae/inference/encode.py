@@ -1,4 +1,4 @@
-"""Features of an encoder: tokens after its blocks, pooled or as maps, and attention maps.
+"""Encoder features: tokens, pooled vectors, feature maps and attention maps.
 
 Shapes: B batch, N tokens of all modalities, g global tokens, d encoder width.
 """
@@ -23,21 +23,21 @@ Pool = Literal["mean", "global", "mean_global"]
 
 @dataclass(frozen=True)
 class Encoding:
-    """Tokens of a batch after some of the blocks.
+    """Encoder tokens of a batch, after the selected blocks.
 
     Attributes:
-        layers: One (B, N+g, d) per block that was asked for; global tokens last.
-        layout: Where each modality's tokens lie.
+        layers: One (B, N+g, d) per selected block; global tokens last.
+        layout: Layout of the sequence.
     """
 
     layers: tuple[Tensor, ...]
     layout: TokenLayout
 
     def tokens(self, modality: str, layer: int = -1) -> Tensor:
-        """Tokens of one modality, (B, N_m, d), row by row.
+        """Tokens of one modality, (B, N_m, d), row-major.
 
         Raises:
-            KeyError: It was not among the images.
+            KeyError: The modality was not an input.
         """
         part = self.layout.slices[modality]
         return self.layers[layer][:, part.start : part.stop]
@@ -53,23 +53,23 @@ class Encoding:
         return self.layers[layer][:, self.layout.num_task_tokens :]
 
     def pooled(self, pool: Pool = "mean", *, token_norm: bool = False) -> Tensor:
-        """One float32 vector per sample, the layers' behind each other.
+        """One float32 vector per sample; layers are concatenated.
 
         Args:
-            pool: ``mean`` of the modalities' tokens, ``global`` token (their mean if there are
-                several), or ``mean_global``, one behind the other.
-            token_norm: Standardise every token first.
+            pool: ``mean`` of the patch tokens, mean of the ``global`` tokens, or both concatenated
+                (``mean_global``).
+            token_norm: Apply LayerNorm without weights to every token first.
 
         Returns:
             (B, layers * d), or twice as wide for ``mean_global``.
 
         Raises:
-            ValueError: Unknown ``pool``, or a model without global tokens.
+            ValueError: Unknown ``pool``, or the model has no global tokens.
         """
         if pool not in get_args(Pool):
-            raise ValueError(f"pool is one of {', '.join(get_args(Pool))}; got {pool!r}")
+            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}; got {pool!r}")
         if pool != "mean" and not self.layout.num_global_tokens:
-            raise ValueError(f"pool={pool!r}: this model has no global token; use 'mean'")
+            raise ValueError(f"pool={pool!r}: the model has no global tokens; use 'mean'")
         patches = self.layout.num_task_tokens
         parts = []
         for tokens in self.layers:
@@ -86,15 +86,15 @@ class Encoding:
 def encode(
     model: MultiModalTransformer, inputs: Inputs, layers: int | Sequence[int] = 1
 ) -> Encoding:
-    """Tokens of a batch; everything is visible.
+    """Encode a batch without masking.
 
     Args:
         model: The encoder.
         inputs: The batch.
-        layers: The last so many blocks, or their numbers, from 0; negative ones count from the end.
+        layers: Last n blocks, or block indices (negative indices count from the end).
 
     Raises:
-        ValueError: There are no such blocks.
+        ValueError: Block index out of range.
     """
     depth = len(model.encoder)
     chosen = list(range(depth - layers, depth)) if isinstance(layers, int) else list(layers)
@@ -110,20 +110,20 @@ def encode(
 def attention_maps(
     model: MultiModalTransformer, inputs: Inputs, query: tuple[str, int, int], layer: int = -1
 ) -> dict[str, Tensor]:
-    """Where a patch looks: attention of its token to every other, averaged over the heads.
+    """Attention of one patch token to all tokens, averaged over heads, without masking.
 
     Args:
         model: The encoder.
-        inputs: The batch; everything is visible.
+        inputs: The batch.
         query: Modality, row and column of the patch, in patches.
-        layer: Block whose attention is taken.
+        layer: Block index.
 
     Returns:
-        Modality -> (B, rows, columns), on the CPU. They add up to one with what goes to the global
-        tokens.
+        Modality -> (B, rows, columns), on the CPU. Together with the attention to the global
+        tokens, the maps of a sample sum to 1.
 
     Raises:
-        ValueError: No such patch or block.
+        ValueError: Patch or block out of range.
     """
     depth = len(model.encoder)
     if not -depth <= layer < depth:
@@ -143,7 +143,7 @@ def attention_maps(
     b, n, d = x.shape
     heads = attention.num_heads
     qkv = attention.qkv(last.norm1(x)).view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
-    place = part.start + row * part.grid[1] + column
-    scores = (qkv[0][:, :, place : place + 1] @ qkv[1].transpose(-2, -1)).squeeze(2)
+    index = part.start + row * part.grid[1] + column
+    scores = (qkv[0][:, :, index : index + 1] @ qkv[1].transpose(-2, -1)).squeeze(2)
     weights = (scores.float() / math.sqrt(d // heads)).softmax(dim=-1).mean(dim=1).cpu()
     return {m: weights[:, s.start : s.stop].reshape(-1, *s.grid) for m, s in layout.slices.items()}

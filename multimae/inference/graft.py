@@ -1,4 +1,4 @@
-"""A further modality for a trained model: a larger description, and weights for it."""
+"""Add modalities to a pre-trained model."""
 
 from __future__ import annotations
 
@@ -15,48 +15,52 @@ from multimae.weights.load import LoadReport, load_weights
 StateDict = dict[str, Tensor]
 
 
-def grown_spec(spec: ModelSpec, rows: Sequence[Modality]) -> ModelSpec:
-    """The description with further inputs and outputs; the old ones keep their order.
+def grown_spec(spec: ModelSpec, modalities: Sequence[Modality]) -> ModelSpec:
+    """Append inputs and outputs to a spec; existing ones keep their order.
 
     Raises:
-        ValueError: The model is not a pre-trained one, or has a modality of that name.
+        ValueError: The model has no pre-training decoders, or already has such a modality.
     """
     if not spec.outputs:
-        raise ValueError(f"{spec.name} has no pre-training decoders: nothing can be grafted on it")
+        raise ValueError(f"{spec.name} has no pre-training decoders: cannot add a modality")
     names = {m.name for m in spec.modalities}
-    known = [m.name for m in rows if m.name in names]
+    known = [m.name for m in modalities if m.name in names]
     if known:
-        raise ValueError(f"the model knows {', '.join(known)} already: give another name")
-    if not rows:
+        raise ValueError(f"the model already has {', '.join(known)}: choose another name")
+    if not modalities:
         raise ValueError("no modality to add")
-    outputs = (*spec.outputs, *rows)
+    outputs = (*spec.outputs, *modalities)
     return dataclasses.replace(
         spec,
-        inputs=(*spec.inputs, *(m for m in rows if m.source is None)),
-        # Copies come last, as pre-training orders them.
+        inputs=(*spec.inputs, *(m for m in modalities if m.source is None)),
+        # Extra norm_pix targets come last, as in pre-training.
         outputs=tuple(sorted(outputs, key=lambda m: m.norm_pix and m.source is not None)),
     )
 
 
 def graft(
-    model: MultiMAE, rows: Sequence[Modality], *, clone: str | None = None, source: str = "model"
+    model: MultiMAE,
+    modalities: Sequence[Modality],
+    *,
+    clone: str | None = None,
+    source: str = "model",
 ) -> tuple[MultiMAE, LoadReport, tuple[str, ...]]:
-    """A model with further modalities and the weights of ``model`` in all of its old parts.
+    """Build a model with additional modalities that keeps all weights of ``model``.
 
     Args:
-        model: Pre-trained.
-        rows: Modalities to add, as input and target.
-        clone: Start the new parts from those of this modality, where shapes fit; what differs in
-            channels or patches starts from its mean over channels, or from initial values.
+        model: Pre-trained model.
+        modalities: Modalities to add, as inputs and targets.
+        clone: Initialise the new adapters from this modality's where shapes match. A patch
+            projection with another number of channels starts from the mean over channels.
         source: Name of the weights, for the report.
 
     Returns:
-        The larger model; what became of every key; the new keys that were cloned.
+        The extended model, the load report, and the new keys initialised from ``clone``.
 
     Raises:
-        ValueError: See :func:`grown_spec`; no modality ``clone``.
+        ValueError: See :func:`grown_spec`; or ``clone`` is not an input.
     """
-    spec = grown_spec(model.spec, rows)
+    spec = grown_spec(model.spec, modalities)
     names = [m.name for m in model.spec.inputs]
     if clone is not None and clone not in names:
         raise ValueError(f"clone: the model has no input '{clone}'; it has {', '.join(names)}")
@@ -64,8 +68,8 @@ def graft(
     state: StateDict = dict(model.state_dict())
     cloned: dict[str, Tensor] = {}
     if clone is not None:
-        for row in rows:
-            cloned |= _cloned(state, grown.state_dict(), clone, row.name)
+        for modality in modalities:
+            cloned |= _cloned(state, grown.state_dict(), clone, modality.name)
     report = load_weights(grown, {**state, **cloned}, source=source)
     return grown.eval(), report, tuple(cloned)
 
@@ -73,7 +77,7 @@ def graft(
 def _cloned(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], old: str, new: str
 ) -> StateDict:
-    """Values for the keys of the modality ``new`` from those of ``old``."""
+    """Initial values for the keys of modality ``new``, copied from ``old``."""
     out: StateDict = {}
     for key, target in own.items():
         parts = key.split(".")
@@ -84,14 +88,14 @@ def _cloned(
         if value is None:
             continue
         if value.shape != target.shape:
-            value = _fitted(key, value, target)
+            value = _average_channels(key, value, target)
         if value is not None:
             out[key] = value.clone()
     return out
 
 
-def _fitted(key: str, value: Tensor, target: Tensor) -> Tensor | None:
-    """A patch projection of other channels: their mean, which keeps the size of its outputs."""
+def _average_channels(key: str, value: Tensor, target: Tensor) -> Tensor | None:
+    """Patch projection averaged over input channels, scaled to keep the output magnitude."""
     projects = key.endswith(".proj.weight") and value.ndim == target.ndim == 4
     if not projects or value.shape[0] != target.shape[0] or value.shape[2:] != target.shape[2:]:
         return None
@@ -100,8 +104,8 @@ def _fitted(key: str, value: Tensor, target: Tensor) -> Tensor | None:
     return (mean * scale).expand_as(target).to(value.dtype)
 
 
-def size_of_new_parts(model: MultiMAE, names: Sequence[str]) -> int:
-    """Parameters that belong to some modalities alone."""
+def count_parameters_of(model: MultiMAE, names: Sequence[str]) -> int:
+    """Number of parameters specific to the modalities ``names``."""
     return sum(
         p.numel()
         for key, p in model.named_parameters()

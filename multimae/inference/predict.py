@@ -1,7 +1,7 @@
-"""Predictions of a fine-tuned model, in stored units and at the resolution of the image.
+"""Predictions of a fine-tuned model, in stored units and at the image's resolution.
 
-Images are framed as in evaluation, see ``ModelSpec.resize_mode``. Shapes: H and W of the framed
-part of the image (the centred square for ``crop``, else the full image), K classes, C channels.
+Images are resized as in evaluation, see ``ModelSpec.resize_mode``. Shapes: H and W of the region
+the model sees (the centre square for ``crop``, else the full image), K classes, C channels.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from multimae.specs.spec import ModelSpec
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """Classes of an image, the most probable first.
+    """Class probabilities of an image, sorted, the most probable first.
 
     Attributes:
         names: Class names.
-        probabilities: Of the classes, (K,).
+        probabilities: (K,).
         ids: Class ids, (K,).
     """
 
@@ -46,13 +46,13 @@ class ClassPrediction:
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """A class for every pixel.
+    """Class of every pixel.
 
     Attributes:
         ids: (H, W), class ids from 0.
         names: Class names by id; empty if the spec has none.
         logits: (K, h, w) at the model's resolution, without padding.
-        target: Modality of the labels.
+        target: Target modality.
     """
 
     ids: npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class LabelPrediction:
     target: Modality
 
     def picture(self) -> Picture:
-        """(H, W, 3), in the palette of all pictures."""
+        """Colour-coded classes, (H, W, 3)."""
         return to_picture(torch.from_numpy(self.ids + 1), with_void(self.target))
 
     def shares(self) -> dict[str, float]:
@@ -76,13 +76,13 @@ class LabelPrediction:
 
 @dataclass(frozen=True)
 class ValuePrediction:
-    """Values for every pixel, such as depth.
+    """Values of every pixel, such as depth.
 
     Attributes:
         values: (H, W), or (H, W, C) for several channels, float32, in ``unit``.
-        unit: Of the values; empty: 0 to 1, as 8-bit files store them.
+        unit: Unit of the values; empty: a scale from 0 to 1.
         normalized: (C, h, w), the head's output at the model's resolution.
-        target: Modality of the values.
+        target: Target modality.
     """
 
     values: npt.NDArray[np.float32]
@@ -91,7 +91,7 @@ class ValuePrediction:
     target: Modality
 
     def picture(self) -> Picture:
-        """(h, w, 3) at the model's resolution; scalar maps in colours from near to far."""
+        """(h, w, 3) at the model's resolution; scalar maps are colour-mapped."""
         return to_picture(self.normalized, self.target)
 
 
@@ -102,13 +102,11 @@ Prediction = ClassPrediction | LabelPrediction | ValuePrediction
 def predict(
     model: MultiModalTransformer, spec: ModelSpec, inputs: Inputs
 ) -> list[dict[str, Prediction]]:
-    """Predictions of every head, per sample; see :meth:`multimae.MultiMAE.predict`."""
+    """Run all heads; return one dict per sample; see :meth:`multimae.MultiMAE.predict`."""
     if not spec.heads:
-        raise ValueError(
-            f"{spec.name} has no heads to predict with: fine-tune it first, or use reconstruct()"
-        )
+        raise ValueError(f"{spec.name} has no heads: fine-tune it first, or use reconstruct()")
     if not inputs.views:
-        raise ValueError("predict() takes images as they are stored, not tensors: call the model")
+        raise ValueError("predict() needs stored images, not tensors: call the model itself")
     predicted = model.apply_heads(inputs.x, reads_all_layers(model))
     outputs = {name: output.float().cpu() for name, output in predicted.items()}
     return [
@@ -140,13 +138,14 @@ def _classes(target: Modality, logits: Tensor) -> ClassPrediction:
 
 
 def _values(head: HeadSpec, output: Tensor, size: Size) -> ValuePrediction:
-    row = head.target
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (row.mean, row.std))
+    target = head.target
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (target.mean, target.std))
     values = _resize(output, size) * std + mean
     if head.unit:
-        values = values * row.max_value
+        values = values * target.max_value
     array: npt.NDArray[Any] = values.permute(1, 2, 0).numpy()
-    return ValuePrediction(array[..., 0] if array.shape[2] == 1 else array, head.unit, output, row)
+    array = array[..., 0] if array.shape[2] == 1 else array
+    return ValuePrediction(array, head.unit, output, target)
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a pre-trained model makes of a few visible patches.
+"""Reconstruction of all outputs from visible patches.
 
 Shapes: B batch, C channels, K classes, h and w at the modality's resolution.
 """
@@ -26,24 +26,24 @@ from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 
 Patches = Literal["all", "none"] | int | npt.NDArray[Any] | Tensor
-"""Visible patches of one modality: all, none, so many at random, or a bool map (rows, columns)."""
+"""Visible patches of one modality: all, none, n random ones, or a bool map (rows, columns)."""
 Visible = int | Mapping[str, Patches] | None
 Column = Literal["input", "masked", "prediction", "truth", "error"]
-_DEFAULT_SHARE = 6  # one of so many tokens is visible, as in pre-training
+_MASKING_FACTOR = 6  # by default one token in six is visible, as in pre-training
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Predictions of every output for a batch, with what was seen.
+    """Predictions of every output for a batch, with masks and ground truth.
 
     Attributes:
-        spec: Description of the model.
+        spec: Spec of the model.
         predictions: Output -> (B, C, h, w) in model space, (B, K, h, w) logits for labels.
-            Per-patch standardised outputs are brought back with the truth's statistics, where the
-            truth is there.
-        truth: Output -> (B, C, h, w), or ids (B, h, w), of those whose images were given.
-        visible: Input -> bool (B, rows, columns), of those that were given.
-        raw: Modality -> stored values at the model's resolution; empty if tensors were given.
+            ``norm_pix`` outputs are de-normalised with the patch statistics of the ground truth,
+            if it is available.
+        truth: Output -> (B, C, h, w), or ids (B, h, w), for outputs that were also inputs.
+        visible: Input -> bool (B, rows, columns).
+        raw: Modality -> stored values at the model's resolution; empty for tensor inputs.
     """
 
     spec: ModelSpec
@@ -52,8 +52,8 @@ class Reconstruction:
     visible: dict[str, npt.NDArray[np.bool_]]
     raw: dict[str, Tensor]
 
-    def row(self, name: str) -> Modality:
-        """The row of an output.
+    def modality(self, name: str) -> Modality:
+        """Modality of an output.
 
         Raises:
             KeyError: The model has no such output.
@@ -61,14 +61,14 @@ class Reconstruction:
         return {m.name: m for m in self.spec.outputs}[name]
 
     def values(self, name: str, index: int = 0) -> npt.NDArray[Any]:
-        """A prediction as files would store it.
+        """A prediction in stored units.
 
         Returns:
-            Labels: class ids (h, w). Images: float32 (h, w, C), on the scale of the stored values.
-            Maps that are standardised per sample come in the truth's unit, or, without a truth, in
-            standard deviations.
+            Labels: class ids (h, w). Images: float32 (h, w, C) on the scale of the stored values.
+            Outputs with ``normalization: robust`` use the statistics of the ground truth; without
+            it they are in standard deviations.
         """
-        m, pred = self.row(name), self.predictions[name][index : index + 1]
+        m, pred = self.modality(name), self.predictions[name][index : index + 1]
         if m.is_labels:
             ids: npt.NDArray[Any] = pred[0].argmax(dim=0).numpy()
             return ids
@@ -82,22 +82,23 @@ class Reconstruction:
         return restored[0].permute(1, 2, 0).numpy()
 
     def picture(self, name: str, column: Column = "prediction", index: int = 0) -> Picture:
-        """One picture of an output.
+        """Picture of an output.
 
         Args:
-            name: The output.
-            column: ``input``: its visible patches. ``masked``: these, and the prediction elsewhere.
-                ``prediction`` everywhere. ``truth``. ``error``: how far off the prediction is.
-            index: The sample.
+            name: Name of the output.
+            column: ``input``: visible patches. ``masked``: visible patches, with the prediction
+                elsewhere. ``prediction``: the prediction everywhere. ``truth``: ground truth.
+                ``error``: error map.
+            index: Index of the sample.
 
         Returns:
             (H, W, 3) at full resolution.
 
         Raises:
-            KeyError: The model has no such output, or its truth, which all but ``prediction`` need,
-                was not given.
+            KeyError: The model has no such output, or there is no ground truth, which all columns
+                but ``prediction`` need.
         """
-        m, pred = self.row(name), self.predictions[name][index]
+        m, pred = self.modality(name), self.predictions[name][index]
         if column == "prediction":
             truth = self.truth.get(name)
             return to_picture(pred, m, None if truth is None else truth[index])
@@ -110,10 +111,10 @@ class Reconstruction:
         return seen if column == "input" else filled
 
     def grid(self, max_rows: int = 6) -> Image.Image:
-        """The samples as a picture: what was visible, predictions, truth, legends."""
+        """Grid of all samples: visible patches, predictions, ground truth, legends."""
         masks = {name: torch.from_numpy(~seen).flatten(1) for name, seen in self.visible.items()}
         return reconstruction_grid(
-            {self.row(name).data_name: truth for name, truth in self.truth.items()},
+            {self.modality(name).data_name: truth for name, truth in self.truth.items()},
             self.predictions,
             masks,
             self.spec.outputs,
@@ -142,7 +143,7 @@ def reconstruct(
         raise ValueError(f"{spec.name} has no pre-training decoders: it cannot reconstruct")
     tokens, layout = model.embed(inputs.x)
     generator = torch.Generator().manual_seed(seed)
-    masks = _masks(layout, len(tokens), visible, alphas, generator)
+    masks = _make_masks(layout, len(tokens), visible, alphas, generator)
     device = tokens.device
     masks = TokenMasks(masks.ids_keep.to(device), masks.ids_restore.to(device), masks.task_masks)
     encoded = model.encode_tokens(gather_tokens(tokens, masks.ids_keep))
@@ -165,16 +166,16 @@ def reconstruct(
     return Reconstruction(spec, predictions, truth, seen, inputs.raw)
 
 
-def _masks(
+def _make_masks(
     layout: TokenLayout,
     batch: int,
     visible: Visible,
     alphas: float | Mapping[str, float],
     generator: torch.Generator,
 ) -> TokenMasks:
-    """Masks as the caller wants them, on the CPU."""
+    """Masks for the caller's ``visible``, on the CPU."""
     if visible is None:
-        visible = max(1, layout.num_task_tokens // _DEFAULT_SHARE)
+        visible = max(1, layout.num_task_tokens // _MASKING_FACTOR)
     if isinstance(visible, int):
         shares = alphas
         if isinstance(alphas, Mapping):
@@ -183,8 +184,7 @@ def _masks(
     unknown = [name for name in visible if name not in layout.slices]
     if unknown:
         raise ValueError(
-            f"visible names {', '.join(unknown)}, of which no images were given: there are "
-            f"{', '.join(layout.slices)}"
+            f"visible: {', '.join(unknown)} not among the inputs ({', '.join(layout.slices)})"
         )
     task_masks = {
         name: _hidden(name, visible.get(name, "none"), part.grid, batch, generator)
@@ -202,7 +202,7 @@ def _hidden(
     count = grid[0] * grid[1]
     if isinstance(patches, str):
         if patches not in ("all", "none"):
-            raise ValueError(f"visible[{name!r}] is 'all', 'none', a number or a map of patches")
+            raise ValueError(f"visible[{name!r}] must be 'all', 'none', a number or a bool map")
         patches = count if patches == "all" else 0
     if isinstance(patches, int):
         if not 0 <= patches <= count:
@@ -212,7 +212,7 @@ def _hidden(
     shown = torch.as_tensor(np.asarray(patches)).bool()
     if tuple(shown.shape[-2:]) != grid or shown.ndim not in (2, 3):
         raise ValueError(
-            f"visible[{name!r}] has shape {tuple(shown.shape)}; the patches are {grid}, (rows, "
+            f"visible[{name!r}] has shape {tuple(shown.shape)}; the patch grid is {grid} (rows, "
             "columns)"
         )
     return (~shown).long().flatten(-2).expand(batch, -1)

@@ -1,8 +1,8 @@
-"""Pictures of images, predictions and attention, for logs, tools, the demo page and the notebook.
+"""Pictures of images, predictions and attention maps.
 
 ``pictures.py`` draws one sample of any modality, ``grids.py`` a labelled grid of reconstructions,
-``predictions.py`` inputs beside predictions, ``attention.py`` attention maps, ``colours.py`` holds
-palettes. Start reading at ``pictures.py``.
+``predictions.py`` a grid of inputs and predictions, ``attention.py`` attention maps;
+``colours.py`` has colour maps and palettes. Start reading at ``pictures.py``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "with_void",
 ]
 
-# Imported on first use (PEP 562): the pictures of files need no PyTorch.
+# Imported on first use (PEP 562): some modules do not need PyTorch.
 _MODULES = {
     "Picture": "colours",
     "attention_grid": "attention",

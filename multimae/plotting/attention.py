@@ -1,4 +1,4 @@
-"""Pictures of where a patch looks."""
+"""Pictures of attention maps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from multimae.plotting.colours import Picture, scalar_colours
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, MIN_CELL, WHITE, font
 
 _TITLE = 20
-_MARK = (64, 220, 120)
-_OPAQUE = 0.85
+_FRAME = (64, 220, 120)
+_MAX_ALPHA = 0.85
 
 
 def attention_picture(picture: Picture, attention: npt.NDArray[np.floating], top: float) -> Picture:
-    """Attention laid over a picture: the stronger, the less of the picture's colours is left.
+    """Overlay an attention map on a picture.
 
     Args:
         picture: ``[H, W, 3]``.
-        attention: ``[rows, columns]``, from 0.
-        top: Attention of the brightest colour.
+        attention: ``[rows, columns]``, non-negative.
+        top: Attention shown in the brightest colour.
 
     Returns:
         ``[H, W, 3]``.
@@ -35,7 +35,7 @@ def attention_picture(picture: Picture, attention: npt.NDArray[np.floating], top
     level = np.asarray(smooth, dtype=np.float64) / 255.0
     grey = picture.astype(np.float64).mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     colours = scalar_colours(level, 0.0, 1.0).astype(np.float64)
-    weight = _OPAQUE * np.sqrt(level)[..., None]
+    weight = _MAX_ALPHA * np.sqrt(level)[..., None]
     faded = 0.25 * picture + 0.75 * grey
     mixed: Picture = ((1 - weight) * faded + weight * colours).astype(np.uint8)
     return mixed
@@ -48,16 +48,16 @@ def attention_grid(
     *,
     caption: str = "",
 ) -> Image.Image:
-    """Every modality's picture, and below it the attention it gets from a patch.
+    """One column per modality: its picture, and the attention map of a query patch below.
 
     Args:
         pictures: ``[H, W, 3]`` by modality.
-        maps: ``[rows, columns]`` by modality, as :meth:`multimae.MultiMAE.attention` gives them.
-        query: Modality, row and column of the patch that looks; it is marked.
-        caption: One line below.
+        maps: ``[rows, columns]`` by modality, from :meth:`multimae.MultiMAE.attention`.
+        query: Modality, row and column of the query patch, which is framed.
+        caption: Line of text at the bottom.
 
     Raises:
-        ValueError: A map without a picture, or nothing to show.
+        ValueError: A map without a picture, or no maps.
     """
     missing = [name for name in maps if name not in pictures]
     if missing or not maps:
@@ -79,28 +79,28 @@ def attention_grid(
         draw.text((x, MARGIN + _TITLE), name, INK, font(_TITLE), anchor="ls")
         indent = font(_TITLE).getlength(name)
         draw.text((x + indent, MARGIN + _TITLE), share, FADED, font(0.72 * _TITLE), anchor="ls")
-        looked_at = attention_picture(pictures[name], attention, top)
-        tiles: Sequence[Picture] = (pictures[name], looked_at)
+        overlay = attention_picture(pictures[name], attention, top)
+        tiles: Sequence[Picture] = (pictures[name], overlay)
         for k, tile in enumerate(tiles):
             resized = Image.fromarray(tile).resize(cell, Image.Resampling.NEAREST)
             corner = (x, y + k * (cell[1] + GUTTER))
             image.paste(resized, corner)
             if name == query[0]:
-                _mark(draw, corner, cell, attention.shape, query[1:])
+                _frame_patch(draw, corner, cell, attention.shape, query[1:])
     if caption:
         draw.text((MARGIN, size[1] - 0.8 * MARGIN), caption, FADED, font(0.8 * _TITLE), anchor="ls")
     return image
 
 
-def _mark(
+def _frame_patch(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     cell: tuple[int, int],
     grid: tuple[int, ...],
-    place: tuple[int, int],
+    patch: tuple[int, int],
 ) -> None:
-    """Frame the patch that looks."""
-    (row, column), (rows, columns) = place, grid[:2]
+    """Frame the query patch."""
+    (row, column), (rows, columns) = patch, grid[:2]
     left, top = corner[0] + column * cell[0] / columns, corner[1] + row * cell[1] / rows
     box = (left, top, left + cell[0] / columns - 1, top + cell[1] / rows - 1)
-    draw.rectangle(box, outline=_MARK, width=3)
+    draw.rectangle(box, outline=_FRAME, width=3)

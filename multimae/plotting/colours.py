@@ -1,4 +1,4 @@
-"""Colours for pictures: a perceptual colour map for scalars, a fixed palette for class ids."""
+"""Colour map for scalar maps and palette for class ids."""
 
 from __future__ import annotations
 
@@ -39,13 +39,12 @@ _LMS_TO_LAB = np.array(
 
 
 def scalar_colours(x: npt.NDArray[np.floating], low: float, high: float) -> Picture:
-    """Colour a scalar map, dark violet at ``low`` to pale yellow at ``high``.
+    """Colour a scalar map from dark violet (``low``) to pale yellow (``high``).
 
     Args:
-        x: ``[H, W]``. Values outside the range take its ends' colours, those that are not finite
-            are grey.
-        low: Darkest value.
-        high: Brightest value.
+        x: ``[H, W]``. Values are clipped to the range; NaN and Inf are grey.
+        low: Value of the darkest colour.
+        high: Value of the brightest colour.
 
     Returns:
         ``[H, W, 3]``.
@@ -63,11 +62,11 @@ def scalar_colours(x: npt.NDArray[np.floating], low: float, high: float) -> Pict
 
 @cache
 def _palette() -> Picture:
-    """256 colours, each as far as can be from all before it in a perceptual space (Oklab)."""
+    """256 colours by farthest-point sampling in Oklab, a perceptual colour space."""
     candidates = _candidate_colours()
     lab = _oklab(candidates)
-    taken = _oklab(np.array([VOID_GREY, MASK_GREY]) / 255.0)
-    distance = np.linalg.norm(lab[:, None] - taken[None], axis=-1).min(axis=1)
+    reserved = _oklab(np.array([VOID_GREY, MASK_GREY]) / 255.0)
+    distance = np.linalg.norm(lab[:, None] - reserved[None], axis=-1).min(axis=1)
     colours = [np.array(VOID_GREY) / 255.0]
     while len(colours) < 256:
         best = int(distance.argmax())
@@ -80,15 +79,15 @@ def _palette() -> Picture:
 def label_palette(n: int) -> Picture:
     """Colours of class ids ``0..n-1``, ``[n, 3]``.
 
-    Class 0, "void" in most data sets, is dark grey. A class has the same colour in every run and
-    for every ``n``; beyond 256 classes colours repeat.
+    Class 0, "void" in most data sets, is dark grey. Colours do not depend on ``n``; they repeat
+    after 256 classes.
     """
     colours: Picture = _palette()[np.arange(n) % 256]
     return colours
 
 
 def _candidate_colours() -> FloatArray:
-    """Candidates: sRGB in [0, 1] of moderate lightness and chroma, ``[candidates, 3]``."""
+    """SRGB colours in [0, 1] of moderate lightness and chroma, ``[candidates, 3]``."""
     hue = np.arange(48) * (2 * np.pi / 48)
     grid = np.meshgrid(
         [0.48, 0.55, 0.62, 0.69, 0.76, 0.83, 0.89], [0.04, 0.06, 0.08, 0.10, 0.12], hue

@@ -1,4 +1,4 @@
-"""What every picture grid is drawn with: font, colours of paper and ink, legends, scales."""
+"""Font, colours, legends and colour scales of picture grids."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _BAR = 8  # length of a scale, in font sizes
 def draw_legend(
     m: Modality, ids: npt.NDArray[np.integer], start: int, size: int, width: int
 ) -> Image.Image:
-    """Colour squares and names of the classes in ``ids``, most frequent first, wrapped.
+    """Legend of the classes in ``ids``, most frequent first, with line breaks.
 
     Args:
-        m: Row of the label map.
-        ids: Class ids that occur; those out of range are left out.
+        m: Label modality.
+        ids: Class ids; those out of range are ignored.
         start: Left edge of the text, pixels.
         size: Font size.
         width: Width of the result, pixels.
@@ -53,10 +53,10 @@ def draw_legend(
 
 
 def draw_scale(m: Modality, start: int, size: int, width: int) -> Image.Image:
-    """The colours of a scalar map, from its lowest to its highest values, with its name.
+    """Colour scale of a scalar modality.
 
     Args:
-        m: Row of the map.
+        m: Scalar modality.
         start: Left edge, pixels.
         size: Font size.
         width: Width of the result, pixels.
@@ -72,7 +72,7 @@ def draw_scale(m: Modality, start: int, size: int, width: int) -> Image.Image:
 
 
 def stack(images: Sequence[Image.Image]) -> Image.Image:
-    """Put images of one width under one another."""
+    """Stack images of equal width vertically."""
     out = Image.new("RGB", (images[0].width, sum(i.height for i in images)), WHITE)
     y = 0
     for image in images:

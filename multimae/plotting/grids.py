@@ -1,4 +1,4 @@
-"""A labelled picture grid of what a model reconstructs."""
+"""Labelled grid of reconstructions."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ def reconstruction_grid(
     *,
     restored: bool = False,
 ) -> Image.Image:
-    """Samples as blocks of ``input | masked | prediction | truth``, one line per modality.
+    """Draw samples as blocks of ``input | masked | prediction | truth``, one line per modality.
 
-    ``masked`` is the usual MAE picture: visible patches from the truth, the others predicted.
-    A modality without a mask was not an input: its input is empty and all of it is predicted.
+    ``masked`` shows the visible patches, with predictions elsewhere. A modality without a mask was
+    not an input and is shown as fully masked.
 
     Args:
-        truth: Batches in model space, ``[B, C, h, w]`` or ids ``[B, h, w]``, by modality. Where one
-            is not known its pictures are grey.
+        truth: Ground truth by modality in model space, ``[B, C, h, w]`` or ids ``[B, h, w]``.
+            Missing modalities are drawn grey.
         preds: Predictions by modality, ``[B, C, h, w]`` or logits ``[B, K, h, w]``.
         masks: ``[B, N]`` by modality, 1 = masked.
-        modalities: What to show, in this order. Those with a ``source`` take its truth and mask.
+        modalities: Modalities to show, in this order. Those with a ``source`` use the ground truth
+            and mask of that modality.
         patch_size: The model's patch side in full-resolution pixels.
-        max_rows: Largest number of samples shown.
-        restored: ``norm_pix`` predictions have been brought back with the truth's statistics; else
-            that is done here.
+        max_rows: Largest number of samples to show.
+        restored: Whether ``norm_pix`` predictions have been de-normalised already.
 
     Raises:
-        ValueError: Nothing to show.
+        ValueError: No samples or no modalities.
     """
     count = min([max_rows] + [len(preds[m.name]) for m in modalities])
     if count < 1 or not modalities:
@@ -83,8 +83,8 @@ def reconstruction_grid(
     scale = 2 if width < MIN_CELL else 1
     layout = _Layout((scale * width, scale * height), len(modalities), min(2, count))
     grid = _draw_blocks(blocks, modalities, layout)
-    place = (MARGIN + layout.label, layout.text, grid.width)
-    legends = [_legend(m, truth, preds, count, place) for m in modalities]
+    geometry = (MARGIN + layout.label, layout.text, grid.width)
+    legends = [_legend(m, truth, preds, count, geometry) for m in modalities]
     return stack([grid, *(legend for legend in legends if legend is not None)])
 
 
@@ -93,13 +93,13 @@ def _legend(
     truth: Mapping[str, Tensor],
     preds: Mapping[str, Tensor],
     count: int,
-    place: tuple[int, int, int],
+    geometry: tuple[int, int, int],
 ) -> Image.Image | None:
-    """What the colours of a row mean, unless they are colours."""
+    """Legend or colour scale of a modality; ``None`` for colour images."""
     if m.is_labels:
         ids = truth.get(m.data_name, preds[m.name].argmax(dim=1))[:count]
-        return draw_legend(m, ids.cpu().numpy(), *place)
-    return draw_scale(m, *place) if m.plot == "scalar" else None
+        return draw_legend(m, ids.cpu().numpy(), *geometry)
+    return draw_scale(m, *geometry) if m.plot == "scalar" else None
 
 
 def tiles(
@@ -110,8 +110,8 @@ def tiles(
     Args:
         truth: ``[C, h, w]`` or ids ``[h, w]`` in model space; ``None``: grey pictures.
         pred: ``[C, h, w]`` or logits ``[K, h, w]``, in the space of ``truth``.
-        mask: ``[N]``, 1 = masked; ``None``: all of it.
-        m: Its row.
+        mask: ``[N]``, 1 = masked; ``None``: fully masked.
+        m: The modality.
         patch_size: The model's patch side in full-resolution pixels.
     """
     full = to_picture(pred, m, truth)
@@ -131,15 +131,15 @@ def tiles(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things go, in pixels."""
+    """Geometry of the grid, in pixels."""
 
     cell: Box  # width, height
     rows: int  # modalities
-    across: int  # blocks side by side
+    across: int  # blocks per line
 
     @property
     def text(self) -> int:
-        """Font size: wide pictures are looked at from further away."""
+        """Font size; larger for wide grids, which are displayed smaller."""
         return 18 if self.across == 1 else 26
 
     @property
@@ -148,7 +148,7 @@ class _Layout:
 
     @property
     def label(self) -> int:
-        """Width of the modality's name beside its row."""
+        """Width of the modality names, written vertically."""
         return int(1.6 * self.text)
 
     @property
@@ -199,7 +199,7 @@ def _column_title(
 
 
 def _vertical_text(image: Image.Image, text: str, corner: Box, layout: _Layout) -> None:
-    """Write ``text`` upwards, centred beside a row of pictures."""
+    """Write ``text`` vertically, centred on a line of pictures."""
     height = layout.cell[1]
     strip = Image.new("RGB", (height, layout.label), WHITE)
     middle = (height // 2, layout.label // 2 - 2)

@@ -1,4 +1,4 @@
-"""One sample of any modality, in model space, as an RGB picture."""
+"""RGB pictures of single samples in model space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multimae.nn.tokens import patch_statistics, patchify, unpatchify
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
 from multimae.specs.modalities import Modality
 
-_WRONG, _RIGHT = (249, 142, 9), (36, 34, 44)
+_WRONG, _CORRECT = (249, 142, 9), (36, 34, 44)
 
 
 def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -> Picture:
@@ -21,10 +21,9 @@ def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -
 
     Args:
         x: ``[C, h, w]``; for labels class ids ``[h, w]`` or logits ``[K, h, w]``.
-        modality: Says how to undo the normalisation and what to draw.
-        reference: The truth, ``[C, h, w]``. Where the modality has no natural range, its 2nd to
-            98th percentile sets the scale, so that prediction and truth compare; ``None`` takes
-            ``x``'s own.
+        modality: Modality of ``x``.
+        reference: Ground truth, ``[C, h, w]``. Its 2nd and 98th percentiles set the colour range
+            of modalities without a natural range; default: ``x``.
 
     Returns:
         ``[h * stride, w * stride, 3]``.
@@ -37,23 +36,23 @@ def to_picture(x: Tensor, modality: Modality, reference: Tensor | None = None) -
 
 
 def error_picture(pred: Tensor, truth: Tensor, modality: Modality) -> Picture:
-    """How far a prediction is off, pixel by pixel, as an RGB picture at full resolution.
+    """Error map of a prediction as an RGB picture at full resolution.
 
     Args:
         pred: ``[C, h, w]``; for labels class ids ``[h, w]`` or logits ``[K, h, w]``.
         truth: As ``pred``, or class ids.
-        modality: Its row.
+        modality: Modality of both.
 
     Returns:
-        ``[h * stride, w * stride, 3]``. Labels: wrong pixels orange, right ones dark. Images: mean
-        absolute error over the channels, dark violet at none to pale yellow at half the range of
-        colours (for maps without a natural range: of the truth's 2nd to 98th percentile).
+        ``[h * stride, w * stride, 3]``. Labels: wrong pixels orange, correct ones dark. Images: L1
+        error averaged over channels, from dark violet (0) to pale yellow (half the colour range;
+        without a natural range, that is the ground truth's 2nd to 98th percentile).
     """
     pred, truth = pred.detach().cpu(), truth.detach().cpu()
     if modality.is_labels:
         ids, wanted = (x.argmax(dim=0) if x.ndim == 3 else x for x in (pred, truth))
         wrong = (ids != wanted).numpy()
-        picture = np.where(wrong[..., None], _WRONG, _RIGHT).astype(np.uint8)
+        picture = np.where(wrong[..., None], _WRONG, _CORRECT).astype(np.uint8)
     else:
         low, high = _range(truth, modality)
         error = (pred.float() - truth.float()).abs().mean(dim=0).numpy()
@@ -62,16 +61,16 @@ def error_picture(pred: Tensor, truth: Tensor, modality: Modality) -> Picture:
 
 
 def with_void(target: Modality) -> Modality:
-    """A row of labels with void (and padding) as class 0, in its grey, and its classes behind."""
+    """Label modality with void (and padding) as class 0 and its own classes shifted by one."""
     names = ("void", *target.class_names) if target.class_names else ()
     return dataclasses.replace(target, num_classes=target.num_classes + 1, class_names=names)
 
 
 def unnormalize_patches(pred: Tensor, truth: Tensor, patch: int) -> Tensor:
-    """Undo a per-patch standardised target: the truth's mean and deviation of every patch.
+    """De-normalise a ``norm_pix`` prediction with the ground truth's patch statistics.
 
     Args:
-        pred: ``[C, h, w]`` as predicted against a ``norm_pix`` target.
+        pred: ``[C, h, w]``, prediction of a ``norm_pix`` target.
         truth: ``[C, h, w]`` in model space.
         patch: Patch side in pixels of this map.
 
@@ -108,7 +107,7 @@ def _draw_grey(x: Tensor, m: Modality, reference: Tensor) -> Picture:
 
 
 def _shown(x: Tensor, m: Modality) -> Tensor:
-    """The channels that pictures show."""
+    """Channels to draw."""
     return x[list(m.plot_channels)] if m.plot_channels else x
 
 
@@ -139,14 +138,14 @@ def _unit_scale(x: Tensor, m: Modality) -> Tensor:
 
 
 def _range(truth: Tensor, m: Modality) -> tuple[float, float]:
-    """Values of the ends of the colour range, in model space."""
+    """Ends of the colour range, in model space."""
     if m.plot in ("scalar", "grey") or m.normalization != "mean_std":
         return colour_range(truth)
     return 0.0, 1.0 / (sum(m.std) / len(m.std))
 
 
 def colour_range(reference: Tensor) -> tuple[float, float]:
-    """Values of the darkest and the brightest colour of a scalar map without a natural range."""
+    """2nd and 98th percentile of the finite values; (0, 1) if there are none."""
     values = reference.float()
     values = values[values.isfinite()]
     if values.numel() == 0:

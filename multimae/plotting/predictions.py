@@ -1,4 +1,4 @@
-"""A picture grid of predictions: per sample one picture each of inputs, guess and truth, titled."""
+"""Grid of inputs, predictions and ground truth, one picture per sample and column."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from multimae.plotting.drawing import (
 from multimae.specs.modalities import Modality
 
 _TITLE, _CAPTION = 20, 16
-_ACROSS = 6  # pictures side by side, at least one sample
+_ACROSS = 6  # pictures per line
 
 
 def prediction_grid(
@@ -33,14 +33,13 @@ def prediction_grid(
     legend: Modality | None = None,
     ids: npt.NDArray[np.integer] | None = None,
 ) -> Image.Image:
-    """Compose pictures of predictions; every training script uses it.
+    """Draw a grid of predictions.
 
     Args:
-        columns: Title -> one picture ``[H, W, 3]`` per sample. Pictures may differ in size; they
-            are scaled to one cell.
-        captions: One line under every sample, such as its name and its score.
-        legend: Row of a label map whose colours are explained below.
-        ids: Class ids that occur, any shape; needed with ``legend``.
+        columns: Title -> one picture ``[H, W, 3]`` per sample, resized to a common cell.
+        captions: Line of text under every sample, such as its name and score.
+        legend: Label modality to draw a legend for.
+        ids: Class ids in the pictures, any shape; required with ``legend``.
 
     Raises:
         ValueError: No columns, or columns of unequal length.

@@ -96,7 +96,7 @@ class ComparisonRun:
         return {key: float(values[-1]) for key, (_, values) in curves.items() if len(values)}
 
     def curve(self, metric: Metric, rows: Sequence[Row] | None = None) -> Curve:
-        """Values of a metric by epoch."""
+        """Metric by epoch."""
         return curve(read_log(self.folder) if rows is None else rows, "eval", metric.key, "epoch")
 
     def done(self) -> bool:
@@ -161,7 +161,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gain:
-    """A start against the baseline: means and standard deviations over seeds, difference."""
+    """Improvement of a start over the baseline; means and standard deviations are over seeds."""
 
     baseline: tuple[float, float]
     other: tuple[float, float]

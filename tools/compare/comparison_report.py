@@ -28,7 +28,7 @@ def write_report(plan: Comparison, command: str) -> list[Path]:
 
     Args:
         plan: Comparison; only finished runs are reported.
-        command: Command noted below the table.
+        command: Command to print below the table.
 
     Returns:
         The files written.

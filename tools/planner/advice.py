@@ -24,7 +24,7 @@ from tools.planner.resources import DiskUse, cores, disk_use
 from utils.training.schedule import RunPlan
 
 # Fractions of the measuring time.
-_LOADER, _STEPS, _THREADS, _TOGETHER = 0.3, 0.35, 0.15, 0.2
+_LOADER, _STEPS, _THREADS, _LOOP = 0.3, 0.35, 0.15, 0.2
 _MAX_SIZES = 8
 # Prefer less memory or fewer workers at this fraction of the best speed.
 _GOOD_ENOUGH = 0.97
@@ -41,7 +41,7 @@ class Measurements:
         loader: Images per second by number of loader processes.
         steps: Speed and memory by batch size.
         threads: Images per second by CPU threads at the chosen batch size.
-        together: Loader and steps together, in one process.
+        together: Loader and steps combined, in one process.
     """
 
     loader: dict[int, float]
@@ -110,9 +110,7 @@ def advise(run: PlannedRun) -> Advice:
     workers = -(-enough_workers(loader, needed) // processes)
     # On a CPU, workers compete with the steps for cores: also try none.
     trials = sorted({workers, 0} if device.type == "cpu" else {workers})
-    tried = [
-        measure_loop(run, best.batch_size, n, _TOGETHER * seconds / len(trials)) for n in trials
-    ]
+    tried = [measure_loop(run, best.batch_size, n, _LOOP * seconds / len(trials)) for n in trials]
     chosen = max(tried, key=lambda t: t.images_per_s)
     measured = Measurements(loader, steps, threads, chosen)
     plan = run.plan(best.batch_size, share // best.batch_size, processes)

@@ -163,9 +163,9 @@ def _sample(run: PlannedRun, batch_size: int) -> Batch:
     """Build a batch, repeating images in large ones."""
     count = min(batch_size, len(run.train_set), _DISTINCT)
     batch = collate([run.train_set[SampleKey(0, i)] for i in range(count)])
-    rows = torch.arange(batch_size) % count
-    images = {name: x[rows] for name, x in batch.images.items()}
-    return Batch(images, [batch.names[i] for i in rows.tolist()])
+    indices = torch.arange(batch_size) % count
+    images = {name: x[indices] for name, x in batch.images.items()}
+    return Batch(images, [batch.names[i] for i in indices.tolist()])
 
 
 def _exceeds_memory(probes: Sequence[StepMeasurement], size: int, limit: int | None) -> bool:

@@ -52,7 +52,7 @@ class PlannedRun:
         world: This process.
         state: Model, losses and optimizer, with initial weights.
         train_set: Augmented training samples.
-        precision: Number format.
+        precision: Precision of the steps.
         rates: Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`.
     """
 
@@ -76,7 +76,7 @@ class PlannedRun:
 
     def stepper(self, batch_size: int) -> Stepper:
         """Build a single-process stepper without accumulation."""
-        plan = replace(self._any_plan, batch_size=batch_size)
+        plan = replace(self._probe_plan, batch_size=batch_size)
         cfg = self.cfg
         skip_grad = cfg.optim.skip_grad if isinstance(cfg, PretrainPlan) else None
         return Stepper(
@@ -84,7 +84,7 @@ class PlannedRun:
         )
 
     @property
-    def _any_plan(self) -> RunPlan:
+    def _probe_plan(self) -> RunPlan:
         """A plan that is valid for every data set: single images, no warm-up."""
         optim = replace(self.cfg.optim, update_freq=1, warmup_steps=-1, warmup_epochs=0)
         runtime = replace(self.cfg.runtime, batch_size=1)
@@ -117,10 +117,10 @@ def _run(
     task: Task,
     optimizer: torch.optim.Optimizer,
     train_set: MultiModalDataset,
-    number_format: str,
+    precision_name: str,
     rates: dict[str, float | None],
 ) -> PlannedRun:
-    precision = choose_precision(number_format, world.device)
+    precision = choose_precision(precision_name, world.device)
     ema: AveragedModel | None = None
     if isinstance(cfg, FinetuneConfig) and cfg.start.model_ema:
         ema = average(task.model, cfg.start)

@@ -77,9 +77,9 @@ def _available() -> int | None:
     """Return free memory plus that of this process."""
     if not _MEMINFO.exists():
         return None
-    rows = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+    info = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (int(rows["MemAvailable"].split()[0]) + own) * 1024
+    return (int(info["MemAvailable"].split()[0]) + own) * 1024
 
 
 def _container_limit() -> int | None:
@@ -118,7 +118,7 @@ class DiskUse:
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Total bytes."""
         being_written = self.checkpoint * self.deletes
         return self.checkpoint * self.checkpoints + being_written + self.weights + self.pictures
 
@@ -171,9 +171,9 @@ def _pictures(run: PlannedRun, plan: RunPlan) -> int:
     if not cfg.data.eval_data_path:
         return 0
     drawn = -(-plan.total_steps // plan.steps_per_epoch // cfg.log.picture_freq)
-    rows = len(run.train_set.folder.modalities)
+    num_modalities = len(run.train_set.folder.modalities)
     panel = cfg.model.input_size**2 * _CHANNELS
-    return drawn * cfg.log.num_pictures * rows * _PANELS * panel
+    return drawn * cfg.log.num_pictures * num_modalities * _PANELS * panel
 
 
 class _Counter:

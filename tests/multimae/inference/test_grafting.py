@@ -18,7 +18,7 @@ from multimae.specs.spec import ModelSpec
 from multimae.weights.convert import multimae_to_vit
 from multimae.weights.pretrained import save_model
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
-from tools.graft_modality import GraftOptions, Outcome, main, read_rows, run_config
+from tools.graft_modality import GraftOptions, Outcome, main, read_new_modalities, run_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.tasks.pretraining import freeze_all_but
 
@@ -68,7 +68,7 @@ def test_clones_of_other_channels_keep_the_size_of_their_outputs(checkpoint: Pat
     assert "output_adapters.heat.proj_context.weight" in cloned
     with pytest.raises(ValueError, match="no input 'normls'"):
         graft(old, [row], clone="normls")
-    with pytest.raises(ValueError, match="knows rgb already"):
+    with pytest.raises(ValueError, match="already has rgb"):
         grown_spec(old.spec, [dataclasses.replace(NORMALS, name="rgb")])
 
 
@@ -84,9 +84,9 @@ def test_only_the_new_parts_are_trained(checkpoint: Path) -> None:
 def test_the_command_trains_and_checks(
     scenes: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "rows.yaml").write_text(ROWS)
+    (tmp_path / "add.yaml").write_text(ROWS)
     arguments = [
-        *(str(checkpoint), "--add", str(tmp_path / "rows.yaml"), "--clone", "rgb"),
+        *(str(checkpoint), "--add", str(tmp_path / "add.yaml"), "--clone", "rgb"),
         *("--data_path", str(scenes), "--eval_data_path", str(scenes)),
         *("--output_dir", str(tmp_path / "out"), "--batch_size", "4", *ON_CPU),
         *("--steps", "0", "--warmup_steps", "2"),
@@ -115,32 +115,34 @@ def test_the_command_trains_and_checks(
     assert "normals (new)" in capsys.readouterr().out
 
 
-def test_the_check_says_what_was_forgotten() -> None:
+def test_outcome_reports_regressions_and_missed_baseline() -> None:
     outcome = Outcome(
         {"a": 1.0, "b": 1.0}, {"a": 1.029, "b": 1.031}, {"c": (0.5, 0.6, 0.5), "d": (0.1, 0.6, 0.5)}
     )
     problems = outcome.problems()
-    assert len(problems) == 2 and "'b' forgot" in problems[0] and "'c' is no better" in problems[1]
+    assert (
+        len(problems) == 2 and "'b' got worse" in problems[0] and "'c' does not beat" in problems[1]
+    )
     assert "+2.9%" in outcome.table()
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("modalities: {rgb: {num_channels: 4}}", "knows rgb already"),
+        ("modalities: {rgb: {num_channels: 4}}", "already has rgb"),
         ("normals: {kid: image}", "did you mean kind"),
         ("- normals", "expected modalities"),
         ("a: [", "not YAML"),
     ],
 )
-def test_bad_rows(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_added_modalities_are_rejected(tmp_path: Path, text: str, expected: str) -> None:
     spec = ModelSpec("pretrain_multimae_nano", tuple(select(make_table(), ["rgb"])))
-    (tmp_path / "rows.yaml").write_text(text)
+    (tmp_path / "add.yaml").write_text(text)
     with pytest.raises(UserError, match=expected):
-        read_rows(tmp_path / "rows.yaml", spec)
+        read_new_modalities(tmp_path / "add.yaml", spec)
 
 
-def test_the_config_of_a_phase_describes_the_same_model(checkpoint: Path, scenes: Path) -> None:
+def test_run_config_reproduces_the_spec(checkpoint: Path, scenes: Path) -> None:
     from utils.config.parse import parse_config
     from utils.tasks.pretraining import model_spec, run_modalities
 
@@ -154,7 +156,7 @@ def test_the_config_of_a_phase_describes_the_same_model(checkpoint: Path, scenes
     assert model_spec(cfg, *run_modalities(cfg)) == spec
 
 
-def test_pretraining_starts_from_a_vit_with_a_report_per_key(
+def test_pretraining_loads_a_vit_and_reports_every_key(
     checkpoint: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vit = dict(multimae_to_vit(MultiMAE.from_pretrained(checkpoint).state_dict()).state)
@@ -179,12 +181,14 @@ def test_pretraining_starts_from_a_vit_with_a_report_per_key(
         (("--train_only", "dept"), "did you mean depth"),
     ],
 )
-def test_bad_starts(scenes: Path, flags: tuple[str, str], expected: str) -> None:
+def test_invalid_initialisation_flags_are_rejected(
+    scenes: Path, flags: tuple[str, str], expected: str
+) -> None:
     with pytest.raises(UserError, match=expected):
         run_pretraining_multimae.main(tiny_run(scenes, "", *flags))
 
 
-def test_data_far_from_the_checkpoints_is_a_warning(
+def test_shifted_input_statistics_give_a_warning(
     scenes: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = MultiMAE.from_pretrained(checkpoint)

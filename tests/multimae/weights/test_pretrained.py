@@ -242,7 +242,7 @@ def test_pooling() -> None:
     for pool in ("mean", "global"):
         a, b = (e.pooled(pool, token_norm=True) for e in (scaled, encoding))  # type: ignore[arg-type]
         assert torch.allclose(a, b, atol=1e-3)
-    with pytest.raises(ValueError, match="pool is one of"):
+    with pytest.raises(ValueError, match="pool must be one of"):
         encoding.pooled("max")  # type: ignore[arg-type]
 
 
@@ -268,7 +268,9 @@ def test_pooling() -> None:
         ({"rgb": "nowhere.jpg"}, "nowhere.jpg"),
     ],
 )
-def test_images_that_do_not_fit(model: MultiMAE, images: dict[str, Any], expected: str) -> None:
+def test_encode_rejects_mismatched_images(
+    model: MultiMAE, images: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(ValueError, match=expected):
         model.encode(images)
 
@@ -345,13 +347,13 @@ def test_visible_patches(model: MultiMAE, sample: dict[str, Path]) -> None:
         ({"rgb": "none", "depth": 0}, "nothing is visible"),
         ({"rgb": "some"}, "'all', 'none', a number"),
         ({"rgb": 17}, "there are 16 patches"),
-        ({"rgb": np.ones((2, 2))}, r"patches are \(4, 4\)"),
-        ({"norm_rgb": "all"}, "no images were given"),
+        ({"rgb": np.ones((2, 2))}, r"patch grid is \(4, 4\)"),
+        ({"norm_rgb": "all"}, "norm_rgb not among the inputs"),
         (0, "not in 1..48"),
         (49, "not in 1..48"),
     ],
 )
-def test_what_cannot_be_visible(
+def test_reconstruct_rejects_invalid_visible(
     model: MultiMAE, sample: dict[str, Path], visible: Any, expected: str
 ) -> None:
     with pytest.raises(ValueError, match=expected):
@@ -382,7 +384,7 @@ def test_values_and_pictures(model: MultiMAE, sample: dict[str, Path]) -> None:
     assert result.grid().width > 300
 
 
-def test_an_image_alone_has_predictions_of_everything(
+def test_reconstruct_predicts_every_output_from_rgb_alone(
     model: MultiMAE, sample: dict[str, Path]
 ) -> None:
     result = model.reconstruct(sample["rgb"], {"rgb": "all"})

@@ -184,10 +184,10 @@ def test_errors(holes: Path, tmp_path: Path) -> None:
 
 
 def test_the_study_leaves_files_out_and_tabulates(tmp_path: Path) -> None:
-    from tools.missing_study import table, with_holes
+    from tools.missing_study import link_with_missing, table
 
     root = write_scenes(tmp_path / "data", 40)
-    share = with_holes(root, tmp_path / "holes", 0.3, seed=0)
+    share = link_with_missing(root, tmp_path / "holes", 0.3, seed=0)
     folder = MultiModalFolder(tmp_path / "holes", INPUTS, allow_missing=True)
     there = sum(folder.has(i, m) for i in range(len(folder)) for m in INPUTS)
     assert len(folder) == 40 and there == round((1 - share) * 120) and 0.2 < share < 0.4
