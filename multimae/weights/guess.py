@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import UNIT_16_BIT, Modality, Plot, default_table
 from multimae.specs.registry import MULTIVIT, PRETRAIN, DecoderOptions, find_size
@@ -91,8 +92,9 @@ def _row(
     row = table[name]
     embedding = state.get(f"{_INPUTS}.{name}.class_emb.weight")
     if embedding is not None:
-        classes, dim = embedding.shape
-        return dataclasses.replace(row, num_classes=classes - int(padded), dim_class_emb=dim)
+        classes, dim = embedding.shape[0] - int(padded), embedding.shape[1]
+        names = published_class_names(None, classes)
+        return dataclasses.replace(row, num_classes=classes, dim_class_emb=dim, class_names=names)
     if row.plot == "scalar":
         robust = bool(args.get("standardize_depth", True))
         if not robust:
@@ -156,7 +158,10 @@ def _head(
         raise ValueError(f"output '{name}' is no decoder or head of this library")
     labels = name == "semseg" or options.kind == "segmenter" or _is_label_dpt(own)
     if labels:
-        return HeadSpec(name, _labels(name, channels), channels, options)
+        classes = channels - int(bool(args.get("seg_use_void_label", False)))
+        names = published_class_names(args.get("dataset_name"), classes)
+        target = dataclasses.replace(_labels(name, classes), class_names=names)
+        return HeadSpec(name, target, channels, options)
     nyu = name == "depth" and "out_domains" not in args  # Taskonomy's z-buffer has that name, too
     target = _nyu_depth() if nyu else _values(name, channels)
     return HeadSpec(name, target, channels, options, "mm" if nyu else "")

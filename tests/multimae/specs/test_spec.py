@@ -87,10 +87,17 @@ def test_a_run_leaves_weights_that_load_and_export(
     assert "error: " in capsys.readouterr().err
 
 
-def test_nyu40_names_are_built_in() -> None:
+def test_names_of_published_data_sets_are_built_in() -> None:
     from multimae.specs.class_names import published_class_names
 
     names = published_class_names("NYU", 40)
     assert (len(names), names[0], names[39]) == (40, "wall", "otherprop")
     assert published_class_names("hypersim", 40) == names
     assert published_class_names("nyu", 13) == published_class_names("mine", 40) == ()
+    ade = published_class_names("ade20k", 150)
+    assert [ade[i] for i in (0, 8, 88, 149)] == ["wall", "windowpane", "booth", "flag"]
+    coco = published_class_names("coco", 133)
+    assert [coco[i] for i in (0, 79, 80, 132)] == ["person", "toothbrush", "banner", "rug-merged"]
+    assert len(set(ade)) == 150 and len(set(coco)) == 133
+    assert published_class_names(None, 150) == ade
+    assert published_class_names(None, 7) == ()

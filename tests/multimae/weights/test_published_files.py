@@ -98,8 +98,22 @@ def test_finetunings_are_recognized_by_their_state_dict(kind: str, tmp_path: Pat
     assert same_outputs(model, original, ("rgb", "depth", "semseg"))
     assert model.spec.resize_mode == ("pad" if padded else "crop")
     assert model.spec.inputs[2].num_classes == 133
+    assert model.spec.inputs[2].class_names[132] == "rug-merged"
     depth = next((h for h in model.spec.heads if h.name == "depth"), None)
     assert depth is None or depth.unit == ("" if kind == "taskonomy" else "mm")
+
+
+def test_args_name_the_classes_and_say_whether_void_is_one(tmp_path: Path) -> None:
+    labels = dataclasses.replace(LABELS, num_classes=151)
+    spec = ModelSpec(
+        "multivit_nano", (RGB,), image_size=64, padding_class=True,
+        heads=(head("semseg", labels, 151, HeadOptions("convnext", ("rgb",), 128, 1, 16)),),
+    )  # fmt: skip
+    state = MultiMAE.from_spec(spec).state_dict()
+    args = argparse.Namespace(in_domains="rgb", dataset_name="ade20k", seg_use_void_label=True)
+    found = MultiMAE.from_pretrained(save(tmp_path / "ade.pth", state, args=args)).spec.heads[0]
+    assert (found.channels, found.target.num_classes) == (151, 150)
+    assert found.target.class_names[149] == "flag"
 
 
 def to_hugging_face(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
