@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimae import __version__
+from multimae.specs.errors import UserError, escape_names
 
 if TYPE_CHECKING:
     from multimae.multimae import MultiMAE
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if an ONNX file differs from its model, 2 for bad input or flags.
     """
+    escape_names()
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command == "info":
@@ -63,7 +65,7 @@ def exit_code(command: Callable[[], int]) -> int:
     """Call ``command``; print an expected error in one line and return 2."""
     try:
         return command()
-    except (ValueError, OSError, ModuleNotFoundError) as err:
+    except (UserError, ValueError, OSError, ModuleNotFoundError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
 

@@ -23,6 +23,8 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+from multimae.specs.errors import run_command
+
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -357,4 +359,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

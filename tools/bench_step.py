@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import exit_on_user_error
+from multimae.specs.errors import run_command
 from tools.bench.cost_table import cost_table, table_line
 from tools.bench.step_options import StepBenchConfig
 from tools.bench.step_report import bench_step, report
@@ -45,5 +45,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

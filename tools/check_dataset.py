@@ -26,7 +26,7 @@ if __package__ in (None, ""):
     # Read when numpy is loaded. Matrix products are small here: more threads do not help.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from multimae.specs.modalities import ModalityTable, default_table, select
 from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
@@ -141,5 +141,4 @@ def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main())
+    run_command(main)

@@ -36,7 +36,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.inference.graft import count_parameters_of, graft
 from multimae.multimae import MultiMAE
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError
@@ -337,5 +337,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main())
+    run_command(main)

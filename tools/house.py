@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from multimae.specs.errors import run_command
+
 REPO = Path(__file__).resolve().parents[1]
 TREES = ("multimae", "utils", "tools")
 MAX_LOADED_FILES = 76
@@ -305,4 +307,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from multimae.specs.errors import run_command
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
@@ -90,4 +92,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    sys.exit(main())
+    run_command(main)

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 
 import numpy as np
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from tools.report.run_log import read_log
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_pretraining_multimae.py"
@@ -135,5 +135,4 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.multimae import MultiMAE
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from multimae.weights.files import CheckpointError
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report
@@ -110,5 +110,4 @@ def write(report: Report, numbers: Path | None, picture: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

@@ -18,6 +18,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import UserError, print_error, run_command
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
@@ -64,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
         0 on success, 1 when a file cannot be written, 2 for invalid input, 130 when interrupted.
     """
     args = parse(argv)
-    from multimae.specs.errors import UserError, print_error
 
     try:
         print(_run(args))
@@ -82,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> str:
     from multimae.images.folders import list_images
-    from multimae.specs.errors import UserError
     from tools.pack.packing import PackOptions, copy_loose_files, write_packs
     from tools.pack.unpacking import unpack, verify
 
@@ -107,4 +107,4 @@ def _run(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

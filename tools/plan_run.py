@@ -19,7 +19,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from tools.planner.advice import advise
 from tools.planner.plan_options import read_plan_config
 from tools.planner.plan_report import as_json, table
@@ -41,5 +41,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from tools.report.curves import plot_runs
 from tools.report.run_log import read_log
 
@@ -31,21 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="output file (default: loss.png in the first OUTPUT_DIR)"
     )
     args = parser.parse_args(argv)
-    with exit_on_user_error():
-        distinct = len({run.name for run in args.runs}) == len(args.runs)
-        runs = {run.name if distinct else str(run): read_log(run) for run in args.runs}
-        first = args.runs[0]
-        out = args.out or (first if first.is_dir() else first.parent) / "loss.png"
-        try:
-            fig = plot_runs(runs)
-        except ModuleNotFoundError as err:
-            raise UserError("plots need matplotlib: pip install 'multimae[plots]'") from err
-        try:
-            fig.savefig(out)
-        except (OSError, ValueError) as err:
-            raise UserError(f"--out {out}: cannot be written: {err}") from err
-        print(out)
+    distinct = len({run.name for run in args.runs}) == len(args.runs)
+    runs = {run.name if distinct else str(run): read_log(run) for run in args.runs}
+    first = args.runs[0]
+    out = args.out or (first if first.is_dir() else first.parent) / "loss.png"
+    try:
+        fig = plot_runs(runs)
+    except ModuleNotFoundError as err:
+        raise UserError("plots need matplotlib: pip install 'multimae[plots]'") from err
+    try:
+        fig.savefig(out)
+    except (OSError, ValueError) as err:
+        raise UserError(f"--out {out}: cannot be written: {err}") from err
+    print(out)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from multimae.specs.modalities import select
 from multimae.weights.files import CheckpointError
 from tools.probing.classifiers import (
@@ -201,5 +201,4 @@ def _writable(path: str) -> Path | None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

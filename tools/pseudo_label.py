@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import RunError, exit_on_user_error
+from multimae.specs.errors import RunError, run_command
 from tools.labelling.label_folder import FolderLabeller, independent_world
 from tools.labelling.options import LabelConfig
 from utils.config.parse import parse_config
@@ -37,5 +37,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from multimae.specs.errors import run_command
+
 URL = "https://datasets.epfl.ch/vilab/imagenet_multitask"
 SPLITS = ("train", "val")
 KINDS = ("depth", "semseg")
@@ -49,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

@@ -23,7 +23,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.errors import UserError, run_command
 from tools.compare.comparison import ComparisonRun, read_comparison
 from tools.compare.comparison_report import write_report
 
@@ -99,5 +99,4 @@ def _train(run: ComparisonRun, extra_args: Sequence[str]) -> ComparisonRun:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_command(main)

@@ -21,6 +21,8 @@ from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
+from multimae.specs.errors import run_command
+
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -128,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import NoReturn
 
 MAX_SHOWN = 10
 
@@ -38,6 +41,32 @@ def bullet_list(items: Sequence[str], limit: int = MAX_SHOWN) -> str:
     if len(items) > limit:
         lines.append(f"  ... and {len(items) - limit} more")
     return "\n".join(lines)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run the ``main`` of a command and exit with its code.
+
+    A :class:`UserError` is printed without a traceback. Exit codes of a shell: 130 after Ctrl+C,
+    141 if the reader of the output is gone (``| head``).
+    """
+    escape_names()
+    try:
+        with exit_on_user_error():
+            code = main() or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def escape_names() -> None:
+    r"""Let stdout print file names that are not UTF-8, as ``\udce9``; stderr does already."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

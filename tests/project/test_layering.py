@@ -136,3 +136,8 @@ def test_no_private_name_of_a_library() -> None:
     defined = {name for name, is_defined in names if is_defined}
     documented = {"_exit", "_replace"}
     assert {name for name, _ in names} <= defined | documented
+
+
+@pytest.mark.parametrize("path", [p for p in TOOLS if p.name != "__init__.py"], ids=name_of)
+def test_every_tool_ends_by_the_same_function(path: Path) -> None:
+    assert path.read_text().endswith("    run_command(main)\n")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from multimae.specs.errors import RunError, UserError, print_error
+from multimae.specs.errors import RunError, UserError, escape_names, print_error
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise
@@ -143,6 +143,7 @@ def run_script(main: Callable[[], object]) -> None:
     A process that fails because a peer failed prints one line, so that the cause appears once. It
     exits without cleaning up: destroying a process group with dead peers may block forever.
     """
+    escape_names()
     code = 0
     try:
         with stopping_at_once():

@@ -182,4 +182,4 @@ def record_start(
         info(f"an earlier run in {paths.root} was moved to {previous}")
     save_config(config, paths.config)
     if report:
-        paths.weights_report.write_text(report + "\n", encoding="utf-8")
+        paths.weights_report.write_text(report + "\n", encoding="utf-8", errors="backslashreplace")

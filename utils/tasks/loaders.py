@@ -66,7 +66,7 @@ def build_dataset(
     )
     if os.environ.get("RANK", "0") == "0":
         for line in folder.ignored_lines():
-            print(ascii(line)[1:-1], flush=True)
+            print(line, flush=True)
     check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
     return dataset
 

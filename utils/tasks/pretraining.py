@@ -27,7 +27,6 @@ from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, sample_masks
 from multimae.nn.tokens import TokenLayout
-from multimae.specs.class_names import COCO_CLASSES
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
@@ -277,7 +276,10 @@ def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]
     if cfg.start.init_weights:
         cfg = _with_trained_inputs(cfg)
     names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
-    names = names or COCO_CLASSES  # the published pseudo labels
+    if names is None:
+        from multimae.specs.class_names import COCO_CLASSES
+
+        names = COCO_CLASSES  # of the published pseudo labels
     table = {
         name: replace(m, class_names=names)
         if m.is_labels and not m.class_names and len(names) == m.num_classes
