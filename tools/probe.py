@@ -1,10 +1,10 @@
-"""Score frozen features: k nearest neighbours and a linear probe on class folders.
+"""Evaluate frozen features with k nearest neighbours and a linear probe on class folders.
 
     python tools/probe.py --weights output/demo/model.safetensors --in_domains rgb-depth \
         --data_path data/rooms/train --eval_data_path data/rooms/val --input_size 128
 
-No weight of the encoder changes. Each image is resized, cut to its centre and encoded once, from
-the modalities of ``--in_domains``; its feature is a pooled token. The last line printed is JSON.
+The encoder is frozen. Each image is resized, centre-cropped and encoded once, from the modalities
+of ``--in_domains``; its feature vector is pooled from the tokens. The last line of output is JSON.
 ``--help`` lists all options; see FINETUNING.md.
 """
 
@@ -50,16 +50,16 @@ from utils.training.stepper import choose_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the configuration, extract features, score them, print and write the results."""
+    """Extract features, evaluate both classifiers, print and write the results."""
     cfg = parse_config(ProbeConfig, argv)
-    target = _writable(cfg.runtime.output_json)
+    target = _output_file(cfg.runtime.output_json)
     world = init_world(
         RuntimeOptions(device=cfg.runtime.device, num_threads=cfg.runtime.num_threads)
     )
     if world.size > 1:
         raise UserError("probe.py runs in one process: start it with python, not torchrun")
-    about, train, test, num_classes = _features(cfg, world.device)
-    # L-BFGS likes double precision, which graphics cards are slow at or lack.
+    info, train, test, num_classes = _features(cfg, world.device)
+    # L-BFGS converges better in float64, which GPUs are slow at.
     on_gpu = world.device.type == "cuda"
     device = world.device if on_gpu else torch.device("cpu")
     dtype = torch.float32 if on_gpu else torch.float64
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     chance = majority_accuracy(train.y, test.y, num_classes)
     print(_table(chance, knn, linear))
-    result = {**about, "chance": chance, "knn": knn, "linear": _row(linear)}
+    result = {**info, "chance": chance, "knn": knn, "linear": _linear_entry(linear)}
     line = json.dumps(result)
     if target is not None:
         target.write_text(line + "\n", encoding="utf-8")
@@ -87,7 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _features(
     cfg: ProbeConfig, device: torch.device
 ) -> tuple[dict[str, Any], Labelled, Labelled, int]:
-    """A description, the features of both sets, and the number of classes."""
+    """Extract features.
+
+    Returns:
+        Entries for the report, training features, test features, number of classes.
+    """
     cfg = _as_trained(cfg)
     inputs = select(cfg.data.table(), cfg.data.in_names)
     folder, eval_folder = (
@@ -95,7 +99,7 @@ def _features(
     )
     classes = find_classes(folder)
     if len(classes) < 2:
-        raise UserError(f"{folder.root} has one class, '{classes.names[0]}': nothing to tell apart")
+        raise UserError(f"{folder.root} has one class, '{classes.names[0]}': at least two needed")
     check_classes(eval_folder, classes)
     seed_everything(cfg.runtime.seed)
     frozen = load_frozen(cfg.model, inputs)
@@ -118,7 +122,7 @@ def _features(
         extract(model, loader, inputs, classes, cfg.features, precision, title=title)
         for title, loader in loaders.items()
     )
-    about = {
+    info = {
         "weights": cfg.model.weights or "random",
         "model": frozen.name,
         "in_domains": cfg.data.in_domains,
@@ -133,15 +137,15 @@ def _features(
         "seed": cfg.runtime.seed,
     }
     print(
-        f"{frozen.name} from {cfg.data.in_domains}, {about['dim']} features, {len(classes)} "
-        f"classes, {len(train)} images to learn from, {len(test)} to score on ({precision}, "
+        f"{frozen.name} from {cfg.data.in_domains}, {info['dim']} features, {len(classes)} "
+        f"classes, {len(train)} training images, {len(test)} test images ({precision}, "
         f"{device})"
     )
-    return about, train, test, len(classes)
+    return info, train, test, len(classes)
 
 
 def _as_trained(cfg: ProbeConfig) -> ProbeConfig:
-    """The configuration with inputs prepared as the weights were trained."""
+    """Configuration with the input preprocessing of the weights."""
     spec = None
     if cfg.model.weights:
         try:
@@ -154,7 +158,7 @@ def _as_trained(cfg: ProbeConfig) -> ProbeConfig:
     return cfg
 
 
-def _row(linear: LinearResult) -> dict[str, Any]:
+def _linear_entry(linear: LinearResult) -> dict[str, Any]:
     return {
         **linear.scores,
         "l2": linear.l2,
@@ -165,7 +169,7 @@ def _row(linear: LinearResult) -> dict[str, Any]:
 
 
 def _table(chance: float, knn: Mapping[int, Mapping[str, float]], linear: LinearResult) -> str:
-    """Accuracies in percent, and what to beware of."""
+    """Format accuracies in percent, with warnings."""
     columns = list(linear.scores)
     rows: dict[str, Mapping[str, float]] = {
         "majority class": {"acc1": chance},
@@ -178,17 +182,17 @@ def _table(chance: float, knn: Mapping[int, Mapping[str, float]], linear: Linear
         lines.append(f"{name:<20}" + "".join(cells).rstrip())
     tried = sorted(linear.held_out)
     if len(tried) > 1 and linear.l2 in (tried[0], tried[-1]):
-        lines.append("note: the best l2 is at the end of the grid; widen --linear_l2")
+        lines.append("note: the best l2 is at the edge of the grid; widen --linear_l2")
     if linear.gradient > 1000 * TOLERANCE:
         lines.append(
-            f"note: the linear probe is not at its minimum (gradient {linear.gradient:.1e}); "
+            f"note: the linear probe did not converge (gradient {linear.gradient:.1e}); "
             "raise --linear_iterations or --linear_l2"
         )
     return "\n".join(lines) + "\n"
 
 
-def _writable(path: str) -> Path | None:
-    """The file of the results, tried before the work and not after it."""
+def _output_file(path: str) -> Path | None:
+    """Result file; checked for write access before the features are computed."""
     if not path:
         return None
     target = Path(path)

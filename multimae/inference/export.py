@@ -9,15 +9,14 @@ Three functions of a model can be exported:
 * ``reconstruct``: images and ``ids_keep`` (b, n), the positions of the visible patches in the
   sequence (modality after modality, row by row) -> ``predicted_OUTPUT`` (b, C, H/s, W/s).
 
-Images are in model space, as ``model.spec`` says: (b, C, H, W), normalised by ``mean`` and ``std``
-(after dividing by ``max_value``) or, for ``normalization: robust``, standardised per sample; labels
-are int64 ids (b, H, W). What is predicted is in model space, too:
-:mod:`multimae.images.preprocess` goes
-from stored values to model space and back. All inputs that were exported must be given. Batch,
-height, width and the number of visible patches are free; sizes are multiples of the patch.
+Inputs and outputs are in model space: images (b, C, H, W), normalised by ``mean`` and ``std``
+(after dividing by ``max_value``) or, with ``normalization: robust``, standardised per sample;
+labels int64 ids (b, H, W). :mod:`multimae.images.preprocess` converts from and to stored values.
+All exported inputs are required. Batch size, height, width and number of visible patches are
+dynamic; height and width must be multiples of the patch size.
 
-The metadata of an ONNX file has the description, ``ModelSpec.to_json()``, under ``multimae``, and
-under ``multimae_export`` what it computes and what heights and widths must be multiples of.
+The metadata of an ONNX file holds the spec (``ModelSpec.to_json()``) under ``multimae``, and
+function, inputs, pooling and size multiples under ``multimae_export``.
 
 Shapes: b batch, n visible patches, N tokens of all inputs, g global tokens, d encoder width.
 """
@@ -51,10 +50,10 @@ from multimae.weights.pretrained import KEY
 What = Literal["encoder", "predict", "reconstruct"]
 Images = dict[str, Tensor]
 VISIBLE = "ids_keep"
-_PREFIX = "predicted_"  # an output may be called as an input is, which ONNX does not allow
+_PREFIX = "predicted_"  # ONNX forbids an input and an output of the same name
 ABOUT_KEY = "multimae_export"
 _OPSET = 18
-_MAX_BYTES = 2**31 - 2**20  # of a protobuf file, less room for the graph
+_MAX_BYTES = 2**31 - 2**20  # limit of a protobuf file, minus space for the graph
 
 
 def export_program(
@@ -64,19 +63,20 @@ def export_program(
     inputs: Sequence[str] | None = None,
     pool: Pool | None = None,
 ) -> ExportedProgram:
-    """A program that takes any batch and size.
+    """Export a program with dynamic batch and image size.
 
     Call ``program.module()({"rgb": images, ...})``, for ``reconstruct`` with ``ids_keep`` as second
     argument; it returns a dict.
 
     Args:
-        model: In evaluation mode.
-        what: See this module; by default ``predict`` if there are heads, else ``encoder``.
-        inputs: Modalities to export, all by default.
-        pool: Of ``encoder``: return ``mean``, ``global`` or ``mean_global`` instead of all tokens.
+        model: Model in evaluation mode.
+        what: Function to export; default: ``predict`` if the model has heads, else ``encoder``.
+        inputs: Modalities to export; default: all.
+        pool: For ``encoder``: return ``mean``, ``global`` or ``mean_global`` features instead of
+            tokens.
 
     Raises:
-        ValueError: A model in training mode, unknown inputs, or one that cannot do ``what``.
+        ValueError: The model is in training mode or cannot do ``what``, or inputs are unknown.
     """
     return _export(make_export_spec(model, what, inputs, pool))
 
@@ -90,19 +90,19 @@ def export_onnx(
     pool: Pool | None = None,
     opset: int = _OPSET,
 ) -> None:
-    """Write an ONNX file that takes any batch and size; see :func:`export_program`.
+    """Write an ONNX file with dynamic batch and image size; see :func:`export_program`.
 
     Args:
-        model: In evaluation mode, with a description.
-        path: The file; it is replaced only when the new one is complete.
-        what: What it computes.
-        inputs: Modalities to export, all by default.
-        pool: Of ``encoder``: what to return instead of all tokens.
-        opset: Version of the operators.
+        model: Model in evaluation mode, with a spec.
+        path: Output file, written atomically.
+        what: Function to export; default: ``predict`` if the model has heads, else ``encoder``.
+        inputs: Modalities to export; default: all.
+        pool: For ``encoder``: features to return instead of tokens.
+        opset: ONNX opset version.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript are not installed.
-        ValueError: As :func:`export_program`; a model without a description, or beyond 2 GB.
+        ValueError: As :func:`export_program`; or the model has no spec or exceeds 2 GB.
         OSError: The folder does not exist or is not writable.
     """
     require("onnx", "onnxscript")
@@ -120,9 +120,11 @@ def export_onnx(
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update({KEY: description, ABOUT_KEY: json.dumps(_about(export))})
+    program.model.metadata_props.update(
+        {KEY: description, ABOUT_KEY: json.dumps(_metadata(export))}
+    )
     file = program.model_proto
-    _name_sizes(file.graph)
+    _name_dimensions(file.graph)
     with atomic_file(path) as stream:
         stream.write(file.SerializeToString())
 
@@ -132,12 +134,12 @@ def onnx_differences(
     path: str | os.PathLike[str],
     cases: Sequence[tuple[int, int, int]] = ((1, 3, 3), (3, 5, 2)),
 ) -> dict[str, dict[str, float]]:
-    """Run a file with onnxruntime, and the model, on random inputs.
+    """Compare an ONNX file with the model on random inputs, using onnxruntime.
 
     Args:
-        model: The model.
-        path: Written by :func:`export_onnx` from it.
-        cases: (batch, rows, columns), the size in multiples of what the file says.
+        model: The exported model.
+        path: File from :func:`export_onnx`.
+        cases: (batch, rows, columns); rows and columns in size multiples of the file.
 
     Returns:
         ``BATCH x HEIGHT x WIDTH`` -> output -> largest absolute difference.
@@ -169,15 +171,15 @@ def onnx_differences(
 
 
 def _export(export: ExportSpec) -> ExportedProgram:
-    example = export.example(2, 3, 4, seed=1)  # all unlike, so that none is taken for another
+    example = export.example(2, 3, 4, seed=1)  # distinct sizes: equal ones would be specialised
     with torch.no_grad():
         return torch.export.export(
             export.module, example, dynamic_shapes=export.dynamic_shapes(), strict=False
         )
 
 
-def _name_sizes(graph: Any) -> None:
-    """Call free sizes ``batch``, ``16*rows``, ``16*columns`` and ``visible``, not ``s15`` ..."""
+def _name_dimensions(graph: Any) -> None:
+    """Rename dynamic dimensions to ``batch``, ``16*rows``, ``16*columns`` and ``visible``."""
     symbol = re.compile(r"\bs\d+\b")
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
     visible = shapes.pop(VISIBLE, [])
@@ -191,7 +193,7 @@ def _name_sizes(graph: Any) -> None:
                 dim.dim_param = symbol.sub(lambda s: names.get(s[0], s[0]), dim.dim_param)
 
 
-def _about(export: ExportSpec) -> dict[str, Any]:
+def _metadata(export: ExportSpec) -> dict[str, Any]:
     return {
         "what": export.what,
         "inputs": export.inputs,
@@ -215,7 +217,7 @@ def require(*packages: str) -> None:
 
 
 class EncoderProgram(nn.Module):
-    """Images -> tokens, or one vector per sample."""
+    """Images -> tokens, or pooled features."""
 
     def __init__(self, model: MultiModalTransformer, pool: Pool | None) -> None:
         """``pool``: see :meth:`multimae.inference.encode.Encoding.pooled`; ``None``: tokens."""
@@ -233,10 +235,10 @@ class EncoderProgram(nn.Module):
 
 
 class PredictProgram(nn.Module):
-    """Images -> what every head predicts."""
+    """Images -> predictions of every head."""
 
     def __init__(self, model: MultiModalTransformer) -> None:
-        """A fine-tuned model."""
+        """``model``: fine-tuned model."""
         super().__init__()
         self.model = model
         self.all_layers = reads_all_layers(model)
@@ -248,10 +250,10 @@ class PredictProgram(nn.Module):
 
 
 class ReconstructProgram(nn.Module):
-    """Images and visible patches -> what every decoder predicts."""
+    """Images and visible patches -> predictions of every decoder."""
 
     def __init__(self, model: MultiModalTransformer) -> None:
-        """A pre-trained model."""
+        """``model``: pre-trained model."""
         super().__init__()
         self.model = model
 
@@ -276,10 +278,10 @@ class ExportSpec:
 
     Attributes:
         module: Takes a dict of images, and ``ids_keep`` for ``reconstruct``; returns a dict.
-        what: What it does.
+        what: Exported function.
         inputs: Modalities, in sequence order.
-        pool: Of ``encoder``.
-        unit: Height and width of images are multiples of this, in full-resolution pixels.
+        pool: Pooling of ``encoder``.
+        unit: Image height and width must be multiples of this, in full-resolution pixels.
         model: The model.
     """
 
@@ -292,12 +294,12 @@ class ExportSpec:
 
     @property
     def input_names(self) -> list[str]:
-        """Names of all inputs."""
+        """Names of the program's inputs."""
         return [*self.inputs, *([VISIBLE] if self.what == "reconstruct" else [])]
 
     @property
     def output_names(self) -> list[str]:
-        """Keys of what the module returns."""
+        """Names of the program's outputs."""
         if self.what == "encoder":
             return ["tokens" if self.pool is None else "features"]
         return [_PREFIX + name for name in self.model.output_adapters]
@@ -321,7 +323,7 @@ class ExportSpec:
         if self.what != "reconstruct":
             return (images,)
         order = torch.rand(batch, total, generator=generator).argsort(dim=1)
-        # Contiguous: else its stride would be taken for a property of the input.
+        # Contiguous, or torch.export would specialise on the stride.
         return images, order[:, : total // 2 + seed].contiguous().to(token.device)
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
@@ -344,18 +346,14 @@ def make_export_spec(
     inputs: Sequence[str] | None = None,
     pool: Pool | None = None,
 ) -> ExportSpec:
-    """What to export of a model; see :func:`export_program`.
-
-    Raises:
-        ValueError: A model in training mode, unknown inputs, or one that cannot do ``what``.
-    """
+    """Build the module to export; see :func:`export_program` for arguments and errors."""
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
     heads = {name: head for name, head in model.output_adapters.items()}
     decoders = [name for name, h in heads.items() if isinstance(h, SpatialOutputAdapter)]
     what = what or ("predict" if len(decoders) < len(heads) else "encoder")
     if what not in get_args(What):
-        raise ValueError(f"what is one of {', '.join(get_args(What))}; got {what!r}")
+        raise ValueError(f"what must be one of {', '.join(get_args(What))}; got {what!r}")
     if what == "predict" and (decoders or not heads):
         raise ValueError("this model has no heads to predict with: fine-tune it first")
     if what == "reconstruct" and len(decoders) < max(1, len(heads)):
@@ -366,7 +364,7 @@ def make_export_spec(
     unknown = [name for name in names if name not in model.input_adapters]
     if unknown or not names:
         known = ", ".join(model.input_adapters)
-        raise ValueError(f"inputs are some of {known}; got {', '.join(names) or 'none'}")
+        raise ValueError(f"inputs must be among {known}; got {', '.join(names) or 'none'}")
     names = tuple(name for name in model.input_adapters if name in names)
     used: list[Any] = [model.input_adapters[name] for name in names]
     used += [heads[name] for name in decoders] if what == "reconstruct" else []

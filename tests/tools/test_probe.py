@@ -186,8 +186,14 @@ def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
          "--input_size", "30", "--model", "multivit_larg"],
     )  # fmt: skip
     for part in (
-        *("eval_data_path: give", "--knn_k: (0,)", "--pool", "did you mean depth", "--input_size"),
-        *("did you mean multivit_large", "weights: give pre-trained weights, or --random"),
+        *(
+            "eval_data_path: the folder of test images",
+            "--knn_k: (0,)",
+            "--pool",
+            "did you mean depth",
+            "--input_size",
+        ),
+        *("did you mean multivit_large", "weights: set pre-trained weights, or --random"),
     ):
         assert part in message
     assert message.startswith("7 problems")

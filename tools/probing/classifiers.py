@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: weighted nearest neighbours and a linear probe.
+"""Classifiers on frozen features: weighted k nearest neighbours and a linear probe.
 
 Shapes: n images, D features, K classes.
 """
@@ -19,7 +19,7 @@ from utils.training.seeding import generator
 
 CHUNK = 4096  # images per block of similarities or logits
 TOLERANCE = 1e-6  # largest absolute entry of the gradient where L-BFGS stops
-TOP = 5  # of no more classes, or from fewer neighbours, the five best tell nothing
+TOP = 5  # top-5 accuracy needs more classes than that, and at least as many neighbours
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class LogisticModel:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What a linear probe reached.
+    """Results of a linear probe.
 
     Attributes:
-        scores: Accuracies on the images to score on.
-        train: Accuracies on the images that it learned from.
-        l2: Strength that was best on the held-out part of those.
-        held_out: Strength -> accuracies on that part, of a fit to the rest.
+        scores: Test accuracies.
+        train: Training accuracies.
+        l2: L2 strength selected on the held-out split.
+        held_out: L2 strength -> accuracies on the held-out split.
         gradient: See :class:`LogisticModel`.
     """
 
@@ -61,13 +61,13 @@ class LinearResult:
 
 
 def majority_accuracy(train: Tensor, test: Tensor, num_classes: int) -> float:
-    """Accuracy in percent of always saying the most frequent class of ``train``."""
+    """Accuracy in percent of predicting the most frequent training class."""
     most = torch.bincount(train, minlength=num_classes).argmax()
     return 100 * float((test == most).double().mean())
 
 
 def standardize(train: Labelled, *others: Labelled) -> list[Labelled]:
-    """All sets with the mean and deviation that each feature has in ``train`` taken off."""
+    """Standardise the features of all sets with the mean and deviation of ``train``."""
     deviation, mean = torch.std_mean(train.x, dim=0, correction=0)
     scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
     return [Labelled((part.x - mean) / scale, part.y) for part in (train, *others)]
@@ -76,7 +76,7 @@ def standardize(train: Labelled, *others: Labelled) -> list[Labelled]:
 def knn_accuracy(
     train: Labelled, test: Labelled, num_classes: int, ks: Sequence[int], temperature: float
 ) -> dict[int, dict[str, float]]:
-    """Accuracies by number of neighbours; those beyond the training set mean all of it."""
+    """Accuracies by number of neighbours, capped at the size of the training set."""
     ks = sorted({min(k, len(train)) for k in ks})
     bank = Labelled(F.normalize(train.x, dim=1), train.y)
     meters = {k: _meter(num_classes if k >= TOP else k, test.x.device) for k in ks}
@@ -120,22 +120,22 @@ def linear_probe(
     max_iterations: int,
     seed: int,
 ) -> LinearResult:
-    """Fit on ``train`` with the L2 strength that is best on a held-out part of it.
+    """Fit on ``train`` with the L2 strength that is best on a held-out split of it.
 
     Args:
-        train: Images to learn from.
-        test: Images to score on; they have no part in any choice.
+        train: Training features.
+        test: Test features; not used for model selection.
         num_classes: K.
-        strengths: Strengths of L2 to choose from.
-        held_out: Share of every class that is held out for that choice.
-        max_iterations: Largest number of L-BFGS steps of a fit.
-        seed: Of the held-out part.
+        strengths: L2 strengths to try.
+        held_out: Fraction of every class in the held-out split.
+        max_iterations: L-BFGS steps per fit, at most.
+        seed: Seed of the split.
 
     Raises:
         UserError: No class has two images.
     """
     train, test = standardize(train, test)
-    rest, chosen = (train[rows] for rows in stratified_split(train.y, held_out, seed))
+    rest, chosen = (train[indices] for indices in stratified_split(train.y, held_out, seed))
     found: dict[float, dict[str, float]] = {}
     ranks: dict[float, tuple[float, float]] = {}
     model = None
@@ -143,7 +143,7 @@ def linear_probe(
         model = fit_logistic(rest, num_classes, l2, max_iterations, start=model)
         logits = model.logits(chosen.x)
         found[l2] = _accuracy(model, chosen, num_classes)
-        # Equal accuracies are told apart by the loss.
+        # The loss breaks ties.
         ranks[l2] = found[l2]["acc1"], -float(F.cross_entropy(logits, chosen.y))
     best = max(ranks, key=lambda l2: ranks[l2])
     model = fit_logistic(train, num_classes, best, max_iterations)
@@ -157,19 +157,21 @@ def linear_probe(
 
 
 def stratified_split(y: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of a share of every class, at least one image of each if it has two.
+    """Split indices into training and held-out ones, stratified by class.
+
+    Holds out at least one image of every class that has two.
 
     Raises:
         UserError: No class has two images.
     """
     rest, chosen = [], []
     for label in torch.bincount(y).nonzero()[:, 0].tolist():
-        rows = (y == label).nonzero()[:, 0]
-        order = torch.randperm(len(rows), generator=generator("cpu", seed, label))
-        rows = rows[order.to(rows.device)]
-        count = min(max(1, round(held_out * len(rows))), len(rows) - 1)
-        chosen.append(rows[:count])
-        rest.append(rows[count:])
+        indices = (y == label).nonzero()[:, 0]
+        order = torch.randperm(len(indices), generator=generator("cpu", seed, label))
+        indices = indices[order.to(indices.device)]
+        count = min(max(1, round(held_out * len(indices))), len(indices) - 1)
+        chosen.append(indices[:count])
+        rest.append(indices[count:])
     if not any(map(len, chosen)):
         raise UserError("the linear probe needs at least two training images of some class")
     return torch.cat(rest).sort().values, torch.cat(chosen).sort().values
@@ -185,11 +187,11 @@ def fit_logistic(
     """Minimise ``mean cross-entropy + l2 / 2 * |weight|^2`` by full-batch L-BFGS.
 
     Args:
-        data: Features, in the number format to compute in, and class ids.
+        data: Features, in the dtype to compute in, and class ids.
         num_classes: K.
-        l2: Strength of the penalty; the bias is free.
-        max_iterations: Largest number of steps.
-        start: Where to begin; zero by default.
+        l2: Strength of the penalty, which excludes the bias.
+        max_iterations: L-BFGS steps, at most.
+        start: Initial solution; default: zero.
     """
     weight = data.x.new_zeros(data.x.shape[1], num_classes)
     bias = data.x.new_zeros(num_classes)
@@ -197,7 +199,7 @@ def fit_logistic(
         weight, bias = start.weight.clone(), start.bias.clone()
 
     def evaluate() -> float:
-        """Value of the objective; its gradient into ``.grad``. Chunks bound the memory."""
+        """Return the objective and set ``.grad``; works in chunks to bound memory."""
         value = 0.5 * l2 * float(weight.square().sum())
         weight.grad, bias.grad = l2 * weight, torch.zeros_like(bias)
         for part in _chunks(data):
@@ -224,8 +226,8 @@ def fit_logistic(
 
 def _chunks(data: Labelled) -> Iterator[Labelled]:
     for first in range(0, len(data), CHUNK):
-        rows = slice(first, first + CHUNK)
-        yield Labelled(data.x[rows], data.y[rows])
+        chunk = slice(first, first + CHUNK)
+        yield Labelled(data.x[chunk], data.y[chunk])
 
 
 def _meter(num_classes: int, device: torch.device) -> AccuracyMeter:

@@ -1,4 +1,4 @@
-"""Frozen features: a pre-trained encoder, all of whose weights come from a file, and its outputs.
+"""Load a frozen encoder and extract pooled features.
 
 Shapes: B batch, N tokens of all modalities, g global tokens, d encoder width.
 """
@@ -55,23 +55,23 @@ class Labelled:
         """Number of images."""
         return len(self.y)
 
-    def __getitem__(self, rows: Tensor) -> Labelled:
-        """The images of these indices."""
-        return Labelled(self.x[rows], self.y[rows])
+    def __getitem__(self, indices: Tensor) -> Labelled:
+        """Select images by index."""
+        return Labelled(self.x[indices], self.y[indices])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Labelled:
-        """Moved, with features in ``dtype``."""
+        """Move to ``device``; features become ``dtype``."""
         return Labelled(self.x.to(device, dtype), self.y.to(device))
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder for features.
+    """A frozen encoder.
 
     Attributes:
-        name: Registered name of its size.
-        model: In evaluation mode, without heads, without gradients.
-        report: What became of the weights; ``None`` for initial ones.
+        name: Registered model name.
+        model: Encoder in evaluation mode, without heads and gradients.
+        report: Load report of the weights; ``None`` for random weights.
     """
 
     name: str
@@ -80,13 +80,13 @@ class Frozen:
 
 
 def load_frozen(options: ProbeModelOptions, inputs: Sequence[Modality]) -> Frozen:
-    """Build the encoder that the weights belong to, and load them.
+    """Build the encoder that matches the weights, and load them.
 
-    Every weight of the encoder and of the wanted input adapters has to be in the file: an initial
-    one among frozen ones would only add noise. Decoders, heads and other inputs are left out.
+    All weights of the encoder and of the input adapters of ``inputs`` must be in the file.
+    Decoders, heads and other inputs are ignored.
 
     Raises:
-        UserError: Weights unreadable, of no known size, or not complete for ``inputs``.
+        UserError: Weights are unreadable, of unknown size, or incomplete for ``inputs``.
     """
     state: StateDict = {}
     if not options.random:
@@ -109,7 +109,7 @@ def load_frozen(options: ProbeModelOptions, inputs: Sequence[Modality]) -> Froze
 
 
 def labelled_folder(path: str, inputs: Sequence[Modality]) -> MultiModalFolder:
-    """The class folders under ``path``, which may also be one of its modality folders."""
+    """Class folders under ``path``, a data root or one of its modality folders."""
     return MultiModalFolder(data_root(path, inputs), inputs)
 
 
@@ -121,17 +121,17 @@ def feature_loader(
     batch_size: int,
     limit: int | None = None,
 ) -> DataLoader[Any]:
-    """Every image once, in order: resized and cut, not augmented.
+    """Loader of every image once, in order, resized and centre-cropped without augmentation.
 
     Args:
-        folder: Images of the classes.
+        folder: Class folders.
         model: Input size.
-        data: Crop, and how files are read.
-        batch_size: Images per batch; the last may have fewer.
-        limit: Only so many images, spread evenly over the folder.
+        data: Crop percentage and reading options.
+        batch_size: Images per batch; the last batch may be smaller.
+        limit: Number of images to use, spread evenly over the folder.
 
     Raises:
-        UserError: Some of the files are bad.
+        UserError: Unreadable files among those checked.
     """
     transform = ClassEvalTransform(folder.modalities, model.input_size, data.crop_pct)
     dataset = MultiModalDataset(folder, transform, patch_size=model.patch_size, limit=limit)
@@ -153,16 +153,16 @@ def extract(
     *,
     title: str = "features",
 ) -> Labelled:
-    """Features of every image of a loader, in float32 on the CPU.
+    """Extract the features of all images, float32 on the CPU.
 
     Raises:
-        UserError: ``layers`` or ``pool`` ask for what the model does not have.
+        UserError: The model has fewer layers than ``layers``, or no token for ``pool``.
     """
     depth = len(model.encoder)
     if options.layers > depth:
         raise UserError(f"--layers {options.layers}: the encoder has {depth} blocks")
     if options.pool != "mean" and not model.num_global_tokens:
-        raise UserError(f"--pool {options.pool}: these weights have no global token; use mean")
+        raise UserError(f"--pool {options.pool}: the weights have no global tokens; use mean")
     device = model.global_tokens.device
     x: list[Tensor] = []
     names: list[str] = []
@@ -176,19 +176,19 @@ def extract(
 
 
 def _check_inputs(state: Mapping[str, Tensor], inputs: Sequence[Modality], source: str) -> None:
-    """Every input needs an adapter in the file."""
+    """Check that the file has an adapter for every input."""
     have = {key.split(".")[1] for key in state if key.startswith(_INPUTS)}
     missing = [m.name for m in inputs if m.name not in have]
     if missing:
         raise UserError(
-            f"--in_domains: {source} has no weights for {', '.join(missing)}, and a frozen random "
-            f"input tells nothing.\nThe file: {describe_architecture(state)}.\n"
+            f"--in_domains: {source} has no weights for {', '.join(missing)}. "
+            f"The file: {describe_architecture(state)}.\n"
             "Choose --in_domains among its inputs."
         )
 
 
 def _size_of(state: Mapping[str, Tensor]) -> str:
-    """Registered model of the width and depth of these weights."""
+    """Registered model that matches the width and depth of the weights."""
     width = state["global_tokens"].shape[-1] if "global_tokens" in state else None
     depth = len({key.split(".")[1] for key in state if key.startswith("encoder.")})
     size = find_size(depth, width)
@@ -196,17 +196,17 @@ def _size_of(state: Mapping[str, Tensor]) -> str:
         return f"{MULTIVIT}_{size}"
     raise UserError(
         f"--weights: no registered model has this size ({describe_architecture(state)}); "
-        "give --model"
+        "set --model"
     )
 
 
 def _check_complete(report: LoadReport) -> None:
-    """Nothing of the model may keep its initial value."""
+    """Check that all parameters were loaded."""
     problems = [f"{key}: not in the file" for key in report.new]
-    problems += [f"{mismatch}: of another shape" for mismatch in report.mismatched]
+    problems += [f"{mismatch}: shape mismatch" for mismatch in report.mismatched]
     if problems:
         raise CheckpointError(
-            f"{report.source} does not have all of this encoder:\n{bullet_list(problems)}\n"
+            f"{report.source} does not match this encoder:\n{bullet_list(problems)}\n"
             "Set --model, --patch_size, --num_global_tokens and --modalities (num_classes, "
-            "num_channels, stride) as the weights were made with."
+            "num_channels, stride) to those of the weights."
         )

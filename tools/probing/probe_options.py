@@ -1,4 +1,4 @@
-"""The configuration of ``tools/probe.py``."""
+"""Options of ``tools/probe.py``."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ DEFAULT_MODEL = "multivit_base"
 
 @dataclass(frozen=True)
 class ProbeDataOptions(DataOptions):
-    """Data: what is read, and how."""
+    """Data."""
 
-    data_path: str = option("", "Images to learn from, MODALITY/CLASS/NAME")
-    eval_data_path: str = option("", "Images to score on, as above")
-    num_workers: int = option(4, "Loader processes", within="[0, inf)")
+    data_path: str = option("", "Training images, MODALITY/CLASS/NAME")
+    eval_data_path: str = option("", "Test images, MODALITY/CLASS/NAME")
+    num_workers: int = option(4, "Loader worker processes", within="[0, inf)")
     batch_size: int = option(64, "Images per batch", within="[1, inf)")
     crop_pct: float = option(
-        224 / 256, "Share of the shortest side that the centre crop keeps", within="(0, 1]"
+        224 / 256, "Centre crop, as a fraction of the shorter side", within="(0, 1]"
     )
 
     def problems(self) -> Iterator[str]:
-        """Paths that are missing, or one for both sets."""
+        """Missing or identical paths, and skipped samples."""
         yield from super().problems()
         if not self.data_path:
-            yield "data_path: give the images to learn from"
+            yield "data_path: the folder of training images is required"
         if not self.eval_data_path:
-            yield "eval_data_path: give the images to score on"
+            yield "eval_data_path: the folder of test images is required"
         elif self.eval_data_path == self.data_path:
             yield "eval_data_path: is data_path; every image would find itself"
         if self.skips_bad:
-            yield "on_bad_sample: skip is for training; fewer images would be another probe"
+            yield "on_bad_sample: skip is for training; the probe must use all images"
 
 
 @dataclass(frozen=True)
@@ -43,33 +43,33 @@ class ProbeModelOptions(FinetuneModelOptions):
     """Model and weights."""
 
     weights: str = option("", "Pre-trained weights: a path or an https URL")
-    random: bool = option(False, "Initial instead of pre-trained weights, as a baseline")
-    model_key: str = option("model|module", "Where a checkpoint has its weights, by preference")
-    model_prefix: str = option("", "Prefix of the weights' names to take off")
+    random: bool = option(False, "Use random weights, as a baseline")
+    model_key: str = option("model|module", "Keys of the weights in a checkpoint, first match wins")
+    model_prefix: str = option("", "Prefix to remove from the weights' names")
     model: str = option(
-        "", f"multivit_*; empty: by the weights' width and depth, or {DEFAULT_MODEL} for --random"
+        "", f"multivit_*; empty: inferred from the weights, or {DEFAULT_MODEL} with --random"
     )
     num_global_tokens: int | None = option(  # type: ignore[assignment]
-        None, "Learned tokens beside the patches; none: as in the weights, or 1", within="[0, inf)"
+        None, "Learned global tokens; none: as in the weights, or 1", within="[0, inf)"
     )
 
     @property
     def start(self) -> StartOptions:
-        """Where the weights are."""
+        """Options of the weight file."""
         return StartOptions(
             finetune=self.weights, model_key=self.model_key, model_prefix=self.model_prefix
         )
 
     def problems(self) -> Iterator[str]:
-        """No weights or two kinds of them, beside what every script checks."""
-        # The size of the weights is not known yet: any model passes the checks of its name.
+        """Missing or contradictory weights, and the problems of fine-tuning options."""
+        # The size is not known before the weights are read: check with any model.
         yield from FinetuneModelOptions.problems(
             self if self.model else replace(self, model=DEFAULT_MODEL)
         )
         if not self.weights and not self.random:
-            yield "weights: give pre-trained weights, or --random for a baseline without"
+            yield "weights: set pre-trained weights, or --random for a baseline"
         if self.weights and self.random:
-            yield "random: leaves no use for --weights; drop one of them"
+            yield "random: cannot be combined with --weights"
         for problem in self.start.problems():
             yield problem.replace("finetune", "weights", 1)
 
@@ -79,9 +79,9 @@ class FeatureOptions:
     """Features of an image."""
 
     pool: Literal["mean", "global", "mean_global"] = option(
-        "mean", "Mean of the patch tokens, of the global tokens, or both side by side"
+        "mean", "Mean of patch tokens, of global tokens, or both concatenated"
     )
-    layers: int = option(1, "Last blocks whose features are put side by side", within="[1, inf)")
+    layers: int = option(1, "Last n blocks whose features are concatenated", within="[1, inf)")
     token_norm: bool = option(
         True, "Normalise every token (LayerNorm without weights): the encoder ends without a norm"
     )
@@ -91,25 +91,25 @@ class FeatureOptions:
 class ClassifierOptions:
     """Classifiers on the features."""
 
-    knn_k: tuple[int, ...] = option((1, 5, 20, 100), "Neighbours that vote", within="[1, inf)")
+    knn_k: tuple[int, ...] = option((1, 5, 20, 100), "Numbers of neighbours", within="[1, inf)")
     knn_temperature: float = option(
-        0.07, "Votes are weighted by exp(cosine similarity / this)", within="(0, inf)"
+        0.07, "Votes are weighted by exp(cosine similarity / temperature)", within="(0, inf)"
     )
     linear_l2: tuple[float, ...] = option(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        "Strengths of L2 to choose from",
+        "L2 strengths to try",
         within="[0, inf)",
     )
-    linear_iterations: int = option(500, "Largest number of L-BFGS steps", within="[1, inf)")
+    linear_iterations: int = option(500, "Maximum number of L-BFGS steps", within="[1, inf)")
     held_out: float = option(
-        0.2, "Share of every training class that chooses the strength", within="(0, 1)"
+        0.2, "Fraction of every training class held out to select the L2 strength", within="(0, 1)"
     )
 
     def problems(self) -> Iterator[str]:
         """Empty grids."""
         for name in ("knn_k", "linear_l2"):
             if not getattr(self, name):
-                yield f"{name}: give at least one number"
+                yield f"{name}: needs at least one number"
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,22 @@ class ProbeRuntimeOptions:
 
     device: str = option(default_device, "cuda, cuda:N, cpu or mps")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto", "Autocast type of the encoder; auto: the best the device has"
+        "auto", "Autocast dtype of the encoder; auto: the best the device supports"
     )
-    seed: int = option(0, "Seed of the held-out images and of --random", within="[0, inf)")
+    seed: int = option(0, "Seed of the held-out split and of --random", within="[0, inf)")
     num_threads: int | None = option(
-        None, "CPU threads of PyTorch; none: its own", within="[1, inf)"
+        None, "CPU threads of PyTorch; none: PyTorch's default", within="[1, inf)"
     )
-    output_json: str = option("", "File for the results; they are printed in any case")
+    output_json: str = option("", "File for the results, which are also printed")
 
     def problems(self) -> Iterator[str]:
-        """Devices that do not exist in PyTorch."""
+        """Unknown devices."""
         yield from device_problems(self.device)
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Score frozen features by nearest neighbours and by a linear probe."""
+    """Evaluate frozen features by nearest neighbours and a linear probe."""
 
     data: ProbeDataOptions = field(default_factory=ProbeDataOptions)
     model: ProbeModelOptions = field(default_factory=ProbeModelOptions)

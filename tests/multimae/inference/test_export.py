@@ -186,10 +186,10 @@ def test_a_table_interpolated_to_its_own_size_is_itself(mode: str, size: tuple[i
     ("options", "expected"),
     [
         ({"what": "predict"}, "no heads to predict with"),
-        ({"what": "decode"}, "what is one of encoder, predict, reconstruct; got 'decode'"),
+        ({"what": "decode"}, "what must be one of encoder, predict, reconstruct; got 'decode'"),
         ({"what": "reconstruct", "pool": "mean"}, "pool is for the encoder"),
         ({"pool": "max"}, "pool is for the encoder, one of mean, global, mean_global"),
-        ({"inputs": ["rgb", "sound"]}, "inputs are some of rgb, depth, semseg; got rgb, sound"),
+        ({"inputs": ["rgb", "sound"]}, "inputs must be among rgb, depth, semseg; got rgb, sound"),
         ({"inputs": []}, "got none"),
     ],
 )

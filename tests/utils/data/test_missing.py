@@ -192,5 +192,5 @@ def test_the_study_leaves_files_out_and_tabulates(tmp_path: Path) -> None:
     there = sum(folder.has(i, m) for i in range(len(folder)) for m in INPUTS)
     assert len(folder) == 40 and there == round((1 - share) * 120) and 0.2 < share < 0.4
     runs = [{"eval/a": 1.0, "trivial/a": 9.0}, {"eval/a": 3.0, "trivial/a": 9.0}]
-    text = table({"complete": runs, "with holes": runs})
+    text = table({"complete": runs, "incomplete": runs})
     assert "2.0000 +- 1.4142" in text and "+0.0 sd" in text and "9.0000" in text
