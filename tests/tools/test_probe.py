@@ -198,7 +198,7 @@ def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
         assert part in message
     assert message.startswith("7 problems")
     both = message_of(probe.main, arguments(data, "--weights", "w", "--random"))
-    assert "--random: leaves no use" in both
+    assert "--random: cannot be combined" in both
     (tmp_path / "file").write_text("")
     blocked = ("--random", "--output_json", str(tmp_path / "file/x.json"))
     assert "cannot be written" in message_of(probe.main, arguments(data, *blocked))
