@@ -1,6 +1,6 @@
-"""Parts of the network.
+"""Modules and functions of the network.
 
-``layers.py`` has attention, MLP, block and drop-path, ``tokens.py`` the layout of the sequence,
-patches and position tables, ``masking.py`` the sampling of visible tokens, ``network.py`` puts them
-together: embed, encode, decode. Start reading at ``network.py``.
+``layers.py`` has attention, MLP, block and drop-path, ``tokens.py`` token layout, patches and
+position tables, ``masking.py`` the sampling of visible tokens; ``network.py`` combines them: embed,
+encode, decode. Start reading at ``network.py``.
 """

@@ -21,8 +21,8 @@ NormLayer = Callable[[int], nn.Module]
 def attend(q_bhne: Tensor, k_bhme: Tensor, v_bhme: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention with scale ``1/sqrt(e)``.
 
-    In training on a CPU two plain matrix products, whose backward pass is faster there; otherwise
-    the fused kernel. Both give the same numbers up to rounding.
+    Uses plain matrix products for training on a CPU, where their backward pass is faster, and the
+    fused kernel otherwise. Results agree up to rounding.
 
     Returns:
         (b, h, n, e).
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries to a context, projections ``q``, ``kv``, ``proj``."""
+    """Multi-head cross-attention with projections ``q``, ``kv`` and ``proj``."""
 
     def __init__(
         self,
@@ -114,10 +114,10 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample (Huang et al. 2016), kept paths scaled by ``1/(1-p)``."""
+    """Stochastic depth per sample (Huang et al. 2016); kept branches are scaled by ``1/(1-p)``."""
 
     def __init__(self, drop_prob: float = 0.0) -> None:
-        """``drop_prob`` is the probability that a sample skips the branch in training."""
+        """``drop_prob``: probability that a sample skips the branch in training."""
         super().__init__()
         self.drop_prob = drop_prob
 
@@ -159,11 +159,7 @@ class Block(nn.Module):
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = False) -> Tensor:
-    """One block after the other.
-
-    With ``recompute`` only the inputs of blocks are kept for the backward pass, which computes the
-    rest again: less memory for more time, the same numbers.
-    """
+    """Apply blocks in sequence; ``recompute`` turns on activation checkpointing of each block."""
     for block in blocks:
         if recompute and torch.is_grad_enabled():
             x = checkpoint(block, x, use_reentrant=False)
@@ -207,7 +203,7 @@ def init_transformer_weights(root: nn.Module) -> None:
 def xavier_uniform_(weight: Tensor, fused: int = 1) -> Tensor:
     """Xavier-uniform over (out, in): bound ``sqrt(6 / (out/fused + in))``; in place.
 
-    A convolution weight (out, in, kh, kw) is taken as the Linear over its whole receptive field.
+    A convolution weight (out, in, kh, kw) is treated as a Linear layer over its receptive field.
     """
     fan_out, fan_in = weight.shape[0] // fused, weight[0].numel()
     bound = math.sqrt(6.0 / (fan_out + fan_in))

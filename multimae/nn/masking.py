@@ -21,12 +21,11 @@ _UNCHOSEN = 1e-5
 
 @dataclass(frozen=True)
 class TokenMasks:
-    """One draw of visible tokens.
+    """Visible and masked tokens of a batch.
 
     Attributes:
-        ids_keep: (b, n) positions of the visible tokens in the full sequence.
-        ids_restore: (b, N) place of every token in ``[visible, masked]``: values below n mean
-            visible.
+        ids_keep: (b, n) indices of the visible tokens in the full sequence.
+        ids_restore: (b, N) index of every token in ``[visible, masked]``; below n: visible.
         task_masks: Modality -> (b, N_m), 1 = masked, 0 = visible.
     """
 
@@ -35,7 +34,7 @@ class TokenMasks:
     task_masks: dict[str, Tensor]
 
     def take(self, rows: Sequence[int]) -> TokenMasks:
-        """The masks of some of the samples."""
+        """Select the masks of some samples."""
         index = torch.tensor(rows, dtype=torch.long, device=self.ids_keep.device)
         return TokenMasks(
             self.ids_keep[index],
@@ -57,27 +56,27 @@ def sample_masks(
 ) -> TokenMasks:
     """Draw exactly ``num_encoded_tokens`` visible tokens per sample.
 
-    Shares are Dirichlet(alphas) over the modalities; each modality shows
-    ``round(share * num_encoded_tokens)`` random patches, and random ones are dropped or added for
-    the exact number. No host synchronisation.
+    The shares of the modalities are drawn from Dirichlet(alphas). Each modality gets
+    ``round(share * num_encoded_tokens)`` random patches; random tokens are then dropped or added
+    to reach the exact number. Runs without host synchronisation.
 
     Args:
-        layout: The full sequence.
-        batch_size: b.
-        num_encoded_tokens: n; at most the number of tokens.
-        alphas: Concentration, one for all or one per modality.
-        sample_tasks_uniformly: First draw a non-empty subset of modalities uniformly; the others
-            get almost no share.
-        generator: Source of all randomness, on ``device``.
-        device: Where to draw.
-        rows: Keep only the samples ``start .. stop-1`` of the draw: processes that draw with the
-            same generator seed and keep their own rows agree with one process.
-        present: Modality -> (b,) bool of the kept samples; a sample's tokens come from the
-            modalities that it has, which must have as many tokens. Complete samples are drawn
-            as without it.
+        layout: Layout of the full sequence.
+        batch_size: b, the number of samples to draw.
+        num_encoded_tokens: n; at most N.
+        alphas: Dirichlet concentration, one for all or one per modality.
+        sample_tasks_uniformly: First draw a non-empty subset of modalities uniformly; the other
+            modalities get almost no share.
+        generator: Random generator on ``device``.
+        device: Device to draw on.
+        rows: Return only samples ``start .. stop-1`` of the draw. Ranks that use the same seed and
+            select their samples of the global batch get the masks of a single process.
+        present: Modality -> (b,) bool of the returned samples. Tokens are drawn from the modalities
+            that are present, which must have at least n tokens. Masks of complete samples do not
+            change.
 
     Raises:
-        ValueError: It is not in 1..N, or alphas do not fit.
+        ValueError: ``num_encoded_tokens`` is not in 1..N, or ``alphas`` has a wrong length.
     """
     sizes = [s.num_tokens for s in layout.slices.values()]
     total = sum(sizes)
@@ -94,8 +93,8 @@ def sample_masks(
     counts = (_renormalize_shares(shares[keep], absent) * num_encoded_tokens).round()
     noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
     drawn = _lowest(noise, counts, layout)
-    # Drawn tokens sort first. Fresh noise chooses those dropped or added for the exact number: the
-    # noise of the draw would favour the larger modalities.
+    # Drawn tokens sort first. Tokens to drop or add are chosen by new noise: reusing the noise of
+    # the draw would favour larger modalities.
     ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
     order = _absent_last(ties - drawn.float(), absent, sizes)
     return _from_order(order.argsort(dim=1), num_encoded_tokens, layout)
@@ -107,7 +106,7 @@ def _absent(
     batch: int,
     device: torch.device | str,
 ) -> Tensor | None:
-    """(b, modalities): which modalities samples lack; ``None`` if nothing is known to be."""
+    """(b, modalities) bool, True where a modality is missing; ``None`` without ``present``."""
     if not present or not any(name in present for name in layout.slices):
         return None
     there = torch.ones(batch, dtype=torch.bool, device=device)
@@ -115,7 +114,7 @@ def _absent(
 
 
 def _renormalize_shares(shares: Tensor, absent: Tensor | None) -> Tensor:
-    """Shares of the modalities that are there; rows that are complete stay as they are."""
+    """Renormalise shares over the present modalities; complete samples are unchanged."""
     if absent is None:
         return shares
     present = ~absent
@@ -127,24 +126,24 @@ def _renormalize_shares(shares: Tensor, absent: Tensor | None) -> Tensor:
 
 
 def _absent_last(order: Tensor, absent: Tensor | None, sizes: Sequence[int]) -> Tensor:
-    """(b, N) sort keys in [-1, 1), those of tokens that are not there beyond all others."""
+    """Move the sort keys (b, N), in [-1, 1), of missing modalities to the end."""
     if absent is None:
         return order
-    # No tensor of sizes: uploading it, or counting with it, would wait for the device.
+    # A tensor of sizes would need a host-to-device copy, which synchronises.
     missing = [absent[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)]
     return order + 2.0 * torch.cat(missing, dim=1)
 
 
 def masks_from_task_masks(task_masks: Mapping[str, Tensor], layout: TokenLayout) -> TokenMasks:
-    """Masks given by the caller instead of drawn.
+    """Build masks from the caller's task masks.
 
     Args:
         task_masks: Modality -> (b, N_m), 1 = masked, 0 = visible, for every modality of ``layout``.
-        layout: The full sequence.
+        layout: Layout of the full sequence.
 
     Raises:
-        ValueError: A modality is missing, a shape is wrong, or samples of the batch have unequal
-            numbers of visible tokens (or none).
+        ValueError: A modality is missing, a shape is wrong, or the samples do not all have the
+            same, positive number of visible tokens.
     """
     missing = [name for name in layout.slices if name not in task_masks]
     if missing:
@@ -166,13 +165,13 @@ def masks_from_task_masks(task_masks: Mapping[str, Tensor], layout: TokenLayout)
 
 
 def no_masks(layout: TokenLayout, batch_size: int, device: torch.device | str) -> TokenMasks:
-    """Everything visible, in order."""
+    """Masks with all tokens visible, in order."""
     order = torch.arange(layout.num_task_tokens, device=device).expand(batch_size, -1)
     return _from_order(order, layout.num_task_tokens, layout)
 
 
 def gather_tokens(x_bnd: Tensor, ids_bm: Tensor) -> Tensor:
-    """Rows ``ids`` of each sample: (b, n, d), (b, m) -> (b, m, d)."""
+    """Gather tokens by index: (b, n, d), (b, m) -> (b, m, d)."""
     return x_bnd.gather(1, ids_bm.unsqueeze(-1).expand(-1, -1, x_bnd.shape[-1]))
 
 
@@ -186,12 +185,12 @@ def _lowest(noise: Tensor, counts: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def _rank(noise: Tensor) -> Tensor:
-    """Rank of every entry along dim 1: a random permutation per row."""
+    """Rank of every entry along dim 1."""
     return noise.argsort(dim=1).argsort(dim=1)
 
 
 def _from_order(order_bn: Tensor, num_encoded_tokens: int, layout: TokenLayout) -> TokenMasks:
-    """Masks of the permutation that puts visible tokens first."""
+    """Masks from a permutation (b, N) with visible tokens first."""
     ids_restore = order_bn.argsort(dim=1)
     masked = (ids_restore >= num_encoded_tokens).long()
     task_masks = {name: masked[:, s.start : s.stop] for name, s in layout.slices.items()}
@@ -210,14 +209,14 @@ def _dirichlet_shares(
     values = [float(alphas)] * num_tasks if isinstance(alphas, int | float) else list(alphas)
     if len(values) != num_tasks or min(values) <= 0:
         raise ValueError(f"alphas = {alphas}: need one positive number, or one per input")
-    # Filled on the device: a tensor copied there would stall it.
+    # Filled on the device: a host-to-device copy would synchronise.
     columns = [torch.full((batch_size,), v, dtype=torch.float64, device=device) for v in values]
     alpha = torch.stack(columns, dim=1)
     if uniform_subset:
         subset = torch.randint(1, 2**num_tasks, (batch_size, 1), generator=generator, device=device)
         chosen = (subset >> torch.arange(num_tasks, device=device)) & 1
         alpha = alpha * chosen + _UNCHOSEN
-    # Gamma(a) = Gamma(a + 1) * U^(1/a), kept as a logarithm: for small a it would underflow to 0.
+    # Gamma(a) = Gamma(a + 1) * U^(1/a), in log space: it underflows for small a.
     gamma = _standard_gamma(alpha + 1, generator)
     uniform = torch.rand(alpha.shape, dtype=alpha.dtype, generator=generator, device=device)
     return (gamma.log() + uniform.clamp_min(1e-300).log() / alpha).softmax(dim=1)

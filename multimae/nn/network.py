@@ -47,8 +47,7 @@ class MultiModalTransformer(nn.Module):
     """Input adapters, global tokens, transformer blocks and output adapters.
 
     Attributes:
-        grad_checkpointing: Keep the inputs of blocks only, see
-        :func:`multimae.nn.layers.run_blocks`.
+        grad_checkpointing: Whether activation checkpointing is on.
     """
 
     grad_checkpointing = False
@@ -71,17 +70,17 @@ class MultiModalTransformer(nn.Module):
         """Build the encoder and let every adapter build its width-dependent parts.
 
         Args:
-            input_adapters: Modality -> adapter; their order is the order of the sequence.
+            input_adapters: Modality -> adapter, in sequence order.
             output_adapters: Output name -> decoder or head; ``None`` for the encoder alone.
-            num_global_tokens: Learned tokens behind the modalities' tokens.
+            num_global_tokens: Number of learned global tokens, last in the sequence.
             dim_tokens: Width d.
-            depth: Transformer blocks.
+            depth: Number of transformer blocks.
             num_heads: Attention heads.
             mlp_ratio: Hidden width of the MLPs over d.
-            qkv_bias: Biases in the attention projections.
+            qkv_bias: Use biases in the attention projections.
             drop_rate: Dropout of projections and MLPs.
             attn_drop_rate: Dropout of attention weights.
-            drop_path_rate: Stochastic depth, growing linearly to this over the blocks.
+            drop_path_rate: Stochastic depth rate of the last block; grows linearly from 0.
             norm_layer: Normalisation constructor.
         """
         super().__init__()
@@ -121,8 +120,8 @@ class MultiModalTransformer(nn.Module):
 
         Args:
             x: Modality -> batch.
-            draw_masks: Gives the masks for a sequence layout.
-            fp32_output_adapters: Outputs computed in float32 outside autocast.
+            draw_masks: Returns the masks for a token layout.
+            fp32_output_adapters: Outputs to compute in float32, outside autocast.
         """
         layout = self.layout_of(x)
         masks = draw_masks(layout)
@@ -140,36 +139,36 @@ class MultiModalTransformer(nn.Module):
     def embed_visible(
         self, x: Tensor | Mapping[str, Tensor], layout: TokenLayout, masks: TokenMasks
     ) -> Tensor:
-        """The visible tokens (b, n, d), in ``ids_keep`` order, without projecting all patches.
+        """Embed the visible tokens only: (b, n, d), in ``ids_keep`` order.
 
-        How many patches a modality shows differs from sample to sample; at most n of them are
-        projected, the visible ones first, so that shapes do not depend on the draw.
+        The number of visible patches of a modality varies between samples. For static shapes, n
+        patches of every modality are projected (or all, if it has fewer), visible ones first.
         """
         num_visible = masks.ids_keep.shape[1]
-        tokens, places, start = [], [], 0
+        tokens, indices, start = [], [], 0
         for name, image in self._inputs(x).items():
             size = layout.slices[name].num_tokens
             count = min(size, num_visible)
             order = masks.task_masks[name].argsort(dim=1, stable=True)
             tokens.append(self.input_adapters[name].forward_patches(image, order[:, :count]))  # type: ignore[operator]
-            places.append(start + order.argsort(dim=1))
+            indices.append(start + order.argsort(dim=1))
             start += count
-        place = torch.cat(places, dim=1).gather(1, masks.ids_keep)
-        return gather_tokens(torch.cat(tokens, dim=1), place)
+        visible = torch.cat(indices, dim=1).gather(1, masks.ids_keep)
+        return gather_tokens(torch.cat(tokens, dim=1), visible)
 
-    def checkpoint_gradients(self, *, on: bool = True) -> None:
-        """Trade time for memory in training: see ``grad_checkpointing``."""
-        self.grad_checkpointing = on
+    def set_grad_checkpointing(self, *, enable: bool = True) -> None:
+        """Turn activation checkpointing of encoder and decoders on or off."""
+        self.grad_checkpointing = enable
         for adapter in self.output_adapters.values():
             if isinstance(adapter, SpatialOutputAdapter):
-                adapter.grad_checkpointing = on
+                adapter.grad_checkpointing = enable
 
     def layout_of(self, x: Tensor | Mapping[str, Tensor]) -> TokenLayout:
-        """Sequence layout of these inputs."""
+        """Token layout of the inputs ``x``."""
         return self.layout({name: _hw(image) for name, image in self._inputs(x).items()})
 
     def layout(self, sizes: Mapping[str, Size]) -> TokenLayout:
-        """Sequence layout for inputs of these (height, width), each in its own resolution.
+        """Token layout of inputs of these (height, width), each in its modality's resolution.
 
         Raises:
             ValueError: A size is not divisible by its patch, or full-resolution sizes disagree.
@@ -188,7 +187,7 @@ class MultiModalTransformer(nn.Module):
         return TokenLayout.from_grids(first, grids, self.num_global_tokens)
 
     def encode_layers(self, tokens_bnd: Tensor) -> list[Tensor]:
-        """As :meth:`encode_tokens`, after every block."""
+        """As :meth:`encode_tokens`, but return the tokens after every block."""
         x = self.with_global_tokens(tokens_bnd)
         layers = []
         for block in self.encoder:
@@ -204,11 +203,11 @@ class MultiModalTransformer(nn.Module):
     def apply_heads(
         self, x: Tensor | Mapping[str, Tensor], all_layers: bool = False
     ) -> dict[str, Tensor]:
-        """Every head's output, with everything visible.
+        """Output of every head, without masking.
 
         Args:
-            x: Modality -> batch, or one tensor, taken as rgb.
-            all_layers: Give heads the tokens after every block.
+            x: Modality -> batch, or a single RGB tensor.
+            all_layers: Pass the tokens of all blocks to the heads.
         """
         tokens, layout = self.embed(x)
         layers = self.encode_layers(tokens)
@@ -216,12 +215,12 @@ class MultiModalTransformer(nn.Module):
         return {name: head(encoded, layout) for name, head in self.output_adapters.items()}
 
     def _inputs(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = {DEFAULT_INPUT: x} if isinstance(x, Tensor) else x
-        inputs = {name: given[name] for name in self.input_adapters if name in given}
+        images = {DEFAULT_INPUT: x} if isinstance(x, Tensor) else x
+        inputs = {name: images[name] for name in self.input_adapters if name in images}
         if not inputs:
             raise ValueError(
                 f"no input for this model: it takes {', '.join(self.input_adapters)}, "
-                f"got {', '.join(given) or 'nothing'}"
+                f"got {', '.join(images) or 'nothing'}"
             )
         return inputs
 
@@ -237,7 +236,7 @@ class MultiModalTransformer(nn.Module):
         masks: TokenMasks,
         fp32_output_adapters: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Every output: patch vectors of spatial decoders, whatever heads return."""
+        """Decode every output: patch vectors from spatial decoders, outputs of heads unchanged."""
         out = {}
         for name, adapter in self.output_adapters.items():
             fp32 = name in fp32_output_adapters
@@ -254,7 +253,7 @@ class MultiModalTransformer(nn.Module):
         return out
 
     def fold(self, decoded: Mapping[str, Tensor], layout: TokenLayout) -> dict[str, Tensor]:
-        """Patch vectors of spatial decoders as images (b, C, H/s, W/s); the rest as it is."""
+        """Fold patch vectors of spatial decoders into images (b, C, H/s, W/s)."""
         out = dict(decoded)
         for name, adapter in self.output_adapters.items():
             if isinstance(adapter, SpatialOutputAdapter):

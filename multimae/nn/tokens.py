@@ -1,4 +1,4 @@
-"""Tokens on their grids: layout of the sequence, patches of images, position tables.
+"""Token layout, patches and position tables.
 
 The sequence is ``[tokens of modality 1 ... tokens of modality M, global tokens]``; a
 :class:`TokenLayout` describes it to every decoder and head (the ``input_info`` of their forward).
@@ -60,7 +60,7 @@ class TokenLayout:
     def from_grids(
         cls, image_size: Size, grids: dict[str, Size], num_global_tokens: int
     ) -> TokenLayout:
-        """Lay the modalities' grids one after the other."""
+        """Concatenate the modalities' grids."""
         slices: dict[str, TokenSlice] = {}
         start = 0
         for name, grid in grids.items():
@@ -70,7 +70,7 @@ class TokenLayout:
 
     @property
     def num_task_tokens(self) -> int:
-        """Tokens of all modalities, global tokens not counted."""
+        """Number of tokens of all modalities, without global tokens."""
         return sum(s.num_tokens for s in self.slices.values())
 
 
@@ -98,9 +98,9 @@ def unpatchify(patches: Tensor, grid: Size, patch_size: Size) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every patch, as ``norm_pix`` targets use them.
+    """Mean and standard deviation of every patch, for ``norm_pix`` targets.
 
-    The variance is unbiased, and 1e-6 is added to it inside the root (SPEC section 4).
+    The standard deviation is ``sqrt(unbiased variance + 1e-6)`` (SPEC section 4).
 
     Args:
         patches: (..., C*P*P).
@@ -136,17 +136,17 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
 
 
 def resize_pos_emb(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-    """Resize a table (1, D, h, w) to ``grid``; a table of that size is returned as it is.
+    """Resize a position table (1, D, h, w) to ``grid``, if it has another size.
 
     Args:
         table: Position table.
-        grid: Wanted (rows, columns).
+        grid: Target (rows, columns).
         mode: ``bicubic`` or ``bilinear`` (align_corners False).
 
     Returns:
         (1, D, rows, columns) in the table's dtype.
     """
-    # A symbol, in torch.export, is not compared: that would fix the size. The result is the same.
+    # Comparing symbolic sizes would specialise the program that torch.export builds.
     symbolic = any(isinstance(size, torch.SymInt) for size in grid)
     if not symbolic and tuple(table.shape[-2:]) == tuple(grid):
         return table

@@ -1,7 +1,7 @@
-"""Descriptions of modalities, heads and models, and models built from them.
+"""Specs of modalities, heads and models, and model builders.
 
-``modalities.py`` is the table of modalities, ``coercion.py`` converts YAML values to its types,
-``registry.py`` has the sizes and makes adapters, ``heads.py`` fits heads to encoders,
-``spec.py`` is the description stored with weights, ``build.py`` builds models. Start reading at
-``modalities.py``.
+``modalities.py`` defines the modality table, ``coercion.py`` converts YAML values to field types,
+``registry.py`` lists model sizes and builds adapters, ``heads.py`` builds heads, ``spec.py``
+defines the spec stored with weights, ``build.py`` builds models, ``errors.py`` defines errors that
+users can fix. Start reading at ``modalities.py``.
 """

@@ -27,10 +27,10 @@ _CLASSES: dict[str, type[MultiMAE]] = {PRETRAIN: MultiMAE, MULTIVIT: MultiViT}
 
 
 def find_builder(name: str) -> Builder:
-    """Model builder by registered name, called with the adapters.
+    """Return the model class of a registered name, with its size bound.
 
     Raises:
-        ValueError: Unknown name; the message suggests the nearest.
+        ValueError: Unknown name; the message suggests the nearest one.
     """
     kind, size = split_name(name)
     return partial(_CLASSES[kind], **cast(dict[str, Any], SIZES[size]))
@@ -46,17 +46,17 @@ def build_pretrain_model(
     drop_path_rate: float = 0.0,
     decoder: DecoderOptions | None = None,
 ) -> MultiMAE:
-    """MultiMAE with one spatial decoder per output.
+    """Build a MultiMAE with one spatial decoder per output.
 
     Args:
-        name: Registered builder, e.g. ``pretrain_multimae_base``.
+        name: Registered name, e.g. ``pretrain_multimae_base``.
         inputs: Input modalities, in sequence order.
         outputs: Target modalities.
-        patch_size: Patch side where a modality has none.
-        image_size: Full-resolution size for the position tables.
-        num_global_tokens: Learned global tokens.
-        drop_path_rate: Stochastic depth of the encoder.
-        decoder: Shape of the decoders.
+        patch_size: Patch side of modalities without one.
+        image_size: Full-resolution size of the position tables.
+        num_global_tokens: Number of learned global tokens.
+        drop_path_rate: Stochastic depth rate of the encoder.
+        decoder: Decoder options.
 
     Raises:
         ValueError: Unknown name.
@@ -85,23 +85,23 @@ def build_multivit(
     learnable_pos_emb: bool = False,
     padding_class: bool = False,
 ) -> MultiViT:
-    """MultiViT with heads, for fine-tuning.
+    """Build a MultiViT with heads, for fine-tuning.
 
     Args:
-        name: Registered builder, e.g. ``multivit_base``.
+        name: Registered name, e.g. ``multivit_base``.
         inputs: Input modalities, in sequence order.
         heads: Output name -> head.
-        patch_size: Patch side where a modality has none.
-        image_size: Full-resolution size for the position tables.
-        num_global_tokens: Learned global tokens.
+        patch_size: Patch side of modalities without one.
+        image_size: Full-resolution size of the position tables.
+        num_global_tokens: Number of learned global tokens.
         drop_rate: Dropout of projections and MLPs.
         attn_drop_rate: Dropout of attention weights.
-        drop_path_rate: Stochastic depth of the encoder.
+        drop_path_rate: Stochastic depth rate of the encoder.
         learnable_pos_emb: Train the position tables.
-        padding_class: Label inputs have a further class, ``num_classes``, for padded pixels.
+        padding_class: Add class ``num_classes`` for padded pixels to label inputs.
 
     Raises:
-        ValueError: Unknown name, or a builder of models that mask.
+        ValueError: Unknown name, or not a ``multivit_*``.
     """
     model = find_builder(name)(
         input_adapters=input_adapters(
@@ -114,5 +114,5 @@ def build_multivit(
         drop_path_rate=drop_path_rate,
     )
     if not isinstance(model, MultiViT):
-        raise ValueError(f"model {name} masks its inputs; fine-tuning needs a multivit_*")
+        raise ValueError(f"model {name} is for pre-training; fine-tuning needs a multivit_*")
     return model

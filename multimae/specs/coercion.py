@@ -1,7 +1,7 @@
-"""Turn YAML values and command-line strings into the annotated type of a dataclass field.
+"""Convert YAML values and command-line strings to the annotated type of a dataclass field.
 
-The one coercion path of the project: modality rows, YAML configs and flags all pass here, so that
-``lr: 1e-4`` (a string to YAML 1.1) and ``--lr 1e-4`` mean the same number.
+Modalities, YAML configs and flags all use it: ``lr: 1e-4`` (a string in YAML 1.1) and ``--lr 1e-4``
+give the same number.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ def type_name(hint: Any) -> str:
 
 
 def coerce(value: Any, hint: Any) -> Any:
-    """``value`` as ``hint``.
+    """Convert ``value`` to the type ``hint``.
 
     Args:
-        value: What YAML or the command line gave.
+        value: Value from YAML or the command line.
         hint: ``bool | int | float | str``, a ``Literal`` of strings, ``tuple[T, ...]``,
-            ``tuple[T, T]``, ``T | None``, or a class (the value is passed through if it is an
-            instance).
+            ``tuple[T, T]``, ``T | None``, or a class, whose instances are returned unchanged.
 
     Raises:
-        ValueError: The value does not fit; the message says what would.
+        ValueError: Invalid value; the message names the expected type.
     """
     if _is_union(hint):
         return _coerce_optional(value, get_args(hint))
@@ -78,7 +77,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _coerce_optional(value: Any, args: tuple[Any, ...]) -> Any:
-    """``T | None``: null, or ``none`` and ``null`` as text, else a ``T``."""
+    """Convert to ``T | None``; the strings ``none`` and ``null`` mean ``None``."""
     if value is None or str(value).lower() in _NONE:
         return None
     (member,) = (arg for arg in args if arg is not type(None))
@@ -94,18 +93,18 @@ def _coerce_scalar(value: Any, hint: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise _mismatch(value, hint)
     try:
-        return _whole(value) if hint is int else hint(value)
+        return _to_int(value) if hint is int else hint(value)
     except (ValueError, OverflowError) as err:
         raise _mismatch(value, hint) from err
 
 
-def _whole(value: str | int | float) -> int:
-    """``3``, ``"3"``, ``3.0`` and ``"3e2"``, but not ``3.5``."""
+def _to_int(value: str | int | float) -> int:
+    """Accept ``3``, ``"3"``, ``3.0`` and ``"3e2"``, but not ``3.5``."""
     try:
-        whole = int(value)
+        number = int(value)
     except ValueError:
         value = float(value)
-        whole = int(value)
-    if not isinstance(value, str) and whole != value:
+        number = int(value)
+    if not isinstance(value, str) and number != value:
         raise ValueError(value)
-    return whole
+    return number

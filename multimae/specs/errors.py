@@ -80,6 +80,6 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def print_error(err: UserError) -> None:
-    """Print the message on stderr, without the traceback that a loader worker puts before it."""
+    """Print the message on stderr, without the traceback that DataLoader workers prepend."""
     message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
     print(f"{err.label}: {message}", file=sys.stderr, flush=True)

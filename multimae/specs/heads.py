@@ -1,4 +1,4 @@
-"""Heads of fine-tuned models, fitted to any encoder size, and what they predict."""
+"""Specs of fine-tuning heads, and heads built from them for any encoder size."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from multimae.specs.modalities import Modality
 from multimae.specs.registry import encoder_shape
 
 HeadKind = Literal["segmenter", "convnext", "dpt"]
-_HEAD_WIDTH = 64  # of one attention head: 12 heads for the published width 768
-_DPT_WIDTH = (
-    256  # of DPT's pyramid for the published encoder of width 768; thinner for thinner ones
-)
+_HEAD_WIDTH = 64  # channels per attention head: 12 heads at the published width 768
+_DPT_WIDTH = 256  # feature_dim of DPT at the published width 768; less for narrower encoders
 
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """Shape of a dense head.
+    """Options of a dense head.
 
     Attributes:
         kind: Architecture.
-        main_tasks: Modalities whose tokens are decoded.
+        main_tasks: Modalities whose tokens the head reads.
         dim: Width of Segmenter and ConvNeXt.
         depth: Blocks of Segmenter and ConvNeXt.
         preds_per_patch: Cells per token of ConvNeXt, a square number.
-        interpolate_mode: Last upsampling of ConvNeXt.
+        interpolate_mode: Final upsampling of ConvNeXt.
         drop_path: Drop-path rate of Segmenter and ConvNeXt.
-        num_heads: Attention heads of Segmenter; ``None``: one per 64 channels. Published ones
+        num_heads: Attention heads of Segmenter; ``None``: one per 64 channels. Published heads
             have 12 at any width.
     """
 
@@ -46,10 +44,10 @@ class HeadOptions:
 
 @dataclass(frozen=True)
 class LinearOptions:
-    """Shape of the head of a classifier of whole images.
+    """Options of a linear classification head.
 
     Attributes:
-        use_mean_pooling: Mean over all tokens, else the last (global) one.
+        use_mean_pooling: Pool by the mean of all tokens, else use the last global token.
         init_scale: Factor on the initial weights.
     """
 
@@ -59,16 +57,15 @@ class LinearOptions:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head, and how to read what it predicts.
+    """Spec of a head.
 
     Attributes:
-        name: Its key in the model.
-        target: Labels: one logit per class, of every pixel or of the whole image. Images: the first
-            ``channels`` channels in the row's normalisation.
-        channels: Outputs of the head. A segmentation head may have one more than there are classes,
-            for void.
-        options: Shape; :class:`LinearOptions` make it a head for whole images.
-        unit: Of the stored values of an image target, such as ``mm``.
+        name: Key in the model's output adapters.
+        target: Predicted modality. Labels: one logit per class, per pixel or per image. Images: the
+            first ``channels`` channels, normalised.
+        channels: Output channels. A segmentation head may have one more than classes, for void.
+        options: Architecture; :class:`LinearOptions` for image classification.
+        unit: Unit of the stored values of an image target, such as ``mm``.
     """
 
     name: str
@@ -78,10 +75,10 @@ class HeadSpec:
     unit: str = ""
 
     def build(self, model: str, patch_size: int = 16) -> nn.Module:
-        """The head for an encoder of this registered name.
+        """Build the head for the encoder ``model`` (registered name).
 
         Raises:
-            ValueError: Unknown model, or widths that do not divide.
+            ValueError: Unknown model, or a width not divisible by the number of heads.
         """
         if isinstance(self.options, LinearOptions):
             return heads.LinearOutputAdapter(
@@ -103,17 +100,17 @@ def dense_head(
     patch_size: int = 16,
     labels: bool = False,
 ) -> nn.Module:
-    """A head that predicts ``num_outputs`` channels at full resolution.
+    """Build a head that predicts ``num_outputs`` channels at full resolution.
 
     Args:
-        options: Its shape.
-        num_outputs: Channels, or classes.
-        model: Registered name of the encoder; DPT's hooks and widths follow it.
-        patch_size: Encoder's patch side.
-        labels: The channels are class logits (DPT has another last part for them).
+        options: Options of the head.
+        num_outputs: Channels or classes.
+        model: Registered name of the encoder; sets DPT's hooks and widths.
+        patch_size: Patch side of the encoder.
+        labels: Whether outputs are class logits (selects DPT's semantic segmentation head).
 
     Raises:
-        ValueError: Unknown model, or widths that do not divide.
+        ValueError: Unknown model, or a width not divisible by the number of heads.
     """
     if options.kind == "segmenter":
         num_heads = options.num_heads or max(1, options.dim // _HEAD_WIDTH)
@@ -153,5 +150,5 @@ def dense_head(
 
 
 def reads_all_layers(model: nn.Module) -> bool:
-    """Whether a head of the model needs the tokens after every block."""
+    """Whether a head of the model needs the tokens of all blocks."""
     return any(isinstance(module, heads.DPTOutputAdapter) for module in model.modules())

@@ -1,11 +1,11 @@
-"""The modality table: everything the project knows about a kind of image, in one place.
+"""The modality table: preprocessing, loss and display of every modality.
 
-Model, losses, data transforms, evaluation and pictures all read this table; none of them names a
-modality. A new modality is one more row, usually written in a YAML config::
+Models, losses, transforms, evaluation and plots read this table; no other module names a modality.
+Configs change or add modalities in YAML::
 
     modalities:
-      semseg: {num_classes: 41}                     # changes a row of the default table
-      normals:                                      # adds a row
+      semseg: {num_classes: 41}                     # changes a default modality
+      normals:                                      # adds a modality
         {kind: image, num_channels: 3, loss: l1, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],
          interpolation: nearest, hflip_negate: [0], plot: normals}
 """
@@ -24,7 +24,7 @@ from multimae.specs.coercion import coerce, did_you_mean
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 UNIT_16_BIT = 65536.0
-"""``robust_unit`` of 16-bit values in pre-training (SPEC section 5)."""
+"""``robust_unit`` of 16-bit depth in pre-training (SPEC section 5)."""
 
 Kind = Literal["image", "labels"]
 Storage = Literal["integer", "float"]
@@ -37,44 +37,43 @@ Plot = Literal["rgb", "scalar", "grey", "labels", "normals"]
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of image.
+    """Spec of a modality.
 
     Attributes:
         name: Key in batches, state dicts and folder names; letters, digits and ``_``.
         kind: ``image`` (B, C, H, W) of real values, or ``labels`` (B, H, W) of class ids.
         num_channels: Channels of an ``image``.
         num_classes: Number of class ids of ``labels``: valid ids are ``0..num_classes-1``.
-        stride: The modality is stored in the model at ``1/stride`` of full resolution.
-        patch_size: Patch side in full-resolution pixels; ``None`` takes the model's.
-        folder: Sub-folder of the data root; ``None`` takes ``name``.
-        storage: Files hold ``integer`` (8 or 16 bits, as ``max_value`` says) or ``float`` values.
-        normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: per sample, on
-            values / ``robust_unit``, by mean and variance of the middle 80 % (SPEC section 5).
-            ``computed``: ``mean_std`` with the statistics of the training set; pre-training fills
-            them in, and the weights carry them.
-        robust_unit: Stored values are divided by this before ``robust`` adds 1e-6 to their
-            variance: 65536 for 16-bit values in pre-training, 1 in published semantic segmentation.
-        robust_pixels: Pixels that enter the statistics of ``robust``: ``valid`` ones, or ``all``
-            but those of ``no_data``, padding and invalid ones included.
-        max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files); of floats the unit
-            of mean and std, 1 if it is not given.
+        stride: Resolution in the model is ``1/stride`` of full resolution.
+        patch_size: Patch side in full-resolution pixels; ``None``: the model's.
+        folder: Sub-folder of the data root; ``None``: ``name``.
+        storage: File format: ``integer`` (8 or 16 bits, see ``max_value``) or ``float``.
+        normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: standardised per
+            sample with the mean and variance of the middle 80 % of ``x / robust_unit`` (SPEC
+            section 5). ``computed``: ``mean_std`` with training-set statistics, which pre-training
+            computes and stores with the weights.
+        robust_unit: Divisor of ``robust`` before 1e-6 is added to the variance: 65536 for 16-bit
+            depth in pre-training, 1 in published semantic segmentation.
+        robust_pixels: Pixels in the statistics of ``robust``: ``valid`` ones, or ``all`` including
+            padding and invalid ones, but never ``no_data``.
+        max_value: Largest stored value (255 for 8-bit, 65535 for 16-bit files). Float: unit of mean
+            and std, default 1.
         mean: Per-channel mean on the [0, 1] scale.
         std: Per-channel standard deviation on the [0, 1] scale.
-        no_data: Stored value of pixels without a value (``.nan`` for floats): 0 in the model's
-            input (labels: a class of its own), in no statistics and in no loss.
-        interpolation: How the transforms resize it. Labels are always ``nearest``.
-        hflip_negate: Channels mirrored about the middle of the range when the image is flipped
-            left-right (the x component of surface normals).
+        no_data: Stored value of missing pixels (``.nan`` for floats). They are 0 in the input (in
+            labels an extra class) and ignored in statistics and losses.
+        interpolation: Interpolation of the transforms. Labels are always ``nearest``.
+        hflip_negate: Channels that a horizontal flip mirrors about the middle of the range (the x
+            component of surface normals).
         loss: Pre-training loss.
-        loss_weight: Factor of that loss in the total.
-        norm_pix: The target is standardised per patch.
-        source: This is an extra *target* computed from another modality: same data, same mask, no
-            input of its own (``norm_rgb`` from ``rgb``).
+        loss_weight: Weight of the loss.
+        norm_pix: Standardise the target per patch.
+        source: Makes this an extra *target* that shares data and mask of another modality and is
+            not an input (``norm_rgb`` from ``rgb``).
         dim_class_emb: Width of the class embedding of ``labels``.
         class_names: Names by class id, for legends.
-        plot: How pictures show it: colours, a colour map or grey, a palette, directions.
-        plot_channels: Channels that pictures show: three as red, green and blue, or one; the first
-            ones if empty.
+        plot: Display: colours, colour map, grey, palette, or directions.
+        plot_channels: Channels to display: three as RGB, or one; empty: the first ones.
     """
 
     name: str
@@ -104,11 +103,11 @@ class Modality:
     plot_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Reject rows that contradict themselves."""
+        """Check for contradictory fields."""
         if self.no_data is not None and math.isnan(self.no_data):
-            object.__setattr__(self, "no_data", math.nan)  # one object, so that rows compare equal
+            object.__setattr__(self, "no_data", math.nan)  # one object: NaN equals only itself
         elif self.no_data is not None and self.storage == "float":
-            # Pixels are float32, which holds -99.9 as -99.90000153: compare the stored value.
+            # Pixels are float32, where -99.9 is -99.90000153.
             object.__setattr__(self, "no_data", _as_float32(self.no_data))
         problems = list(self._problems())
         if problems:
@@ -170,10 +169,10 @@ class Modality:
 
     @property
     def is_photo(self) -> bool:
-        """Whether it holds colours that photometric augmentation may change."""
-        coloured = not self.is_labels and self.plot in _COLOURS and self.storage == "integer"
-        fits = self.num_channels == 3 and self.max_value <= 255
-        return coloured and fits and self.no_data is None  # jitter would change that value
+        """Whether photometric augmentation applies: 8-bit RGB without ``no_data``."""
+        is_colour = not self.is_labels and self.plot in _COLOURS and self.storage == "integer"
+        is_8_bit_rgb = self.num_channels == 3 and self.max_value <= 255
+        return is_colour and is_8_bit_rgb and self.no_data is None
 
     @property
     def out_channels(self) -> int:
@@ -182,7 +181,7 @@ class Modality:
 
     @property
     def data_name(self) -> str:
-        """The modality whose data and mask this one uses (itself unless ``source`` is set)."""
+        """Modality that provides data and mask: ``source``, or the modality itself."""
         return self.source or self.name
 
     @property
@@ -192,7 +191,7 @@ class Modality:
 
 
 def _as_float32(value: float) -> float:
-    """The value that float32 stores; infinite beyond its range."""
+    """Round to float32; infinite beyond its range."""
     try:
         return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:
@@ -219,23 +218,23 @@ PREPARATION = (
     "class_names",
     "plot",
 )
-"""Fields that decide how stored values become tokens."""
+"""Fields that determine how stored values become tokens."""
 
 
 def prepared_as(
     declared: Modality, trained: Modality, explicit: Collection[str], patch_size: int
 ) -> tuple[Modality, list[str]]:
-    """Take the preparation of an input from the modality that a model was trained with.
+    """Replace the preprocessing of an input by that of the weights.
 
     Args:
-        declared: The modality of this run.
-        trained: The modality of the weights.
+        declared: Modality of this run.
+        trained: Modality of the weights.
         explicit: Fields of ``declared`` that the user set.
         patch_size: Patch side of the model, for modalities without one.
 
     Returns:
-        ``declared`` with the trained values in all fields of :data:`PREPARATION`, except those
-        set to another value; and a line per such field.
+        ``declared`` with the trained values of all :data:`PREPARATION` fields, except those the
+        user set to a different value; and a message for each of these.
     """
     values: dict[str, Any] = {}
     differing = []
@@ -252,7 +251,7 @@ def prepared_as(
 
 
 def _same_preparation(field: str, own: Any, theirs: Any, patch_size: int) -> bool:
-    """Whether a declared value means the same as the trained one."""
+    """Whether a declared value is equivalent to the trained one."""
     if field in ("mean", "std"):
         length = max(len(own), len(theirs))
         pairs = zip(*(v * length if len(v) == 1 else v for v in (own, theirs)), strict=False)
@@ -262,7 +261,7 @@ def _same_preparation(field: str, own: Any, theirs: Any, patch_size: int) -> boo
     if field == "patch_size":
         return bool((own or patch_size) == (theirs or patch_size))
     if field == "normalization" and own == "computed":
-        return bool(theirs == "mean_std")  # the weights have the statistics
+        return bool(theirs == "mean_std")  # the statistics come with the weights
     return bool(own == theirs or own is theirs)
 
 
@@ -278,7 +277,7 @@ _COLOURS, _DIRECTIONS = frozenset({"rgb"}), frozenset({"normals"})
 
 ModalityTable = dict[str, Modality]
 
-_ROWS = (
+_DEFAULTS = (
     Modality("rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD),
     Modality("norm_rgb", mean=IMAGENET_MEAN, std=IMAGENET_STD, norm_pix=True, source="rgb"),
     Modality(
@@ -303,32 +302,32 @@ _ROWS = (
 
 def default_table() -> ModalityTable:
     """The published modalities: rgb, norm_rgb (target only), depth, semseg (133 COCO classes)."""
-    return {row.name: row for row in _ROWS}
+    return {m.name: m for m in _DEFAULTS}
 
 
 def make_table(
     declared: Mapping[str, Mapping[str, Any]] | None = None, base: ModalityTable | None = None
 ) -> ModalityTable:
-    """Default table changed and extended by rows declared in a config.
+    """Update a modality table with the modalities declared in a config.
 
     Args:
-        declared: ``{name: {field: value}}`` as read from YAML. A name already in ``base`` changes
-            only the given fields.
-        base: Table to start from; the default table if ``None``.
+        declared: ``{name: {field: value}}`` from YAML. For a name in ``base``, these fields are
+            changed; another name adds a modality.
+        base: Table to update; default: the default table.
 
     Returns:
-        A new table, keeping the order: base rows, then new rows.
+        A new table: modalities of ``base``, then new ones.
 
     Raises:
-        ValueError: All unknown fields, bad values and contradictions, one per line.
+        ValueError: Unknown fields, invalid values or contradictions, one per line.
     """
     table = dict(default_table() if base is None else base)
     problems: list[str] = []
-    for name, row in (declared or {}).items():
-        if not isinstance(row, Mapping):
-            problems.append(f"modality '{name}': expected a mapping of fields, got {row!r}")
+    for name, values in (declared or {}).items():
+        if not isinstance(values, Mapping):
+            problems.append(f"modality '{name}': expected a mapping of fields, got {values!r}")
             continue
-        fields, bad = _coerce_row(name, row)
+        fields, bad = _coerce_fields(name, values)
         if fields.get("storage") == "float":
             fields.setdefault("max_value", 1.0)
         problems += bad
@@ -342,25 +341,25 @@ def make_table(
         except ValueError as err:
             problems.append(str(err))
     for name in declared or {}:
-        row_names = table[name].class_names if name in table else ()
-        if row_names and table[name].is_labels and len(row_names) != table[name].num_classes:
+        class_names = table[name].class_names if name in table else ()
+        if class_names and table[name].is_labels and len(class_names) != table[name].num_classes:
             problems.append(
-                f"modality '{name}': {len(row_names)} class_names, num_classes is "
+                f"modality '{name}': {len(class_names)} class_names, num_classes is "
                 f"{table[name].num_classes}"
             )
-    for row_ in table.values():
-        if row_.source is not None and row_.source not in table:
-            problems.append(f"modality '{row_.name}': source '{row_.source}' is not a modality")
+    for m in table.values():
+        if m.source is not None and m.source not in table:
+            problems.append(f"modality '{m.name}': source '{m.source}' is not a modality")
     if problems:
         raise ValueError("\n".join(problems))
     return table
 
 
 def select(table: ModalityTable, names: Sequence[str]) -> list[Modality]:
-    """Rows of ``names`` in that order.
+    """Select modalities by name, in that order.
 
     Raises:
-        ValueError: Every unknown name, with the nearest known one.
+        ValueError: Unknown names, each with the nearest known one.
     """
     problems = []
     for name in names:
@@ -374,12 +373,12 @@ def select(table: ModalityTable, names: Sequence[str]) -> list[Modality]:
     return [table[name] for name in names]
 
 
-def _coerce_row(name: str, row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Check field names and turn YAML scalars and lists into the fields' types."""
+def _coerce_fields(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Check field names and convert YAML values to the fields' types."""
     fields: dict[str, Any] = {}
     problems: list[str] = []
     known = [f for f in _HINTS if f != "name"]
-    for key, value in row.items():
+    for key, value in values.items():
         if key not in known:
             problems.append(
                 f"modality '{name}': unknown field '{key}'{did_you_mean(str(key), known)}"

@@ -1,6 +1,6 @@
-"""Registered model names, encoder sizes, and adapters made from modalities.
+"""Registered model names, encoder sizes, and adapters of modalities.
 
-A model's name is ``KIND_SIZE``: ``pretrain_multimae_base``, ``multivit_tiny``.
+A model name is ``KIND_SIZE``: ``pretrain_multimae_base``, ``multivit_tiny``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ KINDS = (PRETRAIN, MULTIVIT)
 
 
 def model_names() -> list[str]:
-    """``pretrain_multimae_tiny`` to ``multivit_huge``."""
+    """List the registered names, ``pretrain_multimae_tiny`` to ``multivit_huge``."""
     return [f"{kind}_{size}" for kind in KINDS for size in SIZES]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Kind and size of a registered name.
+    """Split a registered name into kind and size.
 
     Raises:
-        ValueError: Unknown name; the message suggests the nearest.
+        ValueError: Unknown name; the message suggests the nearest one.
     """
     kind, _, size = name.rpartition("_")
     if kind not in KINDS or size not in SIZES:
@@ -57,13 +57,13 @@ def encoder_shape(name: str) -> tuple[int, int]:
 
 
 def find_size(blocks: int, width: int | None) -> str | None:
-    """The size of an encoder with ``blocks`` blocks of ``width``, if it is registered."""
+    """Registered size with this depth and width, or ``None``."""
     return next((s for s in SIZES if encoder_shape(f"{MULTIVIT}_{s}") == (blocks, width)), None)
 
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """Shape of the pre-training decoders (all alike)."""
+    """Options shared by all pre-training decoders."""
 
     dim: int = 256
     depth: int = 2
@@ -79,12 +79,12 @@ def input_adapter(
     learnable_pos_emb: bool = False,
     emb_padding_idx: int | None = None,
 ) -> InputAdapter:
-    """Input adapter of a modality.
+    """Build the input adapter of a modality.
 
     Args:
-        modality: The modality's specification.
-        patch_size: The model's patch side, where the modality has none.
-        image_size: Full-resolution size for the position table.
+        modality: The modality.
+        patch_size: The model's patch side, for a modality without one.
+        image_size: Full-resolution size of the position table.
         learnable_pos_emb: Train the position table.
         emb_padding_idx: Padding class of label maps.
     """
@@ -115,15 +115,15 @@ def input_adapters(
     learnable_pos_emb: bool = False,
     padding_class: bool = False,
 ) -> dict[str, InputAdapter]:
-    """Input adapters of modalities, in order, by name.
+    """Build input adapters by modality name, in order.
 
     Args:
-        modalities: The inputs.
-        patch_size: Patch side where a modality has none.
-        image_size: Full-resolution size for the position tables.
+        modalities: Inputs.
+        patch_size: Patch side of modalities without one.
+        image_size: Full-resolution size of the position tables.
         learnable_pos_emb: Train the position tables.
-        padding_class: Label inputs have a further class, ``num_classes``, for padded pixels;
-            those with ``no_data`` always have it.
+        padding_class: Add class ``num_classes`` for padded pixels to label inputs; those with
+            ``no_data`` always have it.
     """
     return {
         m.name: input_adapter(
@@ -144,7 +144,7 @@ def spatial_output_adapter(
     image_size: int | Size,
     decoder: DecoderOptions,
 ) -> SpatialOutputAdapter:
-    """Pre-training decoder of a modality (or of an extra target, by its ``source``'s task)."""
+    """Build the pre-training decoder of a modality; extra targets use their source's task."""
     return SpatialOutputAdapter(
         num_channels=modality.out_channels,
         stride_level=modality.stride,
@@ -167,7 +167,7 @@ def spatial_output_adapters(
     image_size: int | Size,
     decoder: DecoderOptions,
 ) -> dict[str, SpatialOutputAdapter]:
-    """Pre-training decoders of modalities, by name, for a model with these ``inputs``."""
+    """Build pre-training decoders by modality name, for a model with these ``inputs``."""
     context = [m.name for m in inputs]
     return {
         m.name: spatial_output_adapter(m, context, patch_size, image_size, decoder)

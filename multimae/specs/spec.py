@@ -1,8 +1,8 @@
-"""The description of a model: what its weights cannot say.
+"""Model specs: all that is needed to build a model and to preprocess its inputs.
 
-It travels as JSON, in the header of a safetensors file and in a model folder's ``config.json``: the
-registered size, the modality rows (with their normalisation statistics and class names), patch
-and image size, decoders or heads, and how images are brought to the model's size.
+A spec is stored as JSON in the header of a safetensors file and in a model folder's
+``config.json``: registered name, modalities (with normalisation statistics and class names), patch
+and image size, decoders or heads, and resize mode.
 """
 
 from __future__ import annotations
@@ -31,23 +31,22 @@ ResizeMode = Literal["crop", "pad", "whole"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What it takes to build a model and to use it on images as they are stored.
+    """Spec of a model and of the preprocessing of stored images.
 
     Attributes:
         name: Registered name, e.g. ``pretrain_multimae_tiny`` or ``multivit_tiny``.
-        inputs: Rows of the inputs, in sequence order.
-        outputs: Rows of the pre-training targets.
-        patch_size: Patch side where a row names none, in full-resolution pixels.
-        image_size: Side of the images it was trained on, in pixels.
-        num_global_tokens: Learned global tokens.
-        decoder: Shape of the pre-training decoders.
+        inputs: Input modalities, in sequence order.
+        outputs: Pre-training targets.
+        patch_size: Patch side of modalities without one, in full-resolution pixels.
+        image_size: Side of the training images, in pixels.
+        num_global_tokens: Number of learned global tokens.
+        decoder: Options of the pre-training decoders.
         heads: Heads of a fine-tuned model.
-        learnable_pos_emb: The position tables were trained.
-        padding_class: Label inputs have one class more, where images are padded.
-        resize_mode: How an image comes to the model's size. ``crop``: the largest centred square.
-            ``pad``: the longest side fits, the rest is padded. ``whole``: the shortest side fits,
-            the other keeps the proportions.
-        crop_pct: Share of that square's sides that ``crop`` keeps.
+        learnable_pos_emb: Whether the position tables were trained.
+        padding_class: Whether label inputs have an extra class for padded pixels.
+        resize_mode: How images are resized to ``image_size``. ``crop``: centre crop. ``pad``: fit
+            the longer side, pad the rest. ``whole``: fit the shorter side, keep the aspect ratio.
+        crop_pct: Crop percentage of ``crop``, as a fraction of the shorter side.
     """
 
     name: str
@@ -70,19 +69,19 @@ class ModelSpec:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Inputs and outputs, each once."""
+        """Inputs and outputs without duplicates."""
         return tuple(dict.fromkeys((*self.inputs, *self.outputs)))
 
     def encoder(self) -> ModelSpec:
-        """The same encoder as a MultiViT without outputs."""
+        """Spec of the encoder alone, as a MultiViT without outputs."""
         name = f"{MULTIVIT}_{split_name(self.name)[1]}"
         return dataclasses.replace(self, name=name, outputs=(), heads=())
 
     def keywords(self) -> dict[str, Any]:
-        """Arguments of the model's constructor, freshly initialised adapters among them.
+        """Arguments of the model's constructor, with newly initialised adapters.
 
         Raises:
-            ValueError: Unknown name, or shapes that contradict each other.
+            ValueError: Unknown name, or contradictory shapes.
         """
         dims = SIZES[split_name(self.name)[1]]
         outputs: dict[str, nn.Module] = {
@@ -105,12 +104,12 @@ class ModelSpec:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """Of modality rows only the fields that differ from the defaults are written."""
+        """Serialise; of modalities only non-default fields."""
         raw = {
             "name": self.name,
             "inputs": [m.name for m in self.inputs],
             "outputs": [m.name for m in self.outputs],
-            "modalities": {m.name: _row(m) for m in self.modalities},
+            "modalities": {m.name: _modality_to_dict(m) for m in self.modalities},
             **{_JSON_KEYS.get(name, name): getattr(self, name) for name in _PLAIN},
             "decoder": dataclasses.asdict(self.decoder),
             "heads": [_head_to_dict(head) for head in self.heads],
@@ -122,7 +121,7 @@ class ModelSpec:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: Not such a description.
+            ValueError: Not a valid spec.
         """
         try:
             raw = json.loads(text)
@@ -151,11 +150,11 @@ _PLAIN = (
     "crop_pct",
 )
 _JSON_KEYS = {"resize_mode": "framing", "crop_pct": "crop_share"}
-"""Keys in weight files, where they differ from the attribute's name."""
+"""Keys in weight files that differ from the attribute names."""
 
 
-def _row(modality: Modality) -> dict[str, Any]:
-    """Fields of a row that differ from the defaults; the name is its key."""
+def _modality_to_dict(modality: Modality) -> dict[str, Any]:
+    """Non-default fields of a modality, without its name."""
     return {
         f.name: getattr(modality, f.name)
         for f in dataclasses.fields(Modality)
@@ -169,7 +168,7 @@ def _head_to_dict(head: HeadSpec) -> dict[str, Any]:
         options["kind"] = "linear"
     return {
         "name": head.name,
-        "target": {head.target.name: _row(head.target)},
+        "target": {head.target.name: _modality_to_dict(head.target)},
         "channels": head.channels,
         "unit": head.unit,
         "options": options,

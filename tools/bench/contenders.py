@@ -74,7 +74,7 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
     options = cfg.pretrain_config()
     precision = choose_precision(options.runtime.precision, world.device)
     task = task.to(world.device)
-    task.model.checkpoint_gradients(on=cfg.bench.grad_checkpointing)
+    task.model.set_grad_checkpointing(enable=cfg.bench.grad_checkpointing)
     plan = make_run_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
     state = TrainState(task, pretrain_optimizer(options, task), precision.scaler())
     stepper = Stepper(state, world, plan, precision, options.optim, options.runtime)

@@ -249,7 +249,7 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
     output_dir, flat = cfg.checkpoint.output_dir, to_flat_dict(cfg)
     seed_everything(cfg.runtime.seed)
     task = job.build_task().to(world.device)
-    task.model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
+    task.model.set_grad_checkpointing(enable=cfg.runtime.grad_checkpointing)
     precision = choose_precision(cfg.precision, world.device)
     with (
         locked_output_dir(output_dir, world) as paths,

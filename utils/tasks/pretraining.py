@@ -388,7 +388,7 @@ def build_task(
         sample_masks(layout, 1, masks.num_encoded_tokens, masks.alphas)
     except ValueError as err:
         raise UserError(str(err)) from err
-    model.checkpoint_gradients(on=cfg.runtime.grad_checkpointing)
+    model.set_grad_checkpointing(enable=cfg.runtime.grad_checkpointing)
     task = PretrainTask(
         model,
         inputs,

@@ -255,7 +255,7 @@ def test_gradient_checkpointing_halves_the_saved_activations() -> None:
 
     saved = {}
     for on in (False, True):
-        task.model.checkpoint_gradients(on=on)
+        task.model.set_grad_checkpointing(enable=on)
         saved[on] = count_saved_bytes(forward, task.parameters())
     blocks = 12 * 4 * 99 * 192 * 4  # outputs of the encoder's blocks
     assert saved[False] > 8 * blocks  # something was counted
@@ -273,7 +273,7 @@ def test_gradient_checkpointing_changes_no_number() -> None:
     task = make_task(config())
     results = []
     for on in (False, True):
-        task.model.checkpoint_gradients(on=on)
+        task.model.set_grad_checkpointing(enable=on)
         task.zero_grad(set_to_none=True)
         loss = task(batch(task), StepPosition(0, 0, 4)).loss
         loss.backward()
