@@ -1,4 +1,4 @@
-"""Class names of published data sets."""
+"""Class names of public data sets."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def published_class_names(dataset: str | None, num_classes: int) -> tuple[str, .
     """Names of the classes without void.
 
     Args:
-        dataset: Name of the data set; ``None`` for any whose number of classes fits, as a
-            published weight file that does not say.
+        dataset: Name of the data set; ``None``: any with this number of classes (published weight
+            files do not store the name).
         num_classes: Number of classes without void.
 
     Returns:
-        The names; empty if the data set is unknown or has another number of classes.
+        Class names; empty if the data set is unknown or has another number of classes.
     """
     sets = _WITHOUT_VOID.values() if dataset is None else [_WITHOUT_VOID.get(dataset.lower(), ())]
     return next((names for names in sets if len(names) == num_classes), ())

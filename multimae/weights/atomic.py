@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic file writes and checksums."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CHUNK = 2**22
 
 
 class Written(NamedTuple):
-    """What was written: size in bytes and checksum (blake2b, hexadecimal)."""
+    """Size in bytes and checksum (blake2b, hexadecimal) of a file."""
 
     size: int
     digest: str
 
 
 class _Hashing:
-    """A stream that hashes what passes through it, and remembers why it could not be written."""
+    """Writable stream that hashes the data and keeps the last write error."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.size, self.hash = stream, 0, blake2b(digest_size=DIGEST_BYTES)
@@ -45,14 +45,14 @@ class _Hashing:
 def atomic_file(
     path: str | os.PathLike[str], before_renaming: Callable[[], None] = lambda: None
 ) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when it is complete and on the disk.
+    """Write to a temporary file, sync it to disk and rename it to ``path`` on exit.
 
     Args:
-        path: Final name; its folder must be there.
-        before_renaming: Called when the contents are on the disk, before they have the name.
+        path: Final name; its folder must exist.
+        before_renaming: Called after the sync and before the rename.
 
     Raises:
-        OSError: The folder is missing, not writable or full. The old file is left as it was.
+        OSError: The folder is missing, not writable or full. The old file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
@@ -73,12 +73,12 @@ def write_hashed(
     write: Callable[[BinaryIO], object],
     announce: Callable[[Written], None] = lambda written: None,
 ) -> Written:
-    """Write an :func:`atomic_file` and know its checksum.
+    """Write a file atomically and return its size and checksum.
 
     Args:
-        path: Final name; its folder must be there.
-        write: Writes the contents, front to back.
-        announce: Told size and checksum before the file has its name.
+        path: Final name; its folder must exist.
+        write: Writes the contents sequentially.
+        announce: Called with size and checksum before the rename.
 
     Raises:
         OSError: As for :func:`atomic_file`.
@@ -93,16 +93,16 @@ def write_hashed(
         hashing = _Hashing(stream)
         try:
             write(cast(BinaryIO, hashing))
-        except RuntimeError as err:  # torch.save's, which says nothing of the disk
+        except RuntimeError as err:  # torch.save hides the OSError
             raise hashing.error or err from err
     return written()
 
 
 def checksum(path: Path) -> Written:
-    """Size and checksum of a file.
+    """Compute size and checksum of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     hashed, size = blake2b(digest_size=DIGEST_BYTES), 0
     with path.open("rb") as stream:
@@ -113,7 +113,7 @@ def checksum(path: Path) -> Written:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete the temporary files of processes that were killed while writing into ``folder``."""
+    """Delete temporary files that killed processes left in ``folder``."""
     left = [p for p in folder.glob(f".*{_SUFFIX}") if p.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renamings in a folder survive a power cut."""
+    """Sync a folder, so that renames survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""State dicts between MultiMAE and ViT as timm and MAE name it (SPEC section 7).
+"""Convert state dicts between MultiMAE and ViT (timm, MAE, Hugging Face); see SPEC section 7.
 
-The class token comes first in a ViT and is MultiMAE's (last) global token; features agree once
-re-ordered, before timm's final norm.
+ViT's class token, which comes first, becomes MultiMAE's global token, which comes last. Features
+are equal up to this order, before timm's final norm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from multimae.nn.tokens import Size
 from multimae.weights.load import is_hf_vit, is_vit_state_dict
 
-# The only layers that both kinds of block have: anything else would change the features.
+# Layers that both kinds of block have. Any other layer would change the features.
 _LAYER = re.compile(r"\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)")
 _PATCH_PROJ = ("patch_embed.proj.weight", "patch_embed.proj.bias")
 _TOKENS = ("cls_token", "global_tokens", "pos_embed")
@@ -45,16 +45,16 @@ _HF_LAYERS = {
 
 
 class Converted(NamedTuple):
-    """A converted state dict, and the keys of the original that have no place in it."""
+    """A converted state dict and the unused keys of the original."""
 
     state: dict[str, Tensor]
     unused: tuple[str, ...]
 
 
 def hf_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ViT and ViTMAE weights of Hugging Face transformers under timm's names; others unchanged.
+    """Rename ViT and ViTMAE weights of Hugging Face transformers to timm's names.
 
-    Query, key and value are joined. MAE's decoder keeps its names.
+    Joins query, key and value. Other state dicts, and the keys of MAE's decoder, are unchanged.
     """
     if not is_hf_vit(state):
         return dict(state)
@@ -75,18 +75,16 @@ def hf_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def multimae_to_vit(
     state: Mapping[str, Tensor], *, modality: str = "rgb", keep_global_tokens: bool = False
 ) -> Converted:
-    """MultiMAE weights in a ViT's names; it reads ``modality`` and has no final norm, no head.
+    """Convert MultiMAE weights to a ViT of one modality, without final norm and head.
 
     Args:
         state: Weights of a MultiMAE or MultiViT.
-        modality: The image input to keep.
-        keep_global_tokens: Keep ``global_tokens`` under that name, and a ``pos_embed`` of the
-            patches only. Else the one global token is ``cls_token``, with a zero row for it in
-            ``pos_embed``.
+        modality: Image input to keep.
+        keep_global_tokens: Keep ``global_tokens``, and a ``pos_embed`` for patches only. By
+            default the single global token becomes ``cls_token``, with zeros in ``pos_embed``.
 
     Raises:
-        ValueError: Not a MultiMAE, no such image input, or several global tokens for one
-            ``cls_token``.
+        ValueError: Not a MultiMAE, no such image input, or several global tokens.
     """
     adapter = f"input_adapters.{modality}."
     _check_multimae(state, adapter)
@@ -97,7 +95,7 @@ def multimae_to_vit(
         out["global_tokens"], out["pos_embed"] = tokens, table.contiguous()
     elif tokens.shape[1] == 1:
         out["cls_token"] = tokens
-        out["pos_embed"] = _with_zero_row(table)
+        out["pos_embed"] = _with_zero_cls_position(table)
     else:
         raise ValueError(
             f"the model has {tokens.shape[1]} global tokens but a ViT has one cls_token: "
@@ -117,10 +115,10 @@ def multimae_to_vit(
 def vit_to_multimae(
     state: Mapping[str, Tensor], *, modality: str = "rgb", grid: Size | None = None
 ) -> Converted:
-    """ViT weights (timm, MAE, or :func:`multimae_to_vit`'s) as a MultiMAE with one input.
+    """Convert ViT weights (timm, MAE, or from :func:`multimae_to_vit`) to a MultiMAE of one input.
 
-    The class token's row of ``pos_embed`` is added to the token. The final norm, the head and
-    MAE's decoder are unused.
+    The class token's position embedding is added to the token. Final norm, head and MAE's decoder
+    are unused.
 
     Args:
         state: Weights of a ViT.
@@ -128,8 +126,8 @@ def vit_to_multimae(
         grid: (rows, columns) of ``pos_embed``; only needed if it is not square.
 
     Raises:
-        ValueError: Not a ViT, parts that change its features and that MultiMAE does not have
-            (layer scale, register tokens ...), or a position table that is not square.
+        ValueError: Not a ViT, layers that MultiMAE lacks (layer scale, register tokens ...), or a
+            position table that is not square.
     """
     if not is_vit_state_dict(state) or "pos_embed" not in state:
         raise ValueError(
@@ -140,11 +138,11 @@ def vit_to_multimae(
     token = state.get(
         "global_tokens", state.get("cls_token", table.new_zeros(1, 0, table.shape[2]))
     )
-    rows, (h, w) = _table_grid(table.shape[1], "cls_token" in state, grid)
+    num_prefix, (h, w) = _table_grid(table.shape[1], "cls_token" in state, grid)
     out = {
-        "global_tokens": token + table[:, :1] if rows else token,
+        "global_tokens": token + table[:, :1] if num_prefix else token,
         f"input_adapters.{modality}.pos_emb": (
-            table[:, rows:].transpose(1, 2).reshape(1, -1, h, w).contiguous()
+            table[:, num_prefix:].transpose(1, 2).reshape(1, -1, h, w).contiguous()
         ),
     }
     unused, foreign = [], []
@@ -186,19 +184,19 @@ def _check_multimae(state: Mapping[str, Tensor], adapter: str) -> None:
         )
 
 
-def _with_zero_row(table: Tensor) -> Tensor:
+def _with_zero_cls_position(table: Tensor) -> Tensor:
     out = table.new_zeros(1, table.shape[1] + 1, table.shape[2])
     out[:, 1:] = table
     return out
 
 
 def _table_grid(length: int, has_cls: bool, grid: Size | None) -> tuple[int, Size]:
-    """Rows of ``pos_embed`` that belong to the class token (0 or 1), and the patches' grid."""
-    for rows in (1, 0) if has_cls else (0,):
-        patches = length - rows
+    """Number of class-token entries in ``pos_embed`` (0 or 1), and the patch grid."""
+    for num_prefix in (1, 0) if has_cls else (0,):
+        patches = length - num_prefix
         side = math.isqrt(patches)
         h, w = grid or (side, side)
         if h * w == patches:
-            return rows, (h, w)
-    given = f"grid {grid[0]}x{grid[1]} does not match" if grid else "not a square grid for"
-    raise ValueError(f"pos_embed: {given} {length} rows; give its rows and columns as `grid`")
+            return num_prefix, (h, w)
+    problem = f"grid {grid[0]}x{grid[1]} does not match" if grid else "not a square grid for"
+    raise ValueError(f"pos_embed: {problem} {length} rows; give its rows and columns as `grid`")

@@ -1,8 +1,8 @@
-"""Weights in and out of files.
+"""Read and write weight files.
 
 A file is either safetensors or a ``torch.save`` dict with the weights under ``"model"`` (the
-published layout). Reading runs no code from it: unpickling is restricted to tensors, plain
-containers and ``argparse.Namespace``, which published checkpoints carry.
+published layout). Reading never executes code from the file: unpickling is restricted to tensors,
+plain containers and ``argparse.Namespace``, which published checkpoints contain.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint that cannot be read, or does not match the model."""
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a safetensors file or a ``torch.save`` dict on the CPU, running no code from it.
+    """Read a safetensors file or a ``torch.save`` dict on the CPU, without executing its code.
 
     Raises:
-        CheckpointError: Not a file, not a checkpoint, or one that holds other Python objects.
+        CheckpointError: Not a file, not a checkpoint, or it contains other Python objects.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file: check the path")
     try:
         checkpoint = load_file(path) if is_safetensors(path) else _unpickle(path)
-    except Exception as err:  # torch.load has none of its own: it depends on the first bad byte
+    except Exception as err:  # torch.load raises many types, depending on the first bad byte
         raise CheckpointError(_unreadable(path, err)) from err
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as safetensors files do: 8 bytes of length, then JSON."""
+    """Whether a file starts like safetensors: 8 bytes of length, then JSON."""
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -61,12 +61,12 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
 def extract_state_dict(
     checkpoint: Mapping[str, Any], keys: Sequence[str] = ("model", "module")
 ) -> StateDict:
-    """The weights in a checkpoint: under the first of ``keys`` it has, else the dict itself.
+    """Find the weights of a checkpoint under the first of ``keys``, or in the dict itself.
 
-    The prefixes that DDP and ``torch.compile`` add (``module.``, ``_orig_mod.``) are removed.
+    Removes the prefixes of DDP and ``torch.compile`` (``module.``, ``_orig_mod.``).
 
     Raises:
-        CheckpointError: There are no tensors where the weights should be.
+        CheckpointError: No weights found.
     """
     found = next(
         (checkpoint[k] for k in keys if isinstance(checkpoint.get(k), Mapping)), checkpoint
@@ -84,7 +84,7 @@ def extract_state_dict(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts in the header of a safetensors file.
+    """Read the metadata in the header of a safetensors file.
 
     Raises:
         CheckpointError: Not a readable safetensors file.
@@ -101,12 +101,12 @@ def save_state_dict(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights atomically: a crash leaves the old file or the new one, never half of one.
+    """Write weights atomically.
 
     Args:
-        state: Weights by name. Names that share memory are each written in full.
-        path: ``*.safetensors``, or any other suffix for ``torch.save({"model": state})``.
-        metadata: Texts for the header of a safetensors file.
+        state: Weights by name. Tensors that share memory are each written in full.
+        path: ``*.safetensors``; any other suffix: ``torch.save({"model": state})``.
+        metadata: Metadata for the header of a safetensors file.
 
     Raises:
         OSError: The folder does not exist or is not writable.
@@ -149,7 +149,7 @@ def _unreadable(path: Path, err: Exception) -> str:
 
 
 def _unshared(tensors: StateDict) -> StateDict:
-    """Copies of tensors whose memory an earlier name uses: safetensors refuses those."""
+    """Clone tensors that share memory, which safetensors rejects."""
     seen: set[int] = set()
     out = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Specs of checkpoints that store none, from shapes and the ``args`` of published files.
+"""Infer the spec of a checkpoint without one from shapes and the ``args`` of published files.
 
 Covers the published pre-trainings and fine-tunings and models shaped like them: inputs of the
 default modality table, pre-training decoders, and linear, Segmenter, ConvNeXt and DPT heads.
@@ -25,13 +25,14 @@ _NYU_MEAN, _NYU_STD = 2070.7764, 777.5723
 
 
 def guess_spec(state: Mapping[str, Tensor], args: Mapping[str, Any] | None = None) -> ModelSpec:
-    """Spec of a model from its state dict.
+    """Infer the spec of a model from its state dict.
 
     Args:
-        state: Weights under MultiMAE's names.
-        args: Options of the run that wrote the file, where it has them: attention heads of the
-            decoders, depth standardization, modalities of the heads. Otherwise as published:
-            8 heads, depth standardized per sample (in pre-training after division by 2^16).
+        state: Weights with MultiMAE's names.
+        args: Options of the run that wrote the file, if stored: attention heads of the decoders,
+            depth standardization, modalities of the heads. Defaults are those of the published
+            models: 8 heads, depth standardized per sample (in pre-training after division by
+            2^16).
 
     Raises:
         ValueError: Not the weights of a MultiMAE of known size and modalities.
@@ -50,13 +51,13 @@ def guess_spec(state: Mapping[str, Tensor], args: Mapping[str, Any] | None = Non
         raise ValueError(f"no registered size has {blocks} blocks of width {width}")
     heads = [] if pretrained else [_head(name, state, names, args) for name in outputs]
     padded = any(h.target.is_labels and isinstance(h.options, HeadOptions) for h in heads)
-    inputs = [_row(name, state, args, padded, finetuned=not pretrained) for name in names]
+    inputs = [_modality(name, state, args, padded, finetuned=not pretrained) for name in names]
     first = inputs[0]
     patch = _patch_kernel(first.name, state) * first.stride
     return ModelSpec(
         name=f"{PRETRAIN if pretrained else MULTIVIT}_{size}",
         inputs=tuple(inputs),
-        outputs=tuple(_row(name, state, args) for name in outputs) if pretrained else (),
+        outputs=tuple(_modality(name, state, args) for name in outputs) if pretrained else (),
         patch_size=patch,
         image_size=state[f"{_INPUTS}.{first.name}.pos_emb"].shape[-1] * patch,
         num_global_tokens=num_global,
@@ -68,46 +69,48 @@ def guess_spec(state: Mapping[str, Tensor], args: Mapping[str, Any] | None = Non
 
 
 def _names(state: Mapping[str, Tensor], group: str) -> list[str]:
-    """Names of the adapters of a group, in the file's order."""
+    """Adapter names of a group, in file order."""
     return list(dict.fromkeys(k.split(".")[1] for k in state if k.startswith(f"{group}.")))
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Blocks of a transformer."""
+    """Number of blocks of a transformer."""
     start = prefix.count(".") + 1
     return len({k.split(".")[start] for k in state if k.startswith(f"{prefix}.")})
 
 
-def _row(
+def _modality(
     name: str,
     state: Mapping[str, Tensor],
     args: Mapping[str, Any],
     padded: bool = False,
     finetuned: bool = False,
 ) -> Modality:
-    """The default table's modality, with the classes or channels of the weights."""
+    """Default modality with the classes and normalisation of the weights."""
     table = default_table()
     if name not in table:
         raise ValueError(f"'{name}' is no modality of the default table ({', '.join(table)})")
-    row = table[name]
+    modality = table[name]
     embedding = state.get(f"{_INPUTS}.{name}.class_emb.weight")
     if embedding is not None:
         classes, dim = embedding.shape[0] - int(padded), embedding.shape[1]
         names = published_class_names(None, classes)
-        return dataclasses.replace(row, num_classes=classes, dim_class_emb=dim, class_names=names)
-    if row.plot == "scalar":
+        return dataclasses.replace(
+            modality, num_classes=classes, dim_class_emb=dim, class_names=names
+        )
+    if modality.plot == "scalar":
         robust = bool(args.get("standardize_depth", True))
         if not robust:
-            return dataclasses.replace(row, normalization="mean_std")
-        unit = row.robust_unit if finetuned else UNIT_16_BIT
-        return dataclasses.replace(row, normalization="robust", robust_unit=unit)
-    if row.plot == "rgb" and not args.get("imagenet_default_mean_and_std", True):
-        return dataclasses.replace(row, mean=(0.5,), std=(0.5,))
-    return row
+            return dataclasses.replace(modality, normalization="mean_std")
+        unit = modality.robust_unit if finetuned else UNIT_16_BIT
+        return dataclasses.replace(modality, normalization="robust", robust_unit=unit)
+    if modality.plot == "rgb" and not args.get("imagenet_default_mean_and_std", True):
+        return dataclasses.replace(modality, mean=(0.5,), std=(0.5,))
+    return modality
 
 
 def _patch_kernel(name: str, state: Mapping[str, Tensor]) -> int:
-    """Patch side in the modality's own grid."""
+    """Patch side at the modality's resolution."""
     return state[f"{_INPUTS}.{name}.proj.weight"].shape[-1]
 
 
@@ -126,7 +129,7 @@ def _decoder(state: Mapping[str, Tensor], name: str, args: Mapping[str, Any]) ->
 def _head(
     name: str, state: Mapping[str, Tensor], inputs: Sequence[str], args: Mapping[str, Any]
 ) -> HeadSpec:
-    """Head of a fine-tuned model, by the names and shapes of its weights."""
+    """Infer a head from the names and shapes of its weights."""
     prefix = f"{_OUTPUTS}.{name}."
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if set(own) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}:
@@ -192,7 +195,7 @@ def _labels(name: str, classes: int) -> Modality:
 
 
 def _values(name: str, channels: int) -> Modality:
-    """Target of a Taskonomy head, on a scale from 0 to 1."""
+    """Target of a Taskonomy head, with values from 0 to 1."""
     plot: Plot = "rgb" if name == "rgb" else "normals" if channels == 3 else "scalar"
     return Modality(name, num_channels=channels, plot=plot)
 

@@ -1,4 +1,7 @@
-"""Weights into models, with a report for every key; reading and writing files is re-exported."""
+"""Load weights into models and report the result for every key.
+
+Re-exports the functions that read and write files.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,19 @@ _MAX_SHOWN = 4
 
 
 def is_hf_vit(state: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a ViT or ViTMAE in Hugging Face's naming."""
+    """Whether the keys are those of a ViT or ViTMAE from Hugging Face."""
     patch = "embeddings.patch_embeddings.projection.weight"
     return patch in state or f"vit.{patch}" in state
 
 
 def is_vit_state_dict(state: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a ViT in timm's naming."""
+    """Whether the keys are those of a ViT from timm."""
     return "patch_embed.proj.weight" in state and "blocks.0.norm1.weight" in state
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A key whose shape in the file cannot be brought to the model's."""
+    """A key with incompatible shapes in file and model."""
 
     key: str
     file_shape: tuple[int, ...]
@@ -60,15 +63,15 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every key of the file and of the model.
+    """Result of loading, by key.
 
     Attributes:
         source: Name of the file, for messages.
-        loaded: Copied as they are.
-        resized: Copied after fitting: position tables, class embeddings with a padding row.
-        new: In the model only; keep their initial values.
-        unused: In the file only.
-        mismatched: In both with irreconcilable shapes; the model keeps its initial values.
+        loaded: Keys copied unchanged.
+        resized: Keys copied after resizing: position tables, class embeddings with padding class.
+        new: Keys of the model only; they keep their initial values.
+        unused: Keys of the file only.
+        mismatched: Keys with incompatible shapes; the model keeps its initial values.
     """
 
     source: str
@@ -79,50 +82,50 @@ class LoadReport:
     mismatched: tuple[Mismatch, ...]
 
     def summary(self) -> str:
-        """Counts, and the first keys of all that was not simply loaded."""
+        """Counts, and the first keys of every group but ``loaded``."""
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
         for label, keys in (
             ("resized", self.resized),
             ("new (not in the file)", self.new),
             ("unused (not in the model)", self.unused),
-            ("of another shape, not loaded", self.mismatched),
+            ("with another shape, not loaded", self.mismatched),
         ):
             if keys:
                 lines.append(f"  {len(keys)} {label}: {_first(keys)}")
         return "\n".join(lines)
 
     def details(self) -> str:
-        """One line per key: what became of it."""
-        fates: tuple[tuple[str, tuple[object, ...]], ...] = (
+        """One line per key with its result."""
+        results: tuple[tuple[str, tuple[object, ...]], ...] = (
             ("loaded", self.loaded),
             ("resized", self.resized),
             ("new", self.new),
             ("unused", self.unused),
             ("mismatched", self.mismatched),
         )
-        return "\n".join(f"{fate:<10} {key}" for fate, keys in fates for key in keys)
+        return "\n".join(f"{result:<10} {key}" for result, keys in results for key in keys)
 
 
 def load_weights(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, strict: bool = False
 ) -> LoadReport:
-    """Copy into ``model`` what fits.
+    """Load all weights with matching names and compatible shapes.
 
-    Position tables (``*.pos_emb``) of another grid are resized bicubically; a class embedding
-    with one row fewer than the model's gets a zero row (the padding class).
+    Position tables (``*.pos_emb``) of another grid are resized bicubically. A class embedding with
+    one class fewer than the model's gets zeros for the padding class.
 
     Args:
         model: Changed in place, unless an error is raised.
-        state_dict: Weights by name. Leave out what must not be loaded, such as old heads.
+        state_dict: Weights by name, without keys that must not be loaded, such as old heads.
         source: Name of the file, for messages.
-        strict: Demand the same names and shapes on both sides.
+        strict: Require equal names and shapes.
 
     Returns:
-        The fate of every key.
+        The result by key.
 
     Raises:
-        CheckpointError: Nothing (of the encoder, if there is one) fits, or ``strict`` and
-            something differs.
+        CheckpointError: No key (of the encoder, if there is one) matches, or ``strict`` and names
+            or shapes differ.
     """
     own: StateDict = model.state_dict()
     fitted: StateDict = {}
@@ -156,12 +159,12 @@ def load_weights(
 
 
 def describe_architecture(state: Mapping[str, Tensor]) -> str:
-    """One line about the network these weights belong to, as far as names and shapes tell."""
+    """Describe the architecture in one line, inferred from names and shapes."""
     if is_vit_state_dict(state):
         width, depth = len(state["patch_embed.proj.weight"]), len(_children(state, "blocks."))
         return (
             f"a ViT of width {width}, depth {depth}; "
-            "tools/vit2multimae_converter.py makes it a MultiMAE"
+            "tools/vit2multimae_converter.py converts it to a MultiMAE"
         )
     if "global_tokens" not in state:
         return f"not a MultiMAE: {len(state)} tensors, {_first(list(state)) or 'none'}"
@@ -182,7 +185,7 @@ def describe_architecture(state: Mapping[str, Tensor]) -> str:
 
 
 def _fit(key: str, value: Tensor, target: Tensor) -> Tensor | None:
-    """``value`` brought to the target's shape, or ``None`` if that makes no sense."""
+    """Resize ``value`` to the target's shape; ``None`` if the shapes are incompatible."""
     if key.endswith(".pos_emb") and value.ndim == 4 and value.shape[:2] == target.shape[:2]:
         return resize_pos_emb(value.float(), (target.shape[2], target.shape[3]), "bicubic")
     if key.endswith(".class_emb.weight") and target.shape == (value.shape[0] + 1, value.shape[1]):
@@ -197,8 +200,8 @@ def _does_not_fit(report: LoadReport, file: Mapping[str, Tensor], own: Mapping[s
         f"  model: {describe_architecture(own)}",
     ]
     for label, keys in (
-        ("of another shape", report.mismatched),
-        ("of another size", report.resized),
+        ("with another shape", report.mismatched),
+        ("with another size", report.resized),
         ("missing in the file", report.new),
         ("unknown to the model", report.unused),
     ):
@@ -209,7 +212,7 @@ def _does_not_fit(report: LoadReport, file: Mapping[str, Tensor], own: Mapping[s
 
 
 def _children(state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """Distinct names right behind ``prefix``, in order."""
+    """Distinct path components after ``prefix``, in order."""
     return list(
         dict.fromkeys(k[len(prefix) :].split(".")[0] for k in state if k.startswith(prefix))
     )

@@ -1,9 +1,8 @@
-"""``from_pretrained``, ``save_pretrained``, ``push_to_hub``: models that describe themselves.
+"""``from_pretrained``, ``save_pretrained``, ``push_to_hub``: models saved with their spec.
 
 A model folder holds ``model.safetensors``, ``config.json`` (a
-:class:`multimae.specs.spec.ModelSpec`) and
-a ``README.md``. The header of the safetensors file repeats the description, so that the file alone
-is enough.
+:class:`multimae.specs.spec.ModelSpec`) and ``README.md``. The safetensors header repeats the spec:
+the file alone is enough to load the model.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KEY = "multimae"
-"""Entry of a safetensors file's metadata that holds the spec."""
+"""Metadata key of the spec in a safetensors file."""
 SPEC = "spec"
-"""Entry of a ``torch.save`` dict that holds the spec."""
+"""Key of the spec in a ``torch.save`` dict."""
 
 _SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 _HEADS = "output_adapters."
@@ -47,8 +46,8 @@ _CARD = """---
 
 # {{ model_name | default("MultiMAE", true) }}
 
-A masked autoencoder over several aligned modalities ([paper](https://arxiv.org/abs/2204.01678)),
-saved by the `multimae` library. `config.json` says what goes in and comes out.
+A multi-modal masked autoencoder ([paper](https://arxiv.org/abs/2204.01678)), saved by the
+`multimae` library. `config.json` lists inputs and outputs.
 
 ```python
 from multimae import MultiMAE
@@ -66,41 +65,41 @@ class Pretrained(
     paper_url="https://arxiv.org/abs/2204.01678",
     model_card_template=_CARD,
 ):
-    """Loading and saving with the description; a base of the model classes."""
+    """Mixin that loads and saves models with their spec."""
 
     kind: ClassVar[str]
     _spec: ModelSpec | None = None
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is, and how images become its inputs.
+        """Spec of the model.
 
         Raises:
-            ValueError: It was built from adapters, which do not say.
+            ValueError: The model was built from adapters and has no spec.
         """
         if self._spec is None:
             raise ValueError(
-                "this model was built from adapters and knows no modalities: build it by from_spec "
-                "or from_pretrained, or tell it a multimae.ModelSpec, model.describe(spec)"
+                "this model was built from adapters and knows no modalities: build it with "
+                "from_spec or from_pretrained, or set its spec with model.describe(ModelSpec(...))"
             )
         return self._spec
 
     def describe(self, spec: ModelSpec) -> Self:
-        """Say what a model built from adapters is; returns it."""
+        """Set the spec of a model built from adapters; returns the model."""
         self._spec = spec
         return self
 
     @classmethod
     def from_spec(cls, spec: ModelSpec, **options: Any) -> Self:
-        """A model with initial weights.
+        """Build a model with initial weights.
 
         Args:
-            spec: What to build. A fine-tuned model is a ``MultiViT``, whichever class is asked;
-                ``MultiViT`` takes the encoder alone of a pre-trained one.
+            spec: Spec of the model. Specs of fine-tuned models give a ``MultiViT`` from either
+                class; ``MultiViT`` builds only the encoder of a pre-training spec.
             **options: Further arguments of the constructor, such as ``drop_path_rate``.
 
         Raises:
-            ValueError: Unknown name, or shapes that contradict each other.
+            ValueError: Unknown name, or contradictory shapes.
         """
         classes = {c.kind: c for c in (*reversed(cls.__subclasses__()), cls)}
         if spec.kind not in classes:
@@ -112,17 +111,16 @@ class Pretrained(
     def from_pretrained(  # type: ignore[override]
         cls, location: str | os.PathLike[str], *, spec: ModelSpec | None = None, **hub: Any
     ) -> Self:
-        """The model of a weight file, float32, on the CPU, in evaluation mode.
+        """Load a model in float32, on the CPU, in evaluation mode.
 
         Args:
-            location: A weight file, a model folder, or the id of a repository on the Hugging Face
-                hub. A file without a description (the published checkpoints) is taken for a
-                pre-trained model of the default table's modalities.
-            spec: The description, where the file has none and another one fits.
+            location: A weight file, a model folder, or a repository id on the Hugging Face hub. The
+                spec of a file without one (published checkpoints) is inferred from its weights.
+            spec: Spec to use instead of the stored or inferred one.
             **hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
 
         Raises:
-            CheckpointError: Not found, unreadable, or weights that do not fit the description.
+            CheckpointError: Not found, unreadable, or the weights do not match the spec.
         """
         path = Path(location)
         if path.is_dir():
@@ -135,7 +133,7 @@ class Pretrained(
         else:
             path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
         checkpoint = read_checkpoint(path)
-        state = _under_our_names(path, extract_state_dict(checkpoint))
+        state = _to_multimae_names(path, extract_state_dict(checkpoint))
         if spec is None and config and config.is_file():
             spec = _parse(config.read_text("utf-8"), config)
         spec = spec or find_spec(path, checkpoint) or infer_spec(path, state, checkpoint)
@@ -146,7 +144,7 @@ class Pretrained(
         return cast("Self", cast(nn.Module, model).eval())
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Weights and description; the hub's mixin adds the card."""
+        """Write weights and spec; the hub mixin adds the model card."""
         state = cast(nn.Module, self).state_dict()
         save_model(state, self.spec, save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(self.spec.to_json(indent=2) + "\n", encoding="utf-8")
@@ -159,13 +157,13 @@ def save_model(
     *,
     half: bool = False,
 ) -> None:
-    """Write weights with their description.
+    """Write weights with their spec.
 
     Args:
         state: The model's state dict.
-        spec: What it was built from.
+        spec: Spec of the model.
         path: ``*.safetensors``.
-        half: Store float16 instead of float32: half the size, three digits.
+        half: Store float16 instead of float32.
     """
     tensors = {
         key: value.half() if half and value.is_floating_point() else value
@@ -175,28 +173,28 @@ def save_model(
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """The description in the header of a safetensors file.
+    """Read the spec in the header of a safetensors file.
 
     Raises:
-        CheckpointError: Not a safetensors file, or one without a readable description.
+        CheckpointError: Not a safetensors file, or no readable spec.
     """
     text = read_metadata(path).get(KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} does not say which model it belongs to: give its description, "
+            f"{path} does not say which model it belongs to: pass its spec, "
             "from_pretrained(path, spec=ModelSpec(...))"
         )
     return _parse(text, path)
 
 
 def spec_entry(model: nn.Module) -> dict[str, str]:
-    """Entry of a checkpoint dict that holds the spec of ``model``; empty if it has none."""
+    """Checkpoint entry with the spec of ``model``; empty if it has none."""
     spec = model._spec if isinstance(model, Pretrained) else None
     return {} if spec is None else {SPEC: spec.to_json()}
 
 
 def find_spec(path: Path, checkpoint: Mapping[str, Any]) -> ModelSpec | None:
-    """Spec stored in a weight file, if there is one.
+    """Return the spec stored in a weight file, or ``None``.
 
     Args:
         path: The file, for the header of safetensors.
@@ -210,10 +208,10 @@ def find_spec(path: Path, checkpoint: Mapping[str, Any]) -> ModelSpec | None:
 
 
 def infer_spec(path: Path, state: StateDict, checkpoint: Mapping[str, Any]) -> ModelSpec:
-    """Spec of weights that store none, from their shapes and the ``args`` of published files.
+    """Infer the spec of weights from their shapes and the ``args`` of published files.
 
     Raises:
-        CheckpointError: Not the weights of a model that can be recognized.
+        CheckpointError: The model cannot be inferred.
     """
     from multimae.weights.guess import guess_spec
 
@@ -234,8 +232,8 @@ def _parse(text: str, source: object) -> ModelSpec:
         raise CheckpointError(f"{source}: {err}") from err
 
 
-def _under_our_names(path: Path, state: StateDict) -> StateDict:
-    """Weights of a ViT (timm, MAE, Hugging Face) under MultiMAE's names; others unchanged."""
+def _to_multimae_names(path: Path, state: StateDict) -> StateDict:
+    """Convert ViT weights (timm, MAE, Hugging Face) to MultiMAE's names; others are unchanged."""
     if not is_vit_state_dict(state) and not is_hf_vit(state):
         return state
     from multimae.weights.convert import hf_to_vit, vit_to_multimae  # few runs need it
@@ -252,6 +250,6 @@ def _download(repository: str, name: str, options: Mapping[str, Any]) -> Path:
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as err:
         reason = (str(err).splitlines() or [""])[0]
         raise CheckpointError(
-            f"'{repository}' is no file, no folder, and {name} cannot be had from a hub repository "
-            f"of that name ({type(err).__name__}: {reason})"
+            f"'{repository}' is not a file or folder, and {name} could not be downloaded from a "
+            f"hub repository of that name ({type(err).__name__}: {reason})"
         ) from err

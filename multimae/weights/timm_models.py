@@ -1,11 +1,11 @@
-"""The RGB path as timm models: ``multimae_{tiny,small,base,large}_patch16_224``.
+"""timm models of the RGB encoder: ``multimae_{tiny,small,base,large}_patch16_224``.
 
     import multimae.weights.timm_models
     vit = timm.create_model("multimae_tiny_patch16_224", checkpoint_path="multimae.safetensors")
 
-Importing this module registers them. They read the weights of a MultiMAE or MultiViT under our
-names (files, folders of them, state dicts) as well as their own. The global token is timm's class
-token, which comes first; ``pos_embed`` is the fixed sin-cos table.
+Importing this module registers them. They load weights with MultiMAE's names and with timm's. The
+global token becomes timm's class token, which comes first; ``pos_embed`` is the fixed sin-cos
+table.
 
 Shapes: b batch, n patches, d width.
 """
@@ -34,22 +34,22 @@ __all__ = ["MultiMAEVisionTransformer", "checkpoint_filter_fn", "from_multimae"]
 
 _HEADS = "output_adapters."
 _HEAD_KEYS = ("norm.weight", "norm.bias", "head.weight", "head.bias")  # of a linear head
-_NEW = ("fc_norm.", "head.")
+_CLASSIFIER = ("fc_norm.", "head.")
 
 
 class MultiMAEVisionTransformer(VisionTransformer):
-    """timm's ViT with MultiMAE's positions, pooling and names of weights.
+    """timm's ViT with MultiMAE's position table and pooling.
 
-    Without a classifier ``forward`` gives the mean of the patches' tokens, with
-    ``global_pool="token"`` the global token, with ``""`` all of them, as they leave the last block.
-    A classifier is that of our fine-tuning: mean of all tokens, LayerNorm, linear layer.
+    Without a classifier, ``forward`` returns the mean of the patch tokens, with
+    ``global_pool="token"`` the global token, with ``""`` all tokens, always after the last block.
+    The classifier equals that of fine-tuning: mean of all tokens, LayerNorm, linear layer.
     """
 
     cls_token: nn.Parameter
     pos_embed: nn.Parameter
 
     def __init__(self, *, num_classes: int = 0, global_pool: Any = "avg", **kwargs: Any) -> None:
-        """See timm's VisionTransformer; ``fc_norm`` follows ``num_classes`` unless given."""
+        """See timm's VisionTransformer; without ``num_classes`` there is no final norm."""
         kwargs.setdefault("fc_norm", True)
         kwargs.setdefault("final_norm", num_classes > 0)
         kwargs.setdefault("pool_include_prefix", num_classes > 0)
@@ -63,7 +63,7 @@ class MultiMAEVisionTransformer(VisionTransformer):
         self.register_load_state_dict_pre_hook(_convert_before_loading)  # type: ignore[no-untyped-call]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the model a new classifier, or none (``num_classes=0``)."""
+        """Replace the classifier; ``num_classes=0`` removes it."""
         super().reset_classifier(num_classes, global_pool)
         has_norm = not isinstance(self.fc_norm, nn.Identity)
         if has_norm != (num_classes > 0):
@@ -72,7 +72,7 @@ class MultiMAEVisionTransformer(VisionTransformer):
             self.pool_include_prefix = num_classes > 0
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Another image size; the positions are resized as MultiMAE does."""
+        """Change the image size; resizes positions as MultiMAE does."""
         before = self._table()
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         with torch.no_grad():
@@ -81,13 +81,13 @@ class MultiMAEVisionTransformer(VisionTransformer):
             )
 
     def _table(self) -> Tensor:
-        """Positions of the patches, (1, d, rows, columns)."""
+        """Position table of the patches, (1, d, rows, columns)."""
         rows, columns = self.patch_embed.grid_size
         patches = self.pos_embed[:, self.num_prefix_tokens :]
         return patches.transpose(1, 2).reshape(1, -1, rows, columns)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Add positions, put the class token in front: -> (b, 1+n, d)."""
+        """Add positions and prepend the class token: -> (b, 1+n, d)."""
         if not self.dynamic_img_size:
             return super()._pos_embed(x)
         _, rows, columns, _ = x.shape
@@ -99,15 +99,15 @@ class MultiMAEVisionTransformer(VisionTransformer):
 def checkpoint_filter_fn(
     state: Mapping[str, Tensor], model: MultiMAEVisionTransformer
 ) -> dict[str, Tensor]:
-    """Weights for ``model``, from MultiMAE's names or timm's.
+    """Convert weights for ``model``.
 
     Args:
-        state: Weights of a MultiMAE or MultiViT, or of such a timm model.
-        model: Its grid decides the size of the positions. The one linear head among the weights
-            becomes its classifier if the classes are as many.
+        state: Weights of a MultiMAE or MultiViT, or of this timm model.
+        model: Sets the size of the position table. A single linear head in ``state`` becomes its
+            classifier if the number of classes matches.
 
     Raises:
-        ValueError: Neither kind of weights, no rgb input, or several global tokens.
+        ValueError: Unknown weights, no RGB input, or several global tokens.
     """
     if "patch_embed.proj.weight" in state:
         return dict(state)
@@ -126,32 +126,31 @@ def checkpoint_filter_fn(
 def from_multimae(
     source: MultiMAE | str | os.PathLike[str], **kwargs: Any
 ) -> MultiMAEVisionTransformer:
-    """The timm model of a MultiMAE with its weights; size and normalisation as it says.
+    """Build the timm model of a MultiMAE with its weights, image size and normalisation.
 
     Args:
-        source: A model with a description, or what :meth:`multimae.MultiMAE.from_pretrained` takes.
-        **kwargs: For ``timm.create_model``, such as ``num_classes`` or ``dynamic_img_size``.
+        source: A model with a spec, or a location for :meth:`multimae.MultiMAE.from_pretrained`.
+        **kwargs: Arguments of ``timm.create_model``, such as ``num_classes``.
 
     Raises:
         CheckpointError: Not found, or unreadable.
-        ValueError: A model without an rgb input, with several global tokens, or of a size that is
-            not registered.
+        ValueError: The model has no RGB input, several global tokens, or an unregistered size.
     """
     model = source if isinstance(source, MultiMAE) else MultiMAE.from_pretrained(source)
     spec = model.spec
-    row = next((m for m in spec.inputs if m.name == DEFAULT_INPUT), None)
+    rgb = next((m for m in spec.inputs if m.name == DEFAULT_INPUT), None)
     name = f"multimae_{split_name(spec.name)[1]}_patch16_224"
-    if row is None or not timm.is_model(name):
+    if rgb is None or not timm.is_model(name):
         raise ValueError(
             f"{spec.name} with inputs {', '.join(m.name for m in spec.inputs)} has no timm model: "
-            f"there are {', '.join(timm.list_models('multimae_*'))}, for models that see rgb"
+            f"there are {', '.join(timm.list_models('multimae_*'))}, for models with input rgb"
         )
     size = kwargs.pop("img_size", None) or spec.image_size
     vit: Any = timm.create_model(
         name,
         img_size=size,
-        patch_size=row.patch_size or spec.patch_size,
-        pretrained_cfg_overlay={"mean": row.mean, "std": row.std, "crop_pct": spec.crop_pct},
+        patch_size=rgb.patch_size or spec.patch_size,
+        pretrained_cfg_overlay={"mean": rgb.mean, "std": rgb.std, "crop_pct": spec.crop_pct},
         **kwargs,
     )
     vit.load_state_dict(model.state_dict())
@@ -161,18 +160,18 @@ def from_multimae(
 def _convert_before_loading(
     model: nn.Module, state: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    """Let ``load_state_dict`` take MultiMAE's names; a classifier they lack stays as it is."""
+    """Convert MultiMAE's names in ``load_state_dict``; a missing classifier is unchanged."""
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if "global_tokens" not in own or not isinstance(model, MultiMAEVisionTransformer):
         return
     for key in own:
         del state[prefix + key]
-    new = {k: v for k, v in model.state_dict().items() if k.startswith(_NEW)}
+    new = {k: v for k, v in model.state_dict().items() if k.startswith(_CLASSIFIER)}
     state.update({prefix + k: v for k, v in (new | checkpoint_filter_fn(own, model)).items()})
 
 
 def _linear_head(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The head of a classifier, by ``_HEAD_KEYS``, if that is all the model has."""
+    """Linear head of the weights, if it is their only output; else ``None``."""
     keys = [k for k in state if k.startswith(_HEADS)]
     names = {k.split(".")[1] for k in keys}
     if len(names) != 1:
@@ -183,7 +182,7 @@ def _linear_head(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def _config() -> dict[str, Any]:
-    """What timm's data pipeline has to know; no weights to download."""
+    """Timm's pretrained config, without a download URL."""
     rgb = default_table()[DEFAULT_INPUT]
     return {
         "url": "",
@@ -205,7 +204,7 @@ default_cfgs = {f"multimae_{size}_patch16_224": _config() for size in SIZES}
 
 
 def _create(size: str, pretrained: bool, kwargs: dict[str, Any]) -> MultiMAEVisionTransformer:
-    """Build by timm's own machinery; ``img_size`` is also what its data pipeline is told."""
+    """Build the model with timm's factory; ``img_size`` also sets the config's input size."""
     if "img_size" in kwargs:
         input_size = {"input_size": (3, *as_size(kwargs["img_size"]))}
         kwargs["pretrained_cfg_overlay"] = input_size | (kwargs.get("pretrained_cfg_overlay") or {})

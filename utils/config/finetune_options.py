@@ -45,7 +45,7 @@ class FinetuneModelOptions(ModelOptions):
         """Models that mask their inputs."""
         yield from super().problems()
         if self.model.startswith("pretrain_"):
-            yield f"model: {self.model} masks its inputs; fine-tuning needs a multivit_*"
+            yield f"model: {self.model} is for pre-training; fine-tuning needs a multivit_*"
 
     @property
     def encoder_drop_path(self) -> float:

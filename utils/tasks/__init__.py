@@ -1,7 +1,7 @@
-"""Tasks: modules that map a batch to losses, and the evaluators that score them.
+"""Tasks: modules that map a batch to losses, and their evaluators.
 
-Start with ``base.py``, the interface to the training loop. ``pretraining.py`` and its evaluators
-in ``reconstruction.py`` are one task; ``finetuning.py`` holds the run and the base classes that
-``classification.py``, ``segmentation.py``, ``depth_estimation.py`` and ``taskonomy.py`` share (the
-last two through ``regression.py``). ``loaders.py`` builds the data sets and loaders of all.
+Start with ``base.py``, the interface to the training loop. ``pretraining.py`` is the pre-training
+task, ``reconstruction.py`` its evaluators. ``finetuning.py`` has the run and base classes of
+``classification.py``, ``segmentation.py``, ``depth_estimation.py`` and ``taskonomy.py`` (the last
+two share ``regression.py``). ``loaders.py`` builds data sets and loaders.
 """

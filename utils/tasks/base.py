@@ -11,15 +11,15 @@ from utils.data.batches import Batch
 
 
 class StepPosition(NamedTuple):
-    """Where a batch stands in the run and its update; masks are a function of it and the seed.
+    """Position of a micro-batch in the run; together with the seed it determines the masks.
 
     Attributes:
-        step: Optimiser step, from 0.
-        first_sample: Index of the batch's first sample in the global batch of that step.
-        num_samples: Size of that global batch.
-        counts: (losses,) :meth:`Task.count` of the global batch / processes, which sums are divided
-            by; ``None`` if the batch is the global batch.
-        num_batches: Batches of the step on each process.
+        step: Optimizer step, from 0.
+        first_sample: Index of the first sample in the step's global batch.
+        num_samples: Size of the global batch.
+        counts: (losses,) :meth:`Task.count` of the global batch / world size, the divisor of summed
+            losses; ``None`` if the batch is the global batch.
+        num_batches: Micro-batches per step and rank.
     """
 
     step: int
@@ -30,10 +30,10 @@ class StepPosition(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """Scalar loss with its graph, and detached scalars to log, on the device.
+    """Scalar loss with graph, and detached scalars to log, on the device.
 
-    With ``StepPosition.counts`` they are the batch's part: parts add up over the batches of a
-    process, and the mean over processes is the loss of the global batch.
+    With ``StepPosition.counts``, the sum over the micro-batches of a rank, averaged over ranks, is
+    the loss of the global batch.
     """
 
     loss: Tensor
@@ -41,11 +41,11 @@ class StepOutput(NamedTuple):
 
 
 class Task(nn.Module, ABC):
-    """Owns the model and its losses; wrapped once for distributed training.
+    """Model and losses in one module, which DDP or FSDP wraps.
 
     Attributes:
-        model: The model, which checkpoints store.
-        fp32_output_adapters: Names of the outputs computed in float32.
+        model: Model saved in checkpoints.
+        fp32_output_adapters: Outputs computed in float32.
     """
 
     model: nn.Module
@@ -53,14 +53,14 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Losses of one batch: sums over what counts, divided by ``position.counts``."""
+        """Losses of a batch: sums over counted samples or values, over ``position.counts``."""
 
     @abstractmethod
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """How much of a batch each loss counts (samples or values), int64 (losses,)."""
+        """Number of samples or values that each loss counts, int64 (losses,)."""
 
     def extra_state_dict(self) -> dict[str, Any]:
-        """Parameters and buffers of balancer and losses, without the model's."""
+        """State of balancer and losses, without the model."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("model.")}
 
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,15 +70,15 @@ class Task(nn.Module, ABC):
 
 
 class Evaluator(Protocol):
-    """Scores a model."""
+    """Evaluates a model."""
 
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Metrics by name, equal on all processes; ``step`` names the pictures it writes."""
+        """Metrics by name, equal on all ranks; ``step`` is part of picture names."""
         ...
 
 
 class PictureEvaluator(ABC):
-    """An evaluator that logs pictures and returns no metrics; it may run less often."""
+    """Evaluator that logs pictures, not metrics; runs every ``picture_freq`` epochs."""
 
     @abstractmethod
     def run(self, model: nn.Module, step: int) -> dict[str, float]:

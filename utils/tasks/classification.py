@@ -49,7 +49,7 @@ HEAD = "cls"
 
 
 class ClassificationTask(FinetuneTask):
-    """MultiViT with a linear head; cross-entropy, with soft targets under Mixup and CutMix."""
+    """MultiViT with a linear head and cross-entropy; soft targets with Mixup and CutMix."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class ClassificationTask(FinetuneTask):
         classes: ClassIndex,
         options: ClsDataOptions,
     ) -> None:
-        """Set up Mixup, CutMix and random erasing as ``options`` say."""
+        """Set up Mixup, CutMix and random erasing from ``options``."""
         super().__init__(model, inputs)
         self.classes, self.smoothing = classes, options.smoothing
         self.mixup: Any = _mixup(options, len(classes)) if options.mixes else None
         self.reprob, self.remode, self.recount = options.reprob, options.remode, options.recount
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Cross-entropy of the augmented batch; Mixup mixes samples within it."""
+        """Cross-entropy of the augmented batch; Mixup works within the batch."""
         x = self.prepare(batch)
         device = next(iter(x.values())).device
         labels = self.classes.ids(batch.names, device)
@@ -83,7 +83,7 @@ class ClassificationTask(FinetuneTask):
         return StepOutput(loss if counts is None else loss / counts[0], {})
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Samples."""
+        """Number of samples."""
         device = next(iter(batch.images.values())).device
         return torch.full((1,), len(batch), device=device)
 
@@ -124,23 +124,23 @@ class AccuracyEvaluator(SplitEvaluator[ClassificationTask]):
             logits, labels = outputs[HEAD], self.task.classes.ids(batch.names, device)
             accuracy.update(logits, labels)
             mean.update({"loss": F.cross_entropy(logits, labels, reduction="none")})
-        return self.pooled(accuracy, mean)
+        return self.reduce(accuracy, mean)
 
 
 class ClassPictures(PredictionPictures[ClassificationTask]):
-    """Draws the inputs of a fixed batch with predicted and true class below."""
+    """Draws the inputs of a fixed batch, captioned with predicted and true class."""
 
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
         """Compose the grid; captions give the classes."""
-        shares, guesses = outputs[HEAD].softmax(dim=1).max(dim=1)
+        shares, predicted = outputs[HEAD].softmax(dim=1).max(dim=1)
         names, truth = self.task.classes.names, self.task.classes.ids(batch.names)
         captions = [
-            f"{'right' if guess == true else 'wrong'}: {names[guess]} ({share:.0%}), "
+            f"{'right' if pred == true else 'wrong'}: {names[pred]} ({share:.0%}), "
             f"truth: {names[true]}"
-            for guess, share, true in zip(
-                guesses.tolist(), shares.tolist(), truth.tolist(), strict=True
+            for pred, share, true in zip(
+                predicted.tolist(), shares.tolist(), truth.tolist(), strict=True
             )
         ]
         return prediction_grid(inputs, captions=captions)
@@ -157,14 +157,16 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
     def __init__(self, cfg: ClsConfig, world: World) -> None:
         """Select the inputs and find the classes.
 
-        Classes are the folders of the training set; when only scoring, those that the weights
-        name, if they do.
+        Classes are the folders of the training set. Evaluation alone uses the class names of the
+        weights, if they have any.
         """
         super().__init__(cfg, world)
         head = self.trained_head(HEAD)
-        named = head.target.class_names if head else ()
+        stored_names = head.target.class_names if head else ()
         self.classes = (
-            ClassIndex(named) if named else find_classes(self.train_folder, cfg.data.nb_classes)
+            ClassIndex(stored_names)
+            if stored_names
+            else find_classes(self.train_folder, cfg.data.nb_classes)
         )
 
     @cached_property
@@ -219,7 +221,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
 
     @property
     def _crop_pct(self) -> float:
-        """Share of the shorter side kept in evaluation."""
+        """Crop percentage of evaluation, as a fraction of the shorter side."""
         return self.cfg.data.crop_pct or default_crop_pct(self.cfg.model.input_size)
 
     def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:

@@ -31,14 +31,14 @@ class DepthTask(RegressionTask):
     """One head that predicts normalised depth."""
 
     def valid(self, batch: Batch) -> Tensor:
-        """Where mask_valid is set; without such a file, where depth is not 0."""
+        """Pixels set in mask_valid; without such files, pixels with non-zero depth."""
         (target,) = self.targets
         mask = batch.images.get(MASK_VALID)
         return batch.images[target.modality.name] != 0 if mask is None else mask > MASK_THRESHOLD
 
 
 class DepthDataset(MultiModalDataset):
-    """Samples of a folder; each must have a pixel of valid depth."""
+    """Samples with depth; each must have at least one valid pixel."""
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
@@ -74,7 +74,7 @@ class DepthEvaluator(SplitEvaluator[RegressionTask]):
         for batch, preds in self.predictions(model):
             truth = batch.images[target.modality.name].float()
             meter.update(target.unnormalize(preds[target.head]), truth, task.valid(batch))
-        return self.pooled(meter)
+        return self.reduce(meter)
 
 
 class DepthFinetuning(Finetuning[RegressionTask]):

@@ -1,4 +1,4 @@
-"""Fine-tuning: the run that the four scripts share, and the base classes of their tasks."""
+"""Fine-tuning: the run shared by the four scripts, and base classes of their tasks."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ from utils.training.stepper import Precision, Stepper, choose_precision
 
 
 class FinetuneTask(Task):
-    """A MultiViT with heads, and the modalities it reads."""
+    """MultiViT with heads, and its input modalities."""
 
     model: MultiViT
 
     def __init__(self, model: MultiViT, inputs: Sequence[Modality]) -> None:
-        """Wrap ``model``, whose inputs are the modalities ``inputs``, in order."""
+        """Wrap ``model`` with the input modalities ``inputs``."""
         super().__init__()
         self.model = model
         self.inputs = tuple(inputs)
@@ -73,11 +73,11 @@ class FinetuneTask(Task):
         return prepare(batch.images, self.inputs)
 
     def predict(self, x: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Outputs of every head for prepared inputs.
+        """Run all heads on prepared inputs.
 
         Args:
             x: Model inputs by modality; others are ignored.
-            model: Another model of the same architecture, such as the EMA.
+            model: Model to use instead, such as the EMA.
         """
         chosen = self.model if model is None else model
         outputs: dict[str, Tensor] = chosen(x, return_all_layers=self._all_layers)
@@ -88,7 +88,7 @@ TaskT = TypeVar("TaskT", bound=FinetuneTask)
 
 
 class SplitEvaluator(ABC, Generic[TaskT]):
-    """Scores every sample of a split, whatever the number of processes."""
+    """Evaluates a split; results do not depend on the world size."""
 
     def __init__(
         self,
@@ -99,20 +99,19 @@ class SplitEvaluator(ABC, Generic[TaskT]):
         split: Split,
         logger: RunLogger,
     ) -> None:
-        """Score ``loader``, this rank's shard of ``split``."""
+        """Evaluate ``loader``, this rank's shard of ``split``."""
         self.task, self.loader, self.world = task, loader, world
         self.precision, self.split, self.logger = precision, split, logger
 
     @abstractmethod
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Metrics ``{split}/...``, equal on all processes."""
+        """Metrics ``{split}/...``, equal on all ranks."""
 
     def predictions(self, model: nn.Module) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        """Batches on the device, and the float32 outputs of every head for them.
+        """Yield batches on the device with the float32 outputs of every head.
 
-        Kernels, and with them the last digits, depend on the batch size. A short batch is
-        therefore padded with copies whose outputs are dropped: predictions do not depend on the
-        number of processes.
+        Kernels, and thus rounding, depend on the batch size. Short batches are padded with copies,
+        whose outputs are dropped, to get the same predictions for every world size.
         """
         sampler = self.loader.batch_sampler
         size = sampler.max_batch_size if isinstance(sampler, EvalBatchSampler) else 0
@@ -123,8 +122,8 @@ class SplitEvaluator(ABC, Generic[TaskT]):
                 outputs = self.task.predict(x, model)
             yield batch, {name: y[: len(batch)].float() for name, y in outputs.items()}
 
-    def pooled(self, *meters: Meter) -> dict[str, float]:
-        """Metrics of all processes by name, with the split as prefix."""
+    def reduce(self, *meters: Meter) -> dict[str, float]:
+        """All-reduce the meters; return metrics with the split as prefix."""
         values: dict[str, float] = {}
         for meter in meters:
             meter.load(self.world.sum(meter.state()))
@@ -133,7 +132,7 @@ class SplitEvaluator(ABC, Generic[TaskT]):
 
 
 def _pad_batch(x: Tensor, size: int) -> Tensor:
-    """``x``, padded to ``size`` samples by copies of its last one."""
+    """Pad ``x`` to ``size`` samples with copies of the last one."""
     missing = max(0, size - len(x))
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
@@ -150,7 +149,7 @@ class PredictionPictures(PictureEvaluator, Generic[TaskT]):
         split: Split,
         logger: RunLogger,
     ) -> None:
-        """Draw ``batch``, which comes from ``split``."""
+        """Draw ``batch`` of ``split``."""
         self.task, self.batch, self.world = task, batch, world
         self.precision, self.split, self.logger = precision, split, logger
 
@@ -170,16 +169,16 @@ class PredictionPictures(PictureEvaluator, Generic[TaskT]):
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
-        """Compose the grid from the drawn ``inputs`` and the raw outputs of every head."""
+        """Compose the grid from pictures of the inputs and the outputs of every head."""
 
 
 class Finetuning(ABC, Generic[TaskT]):
-    """What one fine-tuning script adds to :func:`finetune`.
+    """Task-specific parts of a fine-tuning run, see :func:`finetune`.
 
     Attributes:
-        goal: Selects the best checkpoint; its metric is named ``eval/...``.
-        scores: Evaluator of a split.
-        pictures: Draws a few samples of a split.
+        goal: Metric that selects the best checkpoint, named ``eval/...``.
+        scores: Evaluator class.
+        pictures: Class that draws samples of a split.
     """
 
     goal: Goal
@@ -187,10 +186,10 @@ class Finetuning(ABC, Generic[TaskT]):
     pictures: type[PredictionPictures[TaskT]]
 
     def __init__(self, cfg: FinetuneConfig, world: World) -> None:
-        """Select the input modalities, prepared as the weights say.
+        """Select the input modalities, with the preprocessing of the weights.
 
         Raises:
-            UserError: Weights that cannot be read, or options that contradict them.
+            UserError: Unreadable weights, or options that contradict them.
         """
         source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, source)
@@ -198,31 +197,31 @@ class Finetuning(ABC, Generic[TaskT]):
         self.inputs = select(self.cfg.table(), self.cfg.in_names)
 
     def trained_head(self, name: str) -> HeadSpec | None:
-        """Head of the weights to score; ``None`` if they do not describe it."""
+        """Head spec of the weights to evaluate; ``None`` if they store none."""
         heads = self.trained_spec.heads if self.trained_spec and self.cfg.scores_only else ()
         return next((head for head in heads if head.name == name), None)
 
     @abstractmethod
     def train_set(self) -> MultiModalDataset:
-        """Checked, augmented training samples."""
+        """Training set with augmentation, checked."""
 
     @abstractmethod
     def eval_set(self, split: Split) -> MultiModalDataset | None:
-        """Checked samples of a split; ``None`` if it has no images."""
+        """Evaluation set of a split, checked; ``None`` without a path."""
 
     @abstractmethod
     def build_task(self) -> TaskT:
-        """Model with heads (see :func:`build_model`), and losses."""
+        """Build the model (see :func:`build_model`) and the losses."""
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
-        """Statistics of the checked samples, and warnings about them."""
+        """Yield label statistics of the checked samples, and warnings."""
         for table in label_tables(dataset):
             yield from table.lines()
 
     def evaluators(
         self, split: Split, task: TaskT, precision: Precision, logger: RunLogger
     ) -> list[Evaluator]:
-        """Metrics and pictures of a split; none if it has no images."""
+        """Build the evaluators of a split; empty without a path."""
         dataset = self.eval_set(split)
         if dataset is None:
             return []
@@ -240,10 +239,10 @@ class Finetuning(ABC, Generic[TaskT]):
 
 
 def finetune(job: Finetuning[Any]) -> dict[str, float]:
-    """Train and test, or only score, as the configuration of ``job`` says.
+    """Train and test, or only evaluate, depending on the configuration.
 
     Returns:
-        The last metrics by name.
+        Final metrics by name.
     """
     cfg, world = job.cfg, job.world
     output_dir, flat = cfg.checkpoint.output_dir, to_flat_dict(cfg)
@@ -270,7 +269,7 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
                 record_start(paths, cfg, world, logger.info, resumed=True)
             logger.open(state.step)
             return evaluate(state, evaluators, logger, float(state.epoch))
-        # Built before training, so that an unreadable test set ends the run at once.
+        # Built before training: an unreadable test set must fail early.
         tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
         state = _train(cfg, world, paths, job, task, precision, logger)
         values = {} if state.best is None else {f"best/{job.goal.metric}": state.best}
@@ -279,7 +278,7 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
             best = best_checkpoint(output_dir) if saved else None
             if best is not None:
                 epoch, _ = load_finetuned(task.model, best)
-                logger.info(f"testing {best}, the best, of epoch {epoch}")
+                logger.info(f"testing {best}, the best checkpoint, from epoch {epoch}")
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
         return values
@@ -294,7 +293,7 @@ def _train(
     precision: Precision,
     logger: RunLogger,
 ) -> TrainState:
-    """Data, weights, loop; returns the final state."""
+    """Load data and weights, run the training loop, return the final state."""
     runtime, report = cfg.runtime, ""
     train_set = job.train_set()
     loader, sampler = train_loader(cfg, train_set, world)
@@ -352,19 +351,19 @@ def build_model(
     learnable_pos_emb: bool = False,
     **dropout: float,
 ) -> MultiViT:
-    """Build the encoder of the configuration with ``heads``; the model carries its spec.
+    """Build the encoder of the configuration with ``heads``, and set its spec.
 
     Args:
-        cfg: The configuration.
+        cfg: Configuration.
         inputs: Input modalities.
-        heads: Outputs.
-        resize_mode: How evaluation resizes images to the model's size.
-        crop_pct: Share of the shorter side that ``crop`` keeps.
+        heads: Specs of the heads.
+        resize_mode: Resize mode of evaluation.
+        crop_pct: Crop percentage of resize mode ``crop``.
         learnable_pos_emb: Train the position tables.
-        **dropout: Rates, as for :class:`multimae.MultiViT`.
+        **dropout: Dropout rates of :class:`multimae.MultiViT`.
 
     Raises:
-        UserError: No model can be built from the options.
+        UserError: Invalid combination of options.
     """
     model = cfg.model
     spec = ModelSpec(
@@ -381,14 +380,14 @@ def build_model(
     )
     try:
         if spec.kind != MULTIVIT:
-            raise ValueError(f"model {spec.name} masks its inputs; fine-tuning needs a multivit_*")
+            raise ValueError(f"model {spec.name} is for pre-training; fine-tuning needs multivit_*")
         return MultiViT.from_spec(spec, drop_path_rate=model.encoder_drop_path, **dropout)
     except ValueError as err:
         raise UserError(str(err)) from err
 
 
 def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
-    """Optimiser with layer-wise learning rates (SPEC section 6) over unfrozen parameters."""
+    """Build the optimizer, with layer-wise lr decay (SPEC section 6) and frozen parameters."""
     optim = cfg.optim
     depth, _ = encoder_shape(cfg.model.model)
     exempt = split_names(optim.no_lr_scale_list)
@@ -419,10 +418,10 @@ def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
 
 
 def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
-    """``--resume``, else the best checkpoint of ``--output_dir``, else ``--finetune``.
+    """Find the weights to evaluate: ``--resume``, best of ``--output_dir``, or ``--finetune``.
 
     Raises:
-        UserError: None of them is given.
+        UserError: None of them is set.
     """
     output_dir = cfg.checkpoint.output_dir
     path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
@@ -439,7 +438,7 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
 
 
 def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
-    """Name and spec of the weights that the run scores, resumes from or starts from."""
+    """Name and spec of the weights to evaluate, resume from or start from."""
     path: Path | None
     if cfg.scores_only:
         path = checkpoint_to_score(cfg)
@@ -456,10 +455,10 @@ def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
 
 
 def load_finetuned(model: nn.Module, path: Path) -> tuple[int, int]:
-    """Load all weights of a fine-tuned checkpoint, heads included.
+    """Load all weights of a fine-tuned checkpoint, including heads.
 
     Returns:
-        Its epoch and step; 0 if the file has none.
+        Epoch and step of the checkpoint; 0 if it stores none.
     """
     try:
         checkpoint = read_checkpoint(path)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from utils.config.finetune_options import FinetuneConfig
     from utils.config.pretrain_options import PretrainConfig
 
-# Read before training, so that a bad file ends the run at once instead of in the first epoch.
+# Read before training: bad files must fail early, not during the first epoch.
 CHECKED_SAMPLES = 256
 
 DatasetT = TypeVar("DatasetT", bound=MultiModalDataset)
@@ -47,12 +47,12 @@ def build_dataset(
         cfg: Configuration of the run.
         folder: Index of the files.
         transform: Joint transform of the folder's modalities.
-        train: Training samples, whose bad files may be skipped and whose photos decode fast.
+        train: Apply the options ``on_bad_sample: skip`` and ``fast_decode``.
         limit: Maximum number of samples; ``None`` for all.
         **options: Further arguments of ``kind``.
 
     Raises:
-        UserError: Samples are bad and may not be skipped.
+        UserError: Unreadable samples that may not be skipped.
     """
     dataset = kind(
         folder,
@@ -72,14 +72,14 @@ def build_dataset(
 
 
 def run_identity(dataset: MultiModalDataset, modalities: Iterable[Modality]) -> dict[str, object]:
-    """Training samples and modalities of a run, which may not change when it resumes."""
+    """Fingerprint of training samples and modalities, which must not change on resume."""
     return {"samples": dataset.fingerprint(), "modalities": [m.name for m in modalities]}
 
 
 def train_loader(
     cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
 ) -> tuple[DataLoader[Any], GlobalBatchSampler]:
-    """Training batches of this rank, and the sampler that orders them."""
+    """Training loader of this rank, and its sampler."""
     sampler = GlobalBatchSampler(
         len(dataset),
         cfg.runtime.batch_size,
@@ -100,7 +100,7 @@ def train_loader(
 def eval_loader(
     cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
 ) -> DataLoader[Any]:
-    """Evaluation batches of this rank; every sample occurs once over all ranks."""
+    """Evaluation loader of this rank; ranks get disjoint samples without padding."""
     sampler = EvalBatchSampler(
         len(dataset),
         cfg.data.eval_batch_size or cfg.runtime.batch_size,
@@ -113,7 +113,7 @@ def eval_loader(
 
 
 def spread_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
-    """Keys of up to ``count`` evenly spread samples."""
+    """Keys of at most ``count`` evenly spaced samples."""
     total = len(dataset)
     count = min(count, total)
     return [SampleKey(0, i * total // count) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Pre-training: masked reconstruction of every output modality, and its setup from the options.
+"""Pre-training by masked reconstruction, and its setup from the options.
 
 Shape legend: b batch, n patches of a modality, p values of a patch.
 """
@@ -48,7 +48,7 @@ from utils.training.seeding import generator
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How masks are drawn (SPEC section 2)."""
+    """Mask sampling options (SPEC section 2)."""
 
     num_encoded_tokens: int
     alphas: float = 1.0
@@ -64,19 +64,19 @@ class MaskOptions:
         kept: Sequence[int] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> TokenMasks:
-        """Draw the masks of a batch; they do not depend on the number of processes.
+        """Draw the masks of a batch; independent of the world size.
 
-        Every process draws for the whole global batch and keeps its own samples: the noise is
-        cheap, and no generator state needs saving.
+        Every rank draws for the global batch and selects its samples. This is cheap, and needs no
+        generator state in checkpoints.
 
         Args:
-            layout: The full token sequence.
-            position: Where the batch stands in the run.
-            size: Samples of the batch, bad ones included.
-            device: Where to draw.
-            kept: Indices of the good samples in the batch; ``None`` if all are. The masks of a
-                sample do not depend on its neighbours.
-            present: (len(kept),) bool by modality: which samples have it.
+            layout: Layout of the full sequence.
+            position: Position of the batch in the run.
+            size: Number of samples in the batch, including bad ones.
+            device: Device to draw on.
+            kept: Indices of the good samples in the batch; ``None``: all. The masks of a sample do
+                not depend on the others.
+            present: Modality -> (len(kept),) bool, whether a sample has it.
         """
         if present and kept is not None:
             present = {name: _expand(kept, flags, size) for name, flags in present.items()}
@@ -95,7 +95,7 @@ class MaskOptions:
 
 
 def _expand(kept: Sequence[int], flags: Tensor, size: int) -> Tensor:
-    """(size,) flags of a batch from those of its good samples; True for the bad ones."""
+    """Expand the flags of good samples to a batch of ``size``; True for bad ones."""
     expanded = torch.ones(size, dtype=torch.bool, device=flags.device)
     expanded[torch.tensor(kept, dtype=torch.long, device=flags.device)] = flags
     return expanded
@@ -103,12 +103,12 @@ def _expand(kept: Sequence[int], flags: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """Inputs of the encoder and targets of the decoders, in model space.
+    """Inputs and targets in model space.
 
     Attributes:
-        x: By modality.
-        valid: Pixels that have a value, by stored modality; only for those with ``no_data``.
-        present: (b,) bool, samples that have the modality; only for those that some sample lacks.
+        x: Modality -> images.
+        valid: Stored modality -> bool, pixels with a value; only for modalities with ``no_data``.
+        present: Modality -> (b,) bool, samples that have it; only if some sample lacks it.
     """
 
     x: dict[str, Tensor]
@@ -117,20 +117,20 @@ class Targets:
 
     @classmethod
     def from_batch(cls, batch: Batch, modalities: Sequence[Modality]) -> Targets:
-        """Prepare a batch on its device."""
+        """Preprocess a batch on its device."""
         valid = valid_pixels(batch, modalities)
         return cls(prepare(batch.images, modalities), valid, batch.present)
 
 
 def valid_pixels(batch: Batch, modalities: Sequence[Modality]) -> dict[str, Tensor]:
-    """Pixels that have a value, by stored modality; only for those with ``no_data``."""
+    """Pixels with a value, by stored modality; only for modalities with ``no_data``."""
     stored = ((m, batch.images[m.name]) for m in modalities if m.source is None)
     found = {m.name: pixels_with_value(image, m) for m, image in stored}
     return {name: where for name, where in found.items() if where is not None}
 
 
 class PretrainTask(Task):
-    """MultiMAE, one loss per output modality, and their balance."""
+    """MultiMAE with one loss per output modality and a task balancer."""
 
     model: MultiMAE
 
@@ -149,11 +149,11 @@ class PretrainTask(Task):
         """Build the losses.
 
         Args:
-            model: Has one output adapter per modality of ``outputs``.
-            inputs: What the encoder may see.
-            outputs: What is predicted.
-            patch_size: Patch side of modalities that set none.
-            masks: How masks are drawn.
+            model: Model with one output adapter per modality of ``outputs``.
+            inputs: Input modalities.
+            outputs: Target modalities.
+            patch_size: Patch side of modalities without one.
+            masks: Mask sampling options.
             balancer: ``none`` or ``uncertainty``.
             loss_on_unmasked: Include visible patches in the loss.
             fp32_output_adapters: Outputs decoded in float32.
@@ -175,9 +175,9 @@ class PretrainTask(Task):
         self._compute = self.compute_losses
 
     def compile_step(self, **options: Any) -> None:
-        """Compile model and losses; options as for ``torch.compile``.
+        """Compile model and losses with options of ``torch.compile``.
 
-        Masks are drawn outside the graph, whose tensors thus have static shapes.
+        Masks are drawn outside the graph, which therefore has static shapes.
         """
         self._compute = torch.compile(self.compute_losses, **options)
 
@@ -194,7 +194,7 @@ class PretrainTask(Task):
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Samples of every output that have a counted patch."""
+        """Number of samples with a counted patch, per output."""
         masks, valid = self._draw_masks(batch, position), valid_pixels(batch, self.modalities)
         counts = torch.zeros(len(self.outputs), dtype=torch.int64, device=masks.ids_keep.device)
         for i, m in enumerate(self.outputs):
@@ -219,19 +219,19 @@ class PretrainTask(Task):
         )
 
     def _counted_patches(self, m: Modality, masks: TokenMasks) -> Tensor | None:
-        """(b, n), 1 = counted; ``None`` if every patch of the output is."""
+        """(b, n), 1 = counted in the loss; ``None``: all patches."""
         return None if self.loss_on_unmasked else masks.task_masks.get(m.data_name)
 
     def per_sample(
         self, m: Modality, pred_bnp: Tensor, targets: Targets, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss (b,) of every sample, and whether it counts (b,).
+        """Per-sample loss (b,) of an output, and whether the sample counts (b,).
 
         Args:
-            m: An output.
-            pred_bnp: Its prediction as patch vectors.
-            targets: The truth.
-            mask: (b, n), 1 = counted; ``None`` counts every patch.
+            m: Output modality.
+            pred_bnp: Prediction as patch vectors.
+            targets: Targets.
+            mask: (b, n), 1 = counted; ``None``: all patches.
         """
         loss, target = self.losses[m.name], targets.x[m.name]
         present, valid = targets.present.get(m.data_name), targets.valid.get(m.data_name)
@@ -248,9 +248,9 @@ class PretrainTask(Task):
         """Masked loss of every output.
 
         Args:
-            targets: Inputs and truth.
-            masks: Which patches are visible.
-            counts: Divisor by output, see :class:`StepPosition`; ``None`` for the batch's own.
+            targets: Inputs and targets.
+            masks: Token masks.
+            counts: Output -> divisor, see :class:`StepPosition`; ``None``: count of the batch.
         """
         out = self.model.forward_patches(
             {m.name: targets.x[m.name] for m in self.inputs},
@@ -266,12 +266,12 @@ class PretrainTask(Task):
 
 
 def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
-    """Inputs and outputs, with the data's class names and statistics of the training set.
+    """Select inputs and outputs, with class names and statistics of the training set.
 
-    Inputs that ``--init_weights`` knows are prepared as those were trained.
+    Inputs of ``--init_weights`` keep the preprocessing of these weights.
 
     Raises:
-        UserError: Options that contradict the weights, or data without statistics.
+        UserError: Options contradict the weights, or statistics cannot be computed.
     """
     if cfg.start.init_weights:
         cfg = _with_trained_inputs(cfg)
@@ -308,7 +308,7 @@ def _with_trained_inputs(cfg: PretrainConfig) -> PretrainConfig:
 
 
 def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> MultiModalDataset:
-    """Augmented samples of ``--data_path``, checked."""
+    """Training set of ``--data_path`` with augmentation, checked."""
     transform = TrainTransform(
         modalities,
         cfg.model.input_size,
@@ -320,7 +320,7 @@ def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> Mult
 
 
 def describe_labels(train_set: MultiModalDataset) -> Iterator[str]:
-    """Tables of the labels in the checked samples, and warnings about them."""
+    """Yield label statistics of the checked samples, and warnings."""
     from utils.data.statistics import label_tables
 
     root = train_set.folder.root
@@ -331,14 +331,14 @@ def describe_labels(train_set: MultiModalDataset) -> Iterator[str]:
             yield (
                 f"warning: labels '{table.name}': {root / CLASSES_FILE} has {len(names)} names, "
                 f"num_classes is {len(table.classes)}: the names are not used. If the file "
-                "describes these labels, set num_classes to its number."
+                "describes these labels, set num_classes accordingly."
             )
 
 
 def build_eval_set(
     cfg: PretrainConfig, path: str, modalities: Sequence[Modality]
 ) -> MultiModalDataset:
-    """At most ``--max_val_images`` samples of ``path``, resized and centre-cropped."""
+    """Evaluation set of ``path``: at most ``--max_val_images`` samples, centre-cropped."""
     transform = EvalTransform(modalities, cfg.model.input_size)
     return _dataset(cfg, path, transform, limit=cfg.data.max_val_images)
 
@@ -346,7 +346,7 @@ def build_eval_set(
 def model_spec(
     cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
 ) -> ModelSpec:
-    """Description of the model that the options ask for."""
+    """Spec of the model of the options."""
     model = cfg.model
     return ModelSpec(
         name=model.model,
@@ -368,10 +368,10 @@ def model_spec(
 def build_task(
     cfg: PretrainConfig, inputs: Sequence[Modality], outputs: Sequence[Modality]
 ) -> PretrainTask:
-    """Model and losses.
+    """Build model and losses.
 
     Raises:
-        UserError: No model can be built from the options.
+        UserError: Invalid combination of options.
     """
     options = cfg.model
     masks = MaskOptions(
@@ -407,13 +407,13 @@ def build_task(
 def load_init_weights(
     cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset, info: Info
 ) -> str:
-    """Load ``--init_weights``; log a summary and modalities whose statistics differ.
+    """Load ``--init_weights``; log a summary and differences in input statistics.
 
     Returns:
-        Which keys were loaded, for ``weights.txt``; empty without ``--init_weights``.
+        Report by key for ``weights.txt``; empty without ``--init_weights``.
 
     Raises:
-        UserError: The file is missing, unreadable or fits nothing.
+        UserError: The file is missing, unreadable or does not match.
     """
     start = cfg.start
     if not start.init_weights:
@@ -427,7 +427,7 @@ def load_init_weights(
 
 
 def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:
-    """Freeze all but the adapters, decoders and task embeddings of the modalities ``names``."""
+    """Freeze everything except adapters, decoders and task embeddings of ``names``."""
     own = {m.name for m in outputs if m.data_name in names}
     parts = tuple(
         [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
@@ -440,7 +440,7 @@ def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence
 
 
 def pretrain_optimizer(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
-    """Optimiser over model and balancer; the balancer has its own learning-rate scale."""
+    """Build the optimizer of model and balancer, which has a separate learning-rate scale."""
     optim = cfg.optim
     if cfg.start.train_only:
         freeze_all_but(task.model, task.outputs, split_names(cfg.start.train_only))
@@ -479,7 +479,7 @@ def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
     """Check that every sample has at least ``num_encoded_tokens`` input patches.
 
     Raises:
-        UserError: A sample has fewer; the message names it.
+        UserError: A sample has fewer input patches.
     """
     size, needed = cfg.model.input_size, cfg.model.num_encoded_tokens
     inputs = [m for m in folder.modalities if m.name in cfg.in_names]

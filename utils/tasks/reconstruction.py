@@ -31,17 +31,17 @@ from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets, build_ev
 from utils.training.state import Goal
 from utils.training.stepper import Precision
 
-# Masks of evaluation: the same for every run, whatever its seed.
+# Seed of the evaluation masks, the same for all runs.
 EVAL_SEED = 20220904
 MAX_BASELINE_SAMPLES = 1024
 MAX_BASELINE_VALUES = 2**22
 
 
 class ConstantBaseline:
-    """Predicts one constant per channel, or class: the baseline that a model must beat.
+    """Predicts a constant per channel or class.
 
-    Images: the constant that minimises the loss over the training set, i.e. the mean for squared
-    and the median for absolute error. Labels: the training set's class frequencies.
+    Images: the training set's mean for an MSE loss and median for an L1 loss. Labels: the training
+    set's class frequencies.
     """
 
     def __init__(self, task: PretrainTask, batches: Iterable[Batch]) -> None:
@@ -71,7 +71,7 @@ class ConstantBaseline:
         }
 
     def patches(self, name: str, like: Tensor) -> Tensor:
-        """The prediction as patch vectors shaped ``like`` (B, N, C*P*P)."""
+        """Prediction as patch vectors with the shape of ``like`` (B, N, C*P*P)."""
         constants = self.constants[name].to(like.device)
         per_channel = like.shape[-1] // len(constants)
         return constants.repeat_interleave(per_channel).expand(like.shape)
@@ -79,7 +79,7 @@ class ConstantBaseline:
 
 @dataclass(frozen=True)
 class FixedMaskPredictor:
-    """Runs a model on batches, with masks that depend on the samples' indices alone."""
+    """Runs a model with masks that depend only on sample indices."""
 
     task: PretrainTask
     device: torch.device
@@ -88,7 +88,7 @@ class FixedMaskPredictor:
     def __call__(
         self, model: nn.Module, batch: Batch, indices: Sequence[int]
     ) -> tuple[Targets, PatchPredictions]:
-        """Prepared inputs and targets, and float32 predictions for them."""
+        """Return targets and float32 predictions of a batch."""
         targets = Targets.from_batch(batch.to(self.device), self.task.modalities)
         with self.precision.autocast():
             out: PatchPredictions = model.forward_patches(  # type: ignore[operator]
@@ -107,7 +107,7 @@ GOAL = Goal("gain")
 
 
 class ReconstructionEvaluator:
-    """Masked loss per output on fixed masks, beside the constant baseline's."""
+    """Masked loss per output on fixed masks, for the model and the constant baseline."""
 
     def __init__(
         self,
@@ -116,15 +116,15 @@ class ReconstructionEvaluator:
         baseline: ConstantBaseline,
         world: World,
     ) -> None:
-        """Score ``loader``, this rank's shard of the set."""
+        """Evaluate ``loader``, this rank's shard of the evaluation set."""
         self.predictor, self.loader, self.baseline = predictor, loader, baseline
         self.world = world
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """``eval/{name}``, ``trivial/{name}`` (baseline) and ``gain/{name}`` (see below).
+        """Return losses ``eval/{name}``, ``trivial/{name}`` (baseline), and ``gain/{name}``.
 
-        ``gain`` is the mean :func:`relative_improvement` over the outputs.
+        ``gain/{name}`` is the :func:`relative_improvement`, ``gain`` its mean over the outputs.
         """
         task = self.predictor.task
         names = [m.name for m in task.outputs]
@@ -156,13 +156,13 @@ class ReconstructionPictures(PictureEvaluator):
     def __init__(
         self, predictor: FixedMaskPredictor, batch: Batch, indices: Sequence[int], logger: RunLogger
     ) -> None:
-        """Draw ``batch``, whose masks follow ``indices``."""
+        """Draw ``batch`` with the masks of ``indices``."""
         self.predictor, self.batch, self.indices = predictor, batch, indices
         self.logger = logger
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Send the picture to the logger; no numbers."""
+        """Log the picture; no metrics."""
         task = self.predictor.task
         targets, out = self.predictor(model, self.batch, self.indices)
         preds = {}
@@ -191,7 +191,7 @@ def fixed_masks(
     device: torch.device,
     present: Mapping[str, Tensor] | None = None,
 ) -> TokenMasks:
-    """Masks that depend on the samples' indices and modalities alone; drawn on the CPU."""
+    """Draw masks that depend only on sample indices and present modalities, on the CPU."""
     cpu = torch.device("cpu")
     fixed = MaskOptions(
         options.num_encoded_tokens, options.alphas, options.sample_tasks_uniformly, EVAL_SEED
@@ -214,7 +214,7 @@ def fixed_masks(
 
 
 def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
-    """As :func:`spread_keys`, among the samples that have every modality, if there are any."""
+    """As :func:`spread_keys`, preferring samples that have every modality."""
     keys = spread_keys(dataset, len(dataset))
     complete = [
         key for key in keys if all(dataset.has(key.index, m) for m in dataset.folder.modalities)
@@ -224,7 +224,7 @@ def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleK
 
 
 def relative_improvement(loss: float, baseline: float) -> float:
-    """``1 - loss / baseline``: 1 is perfect, 0 no better than the baseline."""
+    """``1 - loss / baseline``: 1 is perfect, 0 equals the baseline."""
     return 1.0 - loss / baseline if baseline > 0 else math.nan
 
 
@@ -247,7 +247,7 @@ def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
 
 
 def _best_constants(values: Sequence[Tensor], median: bool) -> Tensor:
-    """(C,) mean or median of (C, values); the median from a regular subsample of large sets."""
+    """(C,) mean or median of (C, values); the median of large sets uses a regular subsample."""
     if not median:
         total = torch.stack([v.double().sum(dim=1) for v in values]).sum(dim=0)
         return (total / sum(v.shape[1] for v in values)).float()
@@ -256,10 +256,7 @@ def _best_constants(values: Sequence[Tensor], median: bool) -> Tensor:
 
 
 def _class_log_frequencies(counts: Sequence[Tensor], num_classes: int) -> Tensor:
-    """(K,) logits that give the training set's class frequencies.
-
-    Classes that never occur count half a pixel, which keeps the loss finite.
-    """
+    """(K,) log frequencies of the classes; absent classes count as half a pixel."""
     total = torch.zeros(num_classes, dtype=torch.float64)
     for count in counts:
         total[: len(count)] += count.cpu()
@@ -274,7 +271,7 @@ def build_evaluators(
     precision: Precision,
     logger: RunLogger,
 ) -> list[Evaluator]:
-    """Masked losses and pictures on ``--eval_data_path``; none without it.
+    """Build the evaluators of ``--eval_data_path``; empty without it.
 
     The constant baseline is fitted to ``train_set`` without augmentation.
     """

@@ -1,4 +1,4 @@
-"""Dense regression, the base of depth and the Taskonomy tasks: losses, scores, pictures."""
+"""Dense regression, shared by depth and Taskonomy: losses, metrics, pictures."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ LOSSES: dict[str, RegressionLoss] = {
 
 @dataclass(frozen=True)
 class Target:
-    """What one head predicts.
+    """Regression target of a head.
 
     Attributes:
-        head: Name in the model.
-        modality: How files are read and normalised; values are clipped at ``max_value``.
-        channels: Number of channels predicted, the first of the files.
-        unit: Unit of the stored values in pictures; empty for a scale from 0 to 1.
+        head: Name of the head.
+        modality: Modality of the files; values are clipped at ``max_value``.
+        channels: Number of predicted channels, the first ones of the files.
+        unit: Unit of the stored values; empty: a scale from 0 to 1.
     """
 
     head: str
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def predicted(self) -> Modality:
-        """The modality with the predicted channels only."""
+        """Modality with only the predicted channels."""
         m, few = self.modality, self.channels
         mean, std = (v[:few] if len(v) > 1 else v for v in (m.mean, m.std))
         return replace(m, num_channels=few, hflip_negate=(), mean=mean, std=std)
@@ -60,18 +60,18 @@ class Target:
         return HeadSpec(self.head, self.predicted, self.channels, options, self.unit)
 
     def prepare(self, raw: Tensor) -> Tensor:
-        """Normalised truth (B, channels, H, W)."""
+        """Normalised ground truth (B, channels, H, W)."""
         x = to_model_input(raw, self.modality)[:, : self.channels]
         top = [(1 - m) / s for m, s in zip(self.predicted.mean, self.predicted.std, strict=True)]
         return torch.minimum(x, x.new_tensor(top).view(-1, 1, 1))
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """Stored values of a normalised map with one channel, e.g. depth in mm."""
+        """Convert a normalised single-channel map to stored values, e.g. depth in mm."""
         m = self.modality
         return (x.float() * m.std[0] + m.mean[0]) * m.max_value
 
     def scale(self, truth: Tensor) -> str:
-        """Values of a scalar map's darkest and brightest colour; empty for other pictures."""
+        """Describe the colour range of a scalar map; empty for other modalities."""
         if self.modality.plot != "scalar":
             return ""
         top = self.modality.max_value if self.unit else 1.0
@@ -98,14 +98,14 @@ class RegressionTask(FinetuneTask, ABC):
 
     @abstractmethod
     def valid(self, batch: Batch) -> Tensor:
-        """Bool (B, 1, H, W): the pixels that count."""
+        """Bool (B, 1, H, W), pixels that count in losses and metrics."""
 
     def truth(self, batch: Batch) -> dict[str, Tensor]:
-        """Normalised truth by head."""
+        """Normalised ground truth by head."""
         return {t.head: t.prepare(batch.images[t.modality.name]) for t in self.targets}
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Mean over the heads; logs each as ``loss/{head}`` if there are several."""
+        """Mean loss over heads; several heads are also logged as ``loss/{head}``."""
         truth, valid = self.truth(batch), self.valid(batch)
         preds = self.predict(self.prepare(batch))
         counts = [None] * len(truth) if position.counts is None else position.counts.unbind()
@@ -118,7 +118,7 @@ class RegressionTask(FinetuneTask, ABC):
         return StepOutput(torch.stack(list(losses.values())).mean(), logs)
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Valid values of every head."""
+        """Number of valid values per head."""
         pixels = self.valid(batch).sum()
         return torch.stack([pixels * target.channels for target in self.targets])
 
@@ -135,17 +135,17 @@ class L1Evaluator(SplitEvaluator[RegressionTask]):
             for name, target in truth.items():
                 error = (preds[name] - target).abs().mean(dim=1, keepdim=True)
                 meter.update({f"l1/{name}": error[valid]})
-        values = self.pooled(meter)
+        values = self.reduce(meter)
         return {**values, f"{self.split}/l1": sum(values.values()) / len(values)}
 
 
 class RegressionPictures(PredictionPictures[RegressionTask]):
-    """Draws inputs, and prediction beside truth of every head, for a fixed batch."""
+    """Draws inputs, predictions and ground truth of every head for a fixed batch."""
 
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
-        """Compose the grid; captions give the range of the colours."""
+        """Compose the grid; captions give colour ranges."""
         targets, valid = self.task.targets, self.task.valid(batch)
         # Non-finite pixels are drawn grey and do not affect the colour range.
         truth = {k: t.masked_fill(~valid, torch.nan) for k, t in self.task.truth(batch).items()}

@@ -70,16 +70,16 @@ class SegmentationTask(FinetuneTask):
         learn_padding: bool = False,
         valid_name: str | None = None,
     ) -> None:
-        """Describe inputs and label maps.
+        """Set up the task.
 
         Args:
-            model: Its head ``semseg`` predicts ``target.num_classes`` classes, and padding if
-                ``learn_padding``.
+            model: Model with a head ``semseg`` of ``target.num_classes`` classes, plus one for
+                padding with ``learn_padding``.
             inputs: Input modalities.
-            target: The label maps, with the predicted classes.
-            zero_is_void: Stored label 0 is void and classes count from 1.
-            learn_padding: Padding is one more class in the loss; stored void is ignored.
-            valid_name: Name of the map of pixels where scalar inputs are valid.
+            target: Label modality with the predicted classes.
+            zero_is_void: Stored label 0 is void, and classes start at 1.
+            learn_padding: Padding is an extra class in the loss; stored void is ignored.
+            valid_name: Map of valid pixels for scalar inputs.
         """
         super().__init__(model, inputs)
         self.target, self.valid_name = target, valid_name
@@ -94,7 +94,7 @@ class SegmentationTask(FinetuneTask):
         return prepare_padded(batch.images, self.inputs, inside, valid)
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Class ids (B, H, W) with void and padding as ``IGNORE``; mask of padding."""
+        """Class ids (B, H, W) with void and padding as ``IGNORE``, and the padding mask."""
         stored = batch.images[self.target.name].long()
         inside = batch.images[INSIDE]
         void = stored == IGNORE
@@ -113,23 +113,23 @@ class SegmentationTask(FinetuneTask):
     def loss(
         self, logits: Tensor, labels: Tensor, padding: Tensor, count: Tensor | None = None
     ) -> Tensor:
-        """Cross-entropy of logits (B, K, H, W) over ``count``, else the labelled pixels here."""
-        labels = self._learned(labels, padding)
+        """Cross-entropy of logits (B, K, H, W), divided by ``count`` or the labelled pixels."""
+        labels = self._loss_labels(labels, padding)
         total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
         return mean_of_sum(total, (labels != IGNORE).sum() if count is None else count)
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Labelled pixels."""
-        return (self._learned(*self.labels(batch)) != IGNORE).sum().reshape(1)
+        """Number of labelled pixels."""
+        return (self._loss_labels(*self.labels(batch)) != IGNORE).sum().reshape(1)
 
     def pixel_losses(self, logits: Tensor, labels: Tensor, padding: Tensor) -> Tensor:
         """Cross-entropy of every labelled pixel, flat."""
-        labels = self._learned(labels, padding)
+        labels = self._loss_labels(labels, padding)
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         return losses[labels != IGNORE]
 
-    def _learned(self, labels: Tensor, padding: Tensor) -> Tensor:
-        """Labels for the loss, where padding is class ``num_classes`` if it is learnt."""
+    def _loss_labels(self, labels: Tensor, padding: Tensor) -> Tensor:
+        """Labels for the loss; with ``learn_padding``, padding is class ``num_classes``."""
         return (
             labels.masked_fill(padding, self.target.num_classes) if self.learn_padding else labels
         )
@@ -148,14 +148,14 @@ class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
             logits, (labels, padding) = outputs[HEAD], self.task.labels(batch)
             mean.update({"loss": self.task.pixel_losses(logits, labels, padding)})
             meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
-        values = self.pooled(meter, mean)
+        values = self.reduce(meter, mean)
         if self.logger.paths is not None and self.world.is_main:
             write_class_table(self.logger.paths.class_table(self.split), meter, target)
         return values
 
 
 def write_class_table(path: Path, meter: SegmentationMeter, target: Modality) -> None:
-    """IoU, accuracy and pixels of every class as CSV; empty where a class does not occur."""
+    """Write IoU, accuracy and pixels per class as CSV; empty for absent classes."""
     iou, accuracy = (values.tolist() for values in meter.per_class())
     pixels = meter.confusion.sum(dim=1).tolist()
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -173,17 +173,17 @@ class SegmentationPictures(PredictionPictures[SegmentationTask]):
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
-        """Compose the grid, with a legend of the classes that occur."""
+        """Compose the grid, with a legend of its classes."""
         labels, _ = self.task.labels(batch)
         target = with_void(self.task.target)
-        guess = outputs[HEAD][:, : self.task.target.num_classes].argmax(dim=1) + 1
+        pred = outputs[HEAD][:, : self.task.target.num_classes].argmax(dim=1) + 1
         truth = torch.where(labels == IGNORE, 0, labels + 1)
         columns = {
             **inputs,
-            "prediction": [to_picture(ids, target) for ids in guess],
+            "prediction": [to_picture(ids, target) for ids in pred],
             "truth": [to_picture(ids, target) for ids in truth],
         }
-        ids = torch.cat([guess.flatten(), truth.flatten()]).cpu().numpy()
+        ids = torch.cat([pred.flatten(), truth.flatten()]).cpu().numpy()
         return prediction_grid(columns, captions=batch.names, legend=target, ids=ids)
 
 
@@ -227,7 +227,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         )
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
-        """Tables of the true labels and of label inputs."""
+        """Yield statistics of the target labels and of label inputs."""
         yield from self._table(dataset).lines()
         for table in label_tables(dataset):
             if table.name != self.target.name:
@@ -246,7 +246,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         )
 
     def train_set(self) -> SegmentationDataset:
-        """Augmented samples of ``--data_path``, checked."""
+        """Training set of ``--data_path`` with augmentation, checked."""
         transform = SegTrainTransform(self.modalities, self.cfg.model.input_size)
         return self._dataset(self.cfg.data.data_path, transform, None, train=True)
 
@@ -259,10 +259,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         return self._dataset(path, transform, limit) if path else None
 
     def build_task(self) -> SegmentationTask:
-        """Model with the head of the options.
+        """Build the model with the head of the options.
 
         Raises:
-            UserError: No model can be built from the options.
+            UserError: Invalid combination of options.
         """
         cfg, data = self.cfg, self.cfg.data
         channels = data.num_classes + int(data.seg_use_void_label)

@@ -1,4 +1,4 @@
-"""Taskonomy's dense tasks: validity of pixels, and the setup of the script."""
+"""Taskonomy's dense tasks: valid pixels, and the setup of the script."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class TaskonomyTask(RegressionTask):
     """One head per task; pixels count where the z-buffer is valid."""
 
     def valid(self, batch: Batch) -> Tensor:
-        """Blocks of pixels that ``mask_valid``, or else the z-buffer, says are valid."""
+        """Valid pixels from ``mask_valid``, or from the z-buffer without such files."""
         mask = batch.images.get(MASK_VALID)
         return valid_pixels(batch.images[VALID]) if mask is None else valid_blocks(mask == 255)
 
     def truth(self, batch: Batch) -> dict[str, Tensor]:
-        """Normalised truth by head; edge_occlusion blurred by a 3 x 3 Gaussian of sigma 1."""
+        """Normalised ground truth by head; edge_occlusion is blurred (3 x 3 Gaussian, sigma 1)."""
         truth = super().truth(batch)
         if BLURRED in truth:
             truth[BLURRED] = gaussian_blur(truth[BLURRED], [3, 3], [1.0, 1.0])

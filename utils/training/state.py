@@ -1,4 +1,4 @@
-"""What a run is at a moment: everything a checkpoint holds."""
+"""Training state: the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from utils.training.seeding import load_rng_state, rng_state
 
 @dataclass(frozen=True)
 class Goal:
-    """The metric that says which checkpoint is best.
+    """Metric that selects the best checkpoint.
 
     Attributes:
-        metric: Its name in the evaluators' results.
-        higher_is_better: Its direction.
+        metric: Name in the evaluators' results.
+        higher_is_better: Whether larger values are better.
     """
 
     metric: str
     higher_is_better: bool = True
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether ``value`` beats the best so far; nan never does."""
+        """Whether ``value`` beats ``best``; always false for NaN."""
         if math.isnan(value):
             return False
         return best is None or (value > best if self.higher_is_better else value < best)
@@ -44,26 +44,23 @@ class Goal:
 class TrainState:
     """Mutable state of a run.
 
-    What is random is seeded from (seed, step), see :mod:`utils.training.seeding`; the generators
-    are kept all the same, for code that draws without seeding.
-
     Attributes:
         task: Model, losses and balancer.
-        optimizer: Over the task's parameters.
-        scaler: Loss scaler of fp16; disabled otherwise.
-        epoch: Epochs completed.
-        step: Updates done.
-        ema: Running average of the model's weights, if it is kept.
+        optimizer: Optimizer of the task's parameters.
+        scaler: Gradient scaler for fp16; disabled otherwise.
+        epoch: Completed epochs.
+        step: Completed steps.
+        ema: EMA of the model, or ``None``.
         best: Best value of the goal's metric so far.
         skipped: Steps (from 0) whose batches a rollback skips.
-        bad_sample_names: Names of the bad samples met, see :class:`utils.data.batches.BadSamples`.
+        bad_sample_names: Names of bad samples so far, see :class:`utils.data.batches.BadSamples`.
         window: Logged values since the last log line.
-        global_batch: Samples per update over all processes.
-        config: Flat resolved configuration, for the record.
-        identity: What must not change on resume beside the options: ``samples`` (see
+        global_batch: Samples per step over all ranks.
+        config: Flat resolved configuration, stored for reference.
+        identity: Values that must not change on resume: ``samples`` (see
             :meth:`utils.data.dataset.MultiModalDataset.fingerprint`) and ``modalities``, in order.
         scored: Step of the last evaluation.
-        full_model_builder: Makes whole models of sharded ones; ``None`` if nothing is sharded.
+        full_model_builder: Gathers sharded models; ``None`` without sharding.
     """
 
     task: Task
@@ -89,16 +86,16 @@ class TrainState:
 
     @property
     def scored_model(self) -> nn.Module:
-        """The model that is evaluated and kept as the best: the average, if there is one."""
+        """Model that is evaluated and saved as the best: the EMA, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def full_scored_model(self) -> nn.Module:
-        """The scored model; a full copy if it is sharded (collective)."""
+        """Scored model; a full copy if it is sharded (collective)."""
         scored = self.scored_model
         return scored if self.full_model_builder is None else self.full_model_builder.build(scored)
 
     def scored_weights(self, world: World) -> dict[str, Any]:
-        """Weights of the scored model, for rank 0 to write (collective).
+        """Full weights of the scored model, on rank 0 (collective).
 
         Raises:
             RunError: A weight is NaN or infinite.
@@ -108,7 +105,7 @@ class TrainState:
         return weights
 
     def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
-        """Note the goal's value in ``values``; whether it is the best so far."""
+        """Update ``best`` from ``values``; return whether it improved."""
         value = values.get(goal.metric, math.nan)
         if not goal.better(value, self.best):
             return False
@@ -116,22 +113,23 @@ class TrainState:
         return True
 
     def start_at(self, epoch: int, steps_per_epoch: int) -> None:
-        """Begin a fresh run at a later epoch of its schedule (``--start_epoch``)."""
+        """Start a new run at a later epoch of its schedule (``--start_epoch``)."""
         self.epoch, self.step = epoch, epoch * steps_per_epoch
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """Checkpoint contents: tensors and plain values only (loadable with ``weights_only``).
+        """Checkpoint contents, loadable with ``weights_only`` (collective).
 
-        The weights are under ``model``, as in published checkpoints. All processes call it; what
-        is sharded is whole on rank 0 alone.
+        The weights are under ``model``, as in published checkpoints. Sharded tensors are gathered
+        on rank 0.
         """
         return self._gathered(self._contents(self.window.state_dict(world), rng_state()), world)
 
     def defer_state_dict(self, world: World) -> Callable[[], dict[str, Any]]:
-        """The current state, for a signal during an evaluation (collective).
+        """Capture the state, for a checkpoint on a signal during evaluation (collective).
 
-        Weights do not change in an evaluation, so they are read only when the result is called,
-        which is not collective. Sharded states cannot be gathered then, and are gathered now.
+        Returns a function, not collective, that gives the checkpoint contents. It reads the
+        weights when called, since evaluation does not change them; sharded weights are gathered
+        now.
         """
         if self.full_model_builder is not None:
             contents = self.state_dict(world)
@@ -161,14 +159,14 @@ class TrainState:
         }
 
     def full_identity(self) -> dict[str, object]:
-        """``identity``, the names of the trained parameters in order, and the global batch."""
+        """``identity``, the trained parameters' names in order, and the global batch size."""
         names = {id(p): name for name, p in self.task.named_parameters()}
         groups = self.optimizer.param_groups
         trained = [names.get(id(p), "") for group in groups for p in group["params"]]
         return {**self.identity, "parameters": trained, "global_batch": self.global_batch}
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
-        """Continue from a checkpoint's contents (model weights are loaded by the caller)."""
+        """Restore everything but the model weights, which the caller loads."""
         self.task.load_extra_state_dict(state["task"])
         optimizer = state["optimizer"]
         if self.full_model_builder is not None:
@@ -181,7 +179,7 @@ class TrainState:
         self.best = state.get("best")
         self.scored = int(state.get("scored", -1))
         self.skipped = set(state.get("skipped", ()))
-        self.bad_sample_names.update(state.get("left_out", ()))  # going back, a run forgets none
+        self.bad_sample_names.update(state.get("left_out", ()))  # a rollback keeps names
         if "window" in state:
             self.window.load_state_dict(state["window"], world)
         if "rng" in state:
