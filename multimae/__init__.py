@@ -1,9 +1,9 @@
 """MultiMAE: multi-modal multi-task masked autoencoders.
 
 The model is in ``multimae.py``, its adapters in ``input_adapters.py`` and ``output_adapters/``, its
-losses in ``criterion.py``; ``nn/`` has the layers, ``specs/`` describes models and modalities,
-``images/`` reads files, ``weights/`` loads and saves, ``inference/`` uses a trained model,
-``plotting/`` draws. Start reading at ``multimae.py``.
+losses in ``criterion.py``. ``nn/`` has layers and masking, ``specs/`` specs of models and
+modalities, ``images/`` reads files, ``weights/`` loads and saves weights, ``inference/`` encodes,
+reconstructs and predicts, ``plotting/`` draws pictures. Start reading at ``multimae.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Losses, of images and of tokens, and their balancing (SPEC section 4).
+"""Losses and task balancing (SPEC section 4).
 
-The masked losses work on tokens: images are cut into patches once, and a mask (B, N) selects
-tokens. ``forward`` takes images, ``per_sample`` takes a decoder's per-token output.
+Masked losses work on tokens: targets are patchified, and a mask (B, N) selects tokens. ``forward``
+takes images, ``per_sample`` takes the patch vectors of a decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 class _MaskedLoss(nn.Module):
-    """Mean over a token's entries, over a sample's counted tokens, over samples that have any."""
+    """Mean over token entries, then over counted tokens, then over samples with such tokens."""
 
     def __init__(self, patch_size: int | Size = 16, stride: int = 1) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class _MaskedLoss(nn.Module):
         Args:
             pred: (B, C, H, W).
             target: (B, C, H, W), or class ids (B, H, W).
-            mask: (B, N), 1 = masked = counted. ``None`` counts everything; all zero gives 0
-                (with a graph).
+            mask: (B, N), 1 = masked = counted; ``None``: all tokens. An all-zero mask gives a loss
+                of 0 with a graph.
         """
         return self.from_patches(patchify(pred, self.patch_size), target, mask)
 
@@ -45,10 +45,10 @@ class _MaskedLoss(nn.Module):
     def per_sample(
         self, pred_bnp: Tensor, target: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each sample and whether it counts (has a masked token).
+        """Per-sample loss, and whether the sample has a counted token.
 
         Returns:
-            losses (B,), 0 where it does not count; counted (B,) bool.
+            Losses (B,), 0 for samples that do not count; counted (B,) bool.
         """
         loss_bn = self.per_token(pred_bnp, target)
         if mask is None:
@@ -58,20 +58,19 @@ class _MaskedLoss(nn.Module):
         return (loss_bn * weight).sum(dim=1) / count.clamp_min(1), count > 0
 
     def per_token(self, pred_bnp: Tensor, target: Tensor) -> Tensor:
-        """Loss of every token, float32 (B, N)."""
+        """Per-token loss, float32 (B, N)."""
         raise RuntimeError(f"{type(self).__name__} defines no per-token loss")
 
 
 def mean_over_counted(losses_b: Tensor, counted_b: Tensor, count: Tensor | None = None) -> Tensor:
-    """Mean over the samples that count; 0 (with a graph) if none does.
+    """Mean over counted samples; 0 with a graph if there are none.
 
-    ``torch.nanmean`` would send NaN gradients through the samples it ignores.
+    ``torch.nanmean`` would give NaN gradients for ignored samples.
 
     Args:
-        losses_b: Loss of each sample.
-        counted_b: Bool, which of them count.
-        count: Divisor instead of the number of samples that count here, as for
-            :func:`mean_of_sum`.
+        losses_b: Per-sample losses.
+        counted_b: Bool, whether a sample counts.
+        count: Divisor, see :func:`mean_of_sum`; default: number of counted samples.
     """
     return mean_of_sum((losses_b * counted_b).sum(), counted_b.sum() if count is None else count)
 
@@ -80,10 +79,9 @@ def mean_of_sum(total: Tensor, count: Tensor) -> Tensor:
     """``total / count``; ``total`` where ``count`` is 0.
 
     Args:
-        total: Sum over what counts in a batch.
-        count: How much counts: in the batch, or in the update that the batch is part of, divided
-            by the number of processes. The results of its batches then add up to the loss of the
-            update, and gradients may be averaged over processes.
+        total: Sum over the counted samples or values of a micro-batch.
+        count: Their number in the micro-batch; or in the global batch, divided by the world size.
+            Then the sum over micro-batches, averaged over ranks, is the loss of the global batch.
     """
     return total / torch.where(count > 0, count, torch.ones_like(count))
 
@@ -91,12 +89,12 @@ def mean_of_sum(total: Tensor, count: Tensor) -> Tensor:
 def counted_samples(
     loss: MaskedLoss, mask: Tensor | None, valid: Tensor | None, num_samples: int
 ) -> Tensor | int:
-    """Number of samples that count in the losses of :func:`per_sample_where` and ``per_sample``.
+    """Number of samples that count in :func:`per_sample_where` and ``per_sample``.
 
     Args:
-        loss: Of the modality.
-        mask: (B, N), 1 = counted; ``None`` counts every token.
-        valid: Pixels with a value, as for :func:`per_sample_where`; ``None`` if all have one.
+        loss: Loss of the modality.
+        mask: (B, N), 1 = counted; ``None``: all tokens.
+        valid: Pixels with a value, as for :func:`per_sample_where`; ``None``: all pixels.
         num_samples: B.
     """
     counted = mask
@@ -168,7 +166,7 @@ MaskedLoss = MaskedMSELoss | MaskedL1Loss | MaskedCrossEntropyLoss
 
 
 def build_loss(modality: Modality, patch_size: int | Size) -> MaskedLoss:
-    """Pre-training loss of a modality, as its specification says."""
+    """Build the pre-training loss of a modality."""
     patch = modality.patch_size or patch_size
     if modality.loss == "cross_entropy":
         return MaskedCrossEntropyLoss(patch, modality.stride)
@@ -179,17 +177,18 @@ def build_loss(modality: Modality, patch_size: int | Size) -> MaskedLoss:
 def per_sample_where(
     loss: MaskedLoss, pred_bnp: Tensor, target: Tensor, valid: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each sample over the pixels that have a value, and whether it counts.
+    """Per-sample loss over valid pixels, and whether the sample counts.
 
     Args:
-        loss: Of the modality; not one that standardises patches.
+        loss: Loss of the modality, without ``norm_pix``.
         pred_bnp: (B, N, C*P*P), entries (channel, row, column).
-        target: (B, C, H, W), or class ids (B, H, W); what it holds at other pixels is not read.
+        target: (B, C, H, W), or class ids (B, H, W); values at invalid pixels are ignored.
         valid: Bool (B, 1, H, W), for labels (B, H, W).
-        mask: (B, N), 1 = counted; ``None`` counts every token.
+        mask: (B, N), 1 = counted; ``None``: all tokens.
 
     Returns:
-        losses (B,), the mean over counted tokens' pixels, 0 where there are none; counted (B,).
+        Losses (B,), the mean over valid pixels of counted tokens, 0 without such pixels; counted
+        (B,) bool.
     """
     patches = patchify(valid.to(pred_bnp.dtype), loss.patch_size)  # (B, N, P*P)
     if isinstance(loss, MaskedCrossEntropyLoss):
@@ -198,9 +197,9 @@ def per_sample_where(
         channels = pred_bnp.shape[-1] // patches.shape[-1]
         wanted = loss.target_patches(target).to(pred_bnp.dtype)
         seen = patches.repeat(1, 1, channels).bool()
-        # Nothing is wrong where there is no value, and no gradient flows from there.
+        # Zero error and zero gradient at invalid pixels.
         per_token = loss.per_token(torch.where(seen, pred_bnp, wanted), target)
-    share = patches.float().mean(dim=-1)  # of a token's pixels; the loss is a mean over all
+    share = patches.float().mean(dim=-1)  # valid fraction of a token, whose loss is a mean over all
     weight = torch.ones_like(share) if mask is None else mask.to(share.dtype)
     count = (share * weight).sum(dim=1)
     total = (per_token * weight).sum(dim=1)
@@ -208,7 +207,7 @@ def per_sample_where(
 
 
 def without_absent(mask: Tensor, present: Tensor) -> Tensor:
-    """A mask (B, N) that counts nothing of the samples that are not ``present`` (B,)."""
+    """Mask (B, N) with all tokens of absent samples set to 0; ``present`` is (B,)."""
     return mask * present.to(mask.dtype).unsqueeze(1)
 
 
@@ -220,8 +219,8 @@ def masked_l1_loss(
     Args:
         pred: Any shape.
         target: As ``pred``.
-        mask_valid: Nonzero = valid, broadcast to ``pred``; ``None`` if all pixels are.
-        count: Divisor instead of the number of valid values, see :func:`mean_of_sum`.
+        mask_valid: Non-zero = valid, broadcast to ``pred``; ``None``: all pixels.
+        count: Divisor, see :func:`mean_of_sum`; default: number of valid values.
     """
     diff, count = _valid_difference(pred, target, mask_valid, count)
     return mean_of_sum(diff.abs().sum(), count)
@@ -241,8 +240,8 @@ def masked_berhu_loss(
     """Reverse Huber (Laina et al. 2016) over valid pixels; arguments as :func:`masked_l1_loss`.
 
     ``|d|`` below ``c`` and ``(d^2 + c^2) / 2c`` from ``c`` on, with
-    ``c = max(0.2 * max|d|, 1e-5)`` over the valid pixels of the batch, detached. The published
-    definition takes the maximum over a batch: ``c`` differs between the batches of one update.
+    ``c = max(0.2 * max|d|, 1e-5)`` over the valid pixels of the micro-batch, as published;
+    detached.
     """
     diff, count = _valid_difference(pred, target, mask_valid, count)
     diff = diff.abs()
@@ -254,7 +253,7 @@ def masked_berhu_loss(
 def _valid_difference(
     pred: Tensor, target: Tensor, mask_valid: Tensor | None, count: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``pred - target``, 0 at invalid pixels (whatever they hold), and the divisor."""
+    """``pred - target``, 0 at invalid pixels (also NaN), and the divisor."""
     diff = pred - target
     if mask_valid is None:
         return diff, diff.new_full((), float(diff.numel())) if count is None else count
@@ -263,7 +262,7 @@ def _valid_difference(
 
 
 class NoWeightingStrategy(nn.Module):
-    """Losses pass unchanged."""
+    """Return losses unchanged."""
 
     def forward(
         self,
@@ -278,7 +277,7 @@ class NoWeightingStrategy(nn.Module):
 class UncertaintyWeightingStrategy(nn.Module):
     """Homoscedastic uncertainty (Kendall et al. 2018): ``exp(-s_t) * L_t + s_t``, ``s`` learned.
 
-    A task whose loss is exactly 0 (nothing was masked) contributes exactly 0.
+    A loss of exactly 0 (no masked token) contributes exactly 0.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -296,13 +295,12 @@ class UncertaintyWeightingStrategy(nn.Module):
         """Task -> weighted loss.
 
         Args:
-            losses: Task -> loss, or the part of it that is due to one batch of an update.
-            counts: What counts in the update by task; ``None`` if ``losses`` are those of the
-                update.
-            num_batches: Batches of the update whose results are added up.
+            losses: Task -> loss of the global batch, or the part of a micro-batch.
+            counts: Task -> count of the global batch; ``None`` if ``losses`` are complete.
+            num_batches: Number of micro-batches whose results are added.
 
         Raises:
-            KeyError: A loss whose task was not declared.
+            KeyError: Unknown task.
         """
         out = {}
         for name, loss in losses.items():

@@ -1,4 +1,4 @@
-"""Input adapters: from one modality's image to tokens (SPEC section 1)."""
+"""Input adapters: image of a modality -> tokens (SPEC section 1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multimae.nn.tokens import Size, as_size, patchify, pos_emb_tokens, sincos_2
 
 
 class _PatchAdapter(nn.Module):
-    """What both adapters share: patch grid and position table."""
+    """Base of both adapters: patch grid and position table."""
 
     pos_emb_mode = "bicubic"
     proj: nn.Module
@@ -64,13 +64,13 @@ class _PatchAdapter(nn.Module):
         return x_bdhw.flatten(2).transpose(1, 2) + positions  # type: ignore[no-any-return]
 
     def forward_patches(self, x: Tensor, patch_ids_bk: Tensor) -> Tensor:
-        """Tokens of some patches of every sample: (b, k) -> (b, k, D).
+        """Embed selected patches of every sample: (b, k) -> (b, k, D).
 
-        The same numbers as those of the whole image (to rounding), without projecting the rest.
+        Equals the tokens of ``forward`` up to rounding, but projects only these patches.
 
         Args:
             x: As for ``forward``.
-            patch_ids_bk: Patches, row-major.
+            patch_ids_bk: Patch indices, row-major.
         """
         grid = self.grid(x.shape[-2], x.shape[-1])
         patches = gather_tokens(patchify(x, self.patch_size), patch_ids_bk)
@@ -96,16 +96,16 @@ class PatchedInputAdapter(_PatchAdapter):
         learnable_pos_emb: bool = False,
         image_size: int | Size = 224,
     ) -> None:
-        """Declare the adapter; the width-dependent parts are built by :meth:`init`.
+        """Store the options; the width-dependent parts are built by :meth:`init`.
 
         Args:
             num_channels: C.
-            stride_level: The modality comes at ``1/stride_level`` of full resolution.
+            stride_level: The modality is at ``1/stride_level`` of full resolution.
             patch_size_full: Patch side at full resolution, in pixels.
-            dim_tokens: Token width D; usually given later by the model.
-            sincos_pos_emb: Start from the sin-cos table, else truncated normal (std 0.02).
-            learnable_pos_emb: Train the table.
-            image_size: Full-resolution size the table is made for.
+            dim_tokens: Token width D; usually set later by the model.
+            sincos_pos_emb: Initialise with the sin-cos table, else truncated normal (std 0.02).
+            learnable_pos_emb: Train the position table.
+            image_size: Full-resolution size of the position table.
         """
         super().__init__(
             stride_level, patch_size_full, sincos_pos_emb, learnable_pos_emb, image_size
@@ -155,20 +155,20 @@ class SemSegInputAdapter(_PatchAdapter):
         interpolate_class_emb: bool = False,
         emb_padding_idx: int | None = None,
     ) -> None:
-        """Declare the adapter; the width-dependent parts are built by :meth:`init`.
+        """Store the options; the width-dependent parts are built by :meth:`init`.
 
         Args:
             num_classes: K, without the padding class.
-            stride_level: Labels come at ``1/stride_level`` of full resolution (published: 4).
+            stride_level: Labels are at ``1/stride_level`` of full resolution (published: 4).
             patch_size_full: Patch side at full resolution, in pixels.
-            dim_tokens: Token width D; usually given later by the model.
-            sincos_pos_emb: Start from the sin-cos table, else truncated normal (std 0.02).
-            learnable_pos_emb: Train the table.
-            image_size: Full-resolution size the table is made for.
+            dim_tokens: Token width D; usually set later by the model.
+            sincos_pos_emb: Initialise with the sin-cos table, else truncated normal (std 0.02).
+            learnable_pos_emb: Train the position table.
+            image_size: Full-resolution size of the position table.
             dim_class_emb: Width of the class embedding.
-            interpolate_class_emb: Average embeddings down to the token grid, then a 1x1
-                convolution, instead of one strided convolution.
-            emb_padding_idx: Adds one class whose embedding stays zero (padding pixels).
+            interpolate_class_emb: Downsample embeddings to the token grid and apply a 1x1
+                convolution, instead of a strided convolution.
+            emb_padding_idx: Add a class for padding pixels, with a fixed zero embedding.
         """
         super().__init__(
             stride_level, patch_size_full, sincos_pos_emb, learnable_pos_emb, image_size
@@ -213,7 +213,7 @@ class SemSegInputAdapter(_PatchAdapter):
         return self._to_tokens(self.class_emb(x).permute(0, 3, 1, 2))
 
     def forward_patches(self, x: Tensor, patch_ids_bk: Tensor) -> Tensor:
-        """As for images; averaged class embeddings are made for the whole map."""
+        """As for images; ``interpolate_class_emb`` computes all tokens and selects."""
         if self.interpolate_class_emb:
             return gather_tokens(self(x), patch_ids_bk)
         return super().forward_patches(x, patch_ids_bk)

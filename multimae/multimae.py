@@ -21,7 +21,7 @@ from multimae.nn.network import MultiModalTransformer
 from multimae.specs.registry import MULTIVIT, PRETRAIN
 from multimae.weights.pretrained import Pretrained
 
-if TYPE_CHECKING:  # training does not load what serves trained models
+if TYPE_CHECKING:  # training does not import inference modules
     from multimae.images.inputs import Images, Inputs
     from multimae.images.pixels import ImageLike
     from multimae.inference.encode import Encoding, Pool
@@ -48,23 +48,23 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         """Encode a random subset of tokens and predict every output.
 
         Args:
-            x: Modality -> batch ((B, C, H, W) floats or (B, H, W) class ids), or one tensor, taken
-                as rgb. Keys without an input adapter are ignored.
-            mask_inputs: Sample masks; ``False`` encodes everything (masks are all zero).
-            task_masks: Modality -> (B, N_m), 1 = masked: given instead of sampled.
-            num_encoded_tokens: Visible tokens per sample.
+            x: Modality -> batch ((B, C, H, W) floats or (B, H, W) class ids), or a single RGB
+                tensor. Keys without an input adapter are ignored.
+            mask_inputs: Mask tokens; ``False`` encodes all tokens and returns all-zero masks.
+            task_masks: Modality -> (B, N_m), 1 = masked; replaces sampled masks.
+            num_encoded_tokens: Number of visible tokens per sample.
             alphas: Dirichlet concentration, one for all or one per input.
             sample_tasks_uniformly: First draw a subset of the inputs uniformly.
-            fp32_output_adapters: Outputs computed in float32 outside autocast.
-            generator: Source of the masks' randomness, on the tokens' device.
+            fp32_output_adapters: Outputs to compute in float32, outside autocast.
+            generator: Random generator of the masks, on the tokens' device.
 
         Returns:
             Predictions by output name (images (B, C, H/s, W/s) or head outputs), or the encoder
-            tokens (B, n+g, d) if there are no output adapters; and the masks by modality.
+            tokens (B, n+g, d) without output adapters; and the masks by modality.
 
         Raises:
-            ValueError: Sizes that disagree or do not divide, unequal masks, or
-                ``num_encoded_tokens`` beyond the number of tokens.
+            ValueError: Full-resolution sizes differ or are not divisible by the patch size, samples
+                have different numbers of visible tokens, or ``num_encoded_tokens`` is too large.
         """
         tokens, layout = self.embed(x)
         if not mask_inputs:
@@ -101,22 +101,22 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         layers: int | Sequence[int] = 1,
         pool: Pool | None = None,
     ) -> Encoding | Tensor:
-        """Features of images, with any subset of the inputs, all of it visible.
+        """Compute features of images from any subset of the inputs, without masking.
 
         Args:
-            images: By modality: Pillow images, arrays ``(H, W[, C])`` of stored values, files,
-                lists of these for a batch, or tensors in model space. What is no mapping is taken
-                for the first input. Images are cut and resized as the description says.
-            layers: The last so many blocks, or their numbers from 0.
+            images: Modality -> Pillow image, array ``(H, W[, C])`` of stored values, file, list of
+                these for a batch, or tensor in model space; or a single image of the first input.
+                Images are resized with the spec's resize mode.
+            layers: Last n blocks, or block indices.
             pool: ``mean``, ``global`` or ``mean_global``.
 
         Returns:
-            With ``pool`` one float32 vector per image, (B, layers * d); else an
-            :class:`multimae.inference.encode.Encoding` with tokens and feature maps. Gradients
-            flow, unless you call it under ``torch.no_grad()``.
+            With ``pool``, one float32 vector per image, (B, layers * d); else an
+            :class:`multimae.inference.encode.Encoding` with tokens and feature maps. Gradients are
+            recorded, except under ``torch.no_grad()``.
 
         Raises:
-            ValueError: Images that do not fit their modality, or no such block.
+            ValueError: An image does not match its modality, or a block index is out of range.
         """
         from multimae.inference.encode import encode
 
@@ -130,19 +130,19 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         *,
         layer: int = -1,
     ) -> dict[str, Tensor]:
-        """Where a patch looks, in every modality, averaged over the heads.
+        """Attention of a patch to all patches of all modalities, averaged over heads.
 
         Args:
             images: As for :meth:`encode`.
             query: Modality, row and column of the patch, in patches.
-            layer: The block.
+            layer: Block index.
 
         Returns:
             Modality -> (B, rows, columns), on the CPU; see
             :func:`multimae.plotting.attention_grid`.
 
         Raises:
-            ValueError: Bad images, no such patch or block.
+            ValueError: Invalid images, or patch or block out of range.
         """
         from multimae.inference.encode import attention_maps
 
@@ -156,22 +156,22 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         alphas: float | Mapping[str, float] = 1.0,
         seed: int = 0,
     ) -> Reconstruction:
-        """Show the model some patches and let it predict everything.
+        """Predict all outputs from some visible patches.
 
         Args:
             images: As for :meth:`encode`; any subset of the inputs.
-            visible: Number of patches, shared out over the given modalities at random; or by
-                modality ``"all"``, ``"none"``, a number of random patches, or a bool map (rows,
-                columns), where modalities that are not named are hidden. Default: a sixth of all.
-            alphas: Dirichlet concentration of the shares, one for all or by modality: small ones
-                favour one modality, large ones share equally.
-            seed: Of the random patches.
+            visible: Total number of visible patches, distributed over the modalities at random; or
+                modality -> ``"all"``, ``"none"``, a number of random patches, or a bool map (rows,
+                columns), where other modalities are fully masked. Default: a sixth of all patches.
+            alphas: Dirichlet concentration, one for all or by modality: small values favour one
+                modality, large values distribute patches evenly.
+            seed: Seed of the random patches.
 
         Returns:
-            Predictions, truth and pictures.
+            Predictions, ground truth and pictures.
 
         Raises:
-            ValueError: Bad images, nothing visible, or a model without decoders.
+            ValueError: Invalid images, no visible patch, or a model without decoders.
         """
         from multimae.inference.reconstruct import reconstruct
 
@@ -184,20 +184,20 @@ class MultiMAE(MultiModalTransformer, Pretrained):
     def predict(
         self, images: Mapping[str, ImageLike] | ImageLike | Sequence[Mapping[str, ImageLike]]
     ) -> dict[str, Prediction] | list[dict[str, Prediction]]:
-        """What a fine-tuned model says about one image, or about each of a list.
+        """Run the heads of a fine-tuned model on an image, or on each of a list.
 
         Args:
-            images: Modality -> Pillow image, array of stored values or file; or a list of such
-                mappings. What is neither is taken for the first input.
+            images: Modality -> Pillow image, array of stored values or file; a list of such
+                mappings; or a single image of the first input.
 
         Returns:
             Head -> :class:`~multimae.inference.predict.ClassPrediction` (names, probabilities),
-            :class:`~multimae.inference.predict.LabelPrediction` (a class per pixel) or
+            :class:`~multimae.inference.predict.LabelPrediction` (class of every pixel) or
             :class:`~multimae.inference.predict.ValuePrediction` (values in their unit), for each
             image.
 
         Raises:
-            ValueError: Bad images, or a model without heads.
+            ValueError: Invalid images, or a model without heads.
         """
         if isinstance(images, list | tuple):
             return [self._predict(sample) for sample in images]
@@ -219,22 +219,22 @@ class MultiMAE(MultiModalTransformer, Pretrained):
 
 
 class MultiViT(MultiMAE):
-    """The same network as an ordinary ViT: no masking; for fine-tuning and features."""
+    """MultiMAE encoder without masking, for fine-tuning and feature extraction."""
 
     kind = MULTIVIT
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Mapping[str, Tensor], return_all_layers: bool = False
     ) -> dict[str, Tensor] | Tensor | list[Tensor]:
-        """Encode everything.
+        """Encode all tokens and apply the heads, if there are any.
 
         Args:
-            x: Modality -> batch, or one tensor, taken as rgb.
-            return_all_layers: Give heads (or the caller) the tokens after every block.
+            x: Modality -> batch, or a single RGB tensor.
+            return_all_layers: Pass the tokens of all blocks to the heads, or return them.
 
         Returns:
-            With output adapters a dict of their outputs. Without: tokens (B, N+g, d), global
-            tokens last, or the list of them after every block.
+            With heads, a dict of their outputs. Without, tokens (B, N+g, d), global tokens last; or
+            the list of them for all blocks.
         """
         if self.output_adapters:
             return self.apply_heads(x, return_all_layers)

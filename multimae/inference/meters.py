@@ -1,6 +1,6 @@
-"""Metrics pooled over a whole set, independent of batch size and world size.
+"""Metrics over a data set, independent of batch size and world size.
 
-A meter keeps only sums, in one float64 vector. Processes all-reduce their vectors
+The state of a meter is a float64 vector of sums. Ranks all-reduce their states
 (``all_reduce(meter.state())``, then ``load``).
 """
 
@@ -19,8 +19,7 @@ class Meter(ABC):
 
     Args:
         size: Number of sums.
-        device: Where they are kept. Keep them on the predictions' device to avoid a wait per
-            batch.
+        device: Device of the sums; the predictions' device avoids a synchronisation per batch.
     """
 
     def __init__(self, size: int, device: torch.device | str | None = None) -> None:
@@ -28,14 +27,14 @@ class Meter(ABC):
         self._sums = torch.zeros(size, dtype=torch.float64, device=device)
 
     def state(self) -> Tensor:
-        """All sums, ``[size]`` float64; states of parts of a set add up to the whole's."""
+        """Copy of the sums, ``[size]`` float64; states of shards can be added."""
         return self._sums.clone()
 
     def load(self, state: Tensor) -> None:
         """Continue from ``state``.
 
         Raises:
-            ValueError: ``state`` is of another kind of meter.
+            ValueError: ``state`` has another size.
         """
         if state.shape != self._sums.shape:
             raise ValueError(
@@ -45,16 +44,16 @@ class Meter(ABC):
         self._sums = state.to(self._sums, copy=True)
 
     def merge(self, other: Meter) -> None:
-        """Add what ``other`` has seen."""
+        """Add the sums of ``other``."""
         self.load(self._sums + other.state().to(self._sums.device))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all sums to zero."""
         self._sums.zero_()
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The metrics by name; nan where nothing was counted."""
+        """Metrics by name; NaN if nothing was counted."""
 
     def _add(self, terms: Sequence[Tensor]) -> None:
         """Add the sum of ``terms[i]`` (any shape) to sum ``i``."""
@@ -79,12 +78,12 @@ class MeanMeter(Meter):
         """Count values.
 
         Args:
-            values: By name, of any shape: one per sample, or per pixel. Names left out are not
-                counted. A batch's mean would make the result depend on the batches.
-            weight: A number or as many as values. Values of weight 0 may be nan.
+            values: Name -> values of any shape, per sample or per pixel; not batch means, which
+                would make the result depend on the batch size.
+            weight: Scalar, or one weight per value. Values with weight 0 may be NaN.
 
         Raises:
-            ValueError: A name that the meter does not have.
+            ValueError: Unknown name.
         """
         unknown = [name for name in values if name not in self.names]
         if unknown:
@@ -105,5 +104,5 @@ class MeanMeter(Meter):
 
 
 def ratio(total: float, count: float) -> float:
-    """Divide; nan where nothing was counted."""
+    """``total / count``; NaN if ``count`` is 0."""
     return total / count if count else math.nan

@@ -63,7 +63,7 @@ class ConvNeXtAdapter(nn.Module):
             embed_dim: Width of the projected token; a cell has ``embed_dim / preds_per_patch``.
             preds_per_patch: Cells per token p, a square number.
             main_tasks: Modalities whose tokens are decoded.
-            patch_size: Encoder's patch side, for the record: the token layout gives the grid.
+            patch_size: Patch side of the encoder; unused, the token layout has the grid.
             depth: ConvNeXt blocks.
             interpolate_mode: ``bilinear`` or ``nearest``, the final upsampling.
             drop_path_rate: Stochastic depth, growing linearly.

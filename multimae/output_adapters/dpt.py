@@ -61,11 +61,11 @@ class FeatureFusionBlock(nn.Module):
         self.resConfUnit2 = ResidualConvUnit(dim, use_bn)
         self.out_conv = nn.Conv2d(dim, dim, kernel_size=1)
         if not has_path:
-            # Kept for the published state dict; frozen, so that DDP expects no gradient of it.
+            # Unused, but part of the published state dict; frozen for DDP.
             self.resConfUnit1.requires_grad_(False)
 
     def forward(self, skip: Tensor, path: Tensor | None = None, size: Size | None = None) -> Tensor:
-        """(b, f, h, w) maps -> (b, f, *size); twice the skip's size if ``size`` is not given."""
+        """(b, f, h, w) maps -> (b, f, *size); default size: twice the skip's."""
         x = skip if path is None else path + self.resConfUnit1(skip)
         size = size or (2 * x.shape[-2], 2 * x.shape[-1])
         x = F.interpolate(self.resConfUnit2(x), size=size, mode="bilinear", align_corners=True)
@@ -73,7 +73,7 @@ class FeatureFusionBlock(nn.Module):
 
 
 class _Scratch(nn.Module):
-    """The convolutional pyramid; the sub-module's name is DPT's."""
+    """Convolutional pyramid, named as in DPT."""
 
     def __init__(self, layer_dims: Sequence[int], dim: int, use_bn: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Scratch(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps at 4x, 2x, 1x, 1/2x the grid -> (b, f, 8h, 8w)."""
         skip1, skip2, skip3, skip4 = (conv(x) for conv, x in zip(self.layer_rn, maps, strict=True))
-        # Twice a rounded-up odd size is too large: each path takes its next skip's size.
+        # Twice a rounded-up odd size is too large: resize each path to the size of its skip.
         path = self.refinenet4(skip4, size=_hw(skip3))
         path = self.refinenet3(skip3, path, size=_hw(skip2))
         path = self.refinenet2(skip2, path, size=_hw(skip1))
@@ -117,13 +117,13 @@ class DPTOutputAdapter(nn.Module):
         Args:
             num_classes: Output channels.
             stride_level: The output is at ``1/stride_level`` of full resolution.
-            patch_size: Encoder's patch side, for the record: the token layout gives the grid.
+            patch_size: Patch side of the encoder; unused, the token layout has the grid.
             main_tasks: Modalities whose tokens are decoded.
             hooks: The four encoder blocks to read, shallow to deep (see :func:`dpt_defaults`).
             layer_dims: Widths of their maps.
             feature_dim: Width f of the pyramid.
             use_bn: Batch norm in the pyramid and the semseg head.
-            dim_tokens_enc: Encoder width; usually given later by the model.
+            dim_tokens_enc: Encoder width; usually set later by the model.
             head_type: ``regression`` or ``semseg``.
 
         Raises:
@@ -164,13 +164,12 @@ class DPTOutputAdapter(nn.Module):
         """Tokens (b, N+g, D) after every block -> (b, num_classes, H/stride, W/stride).
 
         Raises:
-            ValueError: Only one layer is given, a hook is too deep, a main task is not in the
-                input, or tokens are masked.
+            ValueError: Missing layers, a main task is not in the input, or tokens are masked.
         """
         if isinstance(encoder_tokens, Tensor) or max(self.hooks) >= len(encoder_tokens):
-            given = 1 if isinstance(encoder_tokens, Tensor) else len(encoder_tokens)
+            num_layers = 1 if isinstance(encoder_tokens, Tensor) else len(encoder_tokens)
             raise ValueError(
-                f"the DPT head reads encoder layers {list(self.hooks)} but got {given} layer(s): "
+                f"the DPT head reads encoder layers {list(self.hooks)} but got {num_layers}: "
                 "call the model with return_all_layers=True and take hooks and layer_dims from "
                 "dpt_defaults(depth, dim)"
             )

@@ -1,4 +1,4 @@
-"""From the encoder's sequence to what a head reads: the main tasks' tokens, as a feature map.
+"""Select the main tasks' tokens from the encoder sequence and arrange them as a feature map.
 
 Shapes: b batch, n tokens of one modality, d width (times the number of main tasks), h x w grid.
 """
@@ -16,12 +16,12 @@ EncoderTokens = Tensor | Sequence[Tensor]
 
 
 def last_layer(encoder_tokens: EncoderTokens) -> Tensor:
-    """Tokens after the last block, whether one or all layers are given."""
+    """Tokens of the last block, from one tensor or a list of layers."""
     return encoder_tokens if isinstance(encoder_tokens, Tensor) else encoder_tokens[-1]
 
 
 def main_task_grid(layout: TokenLayout, main_tasks: Sequence[str]) -> Size:
-    """The token grid that the main tasks share.
+    """Common token grid of the main tasks.
 
     Raises:
         ValueError: A main task is not in the input, or their grids differ.
@@ -30,7 +30,7 @@ def main_task_grid(layout: TokenLayout, main_tasks: Sequence[str]) -> Size:
     if missing:
         raise ValueError(
             f"the head's main_tasks {', '.join(missing)} are not in the input, which has "
-            f"{', '.join(layout.slices)}: feed them, or name other main_tasks"
+            f"{', '.join(layout.slices)}: add them, or choose other main_tasks"
         )
     grids = {name: layout.slices[name].grid for name in main_tasks}
     first = grids[main_tasks[0]]
@@ -38,13 +38,13 @@ def main_task_grid(layout: TokenLayout, main_tasks: Sequence[str]) -> Size:
         raise ValueError(
             "the head's main_tasks have different token grids: "
             + ", ".join(f"{name} {h}x{w}" for name, (h, w) in grids.items())
-            + "; give them one patch size, or keep one main task"
+            + "; use one patch size, or a single main task"
         )
     return first
 
 
 def main_task_tokens(tokens: Tensor, layout: TokenLayout, main_tasks: Sequence[str]) -> Tensor:
-    """Main tasks' tokens side by side along the width: (b, N+g, D) -> (b, n, d).
+    """Concatenate the main tasks' tokens along the width: (b, N+g, D) -> (b, n, d).
 
     Raises:
         ValueError: The sequence is masked; see also :func:`main_task_grid`.

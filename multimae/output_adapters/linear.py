@@ -25,7 +25,7 @@ class LinearOutputAdapter(nn.Module):
 
         Args:
             num_classes: K.
-            dim_tokens_enc: Encoder width; usually given later by the model.
+            dim_tokens_enc: Encoder width; usually set later by the model.
             use_mean_pooling: Mean over all tokens (global ones included), else the last token.
             norm_layer: Normalisation constructor.
             init_scale: Factor on the initial weights of the linear layer.

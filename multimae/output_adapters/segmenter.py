@@ -23,7 +23,7 @@ from multimae.output_adapters.features import (
 
 
 class SegmenterMaskTransformerAdapter(nn.Module):
-    """Class tokens attend with the patches; a mask is their cosine similarity."""
+    """Mask transformer over patch and class tokens; masks are their cosine similarities."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SegmenterMaskTransformerAdapter(nn.Module):
             attn_drop_rate: Dropout of attention weights.
             qkv_bias: Biases in the attention projections.
             main_tasks: Modalities whose tokens are decoded.
-            patch_size: Encoder's patch side, for the record: the token layout gives the grid.
+            patch_size: Patch side of the encoder; unused, the token layout has the grid.
             norm_layer: Normalisation constructor.
         """
         super().__init__()

@@ -39,11 +39,11 @@ class SpatialOutputAdapter(nn.Module):
         num_channels: Channels C of the output (classes, for label maps).
         stride_level: The output is at ``1/stride_level`` of full resolution.
         patch_size_full: Patch side at full resolution, in pixels.
-        dim_tokens_enc: Encoder width; usually given later by the model.
+        dim_tokens_enc: Encoder width; usually set later by the model.
         dim_tokens: Decoder width d.
         depth: Self-attention blocks after the cross-attention.
         learnable_pos_emb: Train the position table.
-        image_size: Full-resolution size the table is made for.
+        image_size: Full-resolution size of the position table.
         mlp_ratio: Hidden width of the MLPs over d.
         num_heads: Attention heads.
         qkv_bias: Biases in the attention projections.
@@ -52,9 +52,9 @@ class SpatialOutputAdapter(nn.Module):
         drop_path_rate: Stochastic depth of the blocks, growing linearly.
         norm_layer: Normalisation constructor.
         use_task_queries: Queries start from this task's own context tokens if it is an input.
-        task: The modality whose input tokens these queries belong to (``norm_rgb``: rgb).
-        context_tasks: Modalities that get a task embedding.
-        use_xattn: Cross-attend to the visible tokens; else the queries go straight on.
+        task: Input modality of the queries (``norm_rgb``: rgb).
+        context_tasks: Modalities with a task embedding.
+        use_xattn: Cross-attend to the visible tokens; else skip cross-attention.
     """
 
     grad_checkpointing = False  # recompute blocks in the backward pass, see run_blocks
@@ -157,10 +157,7 @@ class SpatialOutputAdapter(nn.Module):
         ids_keep: Tensor,
         ids_restore: Tensor,
     ) -> Tensor:
-        """As :meth:`forward`, but one row per token: (b, t, C*P*P), entries (channel, row, col).
-
-        Losses need no image: this saves folding and unfolding.
-        """
+        """As :meth:`forward`, but return patches (b, t, C*P*P), entries (channel, row, col)."""
         num_visible = ids_keep.shape[1]
         context = self.proj_context(encoder_tokens)
         visible, global_tokens = context[:, :num_visible], context[:, num_visible:]
@@ -187,7 +184,7 @@ class SpatialOutputAdapter(nn.Module):
     ) -> Tensor:
         """Query tokens (b, t, d): this task's slice of the context, or mask tokens.
 
-        The full-length context is never built: masked places all gather one mask token.
+        Does not build the full-length context: masked positions gather a single mask token.
         """
         mask_token = self.mask_token.to(visible.dtype)
         grid = self.grid(layout)
@@ -195,9 +192,9 @@ class SpatialOutputAdapter(nn.Module):
         if self.use_task_queries and own is not None and own.grid == grid:
             part = slice(own.start, own.stop)
             padded = torch.cat([visible, mask_token.expand(visible.shape[0], -1, -1)], dim=1)
-            place = ids_restore[:, part].clamp(max=visible.shape[1])
-            masked = (place == visible.shape[1]).unsqueeze(-1)
-            return gather_tokens(padded, place) + embedding[:, part] * masked
+            index = ids_restore[:, part].clamp(max=visible.shape[1])
+            masked = (index == visible.shape[1]).unsqueeze(-1)
+            return gather_tokens(padded, index) + embedding[:, part] * masked
         positions = pos_emb_tokens(self.pos_emb, grid, "bilinear").to(visible.dtype)
         queries = mask_token + positions
         if self.task is not None and self.task in self.task_embeddings:

@@ -1,8 +1,7 @@
-"""Parameter groups and optimisers by name.
+"""Parameter groups and optimizers by name.
 
-A group is a plain dict for a torch optimiser with four keys of ours: ``name`` (readable),
-``lr_scale`` and ``scheduled_decay`` (read by :class:`utils.training.schedule.Schedule`) and
-``param_names`` (for reports).
+Besides PyTorch's keys, a group has ``name``, ``param_names`` (both for reports), ``lr_scale`` and
+``scheduled_decay`` (both for :class:`utils.training.schedule.Schedule`).
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
 def norm_and_bias(name: str, param: Tensor) -> bool:
-    """Whether ``param`` is 1-D (norms, biases): the rule of ``--no_decay_norm_bias``."""
+    """Whether ``param`` is 1-D (norms, biases), for ``--no_decay_norm_bias``."""
     return param.ndim <= 1
 
 
 def finetune_no_decay(name: str, param: Tensor) -> bool:
-    """Whether fine-tuning exempts ``param``: 1-D, biases, learned tokens, position tables.
+    """Whether fine-tuning exempts ``param`` from weight decay (SPEC section 1).
 
-    Class embeddings, task embeddings and class tokens do decay (SPEC section 1).
+    Exempt are 1-D parameters, biases, learned tokens and position tables, but not class
+    embeddings, task embeddings and Segmenter's class tokens.
     """
     return param.ndim <= 1 or name.endswith(".bias") or _leaf(name) in _TOKENS_WITHOUT_DECAY
 
@@ -49,7 +49,7 @@ def layer_lr_scale(name: str, depth: int, decay: float) -> float:
         decay: Factor per layer.
 
     Raises:
-        ValueError: ``name`` is of a block that an encoder of ``depth`` blocks does not have.
+        ValueError: The block index of ``name`` is out of range.
     """
     head, _, rest = name.partition(".")
     if head in ("global_tokens", "input_adapters"):
@@ -71,15 +71,14 @@ def param_groups(
     no_decay: Callable[[str, Tensor], bool] | None = None,
     decoder_decay: float | None = None,
 ) -> list[ParamGroup]:
-    """Sort trainable parameters into as few groups as their learning rates and decays allow.
+    """Group trainable parameters by learning-rate scale and weight decay.
 
     Args:
-        named_parameters: As from ``module.named_parameters()``. Frozen ones are skipped.
-        weight_decay: Decay of everything not named by the next two.
-        lr_scale: Factor on the learning rate by parameter name; 1 if ``None``.
-        no_decay: Which parameters have decay 0; none if ``None``.
-        decoder_decay: Decay of the output adapters; ``None`` takes ``weight_decay``. It does not
-            follow the weight-decay schedule.
+        named_parameters: From ``module.named_parameters()``; frozen ones are skipped.
+        weight_decay: Default weight decay.
+        lr_scale: Parameter name -> factor on the learning rate; default: 1.
+        no_decay: Whether a parameter has weight decay 0; default: none.
+        decoder_decay: Constant weight decay of output adapters; default: ``weight_decay``.
 
     Returns:
         Groups in order of first appearance.
@@ -119,32 +118,32 @@ def build_optimizer(
     eps: float | None = None,
     momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    """An optimiser of torch or timm by timm's name for it (``adamw``, ``sgd``, ``lion``, ...).
+    """Build an optimizer of torch or timm by timm's name (``adamw``, ``sgd``, ``lion``, ...).
 
-    ``sgd`` is timm's: with Nesterov momentum; ``momentum`` is without. Options that the optimiser
-    does not have are ignored. torch's fused kernels are used where they exist.
+    As in timm, ``sgd`` has Nesterov momentum, ``momentum`` has not. Uses fused kernels if
+    available.
 
     Args:
         groups: From :func:`param_groups`.
         name: Any name of ``timm.optim.list_optimizers()``, also ``lookahead_<name>``.
-        lr: Learning rate, before the groups' scales.
-        betas: Coefficients of running averages; the optimiser's own if ``None``.
-        eps: Term in the denominator; the optimiser's own if ``None``.
-        momentum: For optimisers that have one.
+        lr: Learning rate before scaling.
+        betas: Betas; default: the optimizer's.
+        eps: Term in the denominator; default: the optimizer's.
+        momentum: Momentum; ignored by optimizers without.
 
     Raises:
-        UserError: Unknown name, wrong number of betas, nothing to train, an optimiser that this
-            training loop cannot drive or whose package is missing.
+        UserError: Unknown name, wrong number of betas, no trainable parameters, an unsupported
+            optimizer, or a missing package.
     """
     params = [p for group in groups for p in group["params"]]
     if not params:
         raise UserError("nothing to train: every parameter is frozen")
     chosen = {"betas": None if betas is None else tuple(betas), "eps": eps}
     options: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    make = _TORCHS.get(name.lower()) or _from_timm(name, momentum)
-    takes = make.num_betas
-    if betas is not None and takes is not None and len(betas) != takes:
-        raise UserError(f"--opt_betas: {name} takes {takes} values, got {len(betas)}")
+    make = _TORCH_OPTIMIZERS.get(name.lower()) or _from_timm(name, momentum)
+    num_betas = make.num_betas
+    if betas is not None and num_betas is not None and len(betas) != num_betas:
+        raise UserError(f"--opt_betas: {name} takes {num_betas} values, got {len(betas)}")
     if name.lower().removeprefix("lookahead_") in _FUSED and all(_can_fuse(p) for p in params):
         options["fused"] = True
     try:
@@ -154,18 +153,18 @@ def build_optimizer(
 
 
 @dataclass(frozen=True)
-class _Optimiser:
-    """How one is built; ``num_betas`` is ``None`` for those that have none."""
+class _Optimizer:
+    """Constructor and number of betas (``None``: no betas)."""
 
     build: Callable[..., torch.optim.Optimizer]
     num_betas: int | None
 
 
-# The default of every script: timm, which loads its model zoo, would take two seconds.
-_TORCHS = {"adamw": _Optimiser(partial(torch.optim.AdamW, weight_decay=0.0), 2)}
+# Default optimizer; built without timm, whose import takes two seconds.
+_TORCH_OPTIMIZERS = {"adamw": _Optimizer(partial(torch.optim.AdamW, weight_decay=0.0), 2)}
 
 
-def _from_timm(name: str, momentum: float) -> _Optimiser:
+def _from_timm(name: str, momentum: float) -> _Optimizer:
     from timm.optim import (  # type: ignore[attr-defined]
         create_optimizer_v2,
         get_optimizer_info,
@@ -179,9 +178,9 @@ def _from_timm(name: str, momentum: float) -> _Optimiser:
         raise UserError(f"--opt: unknown optimiser '{name}'{near} Known: {', '.join(known)}.")
     info = get_optimizer_info(base_name)
     if info.second_order:
-        raise UserError(f"--opt {name} needs second derivatives, which the training loop has not")
+        raise UserError(f"--opt {name} needs second derivatives, which are not supported")
     build = partial(create_optimizer_v2, opt=name.lower(), momentum=momentum)
-    return _Optimiser(build, info.num_betas if info.has_betas else None)
+    return _Optimizer(build, info.num_betas if info.has_betas else None)
 
 
 def _leaf(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay by optimiser step: linear warm-up, then half a cosine."""
+"""Schedules of learning rate and weight decay: linear warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from utils.config.options import OptimOptions, RuntimeOptions
 FloatArray = npt.NDArray[np.float64]
 
 USEFUL_LRS = (1e-5, 1e-2)
-"""Peak learning rates at which Adam trains a transformer."""
-GOOD_LR = 1e-4  # suggested instead of one that is too low
+"""Range of peak learning rates that work for Adam."""
+GOOD_LR = 1e-4  # suggested instead of a lower one
 MIN_STEPS = 100
 
 
 def warmup_cosine(
     base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
 ) -> FloatArray:
-    """One value per step: a straight line from ``start`` to ``base``, then a cosine to ``final``.
+    """Linear warm-up from ``start`` to ``base``, then cosine decay to ``final``.
 
-    The line has both its ends; the cosine then begins at ``base`` again and is sampled at ``t/T``,
-    ``t = 0..T-1``, so that the last value stays just short of ``final`` (the published schedule).
+    As published, both parts include ``base``, and the cosine is sampled at ``t/T``, ``t = 0..T-1``:
+    the last value is slightly above ``final``.
 
     Args:
         base: Peak value.
-        final: What the cosine tends to.
-        total_steps: Length of the result.
-        warmup_steps: Steps of the line; 0 for none.
-        start: First value of the line.
+        final: Limit of the cosine.
+        total_steps: Number of steps.
+        warmup_steps: Steps of the warm-up.
+        start: First value of the warm-up.
 
     Returns:
         ``[total_steps]``, float64.
 
     Raises:
-        ValueError: There is nothing to schedule, or the warm-up leaves no step for the cosine.
+        ValueError: No steps, or no step left after the warm-up.
     """
     if total_steps < 1:
         raise ValueError(
@@ -60,11 +60,11 @@ def warmup_cosine(
 
 @dataclass(frozen=True)
 class Schedule:
-    """The values of a whole run.
+    """Learning rate and weight decay of every step.
 
     Attributes:
-        lr: Learning rate per step, ``[steps]``.
-        weight_decay: Weight decay per step, ``[steps]``; ``None`` leaves the groups' own.
+        lr: Learning rate, ``[steps]``.
+        weight_decay: Weight decay, ``[steps]``; ``None``: that of the parameter groups.
     """
 
     lr: FloatArray
@@ -82,35 +82,34 @@ class Schedule:
         weight_decay: float = 0.0,
         weight_decay_end: float | None = None,
     ) -> Schedule:
-        """Warm-up and cosine for the rate; a cosine without warm-up for the decay, if it moves."""
-        moves = weight_decay_end is not None and weight_decay_end != weight_decay
+        """Warm-up and cosine for lr; cosine without warm-up for weight decay, if it changes."""
+        changes = weight_decay_end is not None and weight_decay_end != weight_decay
         return cls(
             lr=warmup_cosine(lr, min_lr, total_steps, warmup_steps, warmup_lr),
             weight_decay=warmup_cosine(weight_decay, float(weight_decay_end or 0.0), total_steps)
-            if moves
+            if changes
             else None,
         )
 
     def __len__(self) -> int:
-        """Steps of the run."""
+        """Number of steps."""
         return len(self.lr)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set every group's learning rate, and its weight decay where that follows the schedule.
+        """Set learning rate and weight decay of every group for the next step.
 
-        Groups come from :func:`utils.training.optim.param_groups`: ``lr_scale`` multiplies the
-        rate, and
-        ``scheduled_decay`` says that the group has the run's weight decay, not one of its own.
+        Groups come from :func:`utils.training.optim.param_groups`. Their learning rate is
+        multiplied by ``lr_scale``; their weight decay is set if ``scheduled_decay`` is true.
 
         Args:
             optimizer: Changed in place.
-            step: Optimiser step about to be taken, from 0.
+            step: Index of the next step, from 0.
 
         Returns:
-            The learning rate before the groups' scales.
+            Learning rate before scaling.
 
         Raises:
-            ValueError: ``step`` is not a step of this run.
+            ValueError: ``step`` is out of range.
         """
         if not 0 <= step < len(self):
             raise ValueError(f"step {step} is outside the schedule's {len(self)} steps")
@@ -124,18 +123,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """How long the run is and how it is cut up. A step is one update of the weights.
+    """Number of steps, batch sizes and schedule of a run. A step is one optimizer step.
 
     Attributes:
-        epochs: Passes over the training set.
-        steps_per_epoch: Updates per epoch.
-        accum_steps: Batches accumulated per update.
-        batch_size: Samples per process and batch.
-        world_size: Processes.
+        epochs: Number of epochs.
+        steps_per_epoch: Steps per epoch.
+        accum_steps: Micro-batches per step and rank.
+        batch_size: Samples per micro-batch.
+        world_size: Number of ranks.
         lr: Absolute peak learning rate.
-        schedule: Values per step.
-        max_steps: Stop after this many updates.
-        warmup_steps: Updates of the warm-up.
+        schedule: Learning rate and weight decay by step.
+        max_steps: Stop after this many steps.
+        warmup_steps: Steps of the warm-up.
     """
 
     epochs: int
@@ -150,17 +149,17 @@ class RunPlan:
 
     @property
     def global_batch(self) -> int:
-        """Samples per update."""
+        """Samples per step over all ranks."""
         return self.batch_size * self.accum_steps * self.world_size
 
     @property
     def total_steps(self) -> int:
-        """Updates this run will make."""
+        """Number of steps of the run."""
         total = self.epochs * self.steps_per_epoch
         return min(total, self.max_steps) if self.max_steps else total
 
     def describe(self) -> str:
-        """The plan in one line."""
+        """Describe the plan in one line."""
         return (
             f"{self.epochs} epochs x {self.steps_per_epoch} steps, global batch "
             f"{self.global_batch} = {self.batch_size} x {self.accum_steps} accumulated x "
@@ -169,10 +168,10 @@ class RunPlan:
         )
 
     def warnings(self, optim: OptimOptions, blr: float | None = None) -> Iterator[str]:
-        """Settings that cannot work, each with a remedy.
+        """Warn about settings that are unlikely to work, each with a remedy.
 
         Args:
-            optim: Optimiser section.
+            optim: Optimizer options.
             blr: Learning rate per 256 samples; ``None`` if the rate is absolute.
         """
         lowest, highest = USEFUL_LRS
@@ -212,18 +211,18 @@ def make_run_plan(
     blr: float | None,
     lr: float | None = None,
 ) -> RunPlan:
-    """Absolute learning rate, step counts and schedule.
+    """Compute absolute learning rate, number of steps and schedule.
 
     Args:
-        batches_per_epoch: Loader batches of one process.
-        world_size: Processes.
-        optim: Optimiser section.
-        runtime: Run section.
-        blr: Learning rate per 256 samples of global batch.
-        lr: Absolute learning rate instead.
+        batches_per_epoch: Loader batches per epoch and rank.
+        world_size: Number of ranks.
+        optim: Optimizer options.
+        runtime: Runtime options.
+        blr: Learning rate per 256 samples of the global batch.
+        lr: Absolute learning rate; overrides ``blr``.
 
     Raises:
-        UserError: Accumulation leaves no step, or warm-up no cosine.
+        UserError: No step per epoch, or no step after the warm-up.
     """
     steps = batches_per_epoch // optim.update_freq
     if steps == 0:
