@@ -25,7 +25,7 @@ from utils.tasks.pretraining import (
     PretrainTask,
     build_task,
     build_train_set,
-    describe_labels,
+    describe_data,
     load_init_weights,
     pretrain_optimizer,
     run_modalities,
@@ -88,7 +88,7 @@ def _train(
     logger.info(f"{len(train_set)} images, {plan.describe()}")
     for problem in plan.warnings(cfg.optim, cfg.optim.blr):
         logger.info(f"warning: {problem}")
-    for line in describe_labels(train_set):
+    for line in describe_data(cfg, train_set):
         logger.info(line)
     report, checkpoint = "", find_checkpoint(cfg.checkpoint, world, logger.info)
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model, in stored units and at the image's resolution.
+"""Predictions of a fine-tuned model, in their unit and at the image's resolution.
 
 Images are resized as in evaluation, see ``ModelSpec.resize_mode``. Shapes: H and W of the region
 the model sees (the centre square for ``crop``, else the full image), K classes, C channels.
@@ -79,7 +79,7 @@ class ValuePrediction:
     """Values of every pixel, such as depth.
 
     Attributes:
-        values: (H, W), or (H, W, C) for several channels, float32, in ``unit``.
+        values: (H, W), or (H, W, C) for several channels, float32, in ``unit``: depth in metres.
         unit: Unit of the values; empty: a scale from 0 to 1.
         normalized: (C, h, w), the head's output at the model's resolution.
         target: Target modality.
@@ -142,7 +142,7 @@ def _values(head: HeadSpec, output: Tensor, size: Size) -> ValuePrediction:
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (target.mean, target.std))
     values = _resize(output, size) * std + mean
     if head.unit:
-        values = values * target.max_value
+        values = values * (target.max_value * head.scale)
     array: npt.NDArray[Any] = values.permute(1, 2, 0).numpy()
     array = array[..., 0] if array.shape[2] == 1 else array
     return ValuePrediction(array, head.unit, output, target)

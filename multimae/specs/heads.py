@@ -11,6 +11,7 @@ from multimae import output_adapters as heads
 from multimae.specs.modalities import Modality
 from multimae.specs.registry import encoder_shape
 
+MM_PER_M = 1000.0
 HeadKind = Literal["segmenter", "convnext", "dpt"]
 _HEAD_WIDTH = 64  # channels per attention head: 12 heads at the published width 768
 _DPT_WIDTH = 256  # feature_dim of DPT at the published width 768; less for narrower encoders
@@ -65,7 +66,9 @@ class HeadSpec:
             first ``channels`` channels, normalised.
         channels: Output channels. A segmentation head may have one more than classes, for void.
         options: Architecture; :class:`LinearOptions` for image classification.
-        unit: Unit of the stored values of an image target, such as ``mm``.
+        unit: Unit of the predicted values, such as ``m``; empty: a scale from 0 to 1. Millimetres
+            (weights of earlier versions) become metres.
+        scale: Predicted values in ``unit`` per stored value of ``target``.
     """
 
     name: str
@@ -73,6 +76,13 @@ class HeadSpec:
     channels: int
     options: HeadOptions | LinearOptions
     unit: str = ""
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Turn millimetres into metres."""
+        if self.unit == "mm":
+            object.__setattr__(self, "unit", "m")
+            object.__setattr__(self, "scale", self.scale / MM_PER_M)
 
     def build(self, model: str, patch_size: int = 16) -> nn.Module:
         """Build the head for the encoder ``model`` (registered name).

@@ -155,7 +155,9 @@ _JSON_KEYS = {"resize_mode": "framing", "crop_pct": "crop_share"}
 
 def _modality_to_dict(modality: Modality) -> dict[str, Any]:
     """Non-default fields of a modality, without its name."""
-    return {
+    # A float modality read without max_value gets 1.
+    floats = {"max_value": modality.max_value} if modality.storage == "float" else {}
+    return floats | {
         f.name: getattr(modality, f.name)
         for f in dataclasses.fields(Modality)
         if f.name != "name" and getattr(modality, f.name) != f.default
@@ -171,6 +173,7 @@ def _head_to_dict(head: HeadSpec) -> dict[str, Any]:
         "target": {head.target.name: _modality_to_dict(head.target)},
         "channels": head.channels,
         "unit": head.unit,
+        "scale": head.scale,
         "options": options,
     }
 
@@ -184,4 +187,11 @@ def _head_from_dict(raw: Mapping[str, Any]) -> HeadSpec:
     else:
         options["main_tasks"] = tuple(options["main_tasks"])
         shape = HeadOptions(**options)
-    return HeadSpec(str(raw["name"]), target, int(raw["channels"]), shape, str(raw["unit"]))
+    return HeadSpec(
+        str(raw["name"]),
+        target,
+        int(raw["channels"]),
+        shape,
+        str(raw["unit"]),
+        float(raw.get("scale", 1.0)),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from tools.doctor.files.file_listing import Listing, find_modalities, list_files
 from tools.doctor.files.modality_statistics import Totals, compute_statistics
 from tools.doctor.files.outliers import find_outliers
 from tools.doctor.findings import Finding, sort_findings
+from utils.data.statistics import range_problems
 
 CHUNK = 32
 DEFAULT_LIMIT = 500
@@ -140,6 +141,9 @@ def _examine_set(
         report.statistics[modality.name] = compute_statistics(
             modality, report.result.totals[modality.name]
         )
+        coded = {f.code for f in findings if f.modality == modality.name}
+        if "bit-depth" not in coded:
+            findings += _range_findings(modality, report.statistics[modality.name])
 
     def features_of(names: Sequence[str], modality: Modality) -> dict[str, Floats]:
         files = listing.files[modality.name]
@@ -149,6 +153,14 @@ def _examine_set(
     report.pairs = summarise_pairs(listing, pairs, features_of)
     findings += find_misaligned(listing, pairs, report.pairs, features_of)
     return report
+
+
+def _range_findings(modality: Modality, statistics: Mapping[str, Any]) -> Iterator[Finding]:
+    """Warn about values of a scalar map that the spec makes useless."""
+    if modality.plot == "scalar" and "max" in statistics:
+        low, high = statistics["min"][0], statistics["max"][0]
+        for text in range_problems(modality, low, high):
+            yield Finding("warning", "range", text, modality=modality.name)
 
 
 def _with_class_names(

@@ -27,7 +27,7 @@ from multimae.inference.predict import (
 )
 from multimae.multimae import MultiMAE
 from multimae.specs.errors import UserError
-from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
+from multimae.specs.heads import MM_PER_M, HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
@@ -128,14 +128,15 @@ class _Scorer:
             stored = np.asarray(read(path, modality))
         except ImageError as err:
             raise UserError(str(err)) from err
-        truth = torch.from_numpy(nearest(stored, view, (view.height, view.width)).copy()).long()
+        truth = torch.from_numpy(nearest(stored, view, (view.height, view.width)).copy())
         if isinstance(pred, LabelPrediction) and isinstance(meter, SegmentationMeter):
+            truth = truth.long()
             void = (truth == IGNORE) | (truth < first)
             _check_ids(truth[~void] - first, head, path)
             target = (truth - first).masked_fill(void, IGNORE)
             meter.update(torch.from_numpy(pred.ids), target)
         elif isinstance(pred, ValuePrediction) and isinstance(meter, MeanMeter):
-            _update_values(pred, truth, modality, meter)
+            _update_values(pred, truth, head, meter)
 
     def scores(self) -> dict[str, Score | None]:
         """Scores keyed by ``head metric``."""
@@ -159,15 +160,16 @@ def _meter(head: HeadSpec) -> Meter:
     return MeanMeter(["square", "mae"])
 
 
-def _update_values(
-    pred: ValuePrediction, truth: Tensor, modality: Modality, meter: MeanMeter
-) -> None:
+def _update_values(pred: ValuePrediction, truth: Tensor, head: HeadSpec, meter: MeanMeter) -> None:
+    """Count errors: depth in mm, as in the logs; values without a unit from 0 to 1."""
     values = torch.from_numpy(pred.values).double()
     channels = 1 if values.ndim == 2 else values.shape[-1]
     target = truth.double() if truth.ndim == 2 else truth[..., :channels].double()
-    scale = 1.0 if pred.unit else modality.max_value
-    error = values.reshape(-1) - target.reshape(-1) / scale
-    valid = (target.reshape(-1) != 0).double()
+    scale = head.scale if pred.unit else 1 / head.target.max_value
+    error = (values.reshape(-1) - target.reshape(-1) * scale) * (MM_PER_M if pred.unit else 1.0)
+    valid = (target.isfinite() & (target != 0)).reshape(-1)
+    if head.target.no_data is not None:
+        valid &= (target != head.target.no_data).reshape(-1)
     meter.update({"square": error.square(), "mae": error.abs()}, valid)
 
 

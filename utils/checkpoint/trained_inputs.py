@@ -104,12 +104,7 @@ def with_trained_inputs(
     if spec is not None and set(trained) & set(names):
         sizes, differing = _sizes(cfg.model, spec)
         conflicts += differing
-    if conflicts and not cfg.data.override_inputs:
-        raise UserError(
-            f"the options prepare inputs differently from the weights {source}:\n"
-            + bullet_list(conflicts, limit=len(conflicts))
-            + "\nDrop these options to use the weights' values, or set --override_inputs."
-        )
+    notes = refuse_contradictions(conflicts, source, override=cfg.data.override_inputs)
     modalities = {**cfg.data.modalities}
     for name, fields in rows.items():
         if fields:
@@ -120,7 +115,18 @@ def with_trained_inputs(
     changed = dataclasses.replace(changed, data=data, model=model)
     if not computes_statistics:
         _check_computed(select(data.table(), names), source)
-    return changed, [f"--override_inputs: {text}" for text in conflicts]
+    return changed, notes
+
+
+def refuse_contradictions(conflicts: Sequence[str], source: str, *, override: bool) -> list[str]:
+    """Raise a UserError that lists options contradicting the weights; with ``override``, notes."""
+    if conflicts and not override:
+        raise UserError(
+            f"the options contradict how the weights {source} were trained:\n"
+            + bullet_list(conflicts, limit=len(conflicts))
+            + "\nDrop these options to use the weights' values, or set --override_inputs."
+        )
+    return [f"--override_inputs: {text}" for text in conflicts]
 
 
 def _check_computed(inputs: Sequence[Modality], source: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from multimae.specs.modalities import Modality
+from multimae.specs.heads import MM_PER_M
+from multimae.specs.modalities import Modality, ModalityTable, make_table
 from utils.config.fields import option
 from utils.config.finetune_options import (
     DenseModelOptions,
@@ -18,7 +20,9 @@ from utils.config.options import CheckpointOptions, RuntimeOptions
 
 MASK_VALID = "mask_valid"
 TARGET = "target_depth"
-DEEPEST = 65535.0  # largest 16-bit value, in mm
+DEEPEST = 65535.0  # largest 16-bit value; also of floats, in stored units
+MILLIMETRES = 0.001
+_TARGET_FIELDS = ("storage", "no_data")
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,67 @@ class DepthDataOptions(FinetuneDataOptions):
         100, "Test on N images", within="[1, inf)", on_resume="free"
     )
     depth_folder: str = option("depth", "Folder of the true depth, 16-bit PNG in mm")
+    depth_scale: float = option(
+        MILLIMETRES,
+        "Metres per stored unit of the true depth: 1 for files in metres (floats are read, too)",
+        within="(0, inf)",
+    )
     depth_mean: float = option(2070.7764, "Mean of the target in mm (NYUv2's)", within="(0, inf)")
     depth_std: float = option(777.5723, "Deviation of the target in mm", within="(0, inf)")
 
     def target(self) -> Modality:
-        """Modality of the true depth, normalised as ``(mm - depth_mean) / depth_std``."""
-        return Modality(
+        """Modality of the true depth, normalised as ``(mm - depth_mean) / depth_std``.
+
+        Files hold 16-bit integers, or numbers of any type if ``depth_scale`` is set or
+        ``modalities: {target_depth: {storage: float}}``; NaN is then invalid, or ``no_data`` there.
+
+        Raises:
+            ValueError: Invalid fields of ``target_depth``.
+        """
+        top_mm = DEEPEST * (self.depth_scale * MM_PER_M)
+        row = Modality(
             TARGET,
             num_channels=1,
             folder=self.depth_folder,
+            storage="integer" if self.depth_scale == MILLIMETRES else "float",
             max_value=DEEPEST,
-            mean=(self.depth_mean / DEEPEST,),
-            std=(self.depth_std / DEEPEST,),
+            mean=(self.depth_mean / top_mm,),
+            std=(self.depth_std / top_mm,),
             interpolation="nearest",
             plot="scalar",
         )
+        declared = {"max_value": DEEPEST, **self._declared_target()}
+        row = make_table({TARGET: declared}, {TARGET: row})[TARGET]
+        missing = row.storage == "float" and row.no_data is None
+        return replace(row, no_data=math.nan) if missing else row
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run, without the target."""
+        others = {name: row for name, row in self.modalities.items() if name != TARGET}
+        return FinetuneDataOptions.table(replace(self, modalities=others))
+
+    def problems(self) -> Iterator[str]:
+        """Fields of the target that other options set, or that are invalid."""
+        yield from super().problems()
+        declared = self._declared_target()
+        if TARGET in self.in_names:
+            yield f"in_domains: '{TARGET}' is the truth"
+        wrong = [key for key in declared if key not in _TARGET_FIELDS]
+        if wrong:
+            yield (
+                f"modalities: {TARGET} takes {' and '.join(_TARGET_FIELDS)}, not "
+                f"{', '.join(map(str, wrong))}; set depth_folder, depth_scale, depth_mean and "
+                "depth_std"
+            )
+            return
+        try:
+            self.target()
+        except ValueError as err:
+            yield from (f"modalities: {line}" for line in str(err).splitlines())
+
+    def _declared_target(self) -> Mapping[str, Any]:
+        row = self.modalities.get(TARGET)
+        return row if isinstance(row, Mapping) else {} if row is None else {"row": row}
 
 
 @dataclass(frozen=True)
@@ -113,10 +163,15 @@ class DepthConfig(FinetuneConfig):
     runtime: DepthRuntimeOptions = field(default_factory=DepthRuntimeOptions)
     checkpoint: DepthCheckpointOptions = field(default_factory=DepthCheckpointOptions)
 
+    @property
+    def used_names(self) -> tuple[str, ...]:
+        """Modalities that this run reads, the target among them."""
+        return (*self.in_names, TARGET)
+
     def problems(self) -> Iterator[str]:
         """Inputs that read the target."""
         yield from super().problems()
-        known = {} if list(self.data.problems()) else self.table()
+        known = {} if any(self.data.problems()) else self.table()
         for name in self.in_names:
             if name in known and known[name].data_folder == self.data.depth_folder:
                 yield (

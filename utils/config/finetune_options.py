@@ -153,6 +153,11 @@ class FinetuneConfig:
         """Names of the input modalities."""
         return self.data.in_names
 
+    @property
+    def used_names(self) -> tuple[str, ...]:
+        """Modalities that this run reads."""
+        return self.in_names
+
     def problems(self) -> Iterator[str]:
         """Contradictory durations and modalities, tests without a test set."""
         warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
@@ -166,7 +171,7 @@ class FinetuneConfig:
                 "model_ema_force_cpu: parallel fsdp shards the average; drop the flag, or use "
                 "parallel ddp"
             )
-        yield from self.data.unused_problems(self.in_names)
+        yield from self.data.unused_problems(self.used_names)
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"
         if isinstance(self.model, DenseModelOptions):

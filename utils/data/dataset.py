@@ -32,6 +32,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         skip_bad: Whether bad samples are returned as :class:`BadSample`.
         known_bad: Bad samples found before training (see :func:`check_samples`).
         label_counts: Pixels of every id in the checked samples, by label modality.
+        value_ranges: Least and largest valid value above 0 in the checked samples, by scalar map.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         self.limit, self.skip_bad, self.fast_decode = limit, skip_bad, fast_decode
         self.known_bad: list[BadSample] = []
         self.label_counts: dict[str, npt.NDArray[np.int64]] = {}
+        self.value_ranges: dict[str, tuple[float, float]] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -132,6 +134,13 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
                 found = np.bincount(np.asarray(pixels[m.name]).reshape(-1))
                 counts[: len(found)] += found
                 self.label_counts[m.name] = self.label_counts.get(m.name, 0) + counts
+            elif m.plot == "scalar" and m.name in pixels:
+                values = np.asarray(pixels[m.name])
+                values = values[(values > 0) & np.isfinite(values) & (values != m.no_data)]
+                if values.size:
+                    low, high = self.value_ranges.get(m.name, (np.inf, -np.inf))
+                    least, most = float(values.min()), float(values.max())
+                    self.value_ranges[m.name] = (min(low, least), max(high, most))
 
     def _folder_index(self, index: int) -> int:
         """Index in the folder of a sample of this set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,9 @@ MEASURED_IMAGES = 256
 WARNING_IMAGES = 64
 MAX_DEVIATION = 3.0
 MAX_NAMES = 20
+NEAREST_M, FARTHEST_M = 0.256, 1000.0
+"""Depth of a data set that is nearer or farther in all pixels has another unit."""
+MAX_NORMALIZED = 20.0
 VOID_NAMES = frozenset({
     "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
     "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
@@ -123,6 +126,75 @@ class LabelTable:
 
     def _share(self, i: int) -> str:
         return f"{100 * self.counts[i] / max(1, self.counts.sum()):.2f} %"
+
+
+def depth_warnings(
+    found: tuple[float, float], scale: float, root: Path, *, explicit: bool
+) -> Iterator[str]:
+    """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
+
+    Args:
+        found: Least and largest stored value.
+        scale: Metres per stored unit.
+        root: Data root.
+        explicit: The user set the scale: warn instead of raising.
+
+    Raises:
+        UserError: The depth is unlikely, without ``explicit``.
+    """
+    low, high = (value * scale for value in found)
+    if high < NEAREST_M or low > FARTHEST_M:
+        text = (
+            f"the true depth of {root} is {low:.4g} to {high:.4g} m in the checked "
+            f"samples: stored values {found[0]:.6g} to {found[1]:.6g} at depth_scale {scale:g}. "
+            "Set --depth_scale to the metres per stored unit: 0.001 for mm, 0.01 for cm, 1 for m."
+        )
+        if not explicit:
+            raise UserError(text)
+        yield f"warning: {text}"
+
+
+def range_warnings(
+    dataset: MultiModalDataset,
+    modalities: Sequence[Modality],
+    explicit: Mapping[str, Collection[str]],
+) -> Iterator[str]:
+    """Report scalar maps whose checked values are nearly constant, or huge, to the model.
+
+    Args:
+        dataset: Checked samples.
+        modalities: Modalities to report.
+        explicit: Fields that the user set, by modality.
+
+    Raises:
+        UserError: Values of 8 bits in a modality of 16, whose ``max_value`` is not explicit.
+    """
+    for m in modalities:
+        if m.name not in dataset.value_ranges:
+            continue
+        low, high = dataset.value_ranges[m.name]
+        for text in range_problems(m, low, high):
+            text = f"modality '{m.name}' of {dataset.folder.root}: {text}"
+            if m.storage == "integer" and "max_value" not in explicit.get(m.name, ()):
+                raise UserError(f"{text} To keep max_value, declare it under `modalities:`.")
+            yield f"warning: {text}"
+
+
+def range_problems(m: Modality, low: float, high: float) -> Iterator[str]:
+    """Say what is wrong with stored values, those above 0 being from ``low`` to ``high``."""
+    where = f"values are {low:.6g} to {high:.6g}"
+    remedy = "Set max_value to the largest value, or normalization: computed (pre-training)."
+    if m.storage == "integer" and m.max_value > 255 >= high:
+        yield (
+            f"{where}, and max_value is {m.max_value:g}: they are not depth in millimetres, and "
+            "nearly constant to a model. Set max_value: 255 if files have 8 bits (true depth: set "
+            "--depth_scale), or store 16 bits in a smaller unit."
+        )
+    elif m.normalization == "mean_std" and m.storage == "float":
+        mean, std = m.mean[0], m.std[0]
+        far = max(abs((v / m.max_value - mean) / std) for v in (low, high))
+        if far > MAX_NORMALIZED:
+            yield f"{where}, up to {far:.4g} after normalization. {remedy}"
 
 
 def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Pixels
+from multimae.images.preprocess import pixels_with_value
 from multimae.inference.metrics import DepthMeter
+from multimae.specs.heads import MM_PER_M
 from multimae.specs.modalities import Modality
+from utils.checkpoint.trained_inputs import refuse_contradictions
 from utils.config.depth_options import MASK_VALID, TARGET, DepthConfig
 from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import DepthTrainTransform
 from utils.data.sets.label_maps import read_validity
+from utils.data.statistics import depth_warnings
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model
@@ -31,10 +40,15 @@ class DepthTask(RegressionTask):
     """One head that predicts normalised depth."""
 
     def valid(self, batch: Batch) -> Tensor:
-        """Pixels set in mask_valid; without such files, pixels with non-zero depth."""
+        """Pixels of measured depth (finite, above 0, not ``no_data``) that mask_valid keeps."""
         (target,) = self.targets
-        mask = batch.images.get(MASK_VALID)
-        return batch.images[target.modality.name] != 0 if mask is None else mask > MASK_THRESHOLD
+        raw, mask = batch.images[target.modality.name], batch.images.get(MASK_VALID)
+        depth = raw if raw.is_floating_point() else raw.to(torch.int32)
+        valid = (depth > 0) & depth.isfinite()
+        has_value = pixels_with_value(raw, target.modality)
+        if has_value is not None:
+            valid &= has_value
+        return valid if mask is None else valid & (mask > MASK_THRESHOLD)
 
 
 class DepthDataset(MultiModalDataset):
@@ -42,17 +56,22 @@ class DepthDataset(MultiModalDataset):
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
-        problems = problems or read_validity(self.folder, index, pixels)
+        problems = [
+            f"{p} If it is depth in metres, set --depth_scale 1." if "storage: float" in p else p
+            for p in problems
+        ] or read_validity(self.folder, index, pixels)
         if problems:
             return pixels, problems
         paths = {m.name: self.folder.path(index, m) for m in self.folder.modalities}
-        valid = measured = np.asarray(pixels[TARGET]) > 0
+        (target,) = (m for m in self.folder.modalities if m.name == TARGET)
+        depth = np.asarray(pixels[TARGET])
+        valid = measured = (depth > 0) & np.isfinite(depth) & (depth != target.no_data)
         if MASK_VALID in pixels:
             valid = np.asarray(pixels[MASK_VALID]) > MASK_THRESHOLD
             empty = valid & ~measured if valid.shape == measured.shape else np.zeros(1, bool)
             if empty.any():
                 problems = [
-                    f"{paths[TARGET]}: the depth of {empty.sum()} pixels is 0, but "
+                    f"{paths[TARGET]}: the depth of {empty.sum()} pixels is 0 or missing, but "
                     f"{paths[MASK_VALID]} marks them as valid. Clear them there."
                 ]
         if not valid.any():
@@ -71,9 +90,10 @@ class DepthEvaluator(SplitEvaluator[RegressionTask]):
         """``{split}/delta_1..3``, ``rel``, ``srel``, ``rmse`` (mm), ``log10``."""
         meter = DepthMeter(self.world.device)
         task, (target,) = self.task, self.task.targets
+        mm = target.scale * MM_PER_M  # per stored unit
         for batch, preds in self.predictions(model):
-            truth = batch.images[target.modality.name].float()
-            meter.update(target.unnormalize(preds[target.head]), truth, task.valid(batch))
+            truth = batch.images[target.modality.name].float() * mm
+            meter.update(target.unnormalize(preds[target.head]) * mm, truth, task.valid(batch))
         return self.reduce(meter)
 
 
@@ -88,11 +108,52 @@ class DepthFinetuning(Finetuning[RegressionTask]):
     def __init__(self, cfg: DepthConfig, world: World) -> None:
         """Select the modalities to read."""
         super().__init__(cfg, world)
-        self.target = Target(HEAD, cfg.data.target(), 1, "mm")
+        self.cfg = cfg = self._with_trained_target()
+        self.target = Target(HEAD, cfg.data.target(), 1, "m", cfg.data.depth_scale)
         self.modalities = [*self.inputs, self.target.modality]
         if cfg.data.use_mask_valid:
             self.modalities.append(
                 Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
+            )
+
+    def _with_trained_target(self) -> DepthConfig:
+        """Take scale, mean and deviation of the target from the weights to score.
+
+        Raises:
+            UserError: Options contradict them, without ``--override_inputs``.
+        """
+        cfg, data, head = self.cfg, self.cfg.data, self.trained_head(HEAD)
+        if head is None or not head.unit:
+            return cfg
+        top_mm = head.target.max_value * head.scale * MM_PER_M
+        trained = {
+            "depth_scale": head.scale,
+            "depth_mean": head.target.mean[0] * top_mm,
+            "depth_std": head.target.std[0] * top_mm,
+        }
+        other = {
+            name: value
+            for name, value in trained.items()
+            if not math.isclose(value, getattr(data, name), rel_tol=1e-6)
+        }
+        contradicting = [name for name in other if name in data.set_by_user]
+        self.notes += refuse_contradictions(
+            [f"{n}: the weights' {other[n]:g}, yours {getattr(data, n):g}" for n in contradicting],
+            self.source,
+            override=data.override_inputs,
+        )
+        applied: dict[str, Any] = {n: v for n, v in other.items() if n not in contradicting}
+        return replace(cfg, data=replace(data, **applied))
+
+    def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
+        """Add a warning about depth in an unlikely unit."""
+        yield from super().describe(dataset)
+        found = dataset.value_ranges.get(TARGET)
+        if found is not None:
+            data = self.cfg.data
+            explicit = "depth_scale" in data.set_by_user
+            yield from depth_warnings(
+                found, data.depth_scale, dataset.folder.root, explicit=explicit
             )
 
     def train_set(self) -> DepthDataset:

@@ -40,7 +40,7 @@ from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import EvalBatchSampler
-from utils.data.statistics import label_tables, statistics_warnings
+from utils.data.statistics import label_tables, range_warnings, statistics_warnings
 from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.logger import RunLogger
@@ -191,8 +191,8 @@ class Finetuning(ABC, Generic[TaskT]):
         Raises:
             UserError: Unreadable weights, or options that contradict them.
         """
-        source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
-        self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, source)
+        self.source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
+        self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
         self.inputs = select(self.cfg.table(), self.cfg.in_names)
 
@@ -217,6 +217,7 @@ class Finetuning(ABC, Generic[TaskT]):
         """Yield label statistics of the checked samples, and warnings."""
         for table in label_tables(dataset):
             yield from table.lines()
+        yield from range_warnings(dataset, self.inputs, self.cfg.data.fields_set())
 
     def evaluators(
         self, split: Split, task: TaskT, precision: Precision, logger: RunLogger

@@ -319,9 +319,9 @@ def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> Mult
     return _dataset(cfg, cfg.data.data_path, transform, train=True)
 
 
-def describe_labels(train_set: MultiModalDataset) -> Iterator[str]:
-    """Yield label statistics of the checked samples, and warnings."""
-    from utils.data.statistics import label_tables
+def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator[str]:
+    """Yield label statistics of the checked samples, and warnings about labels and scalar maps."""
+    from utils.data.statistics import label_tables, range_warnings
 
     root = train_set.folder.root
     names = read_class_names(root)
@@ -333,6 +333,7 @@ def describe_labels(train_set: MultiModalDataset) -> Iterator[str]:
                 f"num_classes is {len(table.classes)}: the names are not used. If the file "
                 "describes these labels, set num_classes accordingly."
             )
+    yield from range_warnings(train_set, train_set.folder.modalities, cfg.data.fields_set())
 
 
 def build_eval_set(

@@ -40,13 +40,15 @@ class Target:
         head: Name of the head.
         modality: Modality of the files; values are clipped at ``max_value``.
         channels: Number of predicted channels, the first ones of the files.
-        unit: Unit of the stored values; empty: a scale from 0 to 1.
+        unit: Unit of predictions and pictures; empty: a scale from 0 to 1.
+        scale: Values in ``unit`` per stored value.
     """
 
     head: str
     modality: Modality
     channels: int
     unit: str = ""
+    scale: float = 1.0
 
     @property
     def predicted(self) -> Modality:
@@ -57,7 +59,7 @@ class Target:
 
     def head_spec(self, options: HeadOptions) -> HeadSpec:
         """Spec of the head."""
-        return HeadSpec(self.head, self.predicted, self.channels, options, self.unit)
+        return HeadSpec(self.head, self.predicted, self.channels, options, self.unit, self.scale)
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Normalised ground truth (B, channels, H, W)."""
@@ -66,20 +68,19 @@ class Target:
         return torch.minimum(x, x.new_tensor(top).view(-1, 1, 1))
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """Convert a normalised single-channel map to stored values, e.g. depth in mm."""
+        """Convert a normalised single-channel map to stored values."""
         m = self.modality
         return (x.float() * m.std[0] + m.mean[0]) * m.max_value
 
-    def scale(self, truth: Tensor) -> str:
+    def caption(self, truth: Tensor) -> str:
         """Describe the colour range of a scalar map; empty for other modalities."""
         if self.modality.plot != "scalar":
             return ""
-        top = self.modality.max_value if self.unit else 1.0
+        top = self.modality.max_value * self.scale if self.unit else 1.0
         low, high = (
             (v * self.modality.std[0] + self.modality.mean[0]) * top for v in colour_range(truth)
         )
-        digits = 0 if self.unit else 2
-        return f"{self.head}: dark {low:.{digits}f}, bright {high:.{digits}f} {self.unit}".rstrip()
+        return f"{self.head}: dark {low:.2f}, bright {high:.2f} {self.unit}".rstrip()
 
 
 class RegressionTask(FinetuneTask, ABC):
@@ -157,7 +158,7 @@ class RegressionPictures(PredictionPictures[RegressionTask]):
             columns[f"{head}: prediction"] = [to_picture(p, drawn, t) for p, t in pairs]
             columns[title] = [to_picture(t, drawn, t) for _, t in pairs]
         captions = [
-            "   ".join(filter(None, [name, *(t.scale(truth[t.head][i]) for t in targets)]))
+            "   ".join(filter(None, [name, *(t.caption(truth[t.head][i]) for t in targets)]))
             for i, name in enumerate(batch.names)
         ]
         return prediction_grid(columns, captions=captions)

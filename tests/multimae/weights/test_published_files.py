@@ -100,7 +100,9 @@ def test_finetunings_are_recognized_by_their_state_dict(kind: str, tmp_path: Pat
     assert model.spec.inputs[2].num_classes == 133
     assert model.spec.inputs[2].class_names[132] == "rug-merged"
     depth = next((h for h in model.spec.heads if h.name == "depth"), None)
-    assert depth is None or depth.unit == ("" if kind == "taskonomy" else "mm")
+    assert depth is None or (depth.unit, depth.scale) == (
+        ("", 1.0) if kind == "taskonomy" else ("m", 0.001)
+    )
 
 
 def test_args_name_the_classes_and_say_whether_void_is_one(tmp_path: Path) -> None:

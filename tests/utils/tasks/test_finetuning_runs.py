@@ -108,9 +108,9 @@ def test_depth_pictures_name_their_scale(data: Path) -> None:
     target = DepthFinetuning(cfg, World(0, 1, torch.device("cpu"))).target
     truth = target.prepare(torch.tensor([[[[0, 1000, 3000]]]]))
     truth[..., 0] = torch.nan
-    assert target.scale(truth) == f"{HEAD}: dark 1040, bright 2960 mm"
+    assert target.caption(truth) == f"{HEAD}: dark 1.04, bright 2.96 m"
     shown = dataclasses.replace(target, unit="")
-    assert shown.scale(truth) == f"{HEAD}: dark 0.02, bright 0.05"
+    assert shown.caption(truth) == f"{HEAD}: dark 0.02, bright 0.05"
 
 
 def test_an_average_elsewhere_is_copied_to_the_model() -> None:
