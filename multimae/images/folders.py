@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +19,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.images.listing import (
+    ABSENT,
+    LAYOUT,
+    Listing,
+    Names,
+    SampleIndex,
+    list_folder,
+    list_pack,
+    merge,
+    paired,
+    refuse_incomplete,
+    refuse_look_alikes,
+)
 from multimae.images.pack.layout import is_packed
 from multimae.images.pixels import Array, Encoding, Pixels, checked
-from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
+from multimae.images.readers import check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
@@ -33,12 +44,8 @@ if TYPE_CHECKING:
 
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; beside the modality folders."""
-SETTINGS_FILE = "prepared.json"
-"""Settings that the files of a modality were made with; beside them."""
-LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 """A pack may hold JPEG files as pixels under these names only."""
-_ABSENT = 255  # instead of the index of an extension
 
 
 def stored_modalities(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
@@ -87,49 +94,56 @@ class MultiModalFolder:
         self.root = Path(root)
         self._root = os.fspath(self.root)
         self.modalities = stored_modalities(modalities)
-        folders = _modality_folders(root, self.modalities)
-        self._packs = {n: _open_pack(path) for n, path in folders.items() if is_packed(path)}
-        self.ignored: dict[str, Counter[str]] = {}
-        found = {
-            m.name: _scan(
-                folders[m.name],
-                m.name,
-                self.suffix(m),
-                self._packs.get(m.name),
-                self.ignored.setdefault(m.name, Counter()),
-            )
-            for m in self.modalities
-        }
-        self._found = {name: len(by_key) for name, by_key in found.items()}
-        _refuse_look_alikes(found)
+        self._folders = _modality_folders(root, self.modalities)
+        self._packs = {n: _open_pack(path) for n, path in self._folders.items() if is_packed(path)}
+        self._index = self._list(skip_incomplete, allow_missing)
+        self.incomplete = [(Path(path), problem) for path, problem in self._index.incomplete]
+
+    def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
+        """List the folders and pair their files."""
+        listings = {m.name: self._listing(m) for m in self.modalities}
+        first, *others = listings.values()
+        for other in others:
+            if np.array_equal(first.names.text, other.names.text):
+                other.names = first.names
+        names, positions = merge([listing.names for listing in listings.values()])
+        present = positions >= 0
+        everywhere = np.all(present, axis=0)
+        refuse_look_alikes(names, ~everywhere)
         # Select among the names of any modality, as missing files must not change the subset.
-        selected = set(self.select(sorted(set().union(*found.values()))))
-        complete = selected if allow_missing else selected.intersection(*found.values())
-        self.incomplete: list[tuple[Path, str]] = []
-        if len(complete) < len(selected):
-            if not (skip_incomplete and complete):
-                _refuse_incomplete(folders, found, selected)
-            self.incomplete = [
-                self._missing_files(k, folders, found) for k in sorted(selected - complete)
-            ]
-        # Flat buffers: Python strings would be copied to every worker, page by page, as their
-        # reference counts change.
-        keys = sorted(map(os.fsencode, complete))
-        self._keys: npt.NDArray[np.bytes_] = np.array(keys, dtype=np.bytes_)
-        names = list(map(os.fsdecode, keys))
-        self._extensions = {name: _index_extensions(found[name], names) for name in found}
-        self._pack_indices = {
-            m.name: self._indices_in_pack(m) for m in self.modalities if m.name in self._packs
-        }
+        selected = self._selected(names)
+        complete = selected if allow_missing else selected & everywhere
+        incomplete = np.flatnonzero(selected & ~complete)
+        if len(incomplete) and not (skip_incomplete and complete.any()):
+            refuse_incomplete(self._folders, names, present, selected)
+        problems = [
+            self._missing_files(os.fsdecode(names[i]), listings, positions[:, i])
+            for i in incomplete.tolist()
+        ]
+        return paired(listings, set(self._packs), names, positions, complete, problems)
+
+    def _listing(self, m: Modality) -> Listing:
+        """Images of a modality."""
+        pack, folder, ending = self._packs.get(m.name), self._folders[m.name], self.suffix(m)
+        found = list_folder(folder, m.name, ending) if pack is None else list_pack(pack, ending)
+        found.check(folder, m.name)
+        return found
+
+    def _selected(self, names: Names) -> npt.NDArray[np.bool_]:
+        """(N,) names that :meth:`select` keeps."""
+        if type(self).select is MultiModalFolder.select:
+            return np.ones(len(names), bool)
+        selected = set(self.select([os.fsdecode(name) for name in names]))
+        return np.fromiter((os.fsdecode(name) in selected for name in names), bool, len(names))
 
     def ignored_lines(self) -> list[str]:
         """For every modality with ignored files: how many are used, and why others are not."""
         lines = []
-        for name, reasons in self.ignored.items():
-            used = len(self) if all(self._found.values()) else self._found[name]
+        for name, reasons in self._index.ignored.items():
+            found = self._index.found[name]
             unused = Counter(reasons)
-            unused["not selected or without partner"] = max(0, self._found[name] - used)
-            total = self._found[name] + reasons.total()
+            unused["not selected or without partner"] = max(0, found - len(self))
+            total, used = found + reasons.total(), min(found, len(self))
             counts = ", ".join(f"{n} {reason}" for reason, n in unused.most_common() if n)
             if counts:
                 lines.append(f"{self.root / name}: {used} of {total} files used: {counts} ignored")
@@ -145,34 +159,44 @@ class MultiModalFolder:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self._keys)
+        return len(self._index.names)
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
-        return os.fsdecode(self._keys[index])
+        return os.fsdecode(self._index.names[index])
+
+    @property
+    def digest(self) -> str:
+        """Checksum of all names, each followed by NUL."""
+        return self._index.digest
 
     def has(self, index: int, modality: Modality) -> bool:
         """Whether a sample has a file of a modality; always, unless ``allow_missing``."""
-        return bool(self._extensions[modality.name][1][index] != _ABSENT)
+        return bool(self._index.kinds[modality.name][index] != ABSENT)
 
     def patterns(self) -> dict[tuple[str, ...], int]:
         """Combinations of modalities that samples have, and the first sample with each."""
-        present = np.stack([column != _ABSENT for _, column in self._extensions.values()], axis=1)
-        patterns, first = np.unique(present, axis=0, return_index=True)
-        names = list(self._extensions)
-        return {
-            tuple(n for n, has in zip(names, pattern, strict=True) if has): int(index)
-            for pattern, index in zip(patterns, first, strict=True)
-        }
+        names, found = list(self._index.kinds), {}
+        codes = np.zeros(len(self), np.uint32)
+        for i, column in enumerate(self._index.kinds.values()):
+            codes |= (column != ABSENT).astype(np.uint32) << np.uint32(i)
+        for code, index in zip(*np.unique(codes, return_index=True), strict=True):
+            found[tuple(n for i, n in enumerate(names) if code >> i & 1)] = int(index)
+        return found
 
     def path(self, index: int, modality: Modality) -> Path:
         """File of one modality of a sample, which must have it."""
         return Path(self._file(index, modality))
 
     def _file(self, index: int, modality: Modality) -> str:
-        extensions, column = self._extensions[modality.name]
-        name, ending = self.name(index), self.suffix(modality) + extensions[int(column[index])]
-        return f"{self._root}/{modality.data_folder}/{name}{ending}"
+        kind = int(self._index.kinds[modality.name][index])
+        ending = self.suffix(modality) + self._index.extensions[modality.name][kind]
+        return f"{self._root}/{modality.data_folder}/{self.name(index)}{ending}"
+
+    def _in_pack(self, index: int, modality: Modality) -> int:
+        """Index of an image in the pack of its modality."""
+        indices = self._index.in_pack[modality.name]
+        return index if indices is None else int(indices[index])
 
     def read(
         self,
@@ -198,7 +222,7 @@ class MultiModalFolder:
         if pack is None:
             stored = read_bytes(path, modality)
         else:
-            stored = pack.read(int(self._pack_indices[modality.name][index]))
+            stored = pack.read(self._in_pack(index, modality))
         if fast:
             from multimae.images.fast_decode import lazy_photo  # needs PyTorch
 
@@ -222,24 +246,19 @@ class MultiModalFolder:
         pack = self._packs.get(modality.name)
         if pack is None:
             return None
-        return pack.original(int(self._pack_indices[modality.name][index]))
-
-    def _indices_in_pack(self, m: Modality) -> npt.NDArray[np.int64]:
-        """Index of every sample's image in the pack of a modality."""
-        extensions, column = self._extensions[m.name]
-        endings = {i: os.fsencode(self.suffix(m) + ext) for i, ext in enumerate(extensions)}
-        pairs = zip(self._keys, column.tolist(), strict=True)
-        names = [key + endings.get(i, b"") for key, i in pairs]
-        return np.searchsorted(self._packs[m.name].names, np.array(names, np.bytes_))
+        return pack.original(self._in_pack(index, modality))
 
     def _missing_files(
-        self, key: str, folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]]
-    ) -> tuple[Path, str]:
+        self, key: str, listings: Mapping[str, Listing], positions: npt.NDArray[np.int64]
+    ) -> tuple[str, str]:
         """A file of an incomplete sample, and a message about its missing ones."""
-        have = next(m for m in self.modalities if key in found[m.name])
-        path = folders[have.name] / f"{key}{self.suffix(have)}{found[have.name][key]}"
-        missing = ", ".join(f"'{n}' ({folders[n]})" for n in found if key not in found[n])
-        return path, f"{path}: no file of the same name for modality {missing}."
+        at = dict(zip(listings, positions.tolist(), strict=True))
+        have = next(m for m in self.modalities if at[m.name] >= 0)
+        listing = listings[have.name]
+        extension = listing.extensions[listing.kinds[at[have.name]]]
+        path = self._folders[have.name] / f"{key}{self.suffix(have)}{extension}"
+        missing = ", ".join(f"'{n}' ({self._folders[n]})" for n, i in at.items() if i < 0)
+        return str(path), f"{path}: no file of the same name for modality {missing}."
 
 
 class SamplePaths(Mapping[str, Path]):
@@ -289,43 +308,6 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
     return {m.name: root / m.data_folder for m in modalities}
 
 
-def _refuse_look_alikes(found: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise a UserError if names of modalities differ only in the Unicode form of letters."""
-    everywhere = set.intersection(*map(set, found.values()))
-    forms: dict[str, set[str]] = {}
-    for key in set().union(*found.values()) - everywhere:
-        if not key.isascii():
-            forms.setdefault(unicodedata.normalize("NFC", key), set()).add(key)
-    pairs = [" and ".join(map(ascii, sorted(keys))) for keys in forms.values() if len(keys) > 1]
-    if pairs:
-        raise UserError(
-            "names that look alike differ in their Unicode form (NFC, NFD), so that their files "
-            f"do not form samples:\n{bullet_list(sorted(pairs))}\nRename them to one form, for "
-            "example with `convmv -r -f utf8 -t utf8 --nfc`."
-        )
-
-
-def _refuse_incomplete(
-    folders: Mapping[str, Path], found: Mapping[str, Mapping[str, str]], selected: set[str]
-) -> None:
-    """Raise a UserError with the ``selected`` names that each modality lacks."""
-    problems = []
-    for name, have in found.items():
-        missing = selected - have.keys()
-        if missing:
-            examples = ", ".join(nsmallest(3, missing)) + (", ..." if len(missing) > 3 else "")
-            problems.append(
-                f"'{name}' ({folders[name]}): {len(missing)} of {len(selected)} missing: {examples}"
-            )
-    common = len(selected.intersection(*found.values()))
-    raise UserError(
-        "file names do not match between the modalities:\n"
-        f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "
-        "same sub-folder and name in every modality folder (extensions may differ): add the "
-        "missing files, or remove those names from the other folders."
-    )
-
-
 def read_class_names(root: str | Path) -> tuple[str, ...] | None:
     """Class names by id from ``root/classes.json`` (``{"classes": ["void", "wall", ...]}``).
 
@@ -361,16 +343,6 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
     return {folder: names for folder, names in found.items() if names}
 
 
-def _index_extensions(
-    by_key: Mapping[str, str], names: list[str]
-) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    """Distinct extensions of a modality's files, and which one each name has, or ``_ABSENT``."""
-    extensions = sorted({by_key[k] for k in names if k in by_key})
-    index_of = {ext: i for i, ext in enumerate(extensions)}
-    indices = (index_of[by_key[k]] if k in by_key else _ABSENT for k in names)
-    return extensions, np.fromiter(indices, np.uint8, len(names))
-
-
 def _open_pack(folder: Path) -> PackedFolder:
     from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
@@ -381,7 +353,7 @@ def _listed(folder: Path) -> list[bytes]:
     if is_packed(folder):
         names: list[bytes] = _open_pack(folder).names.tolist()
         return names
-    return sorted(map(os.fsencode, _images(folder, folder.name)))
+    return sorted(list_folder(folder, folder.name).files())
 
 
 def sub_folders(folder: Path) -> list[str]:
@@ -390,80 +362,3 @@ def sub_folders(folder: Path) -> list[str]:
         names = _open_pack(folder).names
         return sorted({os.fsdecode(name).partition("/")[0] for name in names if b"/" in name})
     return sorted(p.name for p in folder.iterdir() if p.is_dir())
-
-
-def _scan(
-    folder: Path, modality: str, ending: str, pack: PackedFolder | None, unreadable: Counter[str]
-) -> dict[str, str]:
-    """Map ``sub-folder/name`` to the extension of every image.
-
-    Args:
-        folder: Of the modality.
-        modality: For messages.
-        ending: Ending of the names to keep; it is stripped.
-        pack: Pack of the folder, if it is packed.
-        unreadable: Ignored files are counted here, by reason.
-
-    Raises:
-        UserError: No images, or the same name twice.
-    """
-    found: dict[str, str] = {}
-    clashes: list[str] = []
-    packed = range(0 if pack is None else len(pack))
-    names = _images(folder, modality, unreadable) if pack is None else map(pack.name, packed)
-    for name in names:
-        stem, dot, suffix = name.rpartition(".")
-        if not stem.endswith(ending):
-            continue
-        key = stem.removesuffix(ending)
-        if key in found:
-            clashes.append(f"{folder / key}: {found[key]} and {dot + suffix}")
-        found[key] = dot + suffix
-    if clashes:
-        raise UserError(
-            f"modality '{modality}': the same name with two extensions is ambiguous:\n"
-            f"{bullet_list(sorted(clashes))}\nKeep one file of each."
-        )
-    if not found:
-        raise UserError(
-            f"modality '{modality}': no images in {folder} or its sub-folders"
-            f"{_without_reader(unreadable)}.\nThe layout is "
-            f"{LAYOUT} with sub-folders of any depth; extensions: {', '.join(sorted(SUFFIXES))}."
-        )
-    return found
-
-
-def _without_reader(unreadable: Counter[str]) -> str:
-    """Part of a message: files of a folder that have no reader, by extension."""
-    if not unreadable:
-        return ""
-    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in unreadable.most_common(3))
-    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
-
-
-def _images(folder: Path, modality: str, ignored: Counter[str] | None = None) -> Iterator[str]:
-    """``sub-folder/name.extension`` of every image at any depth, without a stat per file.
-
-    Other files are counted in ``ignored``, by reason: an extension, or words.
-    """
-    ignored = Counter() if ignored is None else ignored
-    pending: list[tuple[str, str, tuple[str, ...]]] = [("", str(folder), ())]
-    for prefix, path, above in pending:
-        above = (*above, os.path.realpath(path))
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    stem, dot, suffix = entry.name.rpartition(".")
-                    if entry.name.startswith("."):
-                        ignored["hidden"] += 1
-                    elif entry.is_dir():
-                        if os.path.realpath(entry.path) not in above:  # a link to a folder above
-                            pending.append((f"{prefix}{entry.name}/", entry.path, above))
-                    elif not (entry.is_file() or entry.is_symlink() and not os.path.exists(entry)):
-                        ignored["not regular files"] += 1
-                    elif stem and (dot + suffix).lower() in SUFFIXES:
-                        yield prefix + entry.name
-                    elif entry.name != SETTINGS_FILE:
-                        ignored[dot + suffix if stem and dot else "without extension"] += 1
-        except OSError as err:
-            raise UserError(f"modality '{modality}': cannot list {path} ({err.strerror}).") from err

@@ -1,0 +1,531 @@
+"""Names of image files as flat arrays: listing of folders and packs, pairing of modalities.
+
+A Python string per file would take ten times the memory. Reference counts would copy it to every
+loader worker, page by page.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae.images.readers import SUFFIXES
+from multimae.specs.errors import UserError, bullet_list
+
+if TYPE_CHECKING:
+    from multimae.images.pack.reading import PackedFolder
+
+SETTINGS_FILE = "prepared.json"
+"""Settings that the files of a modality were made with; beside them."""
+LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
+ABSENT = 255
+"""Instead of the index of an extension: the sample lacks the modality."""
+_BLOCK = 2**16  # names handled at a time
+_DOT, _SLASH = b"./"
+
+Stamp = tuple[bytes, int, int, int]
+"""A folder or file that was read: path, mtime and ctime in ns, inode."""
+
+
+@dataclass(frozen=True, eq=False)
+class Names(Sequence[bytes]):
+    """Sorted byte strings in one buffer.
+
+    Attributes:
+        text: uint8, all names, each followed by NUL.
+        starts: (N + 1,) offset of every name, and the size of ``text``.
+    """
+
+    text: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.unsignedinteger]
+
+    @classmethod
+    def from_text(cls, text: bytes | bytearray | npt.NDArray[np.uint8]) -> Names:
+        """Split at NUL."""
+        flat = text if isinstance(text, np.ndarray) else np.frombuffer(text, np.uint8)
+        size = np.uint32 if len(flat) < 2**32 else np.uint64
+        parts = [np.zeros(1, size)]
+        for first in range(0, len(flat), 2**24):
+            ends = np.flatnonzero(flat[first : first + 2**24] == 0)
+            parts.append((ends + (first + 1)).astype(size))
+        return cls(flat, np.concatenate(parts))
+
+    def __len__(self) -> int:
+        """Number of names."""
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+        """One name."""
+        start, stop = int(self.starts[index]), int(self.starts[index + 1])
+        return self.text[start : stop - 1].tobytes()
+
+    def padded(self, first: int, stop: int) -> npt.NDArray[np.bytes_]:
+        """Some of the names as an array of byte strings of one width."""
+        starts = self.starts[first : stop + 1].astype(np.int64)
+        sizes = np.diff(starts)
+        rows = np.zeros((len(sizes), int(sizes.max(initial=1))), np.uint8)
+        rows[np.arange(rows.shape[1]) < sizes[:, None]] = self.text[starts[0] : starts[-1]]
+        return rows.view(f"S{rows.shape[1]}")[:, 0]
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges that cover all names."""
+        for first in range(0, len(self), _BLOCK):
+            yield first, min(first + _BLOCK, len(self))
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Names:
+        """The names that ``mask`` (N,) selects."""
+        if mask.all():
+            return self
+        kept = []
+        for first, stop in self.blocks():
+            starts = self.starts[first : stop + 1].astype(np.int64)
+            text = self.text[starts[0] : starts[-1]]
+            kept.append(text[np.repeat(mask[first:stop], np.diff(starts))])
+        return Names.from_text(np.concatenate(kept) if kept else np.zeros(0, np.uint8))
+
+    def digest(self) -> str:
+        """Checksum of all names."""
+        return blake2b(self.text.data, digest_size=16).hexdigest()
+
+
+def _joined(rows: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint8]:
+    """Text of padded names."""
+    width = rows.dtype.itemsize
+    columns = np.zeros((len(rows), width + 1), np.uint8)
+    columns[:, :width] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), width)
+    return columns[np.arange(width + 1) <= np.char.str_len(rows)[:, None]]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleIndex:
+    """Which samples a data set has, and the files of each.
+
+    Attributes:
+        names: ``sub-folder/name``, sorted.
+        extensions: By modality: distinct extensions, with the dot.
+        kinds: By modality: (N,) index in ``extensions`` of every sample, or :data:`ABSENT`.
+        in_pack: By packed modality: (N,) index in the pack; ``None`` if it is that of the sample.
+        found: By modality: number of images.
+        ignored: By modality: other files, counted by reason.
+        incomplete: For every skipped sample, one of its files and a message about missing ones.
+        digest: Checksum of the names.
+    """
+
+    names: Names
+    extensions: dict[str, list[str]]
+    kinds: dict[str, npt.NDArray[np.uint8]]
+    in_pack: dict[str, npt.NDArray[np.int64] | None]
+    found: dict[str, int]
+    ignored: dict[str, Counter[str]]
+    incomplete: list[tuple[str, str]]
+    digest: str
+
+
+@dataclass
+class Listing:
+    """Images of one modality.
+
+    Attributes:
+        names: ``sub-folder/name``.
+        extensions: Distinct extensions, with the dot.
+        kinds: (N,) index in ``extensions`` of every name.
+        ignored: Other files, counted by reason: an extension, or words.
+        stamps: What was read.
+        clashes: ``(name, extension)`` of further files of the same name.
+        order: (N,) index in the pack of every name; ``None`` if it is that in ``names``.
+    """
+
+    names: Names
+    extensions: list[str]
+    kinds: npt.NDArray[np.uint8]
+    ignored: Counter[str] = field(default_factory=Counter)
+    stamps: list[Stamp] = field(default_factory=list)
+    clashes: list[tuple[bytes, bytes]] = field(default_factory=list)
+    order: npt.NDArray[np.int64] | None = None
+
+    def in_pack(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Indices in the pack of some of the names."""
+        return indices if self.order is None else self.order[indices]
+
+    def files(self) -> Iterator[bytes]:
+        """``sub-folder/name.extension`` of every image."""
+        endings = list(map(os.fsencode, self.extensions))
+        yield from (n + endings[k] for n, k in zip(self.names, self.kinds.tolist(), strict=True))
+        yield from (name + ending for name, ending in self.clashes)
+
+    def check(self, folder: Path, modality: str) -> None:
+        """Raise a UserError if there are no images, or the same name twice."""
+        if self.clashes:
+            pairs = []
+            for name, extension in self.clashes:
+                key = os.fsdecode(name)
+                first = self.extensions[self.kinds[bisect_left(self.names, name)]]
+                pairs.append(f"{folder / key}: {first} and {os.fsdecode(extension)}")
+            raise UserError(
+                f"modality '{modality}': the same name with two extensions is ambiguous:\n"
+                f"{bullet_list(sorted(pairs))}\nKeep one file of each."
+            )
+        if not len(self.names):
+            raise UserError(
+                f"modality '{modality}': no images in {folder} or its sub-folders"
+                f"{_without_reader(self.ignored)}.\nThe layout is {LAYOUT} with sub-folders of any "
+                f"depth; extensions: {', '.join(sorted(SUFFIXES))}."
+            )
+
+
+def _without_reader(ignored: Counter[str]) -> str:
+    """Part of a message: files of a folder that have no reader, by extension."""
+    if not ignored:
+        return ""
+    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in ignored.most_common(3))
+    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
+
+
+def list_folder(folder: Path, modality: str, ending: str = "") -> Listing:
+    """List the images of a folder at any depth, without a stat per file.
+
+    Args:
+        folder: Of the modality.
+        modality: For messages.
+        ending: Ending of the names to keep, before the extension; it is stripped.
+
+    Raises:
+        UserError: A folder cannot be listed.
+    """
+    lister = _Lister(os.fsencode(folder), modality, os.fsencode(ending))
+    lister.run()
+    names = Names.from_text(lister.text)
+    extensions = [os.fsdecode(b"." + extension) for extension in lister.kinds]
+    kinds = np.frombuffer(lister.found, np.uint8)
+    return Listing(names, extensions, kinds, lister.ignored, lister.stamps, lister.clashes)
+
+
+class _Folder:
+    """A folder whose files have been listed and whose sub-folders are being listed."""
+
+    def __init__(self, prefix: bytes, above: tuple[tuple[int, int], ...]) -> None:
+        self.prefix, self.above = prefix, above  # (device, inode) of the folders above, and its own
+        self.images: dict[bytes, int] = {}
+        self.names: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.written = 0
+
+
+class _Lister:
+    """Lists folders depth first, in the order of the full names."""
+
+    def __init__(self, root: bytes, modality: str, ending: bytes) -> None:
+        self.root, self.modality, self.ending = root, modality, ending
+        self.text, self.found = bytearray(), bytearray()
+        self.kinds: dict[bytes, int] = {}
+        self.ignored: Counter[str] = Counter()
+        self.stamps: list[Stamp] = []
+        self.clashes: list[tuple[bytes, bytes]] = []
+
+    def run(self) -> None:
+        """List the root."""
+        stack = [folder for folder in [self._list(b"", ())] if folder]
+        while stack:
+            top = stack[-1]
+            if not top.folders:
+                self._write(top, len(top.names))
+                stack.pop()
+                continue
+            name = top.folders.pop() + b"/"
+            self._write(top, bisect_left(top.names, name))
+            below = self._list(top.prefix + name, top.above)
+            if below is not None:
+                stack.append(below)
+
+    def _write(self, folder: _Folder, stop: int) -> None:
+        """Append the names of a folder up to ``stop``."""
+        names = folder.names[folder.written : stop] if folder.written else folder.names[:stop]
+        if names:
+            self.text += folder.prefix + (b"\0" + folder.prefix).join(names) + b"\0"
+            self.found += bytes(map(folder.images.__getitem__, names))
+        folder.written = stop
+
+    def _list(self, prefix: bytes, above: tuple[tuple[int, int], ...]) -> _Folder | None:
+        """Read a folder; ``None`` for a link to a folder above."""
+        path = self.root + b"/" + prefix if prefix else self.root
+        try:
+            status = os.stat(path)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                return None
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            self.stamps.append((prefix, *stamp))
+            folder = _Folder(prefix, (*above, identity))
+            self._read(path, folder)
+        except OSError as err:
+            raise UserError(
+                f"modality '{self.modality}': cannot list {os.fsdecode(path)} ({err.strerror})."
+            ) from err
+        if self.ending:
+            size = len(self.ending)
+            kept = ((k, v) for k, v in folder.images.items() if k.endswith(self.ending))
+            folder.images = {k[:-size]: v for k, v in kept}
+        folder.names = sorted(folder.images)
+        folder.folders.sort(key=lambda name: name + b"/", reverse=True)
+        return folder
+
+    def _read(self, path: bytes, folder: _Folder) -> None:
+        images, kinds = folder.images, self.kinds
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = entry.name
+                stem, _, extension = name.rpartition(b".")
+                kind = kinds.get(extension)
+                if kind is None or not stem or name[0] == _DOT or not entry.is_file():
+                    kind = self._kind_of_other(entry, folder)
+                    if kind is None:
+                        continue
+                if stem in images:
+                    clash = folder.prefix + stem.removesuffix(self.ending)
+                    self.clashes += [(clash, b"." + extension)] * stem.endswith(self.ending)
+                else:
+                    images[stem] = kind
+
+    def _kind_of_other(self, entry: os.DirEntry[bytes], folder: _Folder) -> int | None:
+        """Count what is no image; the index of the extension if it is one."""
+        stem, dot, extension = entry.name.rpartition(b".")
+        suffix = os.fsdecode(dot + extension)
+        if entry.name[0] == _DOT:
+            self.ignored["hidden"] += 1
+        elif entry.is_dir():
+            folder.folders.append(entry.name)
+        elif not (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))):
+            self.ignored["not regular files"] += 1
+        elif stem and suffix.lower() in SUFFIXES:
+            return self.kinds.setdefault(extension, len(self.kinds))
+        elif os.fsdecode(entry.name) != SETTINGS_FILE:
+            self.ignored[suffix if stem and dot else "without extension"] += 1
+        return None
+
+
+def list_pack(pack: PackedFolder, ending: str = "") -> Listing:
+    """List the images of a pack; ``ending`` as for :func:`list_folder`."""
+    stripped = os.fsencode(ending)
+    kinds: dict[bytes, int] = {}
+    texts, found = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
+    kept = [np.zeros(0, np.int64)]
+    for first in range(0, len(pack.names), _BLOCK):
+        rows = np.ascontiguousarray(pack.names[first : first + _BLOCK])
+        stems, extensions = _split(rows)
+        own, index = np.unique(extensions, return_inverse=True)
+        known = [kinds.setdefault(bytes(extension), len(kinds)) for extension in own.tolist()]
+        where = np.arange(len(rows))
+        if stripped:
+            where = np.flatnonzero(np.char.endswith(stems, stripped))
+            stems = np.array([s.removesuffix(stripped) for s in stems[where].tolist()], np.bytes_)
+        texts.append(_joined(stems) if len(where) else np.zeros(0, np.uint8))
+        found.append(np.array(known, np.uint8)[index[where]])
+        kept.append(where + first)
+    names, order = _sorted_names(Names.from_text(np.concatenate(texts)))
+    in_pack, column = np.concatenate(kept), np.concatenate(found)
+    listing = Listing(names, [os.fsdecode(extension) for extension in kinds], column)
+    if order is not None:
+        listing.kinds, listing.order = column[order], in_pack[order]
+        return _without_clashes(listing)
+    if len(in_pack) < len(pack.names):
+        listing.order = in_pack
+    return listing
+
+
+def _split(
+    rows: npt.NDArray[np.bytes_],
+) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bytes_]]:
+    """Names up to the last dot, and the rest."""
+    width = rows.dtype.itemsize
+    letters = rows.view(np.uint8).reshape(len(rows), width)
+    sizes = np.char.str_len(rows)
+    dot, slash = _last(letters, _DOT), _last(letters, _SLASH)
+    dot = np.where(dot > slash + 1, dot, sizes)
+    stems = np.where(np.arange(width) < dot[:, None], letters, 0)
+    longest = max(1, int((sizes - dot).max(initial=0)))
+    at = np.minimum(dot[:, None] + np.arange(longest), width - 1)
+    inside = dot[:, None] + np.arange(longest) < sizes[:, None]
+    extensions = np.where(inside, np.take_along_axis(letters, at, axis=1), 0)
+    return (
+        np.ascontiguousarray(stems).view(f"S{width}")[:, 0],
+        np.ascontiguousarray(extensions.astype(np.uint8)).view(f"S{longest}")[:, 0],
+    )
+
+
+def _last(letters: npt.NDArray[np.uint8], letter: int) -> npt.NDArray[np.int64]:
+    """(N,) last column that holds ``letter``; -1 if none does."""
+    found = letters[:, ::-1] == letter
+    first = found.argmax(axis=1)
+    return np.where(found.any(axis=1), letters.shape[1] - 1 - first, -1)
+
+
+def _sorted_names(names: Names) -> tuple[Names, npt.NDArray[np.int64] | None]:
+    """The names in order, and their former indices; ``None`` if they were in order and unique."""
+    last = b""
+    for first, stop in names.blocks():
+        rows = names.padded(first, stop)
+        if not (rows[1:] > rows[:-1]).all() or (first and not bytes(rows[0]) > last):
+            break
+        last = bytes(rows[-1])
+    else:
+        return names, None
+    rows = names.padded(0, len(names))
+    order = np.argsort(rows, kind="stable")
+    return Names.from_text(_joined(rows[order])), order
+
+
+def _without_clashes(listing: Listing) -> Listing:
+    """Move further files of the same name to ``clashes``."""
+    rows = listing.names.padded(0, len(listing.names))
+    again = np.append(False, rows[1:] == rows[:-1])
+    listing.clashes = [
+        (bytes(rows[i]), os.fsencode(listing.extensions[listing.kinds[i]]))
+        for i in np.flatnonzero(again).tolist()
+    ]
+    assert listing.order is not None
+    names, kinds, order = listing.names.where(~again), listing.kinds[~again], listing.order[~again]
+    listing.names, listing.kinds, listing.order = names, kinds, order
+    return listing
+
+
+Positions = npt.NDArray[np.int64]
+
+
+def merge(all_names: Sequence[Names]) -> tuple[Names, Positions]:
+    """Union of sorted names.
+
+    Returns:
+        The union, sorted, and (lists, N) the index of each of its names in every list; -1 where a
+        list lacks it.
+    """
+    if all(names is all_names[0] for names in all_names):
+        every = np.arange(len(all_names[0]))
+        return all_names[0], np.broadcast_to(every, (len(all_names), len(every)))
+    at = [0] * len(all_names)
+    texts, positions = [], []
+    while any(i < len(names) for i, names in zip(at, all_names, strict=True)):
+        ahead = [(min(i + _BLOCK, len(n)), n) for i, n in zip(at, all_names, strict=True)]
+        limit = min(n[stop - 1] for i, (stop, n) in zip(at, ahead, strict=True) if i < len(n))
+        stops = [bisect_right(n, limit, i, stop) for i, (stop, n) in zip(at, ahead, strict=True)]
+        parts = [n.padded(i, j) for n, i, j in zip(all_names, at, stops, strict=True)]
+        rows = np.concatenate(parts)
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        new = np.append(True, rows[1:] != rows[:-1])
+        source = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+        index = np.concatenate([np.arange(i, j) for i, j in zip(at, stops, strict=True)])
+        found = np.full((len(parts), int(new.sum())), -1, np.int64)
+        found[source[order], np.cumsum(new) - 1] = index[order]
+        texts.append(_joined(rows[new]))
+        positions.append(found)
+        at = stops
+    return Names.from_text(np.concatenate(texts)), np.concatenate(positions, axis=1)
+
+
+def paired(
+    listings: Mapping[str, Listing],
+    packed: Collection[str],
+    names: Names,
+    positions: Positions,
+    complete: npt.NDArray[np.bool_],
+    problems: list[tuple[str, str]],
+) -> SampleIndex:
+    """Index of the samples ``complete`` (N,) among ``names``.
+
+    Args:
+        listings: By modality.
+        packed: Modalities that are packed.
+        names: From :func:`merge`.
+        positions: From :func:`merge`.
+        complete: Names that are samples.
+        problems: ``incomplete`` of the index.
+    """
+    kinds, in_pack = {}, {}
+    for (name, listing), index in zip(listings.items(), positions, strict=True):
+        same = listing.names is names and complete.all()
+        chosen = None if same else index[complete]
+        kinds[name] = (
+            listing.kinds
+            if chosen is None
+            else np.where(chosen < 0, ABSENT, listing.kinds[chosen]).astype(np.uint8)
+        )
+        if name in packed:
+            order = listing.order
+            in_pack[name] = (
+                order if chosen is None else (chosen if order is None else order[chosen])
+            )
+    names = names.where(complete)
+    return SampleIndex(
+        names,
+        {name: listing.extensions for name, listing in listings.items()},
+        kinds,
+        in_pack,
+        {name: len(listing.names) for name, listing in listings.items()},
+        {name: listing.ignored for name, listing in listings.items()},
+        problems,
+        names.digest(),
+    )
+
+
+def refuse_look_alikes(names: Names, partial: npt.NDArray[np.bool_]) -> None:
+    """Raise a UserError if names differ only in the Unicode form of letters.
+
+    Args:
+        names: Of all modalities.
+        partial: (N,) which of them some modality lacks.
+    """
+    forms: dict[str, list[str]] = {}
+    for first, stop in names.blocks():
+        starts = names.starts[first:stop].astype(np.int64)
+        text = names.text[starts[0] : int(names.starts[stop])]
+        other = np.logical_or.reduceat(text > 127, starts - starts[0])
+        for i in (first + np.flatnonzero(partial[first:stop] & other)).tolist():
+            key = os.fsdecode(names[i])
+            forms.setdefault(unicodedata.normalize("NFC", key), []).append(key)
+    pairs = [" and ".join(map(ascii, sorted(keys))) for keys in forms.values() if len(keys) > 1]
+    if pairs:
+        raise UserError(
+            "names that look alike differ in their Unicode form (NFC, NFD), so that their files "
+            f"do not form samples:\n{bullet_list(sorted(pairs))}\nRename them to one form, for "
+            "example with `convmv -r -f utf8 -t utf8 --nfc`."
+        )
+
+
+def refuse_incomplete(
+    folders: Mapping[str, Path],
+    names: Names,
+    present: npt.NDArray[np.bool_],
+    selected: npt.NDArray[np.bool_],
+) -> None:
+    """Raise a UserError with the names that each modality lacks.
+
+    Args:
+        folders: Folder of every modality.
+        names: Of all modalities.
+        present: (modalities, N).
+        selected: (N,) names that form the set.
+    """
+    problems, total = [], int(selected.sum())
+    for (name, folder), has in zip(folders.items(), present, strict=True):
+        missing = np.flatnonzero(selected & ~has)
+        if len(missing):
+            few = [os.fsdecode(names[i]) for i in missing[:3].tolist()]
+            examples = ", ".join(few) + (", ..." if len(missing) > 3 else "")
+            problems.append(f"'{name}' ({folder}): {len(missing)} of {total} missing: {examples}")
+    common = int((selected & present.all(axis=0)).sum())
+    raise UserError(
+        "file names do not match between the modalities:\n"
+        f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "
+        "same sub-folder and name in every modality folder (extensions may differ): add the "
+        "missing files, or remove those names from the other folders."
+    )
