@@ -4,14 +4,14 @@
         --add cfgs/pretrain/rooms/normals.yaml --clone rgb \
         --data_path data/rooms/train --eval_data_path data/rooms/val --output_dir output/graft
 
-``--add`` is a YAML file that declares the new modalities (a config's ``modalities:`` section;
-modalities of the checkpoint are ignored). ``--clone NAME`` initialises the new adapters from those
-of a similar input. Training has two phases: the new adapters alone, then the full model at a low
-learning rate. Both are runs of run_pretraining_multimae.py; their configs and logs are in the
-output folder, and the same command resumes them. Finally, the masked losses of the old modalities
-are compared with the checkpoint's on the same samples and masks. The exit code is 1 if one grew
-by more than 3 %, or if the new modality is no better than the constant baseline. Unknown flags
-are passed to the training script (``--precision fp32``).
+``--add`` is a YAML file that declares the new modalities (a config's ``modalities:`` section; what
+it says about modalities of the checkpoint must agree with it). ``--clone NAME`` initialises the new
+adapters from those of a similar input. Training has two phases: the new adapters alone, then the
+full model at a low learning rate. Both are runs of run_pretraining_multimae.py; their configs and
+logs are in the output folder, and the same command resumes them. Finally, the masked losses of the
+old modalities are compared with the checkpoint's on the same samples and masks. The exit code is 1
+if one grew by more than 3 %, or if the new modality is no better than the constant baseline.
+Unknown flags are passed to the training script (``--precision fp32``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ from multimae.images.folders import MultiModalFolder
 from multimae.inference.graft import count_parameters_of, graft
 from multimae.multimae import MultiMAE
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.errors import UserError, run_command
-from multimae.specs.modalities import Modality, make_table
+from multimae.specs.errors import UserError, bullet_list, run_command
+from multimae.specs.modalities import Modality, differing_fields, make_table
 from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import save_model
 from tools.subset_report.pretrained_subsets import subset_losses
+from utils.config.fields import options_of
+from utils.config.options import FOLLOWS_SOURCE, DataOptions
 from utils.config.parse import load_yaml
 from utils.data.statistics import resolve_statistics
 from utils.logs.paths import RunPaths
@@ -127,7 +129,8 @@ def read_new_modalities(path: Path, spec: ModelSpec) -> list[Modality]:
     """Read the modalities that a model lacks from a config, or from a ``modalities:`` mapping.
 
     Raises:
-        UserError: Unreadable file, invalid modalities, or no new ones.
+        UserError: Unreadable file, invalid modalities, no new ones, or fields that contradict the
+            checkpoint's modalities.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -144,9 +147,60 @@ def read_new_modalities(path: Path, spec: ModelSpec) -> list[Modality]:
         raise UserError(f"--add {path}: the checkpoint already has {', '.join(map(str, declared))}")
     try:
         table = make_table(new)
+        conflicts = [*_flag_contradictions(content, declared, spec)]
+        conflicts += _contradictions(declared, spec)
+        grown = [_as_source(table[name], new[name], spec, conflicts) for name in new]
     except ValueError as err:
         raise UserError(f"--add {path}: {err}") from err
-    return [table[name] for name in new]
+    if conflicts:
+        raise UserError(
+            f"--add {path}: modalities of the checkpoint are declared otherwise:\n"
+            + bullet_list(conflicts, limit=len(conflicts))
+            + "\nRemove these fields: the checkpoint's modalities do not change. For other data, "
+            "add a modality with another name."
+        )
+    return grown
+
+
+def _flag_contradictions(
+    content: Mapping[Any, Any], declared: Mapping[Any, Any], spec: ModelSpec
+) -> Iterator[str]:
+    """Fields of the checkpoint's modalities that options such as ``standardize_depth`` change."""
+    options = options_of(DataOptions())
+    values = {k: options[k].coerce(v) for k, v in content.items() if k in options}
+    values.pop("modalities", None)
+    data = dataclasses.replace(DataOptions(), **values, set_by_user=frozenset(values))
+    table, trained = data.table(), {m.name: m for m in spec.modalities}
+    for name, fields in data.fields_set().items():
+        if name in trained:
+            own = fields - set(declared.get(name) or ())
+            for text in differing_fields(table[name], trained[name], own, spec.patch_size):
+                yield f"{name}: {text}"
+
+
+def _contradictions(declared: Mapping[Any, Any], spec: ModelSpec) -> list[str]:
+    """Declared fields of the checkpoint's modalities that have other values there."""
+    trained = {m.name: m for m in spec.modalities}
+    known = {str(name): fields for name, fields in declared.items() if str(name) in trained}
+    table = make_table(known, trained)
+    return [
+        f"{name}: {text}"
+        for name, fields in known.items()
+        for text in differing_fields(table[name], trained[name], fields, spec.patch_size)
+    ]
+
+
+def _as_source(
+    m: Modality, declared: Mapping[str, Any], spec: ModelSpec, conflicts: list[str]
+) -> Modality:
+    """Prepare a target as its source in the checkpoint; other values go to ``conflicts``."""
+    source = next((s for s in spec.inputs if s.name == m.source), None)
+    if source is None:
+        return m
+    own = [field for field in FOLLOWS_SOURCE if field in declared]
+    texts = differing_fields(m, source, own, spec.patch_size)
+    conflicts += [f"{m.name} (source {source.name}): {text}" for text in texts]
+    return dataclasses.replace(m, **{field: getattr(source, field) for field in FOLLOWS_SOURCE})
 
 
 def prepare_graft(

@@ -198,26 +198,10 @@ def _as_float32(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-PREPARATION = (
-    "kind",
-    "num_channels",
-    "num_classes",
-    "stride",
-    "patch_size",
-    "storage",
-    "normalization",
-    "robust_unit",
-    "robust_pixels",
-    "max_value",
-    "mean",
-    "std",
-    "no_data",
-    "interpolation",
-    "hflip_negate",
-    "dim_class_emb",
-    "class_names",
-    "plot",
+NOT_PREPARATION = (
+    *("name", "folder", "source", "loss", "loss_weight", "norm_pix", "plot_channels"),
 )
+PREPARATION = tuple(f.name for f in dataclasses.fields(Modality) if f.name not in NOT_PREPARATION)
 """Fields that determine how stored values become tokens."""
 
 
@@ -242,12 +226,25 @@ def prepared_as(
         own, theirs = getattr(declared, field), getattr(trained, field)
         if field == "class_names" and not theirs:
             values[field] = own
-        elif field in explicit and not _same_preparation(field, own, theirs, patch_size):
-            differing.append(f"{field}: the weights' {_text(theirs)}, yours {_text(own)}")
+        elif field in explicit and (
+            text := differing_fields(declared, trained, [field], patch_size)
+        ):
+            differing += text
             values[field] = own
         else:
             values[field] = theirs
     return dataclasses.replace(declared, **values), differing
+
+
+def differing_fields(
+    own: Modality, theirs: Modality, fields: Collection[str], patch_size: int
+) -> list[str]:
+    """Name the ``fields`` whose values mean something else than those of the weights."""
+    return [
+        f"{f}: the weights' {_text(getattr(theirs, f))}, yours {_text(getattr(own, f))}"
+        for f in fields
+        if not _same_preparation(f, getattr(own, f), getattr(theirs, f), patch_size)
+    ]
 
 
 def _same_preparation(field: str, own: Any, theirs: Any, patch_size: int) -> bool:

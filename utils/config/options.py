@@ -11,6 +11,7 @@ import torch
 
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import (
+    PREPARATION,
     UNIT_16_BIT,
     Interpolation,
     Modality,
@@ -22,19 +23,10 @@ from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
 
 # A target computed from another modality's data is stored and normalised like that modality.
-_FOLLOWS_SOURCE = (
-    "num_channels",
-    "stride",
-    "patch_size",
-    "max_value",
-    "storage",
-    "no_data",
-    "mean",
-    "std",
-    "normalization",
-    "robust_unit",
-    "robust_pixels",
-    "interpolation",
+FOLLOWS_SOURCE = tuple(
+    f
+    for f in PREPARATION
+    if f not in ("kind", "num_classes", "hflip_negate", "dim_class_emb", "class_names", "plot")
 )
 
 # Known to exist without loading timm, which takes seconds.
@@ -150,7 +142,7 @@ class DataOptions:
         for name, modality in table.items():
             if modality.source is not None:
                 source, own = table[modality.source], self.modalities.get(name, {})
-                followed = {k: getattr(source, k) for k in _FOLLOWS_SOURCE if k not in own}
+                followed = {k: getattr(source, k) for k in FOLLOWS_SOURCE if k not in own}
                 table[name] = dataclasses.replace(modality, **followed)
         return table
 

@@ -129,7 +129,7 @@ def test_outcome_reports_regressions_and_missed_baseline() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("modalities: {rgb: {num_channels: 4}}", "already has rgb"),
+        ("modalities: {rgb: {num_channels: 3}}", "already has rgb"),
         ("normals: {kid: image}", "did you mean kind"),
         ("- normals", "expected modalities"),
         ("a: [", "not YAML"),
@@ -140,6 +140,31 @@ def test_invalid_added_modalities_are_rejected(tmp_path: Path, text: str, expect
     (tmp_path / "add.yaml").write_text(text)
     with pytest.raises(UserError, match=expected):
         read_new_modalities(tmp_path / "add.yaml", spec)
+
+
+def test_fields_that_contradict_the_checkpoint_are_listed(tmp_path: Path) -> None:
+    trained = make_table({"depth": {"normalization": "robust", "robust_unit": 65536}})
+    depth = trained["depth"]
+    spec = ModelSpec("pretrain_multimae_nano", (trained["rgb"], depth), (depth,))
+    path = tmp_path / "add.yaml"
+    path.write_text(
+        "train_interpolation: nearest\nstandardize_depth: true\nmodalities:\n"
+        "  depth: {max_value: 255, robust_unit: 65536, folder: depth2, loss: l1}\n"
+        f"  {ROWS}\n  relief: {{source: depth, norm_pix: true, num_channels: 1, stride: 2}}\n"
+    )
+    with pytest.raises(UserError) as raised:
+        read_new_modalities(path, spec)
+    listed = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert [line.split("weights'")[0] for line in listed] == [
+        "  - rgb: interpolation: the ",
+        "  - depth: max_value: the ",
+        "  - depth: folder: the ",
+        "  - relief (source depth): stride: the ",
+    ]
+    assert "65535, yours 255" in listed[1] and "None, yours depth2" in listed[2]
+    path.write_text(f"{ROWS}\nrelief: {{source: depth, norm_pix: true, num_channels: 1}}\n")
+    _, relief = read_new_modalities(path, spec)
+    assert (relief.max_value, relief.normalization, relief.robust_unit) == (65535, "robust", 65536)
 
 
 def test_run_config_reproduces_the_spec(checkpoint: Path, scenes: Path) -> None:

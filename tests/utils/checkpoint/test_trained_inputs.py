@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,14 @@ import run_pretraining_multimae
 from multimae import ModelSpec, read_spec
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec
-from multimae.specs.modalities import Modality, default_table, prepared_as
+from multimae.specs.modalities import (
+    NOT_PREPARATION,
+    PREPARATION,
+    Modality,
+    default_table,
+    differing_fields,
+    prepared_as,
+)
 from tests.support.image_folders import message_of
 from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_run
@@ -169,6 +177,30 @@ def test_only_other_values_contradict(field: str, value: str, refused: bool) -> 
     else:
         changed, _ = with_trained_inputs(cfg, spec, "w")
         assert changed.table()["thermal"].mean == (0.25,)
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "kind": "labels", "num_channels": 3, "num_classes": 7, "stride": 1, "patch_size": 32,
+    "storage": "integer", "normalization": "robust", "robust_unit": 65536.0,
+    "robust_pixels": "all", "max_value": 3.0, "mean": (0.5,), "std": (0.5,), "no_data": 0.0,
+    "interpolation": "bilinear", "hflip_negate": (0,), "dim_class_emb": 32,
+    "class_names": ("a", "b"), "plot": "grey",
+}  # fmt: skip
+
+
+def test_every_field_of_a_modality_is_classed() -> None:
+    """A new field must be listed here, if it changes inputs, or in NOT_PREPARATION."""
+    assert set(PREPARATION) == set(OTHER_VALUES)
+    assert set(PREPARATION) | set(NOT_PREPARATION) == {f.name for f in fields(Modality)}
+    assert set(PREPARATION).isdisjoint(NOT_PREPARATION)
+
+
+@pytest.mark.parametrize("field", PREPARATION)
+def test_every_field_of_preparation_is_compared(field: str) -> None:
+    own, theirs = (SimpleNamespace(**asdict(THERMAL)) for _ in range(2))
+    setattr(own, field, OTHER_VALUES[field])
+    (text,) = differing_fields(own, theirs, PREPARATION, 16)  # type: ignore[arg-type]
+    assert text.startswith(f"{field}: the weights'") and "yours" in text
 
 
 def test_published_weights_are_prepared_as_published(tmp_path: Path) -> None:
