@@ -231,7 +231,7 @@ def _standard_gamma(concentration: Tensor, generator: torch.Generator | None) ->
     # Checking the arguments would wait for the device.
     gamma = Gamma(concentration, torch.ones_like(concentration), validate_args=False)
     if generator is None:
-        return gamma.sample()  # type: ignore[no-any-return]
+        return gamma.sample()
     device = concentration.device
     rng: Any = torch if device.type == "cpu" else torch.get_device_module(device)
     index = () if device.type == "cpu" else (device,)

@@ -15,23 +15,40 @@ from utils.distributed.world import World
 class LogWindow:
     """Means of logged values since the last log line, kept on the device.
 
-    The first step with a NaN or Inf is recorded on the device, without synchronising.
+    The mean of a loss is over the updates in which it counts anything: some sample has the
+    modality, some pixel is valid. The mean of no updates is NaN. The first step with a NaN or Inf
+    is recorded on the device, without synchronising.
     """
 
     def __init__(self) -> None:
         """Empty window."""
         self.names: tuple[str, ...] = ()
-        self.sums = self.first_bad = torch.zeros(0)
+        self.sums = self.updates = self.first_bad = torch.zeros(0)
         self.count = 0
 
-    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Add the scalars of one step (the same names every time)."""
+    def add(
+        self, step: int, values: Mapping[str, Tensor], counted: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Add the scalars of one step (the same names every time).
+
+        Args:
+            step: From 0.
+            values: By name.
+            counted: Bool 0-D by name, equal on all processes: whether the value counts anything.
+                Values without an entry always do.
+        """
         row = torch.stack([v.float() for v in values.values()])
+        always, counted = row.new_ones(()), counted or {}
+        new_updates = torch.stack([counted.get(name, always).float() for name in values])
         if not self.names:
             self.names = tuple(values)
         if len(self.first_bad) != len(row):
             self.first_bad = torch.full_like(row, -1.0)
-        self.sums = row if self.count == 0 else self.sums.to(row.device) + row
+        if self.count:
+            self.sums = self.sums.to(row.device) + row
+            self.updates = self.updates.to(row.device) + new_updates
+        else:
+            self.sums, self.updates = row, new_updates
         new = ~row.isfinite() & (self.first_bad < 0)
         self.first_bad = torch.where(new, float(step + 1), self.first_bad)
         self.count += 1
@@ -53,10 +70,10 @@ class LogWindow:
         return dict(sorted(found.items()))
 
     def read(self, world: World) -> dict[str, float]:
-        """Means over the window and all processes (collective); begins a new window."""
+        """Means over the updates that count and all processes (collective); begins a new window."""
         if not self.count:  # every step was skipped
             return {}
-        mean = world.sum(self.sums / self.count) / world.size
+        mean = world.sum(self.sums / self.updates) / world.size  # 0 / 0 is NaN
         self.count = 0
         return dict(zip(self.names, mean.tolist(), strict=True))
 
@@ -67,7 +84,13 @@ class LogWindow:
             sums = self.sums.new_zeros(world.size, len(self.sums))
             sums[world.rank] = self.sums
             sums = world.sum(sums)
-        return {"names": list(self.names), "sums": sums.cpu(), "count": self.count}
+        updates = self.updates.cpu() if self.count else torch.zeros(0)
+        return {
+            "names": list(self.names),
+            "sums": sums.cpu(),
+            "updates": updates,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], world: World) -> None:
         """Inverse of :meth:`state_dict`; the mean if the number of processes has changed."""
@@ -75,6 +98,8 @@ class LogWindow:
         rows = state["sums"]
         if self.count:
             rows = rows[world.rank] if len(rows) == world.size else rows.mean(0)
+        # Older checkpoints count every update for every value.
+        self.updates = state.get("updates", torch.full((len(self.names),), float(self.count)))
         self.sums, self.first_bad = rows, torch.zeros(0)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from multimae.nn.masking import TokenMasks
 from utils.data.batches import Batch
 
 
@@ -20,6 +21,7 @@ class StepPosition(NamedTuple):
         counts: (losses,) :meth:`Task.count` of the global batch / world size, the divisor of summed
             losses; ``None`` if the batch is the global batch.
         num_batches: Micro-batches per step and rank.
+        masks: From :meth:`Task.draw_masks`; ``None`` if not drawn yet.
     """
 
     step: int
@@ -27,6 +29,7 @@ class StepPosition(NamedTuple):
     num_samples: int
     counts: Tensor | None = None
     num_batches: int = 1
+    masks: TokenMasks | None = None
 
 
 class StepOutput(NamedTuple):
@@ -45,15 +48,21 @@ class Task(nn.Module, ABC):
 
     Attributes:
         model: Model saved in checkpoints.
+        loss_names: Log keys of the losses that :meth:`count` counts, in its order.
         fp32_output_adapters: Outputs computed in float32.
     """
 
     model: nn.Module
+    loss_names: tuple[str, ...] = ("loss",)
     fp32_output_adapters: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Losses of a batch: sums over counted samples or values, over ``position.counts``."""
+
+    def draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks | None:
+        """Masks of a batch, for ``position.masks``; ``None`` in tasks without masks."""
+        return None
 
     @abstractmethod
     def count(self, batch: Batch, position: StepPosition) -> Tensor:

@@ -165,6 +165,7 @@ class PretrainTask(Task):
         self.masks, self.patch_size = masks, patch_size
         self.losses: dict[str, MaskedLoss] = {m.name: build_loss(m, patch_size) for m in outputs}
         names = [m.name for m in outputs]
+        self.loss_names = tuple(f"loss/{name}" for name in names)
         self.balancer: nn.Module = (
             UncertaintyWeightingStrategy(names)
             if balancer == "uncertainty"
@@ -188,14 +189,16 @@ class PretrainTask(Task):
         if position.counts is not None:
             names = (m.name for m in self.outputs)
             counts = dict(zip(names, position.counts.unbind(), strict=True))
-        losses = self._compute(targets, self._draw_masks(batch, position), counts)
+        masks = position.masks or self.draw_masks(batch, position)
+        losses = self._compute(targets, masks, counts)
         weighted = self.balancer(losses, counts, position.num_batches)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of samples with a counted patch, per output."""
-        masks, valid = self._draw_masks(batch, position), valid_pixels(batch, self.modalities)
+        masks = position.masks or self.draw_masks(batch, position)
+        valid = valid_pixels(batch, self.modalities)
         counts = torch.zeros(len(self.outputs), dtype=torch.int64, device=masks.ids_keep.device)
         for i, m in enumerate(self.outputs):
             mask, present = self._counted_patches(m, masks), batch.present.get(m.data_name)
@@ -206,7 +209,8 @@ class PretrainTask(Task):
             )
         return counts
 
-    def _draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks:
+    def draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks:
+        """Masks of the batch's part of the global batch."""
         images = {m.name: batch.images[m.data_name] for m in self.inputs}
         device = next(iter(images.values())).device
         return self.masks.draw(

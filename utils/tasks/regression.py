@@ -96,6 +96,8 @@ class RegressionTask(FinetuneTask, ABC):
         """Predict ``targets``; ``loss`` is a key of :data:`LOSSES`."""
         super().__init__(model, inputs)
         self.targets, self.loss = tuple(targets), LOSSES[loss]
+        if len(self.targets) > 1:
+            self.loss_names = tuple(f"loss/{target.head}" for target in self.targets)
 
     @abstractmethod
     def valid(self, batch: Batch) -> Tensor:

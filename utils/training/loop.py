@@ -116,7 +116,7 @@ def _update(run: TrainingRun, micro: Sequence[Batch]) -> None:
         run.nonfinite.write({state.step + 1: update.bad})
         run.nonfinite.record_skipped_step(state.step)
     else:
-        state.window.add(state.step, update.logs)
+        state.window.add(state.step, update.logs, update.counted)
 
 
 def _log(run: TrainingRun, lr: float) -> None:

@@ -17,7 +17,7 @@ from utils.config.options import OptimOptions, RuntimeOptions
 from utils.data.batches import Batch
 from utils.distributed.sharding import set_gradient_sync
 from utils.distributed.world import World
-from utils.tasks.base import StepPosition
+from utils.tasks.base import StepPosition, Task
 from utils.training.nonfinite import GRAD_NORM
 from utils.training.schedule import RunPlan
 from utils.training.seeding import seed_everything
@@ -80,10 +80,12 @@ class Update(NamedTuple):
     Attributes:
         logs: Sums over the accumulated batches; their means over processes are the losses of the
             global batch.
+        counted: Bool by name of a loss: whether the global batch holds anything that it counts.
         bad: Names of values that are NaN or infinite; the update was skipped.
     """
 
     logs: dict[str, Tensor]
+    counted: dict[str, Tensor]
     bad: tuple[str, ...] = ()
 
 
@@ -107,9 +109,15 @@ class Stepper:
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
         self.task: nn.Module = state.task
         self.sharded = state.full_model_builder is not None
-        self.fused = not self.sharded and all(
-            group.get("fused") and isinstance(state.optimizer, Adam | AdamW | SGD)
-            for group in state.optimizer.param_groups
+        self.reads_norm = world.device.type == "cpu"  # which costs nothing there
+        fused = isinstance(state.optimizer, Adam | AdamW | SGD) and all(
+            group.get("fused") for group in state.optimizer.param_groups
+        )
+        # With a scale of 1 it changes no gradient; a fused step skips NaN and Inf on the device.
+        self.guard = GradScaler(
+            precision.device_type,
+            init_scale=1.0,
+            enabled=fused and not self.reads_norm and not state.scaler.is_enabled(),
         )
         self.static_graph, self.begun = runtime.find_unused_params and not self.sharded, False
         if world.size > 1 and not self.sharded:
@@ -128,18 +136,21 @@ class Stepper:
         """
         world = self.world
         seed_everything(self.seed, state.step, world.rank)
-        batches = [batch.to(world.device) for batch in batches]
+        if len(batches) == 1:  # several are copied one at a time, to count and to train
+            batches = [batches[0].to(world.device)]
         buffers = [b.clone() for b in state.task.buffers()] if self.drop_nonfinite else []
+        scaler = self.guard if self.guard.is_enabled() else state.scaler
+        positions, counted = self._positions(state, batches)
         logs: dict[str, Tensor] = {}
-        for batch, position in zip(batches, self._positions(state, batches), strict=True):
+        for batch, position in zip(batches, positions, strict=True):
             with self._gradient_sync(last=batch is batches[-1]):
                 with self.precision.autocast():
-                    out = self.task(batch, position)
-                state.scaler.scale(out.loss).backward()
+                    out = self.task(batch.to(world.device), position)
+                scaler.scale(out.loss).backward()
             for name, value in {"loss": out.loss.detach(), **out.logs}.items():
                 logs[name] = logs[name] + value if name in logs else value
         self.begun = True
-        state.scaler.unscale_(state.optimizer)
+        scaler.unscale_(state.optimizer)
         norm, skip = clip_or_skip(self.parameters, self.clip_grad, self.skip_grad)
         logs[GRAD_NORM] = norm
         bad = self._not_finite(logs, scaled=state.scaler.is_enabled())
@@ -147,21 +158,23 @@ class Stepper:
             for buffer, kept in zip(state.task.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
         elif self.skip_grad is None or not skip.item():
-            self._optimizer_step(state, norm)
+            self._optimizer_step(scaler, state.optimizer, norm)
             if state.ema is not None:
                 state.ema.update_parameters(state.model)
-        state.scaler.update()
+        scaler.update(1.0 if scaler is self.guard else None)
         state.optimizer.zero_grad(set_to_none=True)
-        return Update(logs, bad)
+        return Update(logs, counted, bad)
 
-    def _positions(self, state: TrainState, batches: Sequence[Batch]) -> list[StepPosition]:
-        """Where each batch stands in the update, and what the losses of the update count.
+    def _positions(
+        self, state: TrainState, batches: Sequence[Batch]
+    ) -> tuple[list[StepPosition], dict[str, Tensor]]:
+        """Where each batch stands in the update, and whether each loss counts anything in it.
 
         Losses are means over the global batch, whatever the number of batches and processes: what
         counts in it is known before the first backward pass.
         """
-        plan, world = self.plan, self.world
-        positions = [
+        plan, world, names = self.plan, self.world, state.task.loss_names
+        starts = [
             StepPosition(
                 state.step,
                 (i * world.size + world.rank) * plan.batch_size,
@@ -170,13 +183,19 @@ class Stepper:
             )
             for i in range(len(batches))
         ]
-        if len(batches) == world.size == 1:
-            return positions
-        with torch.no_grad():
-            count = state.task.count
-            counts = torch.stack([count(b, p) for b, p in zip(batches, positions, strict=True)])
-            per_process = world.sum(counts.sum(dim=0)) / world.size
-        return [position._replace(counts=per_process) for position in positions]
+        drawn = [self._with_masks(state.task, *pair) for pair in zip(batches, starts, strict=True)]
+        parts = [position.counts for position in drawn if position.counts is not None]
+        counts = world.sum(torch.stack(parts).sum(dim=0))
+        some = counts > 0
+        counted = {**dict(zip(names, some.unbind(), strict=True)), "loss": some.any()}
+        return [p._replace(counts=counts / world.size) for p in drawn], counted
+
+    @torch.no_grad()
+    def _with_masks(self, task: Task, batch: Batch, position: StepPosition) -> StepPosition:
+        """Add the masks of a batch, and what its losses count."""
+        batch = batch.to(self.world.device)
+        position = position._replace(masks=task.draw_masks(batch, position))
+        return position._replace(counts=task.count(batch, position))
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Reduce gradients over processes after the last batch of an update only.
@@ -191,20 +210,23 @@ class Stepper:
             return nullcontext()
         return self.task.no_sync()
 
-    def _optimizer_step(self, state: TrainState, norm: Tensor) -> None:
-        """Step, unless the gradient is not finite: the weights then keep their values.
+    def _optimizer_step(
+        self, scaler: GradScaler, optimizer: torch.optim.Optimizer, norm: Tensor
+    ) -> None:
+        """Step, unless the gradient is not finite.
 
-        Fused optimizers skip on the device, without synchronising. Others on a GPU do step; the
-        loop finds the norm before anything is saved.
+        Waits for no device: fused optimizers skip on it. For others a gradient that is not finite
+        becomes zero; the loop finds the norm before anything is saved.
         """
-        optimizer = state.optimizer
-        if state.scaler.is_enabled():
-            state.scaler.step(optimizer)  # skips overflows
-        elif self.fused:
-            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+        elif not self.reads_norm:
+            bad = ~norm.isfinite()
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(bad, 0.0)
             optimizer.step()
-            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
-        elif self.world.device.type != "cpu" or norm.isfinite():
+        elif norm.isfinite():
             optimizer.step()
 
     def _not_finite(self, logs: dict[str, Tensor], *, scaled: bool) -> tuple[str, ...]:

@@ -1,21 +1,24 @@
 """Loss and gradient of an update do not depend on how its batch is split.
 
-Four samples as 4x1, 2x2 and 1x4 batches on one process, as 2x1 and 1x2 on each of two: with void
-and invalid pixels, missing modalities, pixels without data, soft targets, label smoothing.
+Four samples as 4x1, 2x2 and 1x4 batches on one process, as 2x1 and 1x2 on each of two (DDP and
+FSDP): with void and invalid pixels, missing modalities, pixels without data, soft targets, label
+smoothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 import tests.conftest  # noqa: F401  the processes need its model size
 from multimae.multimae import MultiMAE, MultiViT
@@ -25,12 +28,14 @@ from multimae.specs.spec import ModelSpec
 from utils.config.cls_options import ClsDataOptions
 from utils.config.depth_options import TARGET as DEPTH_TARGET
 from utils.config.depth_options import DepthConfig
+from utils.config.options import RuntimeOptions
 from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dense_transforms import INSIDE
 from utils.data.sets.class_folders import ClassIndex
 from utils.data.sets.taskonomy_views import TASKS as TASKONOMY
 from utils.data.sets.taskonomy_views import VALID
+from utils.distributed.sharding import FullModelBuilder, shard
 from utils.distributed.world import World
 from utils.tasks import classification
 from utils.tasks.base import StepPosition, Task
@@ -163,25 +168,37 @@ class RecordedSGD(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
-        self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
+        self.gradients = [getattr(g, "full_tensor", lambda g=g: g)() for g in gradients]
+
+
+RUNTIME = RuntimeOptions(seed=0, on_nonfinite="stop", find_unused_params=True)
 
 
 def make_stepper(
-    task: Task, optimizer: torch.optim.Optimizer, world: World, size: int, accum: int
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    size: int,
+    accum: int,
+    full_model_builder: FullModelBuilder | None = None,
 ) -> tuple[Stepper, TrainState]:
     precision = Precision("cpu", None)
-    state = TrainState(task, optimizer, precision.scaler())
+    state = TrainState(task, optimizer, precision.scaler(), full_model_builder=full_model_builder)
     plan: Any = SimpleNamespace(accum_steps=accum, batch_size=size, global_batch=SAMPLES)
     optim: Any = SimpleNamespace(clip_grad=None)
-    runtime: Any = SimpleNamespace(seed=0, on_nonfinite="stop", find_unused_params=True)
-    return Stepper(state, world, plan, precision, optim, runtime), state
+    return Stepper(state, world, plan, precision, optim, RUNTIME), state
 
 
-def update(case: Case, world: World, size: int, accum: int) -> dict[str, Tensor]:
+def update(
+    case: Case, world: World, size: int, accum: int, parallel: Literal["ddp", "fsdp"] = "ddp"
+) -> dict[str, Tensor]:
     """Logs (means over processes) and the gradient of one update of four samples."""
     task, full = case()
+    runtime = dataclasses.replace(RUNTIME, parallel=parallel)
+    builder = shard(task, (), world, runtime, None)
     optimizer = RecordedSGD(task.parameters(), lr=1.0)
-    stepper, state = make_stepper(task, optimizer, world, size, accum)
+    stepper, state = make_stepper(task, optimizer, world, size, accum, builder)
     starts = [(i * world.size + world.rank) * size for i in range(accum)]
     logs = stepper.step(state, [part_of(full, start, size) for start in starts]).logs
     del stepper
@@ -189,8 +206,14 @@ def update(case: Case, world: World, size: int, accum: int) -> dict[str, Tensor]
     return {"gradient": gradient, **{k: world.sum(v) / world.size for k, v in logs.items()}}
 
 
-def poisoned_update(world: World, size: int, accum: int, fused: bool) -> tuple[bool, bool]:
-    """Whether weights changed and the norm is finite, with NaN gradients on the last process."""
+def poisoned_update(
+    world: World, size: int, accum: int, fused: bool, on_device: bool = False
+) -> tuple[bool, bool, bool]:
+    """One update with NaN gradients on the last process.
+
+    Returns:
+        Whether weights changed, whether they are finite, whether the norm is.
+    """
     task, full = segmentation()
     parameters = list(task.parameters())
     if world.rank == world.size - 1:
@@ -198,10 +221,24 @@ def poisoned_update(world: World, size: int, accum: int, fused: bool) -> tuple[b
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1.0, fused=fused)
     stepper, state = make_stepper(task, optimizer, world, size, accum)
+    if on_device:  # as on a GPU
+        stepper.reads_norm = False
+        stepper.guard = GradScaler("cpu", init_scale=1.0, enabled=fused)
     starts = [(i * world.size + world.rank) * size for i in range(accum)]
     norm = stepper.step(state, [part_of(full, start, size) for start in starts]).logs["grad_norm"]
     changed = any(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
-    return changed, bool(norm.isfinite())
+    moments = [x for values in optimizer.state.values() for x in values.values()]
+    finite = all(bool(x.isfinite().all()) for x in [*parameters, *moments])
+    return changed, finite, bool(norm.isfinite())
+
+
+# (fused optimizer, on the device): only an optimizer that cannot skip there decays the weights.
+POISONED = {
+    (True, False): (False, True, False),
+    (False, False): (False, True, False),
+    (True, True): (False, True, False),
+    (False, True): (True, True, False),
+}
 
 
 def part_of(batch: Batch, start: int, size: int) -> Batch:
@@ -222,10 +259,14 @@ def work(rank: int, folder: str) -> None:
         for name, case in CASES.items()
         for split in TWO_PROCESSES
     }
-    poisoned = [
-        poisoned_update(world, *split, fused) for split in TWO_PROCESSES for fused in (True, False)
-    ]
-    assert poisoned == [(False, False)] * 4, poisoned
+    found |= {
+        (f"{name}, sharded", split): update(case, world, *split, "fsdp")
+        for name, case in CASES.items()
+        for split in TWO_PROCESSES
+    }
+    for split in TWO_PROCESSES:
+        for options, expected in POISONED.items():
+            assert poisoned_update(world, *split, *options) == expected, (split, options)
     if rank == 0:
         torch.save(found, f"{folder}/found")
     dist.destroy_process_group()
@@ -245,7 +286,8 @@ def test_splitting_changes_neither_losses_nor_gradient(
     monkeypatch.setattr(classification, "mix", soft_targets)
     world = World(0, 1, CPU)
     found = {f"1 process, {s}": update(CASES[name], world, *s) for s in ONE_PROCESS}
-    found |= {f"2 processes, {s}": on_two_processes[name, s] for s in TWO_PROCESSES}
+    for key in (name, f"{name}, sharded"):
+        found |= {f"2 processes, {key}, {s}": on_two_processes[key, s] for s in TWO_PROCESSES}
     (_, expected), *others = found.items()
     assert expected["loss"] > 0 and expected["gradient"].abs().max() > 1e-3
     for split, values in others:
@@ -265,6 +307,38 @@ def test_batches_without_a_modality_do_not_halve_its_loss() -> None:
     torch.testing.assert_close(split, expected)
 
 
+@pytest.mark.parametrize("split", ONE_PROCESS)
+def test_the_logged_mean_is_over_updates_that_have_the_modality(split: tuple[int, int]) -> None:
+    world, (size, accum) = World(0, 1, CPU), split
+    task, with_depth = pretraining(SOME)
+    stepper, state = make_stepper(task, RecordedSGD(task.parameters()), world, size, accum)
+    logs = []
+    for batch in (with_depth, pretraining(NONE)[1]):
+        batches = [part_of(batch, i * size, size) for i in range(accum)]
+        update = stepper.step(state, batches)
+        state.window.add(state.step, update.logs, update.counted)
+        logs.append({name: value.item() for name, value in update.logs.items()})
+    values = state.window.read(world)
+    assert values["loss/depth"] == pytest.approx(logs[0]["loss/depth"]) and logs[0]["loss/depth"]
+    for name in ("loss", "loss/rgb"):
+        assert values[name] == pytest.approx((logs[0][name] + logs[1][name]) / 2)
+
+
+@pytest.mark.parametrize("case", [segmentation, lambda: depth("mse"), taskonomy])
+def test_an_update_without_labelled_pixels_does_not_lower_the_mean(case: Case) -> None:
+    world, (task, full) = World(0, 1, CPU), case()
+    stepper, state = make_stepper(task, RecordedSGD(task.parameters()), world, 1, 1)
+    for sample in (1, 3):  # all pixels of the last sample are invalid
+        update = stepper.step(state, [part_of(full, sample, 1)])
+        state.window.add(state.step, update.logs, update.counted)
+        if sample == 1:
+            first = {name: value.item() for name, value in update.logs.items()}
+    values = state.window.read(world)
+    losses = [name for name in first if name.startswith("loss")]
+    assert {n: values[n] for n in losses} == pytest.approx({n: first[n] for n in losses})
+    assert first["loss"] > 0
+
+
 def test_a_modality_missing_everywhere_leaves_its_uncertainty_alone() -> None:
     task, full = pretraining(NONE, balancer="uncertainty")
     for split in ((4, 1), (1, 4)):
@@ -278,20 +352,37 @@ def test_a_modality_missing_everywhere_leaves_its_uncertainty_alone() -> None:
         assert gradient[1] == 0 and (gradient[[0, 2, 3]] != 0).all()
 
 
-def test_one_batch_on_one_process_counts_nothing_beforehand(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("split", ONE_PROCESS)
+def test_masks_are_drawn_once_and_batches_copied_one_at_a_time(
+    split: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def count(self: Task, batch: Batch, position: StepPosition) -> Tensor:
-        raise AssertionError("counted")
+    draw, to, drawn = MaskOptions.draw, Batch.to, []
+    copies: weakref.WeakSet[Batch] = weakref.WeakSet()
+    most = [0]
 
-    monkeypatch.setattr(SegmentationTask, "count", count)
-    update(segmentation, World(0, 1, CPU), 4, 1)
-    with pytest.raises(AssertionError, match="counted"):
-        update(segmentation, World(0, 1, CPU), 2, 2)
+    def counted_draw(self: MaskOptions, *args: Any, **options: Any) -> Any:
+        drawn.append(args)
+        return draw(self, *args, **options)
+
+    def counted_to(self: Batch, device: Any) -> Batch:
+        if self in copies:  # there already
+            return self
+        copy = to(self, device)
+        copies.add(copy)
+        most[0] = max(most[0], len(copies))
+        return copy
+
+    monkeypatch.setattr(MaskOptions, "draw", counted_draw)
+    monkeypatch.setattr(Batch, "to", counted_to)
+    monkeypatch.setattr(Batch, "__hash__", object.__hash__)
+    update(lambda: pretraining(SOME), World(0, 1, CPU), *split)
+    assert (len(drawn), most[0]) == (split[1], 1)
 
 
 @pytest.mark.parametrize("split", ONE_PROCESS)
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_nan_gradient_does_not_reach_the_weights(split: tuple[int, int], fused: bool) -> None:
+@pytest.mark.parametrize("options", POISONED)
+def test_a_nan_gradient_does_not_reach_the_weights(
+    split: tuple[int, int], options: tuple[bool, bool]
+) -> None:
     """On two processes, `work` checks the same with a NaN on one of them."""
-    assert poisoned_update(World(0, 1, CPU), *split, fused) == (False, False)
+    assert poisoned_update(World(0, 1, CPU), *split, *options) == POISONED[options]

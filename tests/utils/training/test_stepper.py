@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from utils.distributed.world import World
-from utils.tasks.base import StepOutput
+from utils.tasks.base import StepOutput, Task
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, Stepper, choose_precision, clip_or_skip
 
@@ -50,6 +50,9 @@ def test_a_named_format_is_taken() -> None:
 class LinearTask(nn.Module):
     """The loss is ``0.5 * weight``; it draws one random number per step."""
 
+    loss_names = ("loss",)
+    draw_masks = Task.draw_masks
+
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.Linear(1, 1, bias=False)
@@ -57,6 +60,9 @@ class LinearTask(nn.Module):
 
     def forward(self, batch: Any, position: Any) -> StepOutput:
         return StepOutput(0.5 * self.model.weight.sum(), {"random": torch.rand(())})
+
+    def count(self, batch: Any, position: Any) -> Tensor:
+        return torch.ones(1, dtype=torch.int64)
 
     def extra_state_dict(self) -> dict[str, Any]:
         return {}
@@ -78,7 +84,8 @@ def one_update(
     stepper = Stepper(
         state, World(rank, 1, CPU), plan, Precision("cpu", None), optim, runtime, skip_grad
     )
-    batch: Any = SimpleNamespace(to=lambda device: None)
+    batch: Any = SimpleNamespace()
+    batch.to = lambda device: batch
     return state, stepper.step(state, [batch]).logs
 
 
