@@ -18,8 +18,11 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from PIL import Image
+
 from multimae.specs.errors import UserError, run_command
 from tools.app.serve import serve
+from tools.app.uploads import MAX_PIXELS
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         with serve(args.weights, args.examples, args.port) as address:
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also of uploads that Pillow does not open
             print(f"Open {address} in a browser. Ctrl+C stops.", flush=True)
             try:
                 threading.Event().wait()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from multimae.images.listing import (
     ABSENT,
@@ -31,9 +30,10 @@ from multimae.images.listing import (
     paired,
     refuse_incomplete,
     refuse_look_alikes,
+    without_reader,
 )
 from multimae.images.pack.layout import is_packed
-from multimae.images.pixels import Array, Encoding, Pixels, checked
+from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
 from multimae.images.readers import check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
@@ -230,10 +230,8 @@ class MultiModalFolder:
             if photo is not None:
                 return photo
         if isinstance(stored, np.ndarray):
-            if path.lower().endswith(JPEG_SUFFIXES) and (
-                modality.is_labels or modality.no_data is not None
-            ):
-                return checked(Image.fromarray(stored), path, modality, Encoding(lossy=True))
+            if path.lower().endswith(JPEG_SUFFIXES):
+                check_encoding(Encoding(lossy=True), "JPEG", path, modality)
             return check_pixels(stored, path, modality, patch_size)
         return read_fast(path, modality, patch_size, stored)
 
@@ -337,9 +335,11 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
         UserError: There are none, or a folder cannot be listed.
     """
     folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    found = {f: _listed(root / f) for f in folders if f[0] != "."}
+    ignored = Counter[str]()
+    found = {f: _listed(root / f, ignored) for f in folders if f[0] != "."}
     if not any(found.values()):
-        raise UserError(f"data path {root} holds no images. The layout is {LAYOUT}.")
+        why = without_reader(root, ignored)
+        raise UserError(f"data path {root} holds no images{why}. The layout is {LAYOUT}.")
     return {folder: names for folder, names in found.items() if names}
 
 
@@ -349,11 +349,13 @@ def _open_pack(folder: Path) -> PackedFolder:
     return PackedFolder(folder)
 
 
-def _listed(folder: Path) -> list[bytes]:
+def _listed(folder: Path, ignored: Counter[str]) -> list[bytes]:
     if is_packed(folder):
         names: list[bytes] = _open_pack(folder).names.tolist()
         return names
-    return sorted(list_folder(folder, folder.name).files())
+    listing = list_folder(folder, folder.name)
+    ignored.update(listing.ignored)
+    return sorted(listing.files())
 
 
 def sub_folders(folder: Path) -> list[str]:

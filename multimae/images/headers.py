@@ -11,11 +11,15 @@ import numpy as np
 from multimae.images.pixels import Array, Encoding
 
 _PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
-_COD, _SOT = 0xFF52, 0xFF90
 
 
-def encoding_of_data(data: bytes, picture_format: str) -> tuple[Encoding, int]:
+def encoding_of_data(data: bytes, picture_format: str, exact: bool) -> tuple[Encoding, int]:
     """Read how a JPEG 2000, WebP or AVIF file stores its samples.
+
+    Args:
+        data: The file.
+        picture_format: Its format.
+        exact: Whether a JPEG 2000 is lossless only if nothing was cut off its coefficients.
 
     Returns:
         The encoding, and the bits of the values of a grey JPEG 2000 (0: unknown).
@@ -24,46 +28,25 @@ def encoding_of_data(data: bytes, picture_format: str) -> tuple[Encoding, int]:
         ValueError: Signed samples, samples of more than 16 bits, or a damaged header.
     """
     if picture_format == "JPEG2000":
-        return _jpeg2000(data)
+        from multimae.images.jpeg2000 import encoding_of_jpeg2000
+
+        return encoding_of_jpeg2000(data, exact)
     if picture_format == "AVIF":
         found = data.find(b"av1C")
         is_wide = 0 <= found < len(data) - 6 and bool(data[found + 6] & 0x60)
         return Encoding(16 if is_wide else 0, lossy=True), 0
-    return Encoding(0, lossy=_has_chunk(data, b"VP8 ")), 0
+    return Encoding(0, lossy=is_lossy_webp(data)), 0
 
 
-def _has_chunk(data: bytes, name: bytes) -> bool:
-    """Whether a RIFF file has a chunk."""
+def is_lossy_webp(data: bytes) -> bool:
+    """Whether a WebP file has a chunk of the lossy codec."""
     position = 12
     while position + 8 <= len(data):
-        if data[position : position + 4] == name:
+        if data[position : position + 4] == b"VP8 ":
             return True
         (size,) = struct.unpack_from("<I", data, position + 4)
         position += 8 + size + size % 2
     return False
-
-
-def _jpeg2000(data: bytes) -> tuple[Encoding, int]:
-    start = data.find(b"\xff\x4f\xff\x51")
-    try:
-        (count,) = struct.unpack_from(">H", data, start + 40)
-        depths = [data[start + 42 + 3 * i] for i in range(count)]
-        if start < 0 or not depths:
-            raise ValueError("no JPEG 2000 codestream")
-        bits = max(depth & 0x7F for depth in depths) + 1
-        if any(depth & 0x80 for depth in depths) or bits > 16:
-            raise ValueError(f"JPEG 2000 with signed samples or {bits} bits, which are not read")
-        if len(set(depths)) > 1 or bits < 8:
-            raise ValueError("JPEG 2000 with channels of fewer than 8, or different bits")
-        position, reversible = start + 2, False
-        while (marker := struct.unpack_from(">H", data, position)[0]) != _SOT:
-            if marker == _COD:
-                reversible = data[position + 13] == 1
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    except (struct.error, IndexError) as err:
-        raise ValueError("damaged JPEG 2000 header") from err
-    wide_colours = bits > 8 and count > 1
-    return Encoding(16 if wide_colours else 0, lossy=not reversible), bits if count == 1 else 0
 
 
 def read_portable_map(data: bytes, max_pixels: float) -> tuple[Array, int]:

@@ -178,17 +178,21 @@ class Listing:
         if not len(self.names):
             raise UserError(
                 f"modality '{modality}': no images in {folder} or its sub-folders"
-                f"{_without_reader(self.ignored)}.\nThe layout is {LAYOUT} with sub-folders of any "
-                f"depth; extensions: {', '.join(sorted(SUFFIXES))}."
+                f"{without_reader(folder, self.ignored)}.\nThe layout is {LAYOUT} with sub-folders of "
+                f"any depth; extensions: {', '.join(sorted(SUFFIXES))}."
             )
 
 
-def _without_reader(ignored: Counter[str]) -> str:
-    """Part of a message: files of a folder that have no reader, by extension."""
-    if not ignored:
-        return ""
+def without_reader(folder: Path, ignored: Counter[str]) -> str:
+    """Part of a message: files of a folder that have no reader, by reason, and an example."""
+    example = next(folder.rglob("[!.]*.*"), None)
+    if example is None or not ignored:
+        return f"; {example} is a folder" if example else ""
     counts = ", ".join(f"{count} '{suffix}'" for suffix, count in ignored.most_common(3))
-    return f"; there is no reader for its files: {counts}. Convert them (.npy holds any array)"
+    return (
+        f"; there is no reader for its files: {counts}, such as {example}. Convert them (.npy "
+        "holds any array)"
+    )
 
 
 def list_folder(folder: Path, modality: str, ending: str = "") -> Listing:

@@ -127,14 +127,37 @@ def checked(
     return _values(image, source, modality)
 
 
-def check_encoding(encoding: Encoding, kind: str, source: object, modality: Modality) -> None:
-    """Raise an ImageError if decoding changes values that must be exact; ``kind``: the format."""
+def exact_content(modality: Modality, bits: int = 8) -> str:
+    """What a modality holds that a lossy file of ``bits`` per value would change; else empty."""
+    if modality.is_labels:
+        return "class ids"
+    if modality.no_data is not None:
+        return f"no_data: {modality.no_data:g}"
+    if modality.storage == "float":
+        return "floats"
+    if bits <= 8 and storage_dtype(modality) != np.uint8:
+        return "values of 16 bits"
+    return ""
+
+
+def check_encoding(
+    encoding: Encoding, kind: str, source: object, modality: Modality, bits: int = 8
+) -> None:
+    """Raise an ImageError if decoding changes values that must be exact.
+
+    Args:
+        encoding: Of the file.
+        kind: Name of its format or compression.
+        source: The file, for messages.
+        modality: What it should hold.
+        bits: Bits of a value.
+    """
     where = f"{source}: modality '{modality.name}'"
-    if encoding.lossy and (modality.is_labels or modality.no_data is not None):
-        exact = "class ids" if modality.is_labels else f"no_data: {modality.no_data:g}"
+    exact = exact_content(modality, bits)
+    if encoding.lossy and exact:
         raise ImageError(
             f"{where} holds {exact}, and the file is {kind}, whose compression changes values at "
-            "edges. Store the original values as PNG."
+            "edges. Store the original values as PNG, TIFF or .npy."
         )
     if encoding.bits == 16:
         raise ImageError(

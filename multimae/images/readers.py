@@ -34,6 +34,7 @@ from multimae.images.pixels import (
     checked,
     class_ids,
     encoding_of,
+    exact_content,
     size_of,
     storage_dtype,
     wide_colours,
@@ -83,8 +84,8 @@ def read(path: Path, modality: Modality, patch_size: int = 1, data: bytes | None
 
 def read_fast(path: str, modality: Modality, patch_size: int, data: bytes) -> Pixels:
     """Read the same values as :func:`read`, faster; 8-bit images may be arrays, too."""
-    exact = modality.is_labels or modality.no_data is not None
-    array = None if exact and data.startswith(_JPEG) else decode_fast(data)
+    refused = data.startswith(_JPEG) and bool(exact_content(modality))
+    array = None if refused else decode_fast(data)
     if array is None:
         return read(Path(path), modality, patch_size, data)
     return check_pixels(array, path, modality, patch_size)
@@ -212,7 +213,8 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
             if image.format in ("JPEG2000", "WEBP", "AVIF"):
                 from multimae.images.headers import encoding_of_data
 
-                encoding, bits = encoding_of_data(data, image.format)
+                exact = bool(exact_content(modality))
+                encoding, bits = encoding_of_data(data, image.format, exact)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
@@ -230,7 +232,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
         if colours is not None:
             return wide_colours(colours, path, modality)
     if bits > 8:  # Pillow shifts them to 16
-        check_encoding(encoding, "JPEG 2000", path, modality)
+        check_encoding(encoding, "JPEG 2000", path, modality, bits)
         return check_pixels(np.asarray(image) >> (16 - bits), path, modality)
     return checked(image, path, modality, encoding)
 
@@ -250,7 +252,7 @@ def _read_portable_map(path: Path, modality: Modality, data: bytes) -> Pixels:
             f"modality {modality.max_value:g}. Set max_value: {top}, or convert the file."
         )
     is_grey = values.dtype == np.uint8 and values.ndim == 2
-    if modality.is_labels or (is_grey and modality.num_channels == 3):
+    if values.ndim == 2 and (modality.is_labels or (is_grey and modality.num_channels == 3)):
         return check_pixels(values, path, modality)
     return array_pixels(values, path, modality)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from multimae.images.headers import is_lossy_webp
 from multimae.images.pixels import (
     Array,
     Encoding,
@@ -37,7 +38,7 @@ _NEW_SUBFILE, _SUBFILE, _ORIENTATION, _GDAL_NODATA = 254, 255, 274, 42113
 _LERC_PARAMETERS = 50674
 _INVERTED, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
-_JPEG, _LERC = 7, 34887
+_JPEG, _LERC, _WEBP = 7, 34887, 50001
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard, LERC, WebP.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34887, 34925, 50000, 50001})
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -68,7 +69,7 @@ class Bands:
         palette: ``(3, N)`` colours of 16 bits of a palette image.
         has_alpha: Whether the last channel is opacity.
         no_data: GDAL's no-data value, if declared.
-        lossy: Whether values changed when they were encoded.
+        lossy: Compression that changed values when they were encoded; else empty.
     """
 
     values: Array
@@ -77,7 +78,7 @@ class Bands:
     palette: Array | None
     has_alpha: bool
     no_data: float | None
-    lossy: bool
+    lossy: str
 
 
 def read_tiff(data: bytes, source: object, modality: Modality, max_pixels: float) -> Pixels:
@@ -102,7 +103,7 @@ def read_tiff(data: bytes, source: object, modality: Modality, max_pixels: float
 def _pixels(bands: Bands, source: object, modality: Modality) -> Pixels:
     values, want = bands.values, 1 if modality.is_labels else modality.num_channels
     _check_no_data(bands, modality)
-    check_encoding(Encoding(0, bands.lossy), "JPEG", source, modality)
+    check_encoding(Encoding(0, bool(bands.lossy)), bands.lossy, source, modality)
     if bands.has_alpha and values.shape[-1] != want:
         values = without_alpha(values, source, modality)
     if values.ndim == 3 and values.shape[2] == 1:
@@ -178,7 +179,8 @@ def read_bands(data: bytes, num_channels: int, max_pixels: float) -> Bands:
                 _check_page(page, data, max_pixels)
             planes = [_decode(page) for page in pages]
             values = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
-            return _bands(pages[0], values, paged=len(pages) > 1)
+            lossy = next(filter(None, (_lossy_compression(page, data) for page in pages)), "")
+            return _bands(pages[0], values, lossy, paged=len(pages) > 1)
     except TiffError:
         raise
     except Exception as err:  # tifffile raises many types, depending on what is damaged
@@ -290,11 +292,49 @@ def _jpeg_pixels(segment: bytes) -> int:
 
 
 def _lerc_pixels(segment: bytes) -> int:
-    if not segment.startswith(b"Lerc2 ") or len(segment) < 22:
-        raise TiffError("holds LERC data of an unknown version")
-    (version,) = struct.unpack_from("<i", segment, 6)
-    height, width = struct.unpack_from("<ii", segment, 14 if version >= 3 else 10)
-    return int(height * width)
+    height, width, _ = _lerc_header(segment)
+    return height * width
+
+
+def _lerc_header(segment: bytes) -> tuple[int, int, bool]:
+    """Height, width, and whether values may be off, of a LERC 2 blob.
+
+    Raises:
+        TiffError: An unknown version, or pixels without a value.
+    """
+    try:
+        (version,) = struct.unpack_from("<i", segment, 6)
+        if not segment.startswith(b"Lerc2 ") or not 1 <= version <= 6:
+            raise TiffError("holds LERC data of an unknown version")
+        start = 14 if version >= 3 else 10
+        height, width = struct.unpack_from("<ii", segment, start)
+        start += 8 + 4 * (version >= 4)  # number of values per pixel
+        valid, _, _, kind = struct.unpack_from("<4i", segment, start)
+        (error,) = struct.unpack_from("<d", segment, start + 16 + 8 * (version >= 6))
+    except struct.error as err:
+        raise TiffError("holds LERC data that is cut off") from err
+    if valid != height * width:
+        raise TiffError(
+            f"has {height * width - valid} pixels without a value (LERC). Store another "
+            "compression, and the value that marks them"
+        )
+    return int(height), int(width), error > (0.5 if kind < 6 else 0)
+
+
+def _lossy_compression(page: Any, data: bytes) -> str:
+    """Name of the compression of a page if it may have changed values, else empty."""
+    segments = (
+        data[offset : offset + size]
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False)
+        if size
+    )
+    if page.compression == _JPEG:
+        return "JPEG"
+    if page.compression == _LERC and any(_lerc_header(segment)[2] for segment in segments):
+        return "LERC with an error"
+    if page.compression == _WEBP and any(map(is_lossy_webp, segments)):
+        return "WebP"
+    return ""
 
 
 def _decode(page: Any) -> Array:
@@ -311,7 +351,7 @@ def _decode(page: Any) -> Array:
     return values
 
 
-def _bands(page: Any, values: Array, paged: bool) -> Bands:
+def _bands(page: Any, values: Array, lossy: str, paged: bool) -> Bands:
     turn = _TURNS.get(_tag(page, _ORIENTATION, 1), _TURNS[1])
     extra: Sequence[int] = page.extrasamples if page.samplesperpixel > 1 else ()
     colours = {_INVERTED: "inverted", _PALETTE: "palette", _CMYK: "cmyk"}.get(
@@ -327,7 +367,7 @@ def _bands(page: Any, values: Array, paged: bool) -> Bands:
         page.colormap if colours == "palette" else None,
         bool(extra) and int(extra[-1]) in _ALPHA,
         _no_data(page),
-        page.compression == _JPEG,
+        lossy,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from multimae.specs.errors import UserError
@@ -132,6 +133,8 @@ def big(path: Path) -> None:
         (1, lambda p: noise(p, 64, 64, 3), "8- or 16-bit greyscale"),
         (2, lambda p: noise(p, 64, 64, 3), "holds class ids"),
         (2, lambda p: save(p, np.full((64, 64), 77, np.uint8)), "ids are 0..40"),
+        (1, lambda p: save(p, np.zeros((64, 64), np.uint8), format="JPEG"), "values of 16 bits"),
+        (0, lambda p: save(p, np.zeros((64, 64, 3), np.uint8), format="GIF"), "Use avif, bmp"),
     ],
 )
 def test_bad_uploads_get_one_friendly_sentence(
@@ -143,6 +146,22 @@ def test_bad_uploads_get_one_friendly_sentence(
         read_upload(path, session.engine.inputs[row], 16)
     message = str(caught.value)
     assert "upload.png" in message and str(tmp_path) not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("suffix", ["npy", "pgm", "jp2", "tif"])
+def test_uploads_have_the_formats_of_the_library(
+    session: Session, tmp_path: Path, suffix: str
+) -> None:
+    depth = np.random.default_rng(0).integers(500, 9000, (64, 80), dtype=np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npy":
+        np.save(path, depth)
+    elif suffix == "tif":
+        tifffile.imwrite(path, depth, compression="zstd")  # which Pillow does not decode
+    else:
+        Image.fromarray(depth).save(path)
+    pixels = read_upload(path, session.engine.inputs[1], 16)
+    np.testing.assert_array_equal(np.asarray(pixels), depth)
 
 
 def test_uploads_are_read_exactly(session: Session, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from multimae.images.readers import SUFFIXES
 from multimae.specs.modalities import Modality
 from tools.app.components import painter, picker, saver
 from tools.app.engine import Engine
 from tools.app.panels import picture_of_stored
 from tools.app.scenes import Scene, can_render
 from tools.app.session import MAX_SEED
-from tools.app.uploads import MAX_BYTES, SUFFIXES
+from tools.app.uploads import MAX_BYTES
 from tools.common.data_uri import encode
 
 DEFAULT_FRACTION = 6  # one in six patches is visible, as in pre-training
@@ -114,7 +115,7 @@ def _controls(parts: Parts, engine: Engine, examples: Sequence[Scene]) -> None:
         for m in engine.inputs:
             parts.files[m.name] = gr.File(
                 label=f"{m.name} (up to {MAX_BYTES / 1e6:.0f} MB)",
-                file_types=list(SUFFIXES),
+                file_types=sorted(SUFFIXES),
                 height=128,
                 elem_id=f"file-{m.name}",
             )

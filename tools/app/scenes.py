@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from multimae.images.pixels import Pixels
+from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.app.strokes import Array
-from tools.app.uploads import SUFFIXES, check_one_view, read_upload
+from tools.app.uploads import check_one_view, read_upload
 from tools.rooms.classes import NYU40_CLASSES, ROOM_TYPES
 from utils.data.transforms import EvalTransform
 

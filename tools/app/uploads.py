@@ -9,14 +9,12 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from multimae.images.pixels import ImageError, Pixels, check_same_view
-from multimae.images.readers import read
+from multimae.images.readers import FORMATS, SUFFIXES, read
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 40_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _ID_MODES = frozenset({"1", "L", "P"}) | _WIDE
 
@@ -39,24 +37,32 @@ def read_upload(path: Path, modality: Modality, patch_size: int) -> Pixels:
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_header(image, path.name, modality, patch_size)
-    except UnidentifiedImageError as err:
-        raise UserError(
-            f"{path.name} is not an image this page can read. Use {', '.join(FORMATS)}."
-        ) from err
+    except UnidentifiedImageError:
+        pass  # an array or a TIFF that Pillow does not know, which the reader does
     except Image.DecompressionBombError as err:
         raise UserError(_too_many_pixels(path.name)) from err
     except (OSError, SyntaxError, ValueError) as err:
         raise UserError(_damaged(path.name)) from err
     try:
-        return read(path, modality)
+        return read(path, modality, modality.patch_size or patch_size)
     except ImageError as err:
-        if "class id" in str(err):
-            raise UserError(
-                f"{path.name} has class ids unknown to this model: ids are "
-                f"0..{modality.num_classes - 1} ({modality.name}). Remap them, or save the map "
-                "with its ids instead of colours."
-            ) from err
-        raise UserError(_damaged(path.name)) from err
+        raise UserError(_explain(str(err), path, modality)) from err
+
+
+def _explain(problem: str, path: Path, modality: Modality) -> str:
+    """The message of a reader, for this page."""
+    if "class id" in problem and "outside" in problem:
+        return (
+            f"{path.name} has class ids unknown to this model: ids are "
+            f"0..{modality.num_classes - 1} ({modality.name}). Remap them, or save the map "
+            "with its ids instead of colours."
+        )
+    if "is not one of" in problem or "no reader" in problem:
+        formats = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+        return f"{path.name} is not an image this page can read. Use {formats}."
+    if "cannot be read" in problem or "cannot be decoded" in problem:
+        return _damaged(path.name)
+    return problem.replace(str(path), path.name).replace("\n", " ")
 
 
 def check_one_view(pixels: Mapping[str, Pixels], names: Mapping[str, str]) -> None:
@@ -97,6 +103,8 @@ def _check_header(image: Image.Image, name: str, modality: Modality, patch_size:
             f"{modality.name} ({side // modality.stride} x {side // modality.stride}). "
             "Choose a larger image."
         )
+    if modality.storage == "float":
+        return
     grey = image.mode in _ID_MODES - {"P"}
     if modality.is_labels and image.mode not in _ID_MODES:
         raise UserError(

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from multimae.images.folders import JPEG_SUFFIXES
+from multimae.images.headers import is_lossy_webp
 from multimae.images.pack import layout
 from multimae.images.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
 from multimae.images.pack.reading import is_plain_png, pack_planes
@@ -300,13 +301,16 @@ def pixels_to_store(data: bytes, suffix: str, keep_jpeg: bool) -> Array | None:
 def _is_plain(image: Image.Image, data: bytes) -> bool:
     """Whether the upright pixels are all that a reader may see in a picture.
 
-    Not so with several frames, transparency, a palette, colours of 16 bits or ids of 1 to 4 bits.
+    Not so with several frames, transparency, a palette, colours of 16 bits, ids of 1 to 4 bits, or
+    in lossy WebP, which some modalities refuse.
     """
     small = image.width * image.height <= (Image.MAX_IMAGE_PIXELS or math.inf)
     if not small or getattr(image, "n_frames", 1) != 1 or "transparency" in image.info:
         return False
     if image.format == "PNG":
         return is_plain_png(data)
+    if image.format == "WEBP" and is_lossy_webp(data):
+        return False
     return image.mode == "RGB" and image.format in ("JPEG", "WEBP", "BMP")
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.folders import MultiModalFolder, read_class_names
+from multimae.images.folders import MultiModalFolder, SamplePaths, read_class_names
 from multimae.images.inputs import Inputs, load_inputs
-from multimae.images.pixels import ImageError
-from multimae.images.readers import read
+from multimae.images.pixels import ImageError, check_same_view
 from multimae.images.views import View, nearest
 from multimae.inference.meters import MeanMeter, Meter
 from multimae.inference.metrics import SegmentationMeter
@@ -104,11 +103,12 @@ class _Scorer:
     def add(self, index: int) -> None:
         """Predict a sample and update the metrics."""
         spec = self.model.spec
-        files = {m.name: self.folder.path(index, m) for m in self.inputs}
         try:
-            inputs = load_inputs(files, spec, self.model.global_tokens.device)
+            images = {m.name: self.folder.read(index, m) for m in self.inputs}
+            check_same_view(images, SamplePaths(self.folder, index))
         except ImageError as err:
             raise UserError(str(err)) from err
+        inputs = load_inputs(images, spec, self.model.global_tokens.device)
         x = {**inputs.x, **{m.name: _blank(m, inputs, spec) for m in self.blank}}
         predictions = predict(self.model, spec, dataclasses.replace(inputs, x=x))[0]
         for head in spec.heads:
@@ -123,16 +123,15 @@ class _Scorer:
             return
         if modality is None:
             raise TypeError(f"head '{head.name}' has no stored ground truth")
-        path = self.folder.path(index, modality)
         try:
-            stored = np.asarray(read(path, modality))
+            stored = np.asarray(self.folder.read(index, modality))
         except ImageError as err:
             raise UserError(str(err)) from err
         truth = torch.from_numpy(nearest(stored, view, (view.height, view.width)).copy())
         if isinstance(pred, LabelPrediction) and isinstance(meter, SegmentationMeter):
             truth = truth.long()
             void = (truth == IGNORE) | (truth < first)
-            _check_ids(truth[~void] - first, head, path)
+            _check_ids(truth[~void] - first, head, self.folder.path(index, modality))
             target = (truth - first).masked_fill(void, IGNORE)
             meter.update(torch.from_numpy(pred.ids), target)
         elif isinstance(pred, ValuePrediction) and isinstance(meter, MeanMeter):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from multimae.images.pixels import ImageError
-from multimae.images.readers import SUFFIXES, read, to_pixels
+from multimae.images.readers import SUFFIXES, read, read_fast, to_pixels
 from multimae.specs.modalities import Modality, default_table, make_table
 from tests.support.image_folders import message_of
 
@@ -40,6 +40,54 @@ def test_jpeg_2000_depth_has_the_values_written(tmp_path: Path, suffix: str) -> 
     np.testing.assert_array_equal(read(path, LABELS), ids)
     Image.fromarray(ids).save(path, "JPEG2000", irreversible=True)
     assert "changes values" in message_of(read, path, LABELS)
+
+
+BLOCKS = np.kron(RNG.integers(0, 130, (15, 20)), np.ones((8, 8))).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"tile_size": (64, 50)},
+        {"progression": "RLCP", "precinct_size": (64, 32)},
+        {"progression": "RPCL", "num_resolutions": 3},
+        {"progression": "CPRL", "codeblock_size": (16, 16)},
+        {"num_resolutions": 1},
+        {"no_jp2": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_jpeg_2000_without_its_last_passes_holds_no_ids(
+    tmp_path: Path, how: dict[str, Any], noisy: bool
+) -> None:
+    path = tmp_path / "a.jp2"
+    ids = RNG.integers(0, 130, BLOCKS.shape, np.uint8) if noisy else BLOCKS
+    for rates in (None, [20, 1]):
+        Image.fromarray(ids).save(path, irreversible=False, quality_layers=rates, **how)
+        np.testing.assert_array_equal(read(path, LABELS), ids)
+    for rates in ([4], [30, 8], [200]):
+        Image.fromarray(ids).save(path, irreversible=False, quality_layers=rates, **how)
+        if not np.array_equal(np.asarray(Image.open(path)), ids):
+            assert "class ids" in message_of(read, path, LABELS)
+            assert "values of 16 bits" in message_of(read, path, DEPTH)
+
+
+def test_floats_and_depth_are_not_read_from_lossy_files(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
+    floats = make_table({"x": {"num_channels": 1, "storage": "float", "plot": "scalar"}})["x"]
+    bytes_only = make_table({"x": {"num_channels": 1, "plot": "scalar"}})["x"]
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth).save(path, quality=95)
+    for row, content in ((DEPTH, "values of 16 bits"), (floats, "floats")):
+        assert content in message_of(read, path, row)
+        assert content in message_of(read_fast, str(path), row, 1, path.read_bytes())
+    assert np.asarray(read(path, bytes_only)).shape == (40, 50)
+    deep = smooth.astype(np.uint16) * 500
+    Image.fromarray(deep).save(tmp_path / "a.jpx", "JPEG2000", irreversible=True)
+    assert np.abs(np.asarray(read(tmp_path / "a.jpx", DEPTH)).astype(int) - deep).max() < 64
+    assert "floats" in message_of(read, tmp_path / "a.jpx", floats)
 
 
 def test_jpeg_2000_of_12_bits_is_not_shifted_and_colours_not_cut(tmp_path: Path) -> None:
@@ -69,6 +117,7 @@ def test_portable_maps_have_the_values_written(tmp_path: Path) -> None:
     wide = np.stack([GREY16] * 3, -1)
     path.write_bytes(b"P6 " + size + b" 65535\n" + wide.astype(">u2").tobytes())
     assert "outside 0..255" in message_of(read, path, RGB)
+    assert "(40, 50, 3)" in message_of(read, path, LABELS)
     for damage in (b"P6 " + size + b" 255\n" + b"short", b"P6 99999 99999 255\n", b"P4 8 8\n" * 9):
         path.write_bytes(damage)
         assert str(path) in message_of(read, path, RGB)

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -74,6 +75,36 @@ def test_overviews_and_masks_are_no_channels(tmp_path: Path) -> None:
         file.write(values[..., 0] > 9, photometric="mask", subfiletype=4)
         file.write(values[::2, ::2, 0] > 9, photometric="mask", subfiletype=5)
     check(tmp_path / "a.tif", values, RGB)
+
+
+def test_lossy_compressions_hold_no_ids(tmp_path: Path) -> None:
+    path, ids = tmp_path / "a.tif", RNG.integers(0, 99, (40, 50), dtype=np.uint8)
+    for error in (0, 3):
+        tifffile.imwrite(path, ids, compression="lerc", compressionargs={"level": error})
+        if error:
+            assert "LERC with an error" in message_of(read, path, LABELS)
+        else:
+            check(path, ids, LABELS)
+    floats = RNG.random((40, 50)).astype(np.float32)
+    tifffile.imwrite(path, floats, compression="lerc", compressionargs={"level": 0.01})
+    assert "LERC with an error" in message_of(read, path, row(1, "float32"))
+    colours = np.stack([ids] * 3, -1)
+    for lossless in (True, False):
+        how = {"level": 90, "lossless": lossless}
+        tifffile.imwrite(path, colours, photometric="rgb", compression="webp", compressionargs=how)
+        if lossless:
+            check(path, colours, row(3, "float32"))
+        else:
+            assert "WebP" in message_of(read, path, row(3, "float32"))
+
+
+def test_pixels_that_lerc_leaves_out_are_refused(tmp_path: Path) -> None:
+    values = np.ones((40, 50), np.float32)
+    mask = np.ones((40, 50), bool)
+    mask[:3] = False
+    blob = imagecodecs.lerc_encode(values, level=0, masks=mask)
+    (tmp_path / "a.tif").write_bytes(one_strip(50, 40, 34887, blob, 32, 3))
+    assert "150 pixels without a value" in message_of(read, tmp_path / "a.tif", row(1, "float32"))
 
 
 def test_a_second_image_is_not_passed_over(tmp_path: Path) -> None:
@@ -168,12 +199,14 @@ def ifd(tags: list[tuple[int, int, int, int]], after: int = 0) -> bytes:
     return struct.pack("<H", len(tags)) + entries + struct.pack("<I", after)
 
 
-def one_strip(width: int, height: int, compression: int, strip: bytes) -> bytes:
-    """A grey 8-bit TIFF whose only strip holds ``strip``."""
-    start = 8 + 2 + 9 * 12 + 4
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression),
+def one_strip(
+    width: int, height: int, compression: int, strip: bytes, bits: int = 8, sample_format: int = 1
+) -> bytes:
+    """A grey TIFF whose only strip holds ``strip``."""
+    start = 8 + 2 + 10 * 12 + 4
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, compression),
             (262, 3, 1, 1), (273, 4, 1, start), (277, 3, 1, 1), (278, 4, 1, height),
-            (279, 4, 1, len(strip))]  # fmt: skip
+            (279, 4, 1, len(strip)), (339, 3, 1, sample_format)]  # fmt: skip
     return b"II*\0" + struct.pack("<I", 8) + ifd(tags) + strip
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from multimae import MultiMAE
+from multimae.images.folders import list_images
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, make_table, select
@@ -19,6 +20,7 @@ from multimae.specs.spec import ModelSpec
 from multimae.weights.pretrained import save_model
 from tests.support.scenes import NUM_CLASSES, write_scenes
 from tools.modality_report import main
+from tools.pack.packing import PackOptions, copy_loose_files, write_packs
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import reconstruction_report
 from tools.subset_report.report_picture import report_figure
@@ -99,7 +101,7 @@ def test_drops_are_positive_where_the_score_gets_worse() -> None:
     assert found["a"]["iou"].value == -10.0  # type: ignore[union-attr]
 
 
-def test_a_fine_tuned_model_is_scored_on_its_task(scenes: Path) -> None:
+def test_a_fine_tuned_model_is_scored_on_its_task(scenes: Path, tmp_path: Path) -> None:
     target = Modality(
         "segmentation", "labels", num_classes=NUM_CLASSES, folder="semseg", loss="cross_entropy",
         interpolation="nearest", plot="labels",
@@ -124,6 +126,10 @@ def test_a_fine_tuned_model_is_scored_on_its_task(scenes: Path) -> None:
         assert all(s is not None and math.isfinite(s.value) for s in row.values())
     assert matrix.rows[("rgb",)] != matrix.rows[("depth",)]
     assert {"depth rmse", "depth mae"} == matrix.falls
+    packed = tmp_path / "packed"
+    write_packs(list_images(scenes), scenes, packed, PackOptions(), workers=1)
+    copy_loose_files(scenes, packed)
+    assert downstream_report(model, "w", packed).matrices == report.matrices
 
 
 def test_the_command_writes_table_json_and_picture(

@@ -1,0 +1,4 @@
+"""Which formats are read, and how: ``samples`` writes files, ``reading`` reads and judges them.
+
+Command: ``tools/format_table.py``.
+"""
