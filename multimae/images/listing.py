@@ -178,8 +178,8 @@ class Listing:
         if not len(self.names):
             raise UserError(
                 f"modality '{modality}': no images in {folder} or its sub-folders"
-                f"{without_reader(folder, self.ignored)}.\nThe layout is {LAYOUT} with sub-folders of "
-                f"any depth; extensions: {', '.join(sorted(SUFFIXES))}."
+                f"{without_reader(folder, self.ignored)}.\nThe layout is {LAYOUT} with "
+                f"sub-folders of any depth; extensions: {', '.join(sorted(SUFFIXES))}."
             )
 
 

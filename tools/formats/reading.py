@@ -12,15 +12,15 @@ from typing import Literal
 
 import numpy as np
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Array, ImageError, Pixels, storage_dtype
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, default_table, make_table
 from tools import pack_dataset
 from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import list_files
 from tools.doctor.findings import Finding
 from tools.formats.samples import HEIGHT, WIDTH, Sample
-from multimae.images.folders import MultiModalFolder
-from multimae.specs.errors import UserError
 
 COLUMNS = ("rgb", "labels", "depth", "float")
 WAYS = ("plain", "packed", "doctor")
