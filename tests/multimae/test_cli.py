@@ -39,7 +39,7 @@ def test_info_of_a_vit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "ViT of width 24" in capsys.readouterr().out
 
 
-def test_convert_there_and_back(tmp_path: Path) -> None:
+def test_convert_round_trip(tmp_path: Path) -> None:
     data = golden("convert")
     source, vit, back = (str(tmp_path / name) for name in ("m.pth", "v.safetensors", "b.pth"))
     save_state_dict(data["multimae"], source)
@@ -74,12 +74,12 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             main(command)
 
 
-def test_choices_are_those_of_the_library() -> None:
+def test_choices_match_the_library() -> None:
     assert get_args(What) == FUNCTIONS
     assert get_args(Pool) == POOLS
 
 
-def test_version_needs_no_pytorch() -> None:
+def test_version_does_not_import_torch() -> None:
     code = "import sys, multimae.cli as c; c._parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     done = subprocess.run(

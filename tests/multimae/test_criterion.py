@@ -122,7 +122,7 @@ def test_losses_come_from_the_table() -> None:
 
 
 @pytest.mark.parametrize("loss", [masked_l1_loss, masked_mse_loss, masked_berhu_loss])
-def test_depth_losses_ignore_invalid_pixels_whatever_they_hold(loss) -> None:  # type: ignore[no-untyped-def]
+def test_depth_losses_ignore_invalid_pixels(loss) -> None:  # type: ignore[no-untyped-def]
     pred = torch.randn(2, 1, 4, 4, requires_grad=True)
     target = torch.randn(2, 1, 4, 4)
     valid = torch.ones(2, 1, 4, 4)

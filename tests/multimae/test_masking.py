@@ -63,7 +63,7 @@ def test_exact_budget_and_consistent_ids(
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=grids, batch=st.integers(1, 3))
-def test_no_masks_is_everything_in_order(sizes: list[tuple[int, int]], batch: int) -> None:
+def test_no_masks_keeps_all_tokens_in_order(sizes: list[tuple[int, int]], batch: int) -> None:
     layout = layout_of(sizes)
     masks = no_masks(layout, batch, "cpu")
     check(masks, layout, batch, layout.num_task_tokens)
@@ -71,7 +71,7 @@ def test_no_masks_is_everything_in_order(sizes: list[tuple[int, int]], batch: in
     assert torch.equal(gather_tokens(x, masks.ids_keep), x)
 
 
-def test_a_generator_decides_everything() -> None:
+def test_masks_depend_only_on_the_generator() -> None:
     layout = layout_of([(4, 4), (4, 4)])
     torch.manual_seed(1)
     first = sample_masks(layout, 3, 8, generator=torch.Generator().manual_seed(7))
@@ -82,7 +82,7 @@ def test_a_generator_decides_everything() -> None:
     assert not torch.equal(first.ids_keep, other.ids_keep)
 
 
-def test_rows_of_a_larger_draw_are_what_one_process_would_draw() -> None:
+def test_rows_select_samples_of_the_global_draw() -> None:
     layout = layout_of([(4, 4), (4, 4)])
     whole = sample_masks(layout, 6, 8, generator=torch.Generator().manual_seed(3))
     part = sample_masks(layout, 6, 8, generator=torch.Generator().manual_seed(3), rows=(2, 5))
@@ -106,7 +106,7 @@ def test_shares_follow_the_dirichlet_distribution() -> None:
     assert (most >= 89).float().mean() > 0.9
 
 
-def test_uniform_task_sampling_leaves_modalities_out() -> None:
+def test_uniform_task_sampling_drops_modalities() -> None:
     """Of three modalities a subset is drawn uniformly: 3/7 of samples use one alone."""
     layout = layout_of([(10, 10)] * 3)
     generator = torch.Generator().manual_seed(0)
@@ -126,12 +126,12 @@ def test_alphas_per_modality() -> None:
 
 
 @pytest.mark.parametrize("budget", [0, 33])
-def test_impossible_budget(budget: int) -> None:
+def test_num_encoded_tokens_out_of_range_is_an_error(budget: int) -> None:
     with pytest.raises(ValueError, match=rf"num_encoded_tokens = {budget} is not in 1..32"):
         sample_masks(layout_of([(4, 4), (4, 4)]), 2, budget)
 
 
-def test_bad_task_masks_are_explained() -> None:
+def test_invalid_task_masks_are_errors() -> None:
     layout = layout_of([(2, 2), (2, 2)])
     visible = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="lack m1"):
@@ -154,7 +154,7 @@ def test_small_modalities_are_not_dropped_more_often() -> None:
     assert visible.item() == pytest.approx(2 - 1 / 3, abs=0.03)
 
 
-def test_a_generator_draws_what_the_global_one_would_and_leaves_that_alone() -> None:
+def test_generator_matches_the_global_one_and_does_not_change_it() -> None:
     layout = layout_of([(4, 4), (3, 5)])
     torch.manual_seed(7)
     expected, after = sample_masks(layout, 6, 9, alphas=0.3), torch.get_rng_state()

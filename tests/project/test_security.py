@@ -1,4 +1,4 @@
-"""No configuration and no array runs code, and no source file has what would let it."""
+"""Configurations and arrays never execute code; sources contain no unsafe calls."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def violations(tree: ast.AST) -> Iterator[str]:
                         if given.get(key, False) is not False)  # fmt: skip
 
 
-def test_the_sources() -> None:
+def test_sources_contain_no_unsafe_calls() -> None:
     found = {name_of(p): list(violations(ast.parse(p.read_text()))) for p in SOURCES}
     assert {name: calls for name, calls in found.items() if calls} == EXEMPT
 
 
-def test_one_place_unpickles() -> None:
+def test_only_one_module_unpickles() -> None:
     places = [name_of(p) for p in SOURCES if "torch.load(" in p.read_text()]
     assert places.count("multimae/weights/files.py") == 1
     code = [p for p in places if any(
@@ -110,7 +110,7 @@ FORBIDDEN = [
 ]
 
 
-def test_the_test_of_the_sources() -> None:
+def test_violations_are_detected() -> None:
     for text in FORBIDDEN:
         assert list(violations(ast.parse(text))), text
     assert not list(violations(ast.parse("torch.load(x, weights_only=True); np.load(y)")))
@@ -154,60 +154,65 @@ def error_of(run: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_the_tags_are_dangerous(tmp_path: Path) -> None:
+def test_malicious_tags_run_code_in_an_unsafe_loader(tmp_path: Path) -> None:
     for tag in ("apply", "system", "eval", "new", "long form", "handle"):
         marker = tmp_path / tag.replace(" ", "-")
         yaml.load(tagged(tag, "lr", marker), yaml.UnsafeLoader)  # noqa: S506
         assert marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("script", "tag"),
-    [*(("pretraining", tag) for tag in TAGS), *((name, "apply") for name in SCRIPTS)],
-)
-def test_yaml_of_scripts(
-    script: str, tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, marker = tmp_path / "config.yaml", tmp_path / "ran"
+def check_script(script: str, tag: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script rejects a tag in a config and in an inline mapping."""
+    path, marker = folder / "config.yaml", folder / "ran"
     for key in ("batch_size", "modalities"):
         path.write_text(tagged(tag, key, marker))
         message = error_of(lambda: SCRIPTS[script](["--config", str(path)]), capsys)
-        assert str(path) in message and "tag" in message
+        assert str(path) in message and "tag" in message, tag
     if not TAGS[tag].startswith("%"):
         inline = "{rgb: " + TAGS[tag].format(marker=marker) + "}"
         message = error_of(lambda: SCRIPTS[script](["--modalities", inline]), capsys)
-        assert "--modalities" in message and "tag" in message
-    assert not marker.exists()
+        assert "--modalities" in message and "tag" in message, tag
+    assert not marker.exists(), tag
 
 
-@pytest.mark.parametrize("tag", ["apply", "handle"])
-def test_yaml_of_plans(tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_yaml_tag_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tag in TAGS:
+        check_script("pretraining", tag, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_rejects_yaml_tags(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_script(script, "apply", tmp_path, capsys)
+
+
+def test_plans_reject_yaml_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, marker = tmp_path / "plan.yaml", tmp_path / "ran"
-    path.write_text(tagged(tag, "size", marker))
-    for command in ("run", "report"):
-        message = error_of(lambda: results.main([command, str(path)]), capsys)  # noqa: B023
-        assert str(path) in message and "tag" in message and len(message.splitlines()) == 1
-    if not TAGS[tag].startswith("%"):
-        change = "lr=" + TAGS[tag].format(marker=marker)
-        plan = Path(__file__).parents[2] / "cfgs/results/rooms.yaml"
-        assert "--set lr=" in message_of(read_comparison, plan, changes=[change])
+    for tag in ("apply", "handle"):
+        path.write_text(tagged(tag, "size", marker))
+        for command in ("run", "report"):
+            message = error_of(lambda: results.main([command, str(path)]), capsys)  # noqa: B023
+            assert str(path) in message and "tag" in message and len(message.splitlines()) == 1
+    plan = Path(__file__).parents[2] / "cfgs/results/rooms.yaml"
+    change = "lr=" + TAGS["apply"].format(marker=marker)
+    assert "--set lr=" in message_of(read_comparison, plan, changes=[change])
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("text", ["lr: 2020-13-45\n", "lr: " + "[" * 1500 + "\n", "lr: \x00\n"])
-def test_yaml_that_is_broken(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_yaml_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(text)
-    message = error_of(lambda: run_pretraining_multimae.main(["--config", str(path)]), capsys)
-    assert str(path) in message
-    assert str(path) in message_of(read_comparison, path)
+    for text in ("lr: 2020-13-45\n", "lr: " + "[" * 1500 + "\n", "lr: \x00\n"):
+        path.write_text(text)
+        message = error_of(lambda: run_pretraining_multimae.main(["--config", str(path)]), capsys)
+        assert str(path) in message
+        assert str(path) in message_of(read_comparison, path)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".png", ".pkl", ".tiff"])
-@pytest.mark.parametrize("name", ["depth"])
-def test_arrays_of_objects(name: str, suffix: str, tmp_path: Path) -> None:
-    """No reader takes arrays from files: one that is there is no image, whatever its name."""
-    marker, row = tmp_path / "ran", default_table()[name]
+def test_object_arrays_are_rejected(suffix: str, tmp_path: Path) -> None:
+    """Files with pickled arrays, and the arrays themselves, are not images."""
+    marker, depth = tmp_path / "ran", default_table()["depth"]
     evil = np.array([[Runs(os.mkdir, str(marker))]], object)
     path, stream = tmp_path / f"evil{suffix}", io.BytesIO()
     if suffix == ".npz":
@@ -218,16 +223,16 @@ def test_arrays_of_objects(name: str, suffix: str, tmp_path: Path) -> None:
         np.save(stream, evil, allow_pickle=True)
     path.write_bytes(stream.getvalue())
     with pytest.raises(ImageError, match=f"evil{suffix}"):
-        to_pixels(path, row)
+        to_pixels(path, depth)
     with pytest.raises(ImageError):
-        to_pixels(evil, row)
+        to_pixels(evil, depth)
     assert not marker.exists()
-    with pytest.raises((ValueError, pickle.UnpicklingError)):  # what the sources leave unsaid
+    with pytest.raises((ValueError, pickle.UnpicklingError)):  # NumPy's default
         dict(np.load(path))
     assert not marker.exists()
 
 
-def test_arrays_in_a_data_set(tmp_path: Path) -> None:
+def test_object_arrays_in_a_data_set_are_rejected(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     for path in (root / "depth").rglob("*.png"):
         np.save(path.with_suffix(".npy"), np.array([Runs(os.mkdir, str(tmp_path / "ran"))], object))

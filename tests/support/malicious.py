@@ -86,7 +86,7 @@ def archived(data: bytes, path: Path) -> None:
 
 
 def tar(path: Path, marker: Path) -> None:
-    """What torch wrote before 0.1.10."""
+    """The format of torch before 0.1.10."""
     evil = pickle.dumps(Runs(os.mkdir, str(marker)), 2)
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):

@@ -69,7 +69,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "done\n"
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "rgb/all/1.png"
     write_file(tmp_path, path, b"old")
     stamp = path.stat().st_mtime_ns
@@ -84,7 +84,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["rgb"]
 
 
-def test_a_temporary_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_temporary_folders_are_kept(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "only copy").write_bytes(b"1")

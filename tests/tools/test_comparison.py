@@ -56,7 +56,7 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
-def test_runs_are_made_once_and_reported(
+def test_runs_are_trained_once_and_reported(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["run", str(plan), "--jobs", "2"])
@@ -72,7 +72,7 @@ def test_runs_are_made_once_and_reported(
     assert (tmp_path / "images/results.png").stat().st_size > 10_000
 
 
-def test_a_run_that_was_cut_off_is_made_again(plan: Path) -> None:
+def test_interrupted_run_is_repeated(plan: Path) -> None:
     main(["run", str(plan), "--seeds", "1"])
     run = next(r for r in read_comparison(plan).runs(seeds=[1]) if r.start == "scratch")
     assert run.done() and run.scores() == {"eval/acc1": 21.0}
@@ -89,7 +89,7 @@ def test_size_and_further_options(plan: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs-small").is_dir() and not (tmp_path / "runs-tiny").exists()
 
 
-def test_failures_show_what_the_script_said(plan: Path) -> None:
+def test_failed_run_shows_the_end_of_its_log(plan: Path) -> None:
     contents = yaml.safe_load(plan.read_text())
     contents["common"]["lr"] = 0
     plan.write_text(yaml.safe_dump(contents))

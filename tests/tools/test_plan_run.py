@@ -108,12 +108,12 @@ def test_a_plan_of_finetuning(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 
 @pytest.mark.parametrize("path", YAMLS)
-def test_the_script_is_known_by_its_options(path: str) -> None:
+def test_script_is_inferred_from_options(path: str) -> None:
     cfg = read_plan_config(["--config", str(REPO / path), "--seconds", "5"])
     assert isinstance(cfg, script_of(path)) and cfg.plan.seconds == 5
 
 
-def test_options_of_several_scripts_need_a_name() -> None:
+def test_ambiguous_options_need_script() -> None:
     message = message_of(read_plan_config, ["--model", "multivit_base"])
     assert "--script" in message and "semseg" in message
     cfg = read_plan_config(["--model", "multivit_base", "--script", "taskonomy"])
@@ -130,11 +130,11 @@ def test_options_of_several_scripts_need_a_name() -> None:
         (["--data_path", "nowhere"], "nowhere does not exist"),
     ],
 )
-def test_plans_that_cannot_be(more: list[str], expected: str) -> None:
+def test_invalid_plans_are_errors(more: list[str], expected: str) -> None:
     assert expected in message_of(main, rooms_run("--seconds", "1", *more))
 
 
-def test_batch_sizes_divide_the_share() -> None:
+def test_batch_sizes_divide_the_batch_per_process() -> None:
     assert batch_sizes(256) == [2, 4, 8, 16, 32, 64, 128, 256]
     assert batch_sizes(18) == [1, 2, 3, 6, 9, 18]
     assert batch_sizes(7) == [1, 7]
@@ -163,7 +163,9 @@ def test_bottlenecks() -> None:
     assert bottleneck_of(cases["computing"], 8 * 98.0, 8).startswith("data: 500 img/s")
 
 
-def test_batches_stop_where_memory_ends(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_sizes_stop_at_the_memory_limit(
+    run: PlannedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the error of the device, and before it by the line through what was measured."""
     speed = {1: 10.0, 2: 20.0, 4: 40.0}
     used = iter([100, 200, 400, 800, 1600])
@@ -219,7 +221,7 @@ def test_a_slow_disk_is_the_bottleneck(
         ({"epochs": 4, "max_steps": 5}, 1),
     ],
 )
-def test_checkpoints_are_counted_as_the_loop_writes_them(
+def test_checkpoint_count_matches_the_loop(
     options: dict[str, int], expected: int, run: PlannedRun, tmp_path: Path
 ) -> None:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

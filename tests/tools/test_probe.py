@@ -124,7 +124,7 @@ def test_any_subset_of_inputs(
     assert 0 <= linear["acc1"] <= 100 and "acc5" not in linear
 
 
-def test_depth_that_tells_the_classes(
+def test_depth_separates_the_classes(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split, first in (("train", 0), ("val", 50)):
@@ -179,7 +179,7 @@ def test_incomplete_weights_are_refused(data: Path, weights: Path, tmp_path: Pat
     assert "no weights for rgb" in refusal("--weights", str(nothing))
 
 
-def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
+def test_all_invalid_options_are_reported_at_once(data: Path, tmp_path: Path) -> None:
     message = message_of(
         probe.main,
         ["--data_path", "x", "--knn_k", "0", "--pool", "max", "--in_domains", "rgb-dept",
@@ -204,7 +204,7 @@ def test_all_bad_options_at_once(data: Path, tmp_path: Path) -> None:
     assert "cannot be written" in message_of(probe.main, arguments(data, *blocked))
 
 
-def test_classes_have_to_agree(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_different_classes_are_errors(data: Path, weights: Path, tmp_path: Path) -> None:
     write_scene(tmp_path / "val", "c/1", 0)
     write_scene(tmp_path / "train", "a/1", 0)
     argv = arguments(data, "--weights", str(weights))
@@ -284,7 +284,7 @@ def test_logistic_regression_learns_class_frequencies_without_features() -> None
     assert torch.allclose(shares, torch.tensor([0.6, 0.3, 0.1]).double(), atol=1e-5)
 
 
-def test_separable_classes_are_told_apart() -> None:
+def test_separable_classes_reach_full_accuracy() -> None:
     train, test = blobs(7, 10, 16, 0.2), blobs(7, 5, 16, 0.2, seed=1)
     constant = torch.full((len(train), 1), 5.0).double()  # must not be divided by its deviation
     train = Labelled(torch.cat([train.x, constant], dim=1), train.y)

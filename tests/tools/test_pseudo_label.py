@@ -164,7 +164,7 @@ def test_the_images_are_as_the_table_says(labelled: Path) -> None:
             assert Image.open(labelled / task / f"{key}.png").size == size
 
 
-def test_a_stopped_run_goes_on(
+def test_stopped_run_resumes(
     photos: Path, models: list[str], labelled: Path, tmp_path: Path
 ) -> None:
     main(flags(photos, tmp_path, models))
@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on(
     assert all((tmp_path / n).stat().st_mtime_ns > max(before.values()) for n in files(tmp_path))
 
 
-def test_a_full_disk_keeps_what_is_done(
+def test_full_disk_keeps_finished_files(
     photos: Path, models: list[str], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, written, lock = Target.write_png, [], threading.Lock()
@@ -231,9 +231,7 @@ def test_two_processes_share_the_work(
     assert not copy.is_symlink() and copy.read_bytes() == (photos / "a/turned.jpg").read_bytes()
 
 
-def test_bad_images_are_named_and_the_rest_is_done(
-    photos: Path, models: list[str], tmp_path: Path
-) -> None:
+def test_bad_images_are_listed_and_skipped(photos: Path, models: list[str], tmp_path: Path) -> None:
     rgb = tmp_path / "in"
     (rgb / "a").mkdir(parents=True)
     good = (photos / "a/000.jpg").read_bytes()
@@ -248,7 +246,7 @@ def test_bad_images_are_named_and_the_rest_is_done(
     assert not (tmp_path / "out/rgb").exists()
 
 
-def test_other_models_do_not_mix_in(
+def test_another_model_in_the_folder_is_an_error(
     photos: Path, models: list[str], labelled: Path, tmp_path: Path
 ) -> None:
     other = depth_anything(tmp_path / "other")
@@ -300,7 +298,7 @@ def test_classes_are_those_of_the_library(models: list[str], photos: Path) -> No
         (["--data_path", "nowhere"], "no folder"),
     ],
 )
-def test_mistakes_say_what_to_do(
+def test_invalid_options_are_errors(
     more: list[str], expected: str, photos: Path, models: list[str], tmp_path: Path
 ) -> None:
     places = {"DEPTH": models[1], "PARENT": str(photos.parent)}
@@ -309,7 +307,7 @@ def test_mistakes_say_what_to_do(
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_without_network_a_name_is_no_model(
+def test_offline_model_name_is_an_error(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -345,7 +343,7 @@ def test_batches_are_full_and_nothing_is_lost() -> None:
     assert sorted(image.index for batch in batches for image in batch.images) == list(range(37))
 
 
-def test_leftovers_of_killed_runs_go(tmp_path: Path) -> None:
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
     old, new = tmp_path / ".tmp/1-a.png", tmp_path / ".tmp/2-b.png"
     write_file(tmp_path, tmp_path / "depth/1.png", b"whole")  # makes the folder
     for path in (old, new):

@@ -34,7 +34,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-def test_six_kills(scenes: Path, tmp_path: Path) -> None:
+def test_run_survives_six_kills(scenes: Path, tmp_path: Path) -> None:
     layouts = [Layout(1, 0), Layout(2, 2)]
     chains = chains_of(layouts, kills=6, in_save=4, per_chain=3, seed=1)
     report = torture(chains, RunFactory(RESUME, scenes, steps=32), tmp_path)
@@ -44,7 +44,7 @@ def test_six_kills(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_one_process_two_and_one_again(scenes: Path, tmp_path: Path) -> None:
+def test_world_size_may_change_between_resumes(scenes: Path, tmp_path: Path) -> None:
     """At a fixed global batch: the same samples in the same order, losses within 1e-5.
 
     Without stochastic depth, which each process draws for itself.
@@ -65,7 +65,7 @@ def test_one_process_two_and_one_again(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_launcher_starts_it_again(scenes: Path, tmp_path: Path) -> None:
+def test_torchrun_restarts_after_a_killed_rank(scenes: Path, tmp_path: Path) -> None:
     """``torchrun --max_restarts``: a killed rank costs what was done since the last checkpoint."""
     runs = RunFactory(RESUME, scenes, 16)
     finish(runs.start(Layout(2, 1), tmp_path / "alone"), tmp_path / "alone")
@@ -77,14 +77,12 @@ def test_the_launcher_starts_it_again(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nonfinite", "full_disk", "killed_worker", "SIGTERM"])
-def test_every_process_ends_and_the_cause_is_named_once(
-    scenes: Path, tmp_path: Path, kind: str
-) -> None:
+def test_all_processes_exit_with_one_error(scenes: Path, tmp_path: Path, kind: str) -> None:
     trial = try_failure(kind, RunFactory(FAIL, scenes, steps=400), tmp_path / kind, 0)
     assert trial.passed(FAILURES[kind]), trial
 
 
-def test_digests_tell_states_apart() -> None:
+def test_digests_of_different_states_differ() -> None:
     state = {"a": torch.ones(3), "b": [1, "x", {"c": torch.tensor(2)}]}
     again = {"b": [1, "x", {"c": torch.tensor(2)}], "a": torch.ones(3)}
     assert digest(state) == digest(again)
@@ -99,7 +97,7 @@ exec {python} {child} "${{@:2}}" {options}
 """
 
 
-def test_the_slurm_script(scenes: Path, tmp_path: Path) -> None:
+def test_slurm_script_requeues(scenes: Path, tmp_path: Path) -> None:
     """The script of docs/RELIABILITY.md: USR1 ends the run with a checkpoint and requeues it."""
     text = (REPO / "docs/RELIABILITY.md").read_text()
     (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", text, re.DOTALL)

@@ -82,7 +82,7 @@ FILES: dict[str, tuple[bytes, bool]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_values_are_those_of_pillow(name: str) -> None:
+def test_values_equal_pillow(name: str) -> None:
     data, fast = FILES[name]
     array = decode_fast(data)
     if fast:
@@ -111,7 +111,7 @@ def same_outcome(data: bytes, row: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg 4:2", "progressive", "grey png", "wide png"])
-def test_damage_is_judged_by_pillow(name: str) -> None:
+def test_damaged_files_raise_pillows_error(name: str) -> None:
     data = FILES[name][0]
     rng = np.random.default_rng(1)
     for _ in range(60):
@@ -141,7 +141,7 @@ def test_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.9, 1.0)])
 @pytest.mark.parametrize("size", [(256, 256), (480, 640), (30, 300), (300, 30)])
-def test_boxes_are_those_of_torchvision(scale: tuple[float, float], size: tuple[int, int]) -> None:
+def test_boxes_equal_torchvision(scale: tuple[float, float], size: tuple[int, int]) -> None:
     ours = TrainTransform([RGB], 32, scale)
     theirs = v2.RandomResizedCrop(32, scale)
     for seed in range(40):
@@ -223,7 +223,7 @@ def test_batches_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shared.images[name].is_shared() and not value.is_shared()
 
 
-def test_memory_of_workers_is_flat(tmp_path: Path) -> None:
+def test_worker_memory_is_constant(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     data = MultiModalDataset(MultiModalFolder(root, MODALITIES), TrainTransform(MODALITIES, 224))
     sampler = GlobalBatchSampler(len(data), 6)

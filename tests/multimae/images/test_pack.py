@@ -102,7 +102,7 @@ def test_batches_do_not_depend_on_workers(root: Path, tmp_path: Path, workers: i
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_pack_may_hold_some_of_the_modalities(root: Path, tmp_path: Path) -> None:
+def test_packed_and_plain_modalities_can_be_mixed(root: Path, tmp_path: Path) -> None:
     out = pack(root, tmp_path / "out")
     shutil.rmtree(out / "rgb")
     shutil.copytree(root / "rgb", out / "rgb")
@@ -112,7 +112,7 @@ def test_a_pack_may_hold_some_of_the_modalities(root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"jpeg": "raw", "codec": "zlib"}], ids=str)
-def test_unpacking_gives_every_file_again(
+def test_unpacking_restores_every_file(
     root: Path, tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [word for key, value in options.items() for word in (f"--{key}", value)]
@@ -137,7 +137,7 @@ def test_training_does_not_need_the_files(root: Path, tmp_path: Path) -> None:
     assert pack_dataset.main(["--data_path", str(whole), *flags]) == 2
 
 
-def test_larger_images_are_made_smaller(tmp_path: Path) -> None:
+def test_max_size_downscales_larger_images(tmp_path: Path) -> None:
     root = tmp_path / "plain"
     write_sample(root, "a/0", size=(96, 128))
     write_sample(root, "a/1", size=(40, 52))
@@ -173,7 +173,7 @@ class TestInterruption:
         assert files(pack(root, tmp_path / "out")) == expected
         assert len(before) == 4 and all(p.stat().st_mtime_ns == t for p, t in before.items())
 
-    def test_a_finished_pack_is_left_alone(self, root: Path, tmp_path: Path) -> None:
+    def test_finished_pack_is_not_rewritten(self, root: Path, tmp_path: Path) -> None:
         out = pack(root, tmp_path / "out")
         times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
         pack(root, out)
@@ -181,7 +181,7 @@ class TestInterruption:
         pack(root, out, jpeg="raw")
         assert times != {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
-    def test_a_changed_file_is_packed_again(self, root: Path, tmp_path: Path) -> None:
+    def test_changed_file_is_repacked(self, root: Path, tmp_path: Path) -> None:
         out = pack(root, tmp_path / "out")
         write_sample(root, "kitchen/011", seed=99)
         write_sample(root, "kitchen/012", seed=98)
@@ -228,7 +228,7 @@ class TestDamage:
         skipping = dataset(out, skip_bad=True)
         assert len(check_samples(skipping, 12, max_bad=1)) == 1
 
-    def test_an_index_that_is_none(self, root: Path, tmp_path: Path) -> None:
+    def test_invalid_index_is_an_error(self, root: Path, tmp_path: Path) -> None:
         out = pack(root, tmp_path / "out")
         path = out / "semseg/index.npy"
         path.write_bytes(bytes(path.stat().st_size))
@@ -236,7 +236,7 @@ class TestDamage:
         (out / "semseg/pack.json").write_text("{}")
         assert "pack.json" in message_of(MultiModalFolder, out, MODALITIES)
 
-    def test_names_outside_the_folder(self, root: Path, tmp_path: Path) -> None:
+    def test_names_outside_the_folder_are_rejected(self, root: Path, tmp_path: Path) -> None:
         out = pack(root, tmp_path / "out")
         names = np.load(out / "rgb/names.npy")
         names[0] = b"../evil.jpg"

@@ -99,7 +99,7 @@ def shapes(path: Path) -> dict[str, list[int | str]]:
 
 
 @pytest.mark.long
-def test_every_kind_of_head(finetuned: MultiMAE, tmp_path: Path) -> None:
+def test_exported_heads_match_the_model(finetuned: MultiMAE, tmp_path: Path) -> None:
     export_onnx(finetuned, path := tmp_path / "heads.onnx")
     heads = {f"predicted_{head.name}" for head in HEADS}
     assert_equal_to_torch(finetuned, path, heads)
@@ -127,7 +127,7 @@ def test_reconstruction_and_metadata(pretrained: MultiMAE, tmp_path: Path) -> No
     }
 
 
-def test_the_shipped_encoder_by_the_command(
+def test_command_exports_the_shipped_encoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new" / "encoder.onnx"
@@ -142,7 +142,7 @@ def test_the_shipped_encoder_by_the_command(
 # --- torch.export
 
 
-def test_an_encoder_of_some_inputs_pooled(pretrained: MultiMAE) -> None:
+def test_export_of_selected_inputs_with_pooling(pretrained: MultiMAE) -> None:
     program = export_program(pretrained, inputs=["rgb"], pool="mean_global")
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -155,7 +155,7 @@ def test_an_encoder_of_some_inputs_pooled(pretrained: MultiMAE) -> None:
             assert_close(run(x)["features"], expected)
 
 
-def test_reconstruction_is_the_models_forward(pretrained: MultiMAE) -> None:
+def test_exported_reconstruction_equals_forward(pretrained: MultiMAE) -> None:
     run = make_export_spec(pretrained, "reconstruct").module  # what is exported
     for batch, height, width, share in ((1, 64, 64, 0.2), (3, 32, 80, 0.5)):
         x = images(batch, height, width)
@@ -173,7 +173,9 @@ def test_reconstruction_is_the_models_forward(pretrained: MultiMAE) -> None:
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(14, 14), (7, 5), (1, 3)])
-def test_a_table_interpolated_to_its_own_size_is_itself(mode: str, size: tuple[int, int]) -> None:
+def test_interpolating_pos_emb_to_the_same_size_is_the_identity(
+    mode: str, size: tuple[int, int]
+) -> None:
     """Why an export may always interpolate."""
     table = sincos_2d(*size, 64)
     assert torch.equal(F.interpolate(table, size, mode=mode, align_corners=False), table)
@@ -193,12 +195,16 @@ def test_a_table_interpolated_to_its_own_size_is_itself(mode: str, size: tuple[i
         ({"inputs": []}, "got none"),
     ],
 )
-def test_bad_options(pretrained: MultiMAE, options: dict[str, Any], expected: str) -> None:
+def test_invalid_options_are_errors(
+    pretrained: MultiMAE, options: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(ValueError, match=expected):
         export_program(pretrained, **options)
 
 
-def test_bad_models(finetuned: MultiMAE, pretrained: MultiMAE, tmp_path: Path) -> None:
+def test_unsupported_models_are_errors(
+    finetuned: MultiMAE, pretrained: MultiMAE, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="no pre-training decoders"):
         export_program(finetuned, "reconstruct")
     with pytest.raises(ValueError, match="main_tasks depth are not in the input"):
@@ -232,7 +238,7 @@ def test_command_on_bad_input(
     assert not list(tmp_path.iterdir())
 
 
-def test_command_says_what_to_install(
+def test_command_names_missing_packages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -247,7 +253,7 @@ def test_command_says_what_to_install(
         command.main([str(SHIPPED), "a.pt"])
 
 
-def test_command_fails_on_other_numbers(
+def test_command_fails_if_outputs_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

@@ -39,7 +39,7 @@ def checkpoint(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "model.safetensors"
 
 
-def test_a_graft_changes_nothing_of_the_old_modalities(checkpoint: Path) -> None:
+def test_graft_keeps_predictions_of_old_modalities(checkpoint: Path) -> None:
     old = MultiMAE.from_pretrained(checkpoint)
     new, report, cloned = graft(old, [NORMALS], clone="rgb")
     assert list(new.input_adapters) == ["rgb", "depth", "normals"]
@@ -57,7 +57,7 @@ def test_a_graft_changes_nothing_of_the_old_modalities(checkpoint: Path) -> None
     torch.testing.assert_close(grown[key.format("normals")], state[key.format("rgb")])
 
 
-def test_clones_of_other_channels_keep_the_size_of_their_outputs(checkpoint: Path) -> None:
+def test_cloned_projection_keeps_output_magnitude(checkpoint: Path) -> None:
     old = MultiMAE.from_pretrained(checkpoint)
     row = dataclasses.replace(NORMALS, name="heat", num_channels=1, plot="scalar")
     new, _, cloned = graft(old, [row], clone="rgb")
@@ -72,7 +72,7 @@ def test_clones_of_other_channels_keep_the_size_of_their_outputs(checkpoint: Pat
         grown_spec(old.spec, [dataclasses.replace(NORMALS, name="rgb")])
 
 
-def test_only_the_new_parts_are_trained(checkpoint: Path) -> None:
+def test_train_only_freezes_old_parameters(checkpoint: Path) -> None:
     new, _, _ = graft(MultiMAE.from_pretrained(checkpoint), [NORMALS])
     freeze_all_but(new, new.spec.outputs, ["normals"])
     trained = {k for k, p in new.named_parameters() if p.requires_grad}
@@ -81,7 +81,7 @@ def test_only_the_new_parts_are_trained(checkpoint: Path) -> None:
     assert "input_adapters.normals.pos_emb" not in trained
 
 
-def test_the_command_trains_and_checks(
+def test_command_trains_and_checks(
     scenes: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "add.yaml").write_text(ROWS)

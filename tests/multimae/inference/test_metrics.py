@@ -82,7 +82,7 @@ def test_depth_rmse_agrees_with_torchmetrics() -> None:
     assert meter.compute()["rmse"] == pytest.approx(rmse.item(), rel=1e-6)
 
 
-def test_top_k_above_the_number_of_classes_is_always_right() -> None:
+def test_top_k_above_num_classes_is_always_correct() -> None:
     meter = AccuracyMeter((1, 5))
     meter.update(torch.eye(3), torch.tensor([0, 1, 0]))
     assert meter.compute() == {"acc1": pytest.approx(200 / 3), "acc5": 100.0}
@@ -99,7 +99,7 @@ def test_mean_meter_weights_and_missing_names() -> None:
         meter.update({"thermal": torch.tensor(1.0)})
 
 
-def test_invalid_pixels_never_enter_even_as_nan() -> None:
+def test_invalid_pixels_are_ignored_even_if_nan() -> None:
     target = torch.tensor([1000.0, 2000.0, math.nan])
     meter = DepthMeter()
     meter.update(torch.tensor([1000.0, 1000.0, 7.0]), target, torch.tensor([255, 255, 0]))
@@ -146,7 +146,7 @@ CASES: list[tuple[Callable[[], Meter], Callable[..., None]]] = [
 @pytest.mark.parametrize(("make", "update"), CASES)
 @given(sizes=st.lists(st.integers(0, 7), min_size=1, max_size=5), split=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_parts_equal_the_whole(
+def test_merged_states_equal_one_meter(
     make: Callable[[], Meter], update: Callable[..., None], sizes: list[int], split: int
 ) -> None:
     whole, first, second = make(), make(), make()
@@ -162,7 +162,7 @@ def test_parts_equal_the_whole(
         assert got == pytest.approx(whole.compute(), rel=1e-12, nan_ok=True)
 
 
-def test_sums_do_not_depend_on_the_batches() -> None:
+def test_metrics_do_not_depend_on_the_batch_size() -> None:
     torch.manual_seed(0)
     pred, target = torch.rand(2, 6, 50, 50) * 5000 + 1
     results = []

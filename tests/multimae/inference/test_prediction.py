@@ -49,7 +49,7 @@ def wide_photo(data: Path, folder: Path) -> dict[str, Any]:
     return out
 
 
-def test_classes(data: Path, tmp_path: Path) -> None:
+def test_predict_returns_sorted_classes(data: Path, tmp_path: Path) -> None:
     run_finetuning_cls.main(cls_run(data, tmp_path, *ONE_EPOCH))
     model = MultiMAE.from_pretrained(tmp_path / "model.safetensors")
     path = data / "val/rgb/a/000.jpg"
@@ -76,7 +76,7 @@ def test_a_model_built_in_inference_mode_encodes(data: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["convnext", "segmenter", "dpt"])
-def test_labels(data: Path, tmp_path: Path, head: str) -> None:
+def test_predict_returns_label_maps(data: Path, tmp_path: Path, head: str) -> None:
     options = ("--in_domains", "rgb-depth", "--standardize_depth", "--output_adapter", head)
     run_finetuning_semseg.main(semseg_run(data, tmp_path, *ONE_EPOCH, *options))
     path = tmp_path / "model.safetensors"
@@ -122,7 +122,7 @@ def test_depth_in_metres(data: Path, tmp_path: Path) -> None:
     assert wide.values.shape == (26, 26)
 
 
-def test_every_head_of_several(taskonomy_data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_predict_runs_all_heads(taskonomy_data: Path, tmp_path: Path) -> None:  # noqa: F811
     options = ("--out_domains", "normal-reshading", "--num_pictures", "0")
     run_finetuning_taskonomy.main(taskonomy_run(taskonomy_data, tmp_path, *options))
     model = MultiMAE.from_pretrained(tmp_path / "model.safetensors")

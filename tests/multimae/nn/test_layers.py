@@ -21,7 +21,7 @@ def test_drop_path_keeps_the_mean() -> None:
     assert (out == out[:, :1, :1]).all(), "whole samples are dropped"
 
 
-def test_changed_position_tables_are_noticed() -> None:
+def test_changed_position_tables_take_effect() -> None:
     adapter = PatchedInputAdapter(3, 1, 4, dim_tokens=8, image_size=16)
     other = PatchedInputAdapter(3, 1, 4, dim_tokens=8, image_size=16)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def test_scalar_colours_get_lighter_and_clip() -> None:
     assert np.array_equal(picture[0, -1], picture[0, 200])
 
 
-def test_scalar_colours_of_holes_and_of_a_constant() -> None:
+def test_scalar_colours_of_nan_and_constant_maps() -> None:
     picture = scalar_colours(np.array([[math.nan, 3.0]]), 3.0, 3.0)
     assert picture[0, 0].tolist() == list(VOID_GREY)
     assert picture[0, 1].tolist() == [0, 0, 4]
@@ -100,12 +100,12 @@ def test_label_ids_and_logits_give_the_same_full_size_picture() -> None:
     assert np.array_equal(picture[::4, ::4], label_palette(5)[ids.numpy()])
 
 
-def test_labels_outside_the_classes_look_like_void() -> None:
+def test_out_of_range_labels_are_drawn_as_void() -> None:
     picture = to_picture(torch.tensor([[255, -1]]), TABLE["semseg"])
     assert (picture == VOID_GREY).all()
 
 
-def test_normals_are_brought_to_unit_length() -> None:
+def test_normals_are_normalised() -> None:
     up = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)
     assert to_picture(0.3 * up, TABLE["normals"])[0, 0].tolist() == [128, 128, 255]
     assert to_picture(0.0 * up, TABLE["normals"])[0, 0].tolist() == [128, 128, 128]
@@ -193,6 +193,6 @@ def test_grid_grows_with_samples_and_modalities_and_upscales_small_images() -> N
     assert size(1, names)[1] > one[1] + 3 * 2 * 32
 
 
-def test_grid_of_nothing() -> None:
+def test_empty_grid_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         reconstruction_grid({}, {}, {}, [], 16)

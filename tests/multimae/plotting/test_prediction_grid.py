@@ -8,7 +8,7 @@ import pytest
 from multimae.plotting.predictions import prediction_grid
 
 
-def test_predictions_stand_side_by_side_under_whole_captions() -> None:
+def test_prediction_grid_layout_with_full_captions() -> None:
     picture = np.zeros((64, 64, 3), np.uint8)
     plain = prediction_grid({"rgb": [picture] * 7})
     assert plain.width > 5 * plain.height / 2  # six across, two rows

@@ -64,7 +64,7 @@ def test_example_configs_train_from_yaml_alone(name: str, rooms: Path, tmp_path:
         assert len(modality.mean) == modality.num_channels and modality.std != (1.0,)
 
 
-def test_derived_modalities_are_what_they_say(rooms: Path) -> None:
+def test_derived_modalities_have_the_right_values(rooms: Path) -> None:
     key = "kitchen/000038"
     bands = np.load(rooms / f"multispectral/{key}.npy")
     assert bands.shape == (160, 160, 6) and bands.dtype == np.uint16
@@ -78,14 +78,14 @@ def test_derived_modalities_are_what_they_say(rooms: Path) -> None:
     assert outlines.dtype == np.uint8 and outlines.max() == 255 and np.median(outlines) < 60
 
 
-def test_rooms_that_lack_a_file(tmp_path: Path) -> None:
+def test_incomplete_rooms_are_errors(tmp_path: Path) -> None:
     assert "no rooms" in message_of(make_modalities, [str(tmp_path)])
     for name in ("rgb", "depth"):
         shutil.copytree(REPO / f"examples/rooms/{name}", tmp_path / name)
     assert "semseg" in message_of(make_modalities, [str(tmp_path)])
 
 
-def test_statistics_are_those_of_the_pixels_with_a_value(tmp_path: Path) -> None:
+def test_statistics_ignore_no_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(1, 200, (5, 8, 8, 2)).astype(np.uint8)
     images[:, :2] = 0
@@ -108,7 +108,7 @@ def test_statistics_are_those_of_the_pixels_with_a_value(tmp_path: Path) -> None
         resolve_statistics([row], tmp_path)
 
 
-def test_statistics_that_disagree_with_the_checkpoints_are_a_warning(tmp_path: Path) -> None:
+def test_different_input_statistics_give_a_warning(tmp_path: Path) -> None:
     row = Modality("heat", num_channels=1, mean=(0.3,), std=(0.05,))
     assert statistics_mismatches({"heat": Statistics((0.42,), (0.05,), 9)}, [row], "w") == []
     (warning,) = statistics_mismatches(
@@ -128,7 +128,7 @@ def test_statistics_that_disagree_with_the_checkpoints_are_a_warning(tmp_path: P
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "cross_entropy"])
-def test_pixels_without_a_value_change_no_loss(loss: str) -> None:
+def test_no_data_pixels_do_not_affect_losses(loss: str) -> None:
     labels = loss == "cross_entropy"
     row = Modality(
         "a", "labels" if labels else "image", num_channels=2, num_classes=3, loss=loss,  # type: ignore

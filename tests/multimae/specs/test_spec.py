@@ -34,11 +34,11 @@ SPEC = ModelSpec(
 )
 
 
-def test_the_description_survives() -> None:
+def test_spec_json_round_trip() -> None:
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
 
 
-def test_one_line_loads_what_was_saved(tmp_path: Path) -> None:
+def test_from_pretrained_loads_saved_models(tmp_path: Path) -> None:
     model = MultiMAE.from_spec(SPEC).eval()
     save_model(model.state_dict(), SPEC, tmp_path / "full.safetensors")
     save_model(model.state_dict(), SPEC, tmp_path / "half.safetensors", half=True)
@@ -55,7 +55,7 @@ def test_one_line_loads_what_was_saved(tmp_path: Path) -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_files_that_describe_nothing(tmp_path: Path) -> None:
+def test_files_without_a_spec_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="does not say which model"):
@@ -72,7 +72,7 @@ def test_files_that_describe_nothing(tmp_path: Path) -> None:
         MultiMAE.from_pretrained(path)
 
 
-def test_a_run_leaves_weights_that_load_and_export(
+def test_weights_of_a_run_load_and_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenes = write_scenes(tmp_path / "train", 4)

@@ -50,7 +50,7 @@ def test_golden_vit_to_multimae() -> None:
 
 
 @pytest.mark.parametrize("variant", ["vit", "vitmultimae"])
-def test_golden_there_and_back_is_bit_identical(variant: str) -> None:
+def test_golden_round_trip_is_bit_identical(variant: str) -> None:
     data = golden("convert")
     state, unused = vit_to_multimae(data[variant])
     assert_same(state, {k: data["multimae"][k] for k in state})
@@ -88,7 +88,7 @@ def test_timm_gives_the_same_features(size: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(h=st.integers(1, 5), w=st.integers(1, 5), globals_=st.integers(0, 3), keep=st.booleans())
-def test_any_grid_there_and_back(h: int, w: int, globals_: int, keep: bool) -> None:
+def test_round_trip_with_any_grid(h: int, w: int, globals_: int, keep: bool) -> None:
     state = {
         "global_tokens": torch.randn(1, globals_ if keep else 1, 8),
         "input_adapters.rgb.pos_emb": torch.randn(1, 8, h, w),
@@ -100,7 +100,7 @@ def test_any_grid_there_and_back(h: int, w: int, globals_: int, keep: bool) -> N
     assert_same(vit_to_multimae(vit, grid=(h, w)).state, state)
 
 
-def test_mae_layout_lists_its_decoder(tmp_path: Path) -> None:
+def test_mae_decoder_keys_are_unused(tmp_path: Path) -> None:
     vit = golden("convert")["vit"]
     decoder = {
         "mask_token": torch.zeros(1, 1, 16),

@@ -75,7 +75,7 @@ def test_save_pretrained_round_trip_is_bit_equal(model: MultiMAE, tmp_path: Path
     assert "library_name: multimae" in card and "from_pretrained" in card
 
 
-def test_config_json_has_the_last_word(model: MultiMAE, tmp_path: Path) -> None:
+def test_config_json_overrides_the_header(model: MultiMAE, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     raw = json.loads((tmp_path / CONFIG).read_text())
     raw["modalities"]["semseg"]["class_names"] = ["a", "b", "c", "d", "e"]
@@ -87,7 +87,9 @@ def test_config_json_has_the_last_word(model: MultiMAE, tmp_path: Path) -> None:
         MultiMAE.from_pretrained(tmp_path)
 
 
-def test_a_hub_repository(model: MultiMAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pretrained_downloads_from_the_hub(
+    model: MultiMAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model.save_pretrained(tmp_path)
     asked: list[tuple[str, str, Any]] = []
 
@@ -127,17 +129,19 @@ def test_pushing_uploads_weights_config_and_card(
     [
         ("nowhere.safetensors", "no such file"),
         ("some/where/nowhere.pth", "no such file"),
-        ("no/such/repository", "no file, no folder"),
-        ("not a name", "no file, no folder"),
+        ("no/such/repository", "not a file or folder"),
+        ("not a name", "not a file or folder"),
     ],
 )
-def test_what_is_not_there(location: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_locations_are_errors(
+    location: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=expected):
         MultiMAE.from_pretrained(location)
 
 
-def test_the_published_layout_describes_itself(tmp_path: Path) -> None:
+def test_spec_of_published_layout_is_inferred(tmp_path: Path) -> None:
     """Names and shapes of the published checkpoint (ViT-B), and a small one that is loaded."""
     contract = Path(__file__).parents[2] / "data/contract" / "multimae_b_state_dict.json"
     shapes = json.loads(contract.read_text())
@@ -157,7 +161,7 @@ def test_the_published_layout_describes_itself(tmp_path: Path) -> None:
     assert same(MultiMAE.from_pretrained(tmp_path / "published.pth"), original)
 
 
-def test_weights_that_do_not_tell(tmp_path: Path) -> None:
+def test_spec_that_cannot_be_inferred_is_an_error(tmp_path: Path) -> None:
     table = make_table({"thermal": {"num_channels": 1}})
     rows = select(table, ["rgb", "thermal"])
     original = build_pretrain_model("pretrain_multimae_nano", rows, rows, 8, 32)
@@ -171,7 +175,7 @@ def test_weights_that_do_not_tell(tmp_path: Path) -> None:
     assert same(MultiMAE.from_pretrained(path, spec=spec), original)
 
 
-def test_the_encoder_alone(model: MultiMAE, tmp_path: Path) -> None:
+def test_multivit_loads_the_encoder_only(model: MultiMAE, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     vit = MultiViT.from_pretrained(tmp_path)
     assert type(vit) is MultiViT and not vit.output_adapters
@@ -181,7 +185,7 @@ def test_the_encoder_alone(model: MultiMAE, tmp_path: Path) -> None:
         assert torch.equal(vit(x), model.encode_tokens(tokens))
 
 
-def test_a_model_of_adapters_alone_says_what_it_lacks() -> None:
+def test_model_without_spec_is_an_error() -> None:
     model = build_pretrain_model("pretrain_multimae_nano", ROWS, ROWS, 8, 32).eval()
     assert model.encode({"rgb": torch.randn(2, 3, 32, 32)}, pool="mean").shape == (2, 64)
     with pytest.raises(ValueError, match="knows no modalities"):
@@ -192,7 +196,7 @@ def test_a_model_of_adapters_alone_says_what_it_lacks() -> None:
 # --- encode
 
 
-def test_images_arrays_files_and_tensors_are_the_same_input(
+def test_images_arrays_files_and_tensors_are_equivalent(
     model: MultiMAE, sample: dict[str, Path]
 ) -> None:
     pixels = {m.name: read(sample[m.name], m) for m in ROWS}
@@ -214,7 +218,7 @@ def test_images_arrays_files_and_tensors_are_the_same_input(
     assert rgb.requires_grad
 
 
-def test_layers_and_maps(model: MultiMAE, sample: dict[str, Path]) -> None:
+def test_encode_returns_layers_and_feature_maps(model: MultiMAE, sample: dict[str, Path]) -> None:
     images = {name: [path, path] for name, path in sample.items()}
     with torch.no_grad():
         encoding = model.encode(images, layers=2)
@@ -230,7 +234,7 @@ def test_layers_and_maps(model: MultiMAE, sample: dict[str, Path]) -> None:
             model.encode(images, layers=layers)
 
 
-def test_pooling() -> None:
+def test_encode_pools_tokens() -> None:
     layers = (torch.randn(2, 6, 8), torch.randn(2, 6, 8))  # 4 patches, 2 global tokens
     layout = MultiMAE.from_spec(SPEC).layout({"rgb": (16, 16)})
     encoding = Encoding(layers, layout)
@@ -278,7 +282,7 @@ def test_encode_rejects_mismatched_images(
 # --- attention
 
 
-def test_attention_is_that_of_the_block(model: MultiMAE, sample: dict[str, Path]) -> None:
+def test_attention_equals_the_blocks_attention(model: MultiMAE, sample: dict[str, Path]) -> None:
     for layer in (0, -1):
         maps = model.attention(dict(sample), ("depth", 1, 2), layer=layer)
         assert {name: m.shape for name, m in maps.items()} == dict.fromkeys(NAMES, (1, 4, 4))
@@ -312,7 +316,7 @@ def test_attention_picture(model: MultiMAE, sample: dict[str, Path]) -> None:
 # --- reconstruct
 
 
-def test_reconstruct_is_the_models_forward(model: MultiMAE, sample: dict[str, Path]) -> None:
+def test_reconstruct_equals_forward(model: MultiMAE, sample: dict[str, Path]) -> None:
     shown = {"rgb": np.eye(4, dtype=bool), "depth": "none", "semseg": torch.ones(4, 4).bool()}
     result = model.reconstruct(dict(sample), visible=shown)
     x = model._load(dict(sample)).x
@@ -326,7 +330,7 @@ def test_reconstruct_is_the_models_forward(model: MultiMAE, sample: dict[str, Pa
     assert not torch.equal(result.predictions["norm_rgb"], expected["norm_rgb"])  # brought back
 
 
-def test_visible_patches(model: MultiMAE, sample: dict[str, Path]) -> None:
+def test_reconstruct_respects_visible(model: MultiMAE, sample: dict[str, Path]) -> None:
     images = {name: [path, path, path] for name, path in sample.items()}
     assert sum(v.sum() for v in model.reconstruct(images).visible.values()) == 3 * (48 // 6)
     a, b, c = (model.reconstruct(images, 20, seed=s).visible for s in (1, 1, 2))

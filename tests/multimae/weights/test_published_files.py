@@ -48,7 +48,7 @@ def same_outputs(one: nn.Module, other: nn.Module, names: tuple[str, ...]) -> bo
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_args_of_a_pretraining_decide_heads_and_depth(tmp_path: Path) -> None:
+def test_pretraining_args_set_heads_and_depth_normalisation(tmp_path: Path) -> None:
     original = MultiMAE.from_spec(PRETRAINED)
     path = save(tmp_path / "published.pth", original.state_dict(), args=ARGS)
     model = MultiMAE.from_pretrained(path)
@@ -105,7 +105,7 @@ def test_finetunings_are_recognized_by_their_state_dict(kind: str, tmp_path: Pat
     )
 
 
-def test_args_name_the_classes_and_say_whether_void_is_one(tmp_path: Path) -> None:
+def test_args_set_class_names_and_void(tmp_path: Path) -> None:
     labels = dataclasses.replace(LABELS, num_classes=151)
     spec = ModelSpec(
         "multivit_nano", (RGB,), image_size=64, padding_class=True,
@@ -164,7 +164,7 @@ def test_mae_in_every_layout(layout: str, wrapper: str, tmp_path: Path) -> None:
     assert all(torch.equal(loaded[k], expected[k]) for k in expected)
 
 
-def test_a_missing_absolute_path_is_no_hub_id(tmp_path: Path) -> None:
+def test_missing_absolute_path_is_not_a_hub_id(tmp_path: Path) -> None:
     for name in ("gone", "gone.pth"):
         with pytest.raises(CheckpointError, match=f"{tmp_path}/{name}.* no such file"):
             MultiMAE.from_pretrained(tmp_path / name)

@@ -31,7 +31,7 @@ def test_there_are_weights_with_a_card() -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if read_spec(p).outputs], ids=lambda p: p.stem)
-def test_they_reconstruct_rooms_they_have_not_seen(path: Path, tmp_path: Path) -> None:
+def test_shipped_weights_reconstruct_unseen_rooms(path: Path, tmp_path: Path) -> None:
     model, spec = MultiMAE.from_pretrained(path), read_spec(path)
     size, patch = spec.image_size, spec.patch_size
     make_rooms(Job(tmp_path, train=0, val=6, size=size, seed=77), progress=False)
@@ -56,7 +56,7 @@ def test_they_reconstruct_rooms_they_have_not_seen(path: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if read_spec(p).heads], ids=lambda p: p.stem)
-def test_they_segment_rooms_they_have_not_seen(path: Path) -> None:
+def test_shipped_weights_segment_unseen_rooms(path: Path) -> None:
     """On the example rooms, whose furniture is held out: more than the most frequent class."""
     model = MultiMAE.from_pretrained(path)
     right, trivial = [], []

@@ -57,21 +57,21 @@ def ours(model: MultiMAE, image: Tensor) -> Tensor:
     return torch.cat([tokens[:, -1:], tokens[:, :-1]], dim=1)
 
 
-def test_models_are_listed_under_names_of_their_own() -> None:
+def test_models_are_registered() -> None:
     names = [f"multimae_{size}_patch16_224" for size in ("base", "large", "small", "tiny")]
     assert timm.list_models("*multimae*") == timm.list_models(module="timm_models") == names
     vit = timm.create_model("multimae_small_patch16_224", img_size=32)
     assert (vit.num_features, len(vit.blocks), vit.blocks[0].attn.num_heads) == (384, 12, 6)
 
 
-def test_the_library_does_without_timm() -> None:
+def test_library_does_not_import_timm() -> None:
     code = "import multimae, sys; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 48), (32, 32)])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_features_are_the_same_at_any_size(
+def test_features_equal_at_any_size(
     model: MultiMAE, path: Path, size: tuple[int, int], dynamic: bool
 ) -> None:
     vit = timm.create_model(
@@ -85,7 +85,7 @@ def test_features_are_the_same_at_any_size(
         assert_close(vit(image), model.encode(image, pool="global"))
 
 
-def test_set_input_size_resizes_positions_alike(model: MultiMAE, path: Path) -> None:
+def test_set_input_size_resizes_positions_as_multimae(model: MultiMAE, path: Path) -> None:
     vit = timm.create_model(TINY, img_size=64, checkpoint_path=path).eval()
     vit.set_input_size(img_size=(32, 80))
     image = torch.randn(1, 3, 32, 80)
@@ -114,7 +114,7 @@ def test_intermediate_layers(model: MultiMAE, path: Path) -> None:
             assert_close(b, c)
 
 
-def test_the_description_decides_size_and_normalisation(model: MultiMAE, path: Path) -> None:
+def test_spec_sets_size_and_normalisation(model: MultiMAE, path: Path) -> None:
     image = torch.randn(1, 3, 64, 64)
     sources: list[Any] = [model, path, str(path)]
     for source in sources:
@@ -139,7 +139,7 @@ def test_the_shipped_weights() -> None:
 
 
 @pytest.mark.parametrize("mean", [True, False])
-def test_a_fine_tuned_classifier_keeps_its_classifier(mean: bool, tmp_path: Path) -> None:
+def test_fine_tuned_classifier_is_loaded(mean: bool, tmp_path: Path) -> None:
     head = HeadSpec("kind", CLASSES, 7, LinearOptions(use_mean_pooling=mean))
     model = randomized(
         MultiViT.from_spec(ModelSpec("multivit_tiny", ROWS[:1], image_size=32, heads=(head,)))
@@ -156,7 +156,7 @@ def test_a_fine_tuned_classifier_keeps_its_classifier(mean: bool, tmp_path: Path
     assert other(image).shape == (3, 3)
 
 
-def test_a_new_classifier_has_the_norm_of_ours() -> None:
+def test_new_classifier_has_a_final_norm() -> None:
     vit = timm.create_model(TINY, img_size=32)
     assert isinstance(vit.fc_norm, torch.nn.Identity) and not vit.pool_include_prefix
     vit.reset_classifier(4)
@@ -165,7 +165,7 @@ def test_a_new_classifier_has_the_norm_of_ours() -> None:
     assert isinstance(vit.fc_norm, torch.nn.Identity) and not vit.pool_include_prefix
 
 
-def test_own_weights_survive_a_round_trip(path: Path) -> None:
+def test_timm_state_dict_round_trip(path: Path) -> None:
     vit = timm.create_model(TINY, img_size=64, num_classes=4, checkpoint_path=path)
     again = timm.create_model(TINY, img_size=64, num_classes=4)
     assert not again.pos_embed.requires_grad
@@ -199,6 +199,6 @@ def other_weights() -> None:
         (other_weights, "not the weights of a MultiMAE"),
     ],
 )
-def test_what_has_no_timm_model(use: Callable[[], None], expected: str) -> None:
+def test_models_without_timm_equivalent_are_errors(use: Callable[[], None], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         use()

@@ -68,7 +68,7 @@ def test_report_names_every_key() -> None:
     assert "output_adapters.cls.head.weight (file 9x24, model 7x24)" in summary
 
 
-def test_class_embedding_gets_a_row_for_padding() -> None:
+def test_class_embedding_gets_a_padding_class() -> None:
     def model(padding: int | None) -> MultiViT:
         adapter = SemSegInputAdapter(10, 4, 16, image_size=48, emb_padding_idx=padding)
         return MultiViT({"semseg": adapter}, None, **MINI)
@@ -85,7 +85,7 @@ OTHERS = {
     "wider": (lambda: multivit(dim_tokens=36).state_dict(), "width 36, depth 2"),
     "deeper": (lambda: multivit(depth=4).state_dict(), "24 unknown to the model: encoder.2"),
     "shallower": (lambda: multivit(depth=1).state_dict(), "12 missing in the file: encoder.1"),
-    "larger input": (lambda: multivit(96).state_dict(), "1 of another size: input_adapters.rgb"),
+    "larger input": (lambda: multivit(96).state_dict(), "1 with another size: input_adapters.rgb"),
     "vit": (lambda: golden("convert")["vit"], "a ViT of width 24, depth 2; tools/vit2multimae"),
     "resnet": (lambda: {"conv1.weight": torch.zeros(3)}, "not a MultiMAE: 1 tensors, conv1"),
     "more inputs": (lambda: golden("convert")["multimae"], r"semseg \(11 classes\)"),
@@ -93,7 +93,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_strict_says_how_the_file_differs(other: str) -> None:
+def test_strict_lists_differences(other: str) -> None:
     make, message = OTHERS[other]
     model = multivit()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -153,7 +153,7 @@ def test_not_a_checkpoint(tmp_path: Path, content: bytes, suffix: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_bytes_give_one_kind_of_error(tmp_path: Path, suffix: str) -> None:
+def test_damaged_bytes_raise_checkpoint_error(tmp_path: Path, suffix: str) -> None:
     path, rng = tmp_path / f"x{suffix}", random.Random(0)
     state = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
     if suffix == ".safetensors":
@@ -190,7 +190,7 @@ def test_missing_file_and_foreign_content(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "list.pth")
 
 
-def test_where_the_weights_are() -> None:
+def test_weights_are_found_under_known_keys() -> None:
     state = {"a": torch.zeros(1), "b.c": torch.ones(1)}
     for checkpoint in (
         state,
@@ -206,7 +206,7 @@ def test_where_the_weights_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_save_writes_shared_names_in_full(tmp_path: Path, name: str) -> None:
+def test_save_clones_shared_tensors(tmp_path: Path, name: str) -> None:
     """DPT lists its layers twice."""
     head = DPTOutputAdapter(1, hooks=[0, 0, 1, 1], layer_dims=[4, 4, 4, 4], feature_dim=8)
     model = multivit(heads={"depth": head})
@@ -218,9 +218,7 @@ def test_save_writes_shared_names_in_full(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).stat().st_mode == (tmp_path / "by_open").stat().st_mode
 
 
-def test_save_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     old = {"a": torch.arange(3.0)}
     save_state_dict(old, path)

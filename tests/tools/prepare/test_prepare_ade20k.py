@@ -47,7 +47,7 @@ def labels_of(source: Path, name: str = "ADE_train_00000002") -> Path:
 
 
 @pytest.mark.parametrize("link", ["hard", "symlink", "copy"])
-def test_files_are_taken_over_unchanged(
+def test_files_are_linked_unchanged(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: str
 ) -> None:
     out = tmp_path / "out"
@@ -105,7 +105,7 @@ def test_links_that_the_file_system_refuses(
     assert prepare_ade20k.main(arguments(source, tmp_path / "out", "--link", "copy")) == 0
 
 
-def test_images_without_any_label_are_left_out(
+def test_images_without_labels_are_skipped(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(labels_of(source), np.zeros((42, 56), np.uint8))

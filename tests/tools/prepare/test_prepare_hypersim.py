@@ -156,7 +156,7 @@ def test_missing_files_are_listed_or_skipped(
     assert "train 1 incomplete, skipped, 2 written" in capsys.readouterr().out
 
 
-def test_frames_that_nothing_can_be_learnt_from_are_left_out(
+def test_frames_without_labels_or_depth_are_skipped(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_hdf5(

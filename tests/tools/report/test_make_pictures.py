@@ -39,7 +39,7 @@ def test_stills_and_animation(
     assert difference(predicted) > 1 and difference(photo) == 0
 
 
-def test_what_is_missing_is_named(
+def test_missing_files_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(make_pictures, "EXAMPLES", tmp_path)

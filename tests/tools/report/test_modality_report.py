@@ -56,7 +56,7 @@ def test_subsets_are_unique_and_sorted_by_size() -> None:
     assert [len(s) for s in found] == sorted(len(s) for s in found)
 
 
-def test_a_pretrained_model_is_scored_on_every_subset(scenes: Path) -> None:
+def test_pretrained_model_is_evaluated_on_every_subset(scenes: Path) -> None:
     report = reconstruction_report(model_with(), "w", scenes, batch_size=4)
     absent, masked = report.matrices
     assert report.samples == 6 and len(masked.rows) == SUBSETS
@@ -85,7 +85,7 @@ def test_removed_inputs_do_not_change_the_scores(scenes: Path, tmp_path: Path) -
     assert again[("rgb",)] == row and again[("depth",)] != row
 
 
-def test_drops_are_positive_where_the_score_gets_worse() -> None:
+def test_drop_is_positive_if_the_metric_gets_worse() -> None:
     report_rows = {
         ("a",): {"loss": mean_score(torch.tensor([3.0])), "iou": mean_score(torch.tensor([10.0]))},
         ("b",): {"loss": mean_score(torch.tensor([2.0])), "iou": mean_score(torch.tensor([50.0]))},
@@ -101,7 +101,7 @@ def test_drops_are_positive_where_the_score_gets_worse() -> None:
     assert found["a"]["iou"].value == -10.0  # type: ignore[union-attr]
 
 
-def test_a_fine_tuned_model_is_scored_on_its_task(scenes: Path, tmp_path: Path) -> None:
+def test_fine_tuned_model_is_evaluated_on_its_task(scenes: Path, tmp_path: Path) -> None:
     target = Modality(
         "segmentation", "labels", num_classes=NUM_CLASSES, folder="semseg", loss="cross_entropy",
         interpolation="nearest", plot="labels",

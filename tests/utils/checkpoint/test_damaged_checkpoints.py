@@ -59,7 +59,7 @@ def test_64_damages_of_the_newest_checkpoint(finished: Path, tmp_path: Path, kin
     assert latest_checkpoint(run) == newest
 
 
-def test_the_run_goes_on_from_the_one_before_and_says_so(
+def test_run_resumes_from_the_previous_checkpoint_with_a_warning(
     scenes: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -89,9 +89,7 @@ def test_without_records_files_are_tried(
     assert latest_checkpoint(run) == run / "checkpoints/checkpoint-1.pth"
 
 
-def test_nothing_whole_is_an_error_not_a_fresh_start(
-    scenes: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_no_valid_checkpoint_is_an_error(scenes: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     for path in (run / "checkpoints").glob("*.pth"):
@@ -100,7 +98,7 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(
         main(tiny_run(scenes, run))
 
 
-def test_a_damaged_file_that_is_named_is_refused(
+def test_explicit_damaged_checkpoint_is_an_error(
     scenes: Path, finished: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

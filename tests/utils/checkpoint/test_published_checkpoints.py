@@ -32,7 +32,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_resume_says_what_the_file_is_and_what_to_do(published: Path, tmp_path: Path) -> None:
+def test_resuming_a_published_file_is_an_error_with_a_remedy(
+    published: Path, tmp_path: Path
+) -> None:
     file = published / "checkpoint-1599.pth"
     argv = tiny_run(published / "train", tmp_path, "--resume", str(file))
     message = message_of(run_pretraining_multimae.main, argv)

@@ -119,7 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["--decoder_dim", "64", "--model", "pretrain_multimae_tiny"], ["decoder_dim: 32 -> 64"]),
     ],
 )
-def test_a_changed_run_is_refused_and_the_old_one_untouched(
+def test_changed_options_are_refused_without_writing(
     scenes: Path, run: Path, flags: list[str], facts: list[str]
 ) -> None:
     before = contents(run)
@@ -159,7 +159,7 @@ def test_other_statistics_of_the_same_names_are_refused(tmp_path: Path) -> None:
         main(tiny_run(tmp_path / "new", tmp_path / "out", *more))
 
 
-def test_a_moved_data_set_and_more_steps_are_not(
+def test_moved_data_set_and_more_steps_are_accepted(
     scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(scenes, tmp_path / "moved")
@@ -238,7 +238,7 @@ def test_a_finished_run_keeps_its_last_evaluation(scenes: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("ending", [b'{"kind": "train", "step": 2, "loss": 1.0}', b'{"kind": "tr'])
-def test_foreign_rows_and_torn_lines_end_nothing(tmp_path: Path, ending: bytes) -> None:
+def test_foreign_log_lines_and_torn_lines_are_ignored(tmp_path: Path, ending: bytes) -> None:
     foreign = [b"[1, 2]\n", b"3\n", b"not JSON\n", b'{"note": "mine"}\n', b'{"kind": "gpu"}\n']
     own = [b'{"kind": "%s", "step": %d}\n' % (kind, n) for n in (1, 3) for kind in (b"train",)]
     log = tmp_path / "log.jsonl"
@@ -253,7 +253,7 @@ def test_foreign_rows_and_torn_lines_end_nothing(tmp_path: Path, ending: bytes) 
     assert json.loads(log.read_bytes().splitlines()[-1])["kind"] == "eval"
 
 
-def test_a_later_start_has_a_checkpoint_to_go_back_to(
+def test_rollback_works_after_start_epoch(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     step, bad = Stepper.step, [3]
@@ -272,7 +272,7 @@ def test_a_later_start_has_a_checkpoint_to_go_back_to(
     assert [step for _, step in rows(tmp_path)][-1] == 6
 
 
-def test_an_evaluation_reads_no_state_that_is_not_asked_for(
+def test_optimizer_state_is_read_only_for_checkpoints(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []

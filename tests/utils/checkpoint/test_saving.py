@@ -57,7 +57,7 @@ def strike_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(Stepper, "step", struck)
 
 
-def test_by_epoch_by_step_and_how_many_are_kept(scenes: Path, tmp_path: Path) -> None:
+def test_saves_by_epoch_and_step_and_keeps_n(scenes: Path, tmp_path: Path) -> None:
     more = ("--epochs", "6", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3", "--keep_ckpts", "2")
     main(tiny_run(scenes, tmp_path, *more, "--batch_size", "2"))
     between = {"checkpoint-step18.pth", "checkpoint-step21.pth"}
@@ -109,7 +109,7 @@ def test_by_minutes(scenes: Path, tmp_path: Path) -> None:
     assert names(tmp_path / "rarely") == with_records("checkpoint-1.pth")
 
 
-def test_saving_in_the_background_saves_what_was_there(
+def test_async_save_writes_the_state_at_the_call(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file has the state of its step, though it is written while later steps are made."""
@@ -147,7 +147,7 @@ def test_saving_in_the_background_saves_what_was_there(
     assert all(torch.equal(v, late["model"][k]) for k, v in early["model"].items())
 
 
-def test_a_snapshot_is_not_touched_by_training() -> None:
+def test_training_does_not_change_a_snapshot() -> None:
     state = {"a": torch.arange(4.0), "b": [torch.ones(2), {"c": torch.zeros(())}], "n": 3}
     copy = snapshot(state)
     memory = copy["a"].data_ptr()
@@ -162,7 +162,7 @@ def test_a_snapshot_is_not_touched_by_training() -> None:
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_save_that_fails_ends_the_run_and_leaves_the_older_ones(
+def test_failed_save_ends_the_run_and_keeps_older_checkpoints(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
     save = torch.save
@@ -203,7 +203,7 @@ def test_logs_have_every_row_once(
     assert [step for _, step in rows(tmp_path)] == sorted(step for _, step in rows(tmp_path))
 
 
-def test_weights_and_biases_goes_on_with_the_same_run(
+def test_wandb_resumes_the_same_run(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[dict[str, Any]] = []
@@ -253,7 +253,7 @@ def restore_algorithms() -> Any:
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
-def test_a_worker_that_is_gone_is_not_a_full_disk(
+def test_killed_worker_is_not_reported_as_a_full_disk(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """The socket that hands batches over may break before the worker is missed."""

@@ -55,7 +55,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Web:
 @pytest.mark.parametrize(
     "scheme", ["http", "ftp", "file", "HTTP", "data", "s3", "javascript", "git+https"]
 )
-def test_only_https(scheme: str, web: Web, tmp_path: Path, capsys: Any) -> None:
+def test_downloads_need_https(scheme: str, web: Web, tmp_path: Path, capsys: Any) -> None:
     url = f"{scheme}://x.org/w-{HASH[:8]}.pth"
     message = message_of(fetch, url)
     assert url in message and "only https://" in message
@@ -98,7 +98,7 @@ def test_hashes(web: Web, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "answer", [(200, CONTENT[:3], {"Content-Length": "7"}), (404, b"", {}), (500, b"no", {})]
 )
-def test_half_an_answer(
+def test_truncated_download_is_an_error(
     answer: tuple[int, bytes, dict[str, str]], web: Web, tmp_path: Path
 ) -> None:
     url = "https://x.org/model.safetensors"

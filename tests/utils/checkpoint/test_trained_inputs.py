@@ -62,7 +62,7 @@ def preparation(path: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/checkpoint-1.pth", "old"])
-def test_forgotten_flags_do_not_change_the_inputs(
+def test_omitted_flags_do_not_change_preprocessing(
     data: Path, pretrained: Path, tmp_path: Path, file: str
 ) -> None:
     weights = pretrained / file
@@ -103,7 +103,7 @@ def test_contradicting_options_are_listed_and_refused(
     assert read_spec(tmp_path / "model.safetensors").inputs[0].mean == default_table()["rgb"].mean
 
 
-def test_one_model_scores_the_same_whatever_flag_is_forgotten(data: Path, tmp_path: Path) -> None:
+def test_omitted_flags_do_not_change_metrics(data: Path, tmp_path: Path) -> None:
     run_finetuning_depth.main(depth_run(data, tmp_path, *QUICK, *HALF))
     scores = evaluations(tmp_path)[-1]
     scoring: Sequence[str] = depth_run(data, tmp_path, "--num_pictures", "0", "--eval")
@@ -226,7 +226,7 @@ def test_computed_without_statistics_is_refused() -> None:
         with_trained_inputs(semseg_config(*argv), None, "")
 
 
-def test_continued_pretraining_and_probe_take_the_inputs_of_the_weights(
+def test_pretraining_and_probe_use_the_preprocessing_of_the_weights(
     data: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     weights = str(pretrained / "model.safetensors")

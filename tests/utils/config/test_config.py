@@ -139,7 +139,7 @@ def test_round_trip(
 # --- Mistakes ----------------------------------------------------------------------------------
 
 
-def test_all_mistakes_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path / "run.yaml",
         "blrr: 1\nhflip: 2\nblr: 1e-4\nblr: 1e-5\nnum_workers: many\ninput_size: 225\n",
@@ -163,7 +163,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     }
 
 
-def test_mistakes_are_one_screen_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info, exit_on_user_error():
         parse_config(PretrainConfig, ["--data", "x"])
     assert info.value.code == 2
@@ -282,7 +282,7 @@ class ReservedName:
         (ReservedName, "--config belongs to both the parser and config"),
     ],
 )
-def test_collision(cls: type[Any], message: str) -> None:
+def test_option_name_collision_is_an_error(cls: type[Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         parse_config(cls, [])
 

@@ -180,14 +180,12 @@ def test_published_files_print_every_value(script: str, capsys: pytest.CaptureFi
         assert list(printed) == list(options_of(config()))
 
 
-def test_every_script_is_walked() -> None:
+def test_every_script_is_covered() -> None:
     assert set(SCRIPTS) == set(CLI)
     assert all(path.startswith(tuple(folder for _, folder in SCRIPTS.values())) for path in CFGS)
 
 
-def test_what_a_file_prints_reads_back_as_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_printed_config_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in YAMLS:
         config = script_of(path)
         with pytest.raises(SystemExit) as info:

@@ -49,11 +49,11 @@ def problems_of(argv: list[str]) -> list[str]:
         (["--modalities", "{depth: {stride: 20}}"], "input_size: 224 is not divisible by 20"),
     ],
 )
-def test_mistake(argv: list[str], problem: str) -> None:
+def test_invalid_options_are_errors(argv: list[str], problem: str) -> None:
     assert any(problem in line for line in problems_of(argv)), problems_of(argv)
 
 
-def test_broken_table_hides_no_misspelt_names() -> None:
+def test_invalid_modalities_do_not_hide_unknown_names() -> None:
     argv = ["--modalities", "{depth: {x: 1}, new: {}}", "--in_domains", "new-dept"]
     first, second = problems_of(argv)
     assert "unknown field 'x'" in first and "'dept'; did you mean depth?" in second
@@ -65,7 +65,7 @@ def test_failed_option_is_not_checked_by_its_default() -> None:
     ]
 
 
-def test_flags_change_rows() -> None:
+def test_flags_change_modalities() -> None:
     argv = ["--standardize_depth", "--no_imagenet_default_mean_and_std"]
     table = parse_config(PretrainConfig, [*argv, "--train_interpolation", "bilinear"]).table()
     assert table["depth"].normalization == "robust"

@@ -28,7 +28,7 @@ def bad_sample(i: int) -> BadSample:
     return BadSample(f"a/{i}", f"/data/rgb/a/{i}.jpg: is empty")
 
 
-def test_each_sample_is_said_and_counted_once() -> None:
+def test_each_bad_sample_is_reported_and_counted_once() -> None:
     lines: list[str] = []
     names: set[str] = set()
     met = BadSamples(3, lines.append, names)
@@ -79,7 +79,7 @@ class TestResumed:
     def state(self, path: Path) -> Any:
         return torch.load(path, weights_only=True)
 
-    def test_counts_and_says_none_twice(
+    def test_resumed_run_does_not_count_twice(
         self,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +104,7 @@ class TestResumed:
             self.run(tmp_path, "--max_bad_samples", "2")
         assert not (folder / "checkpoint-3.pth").exists()
 
-    def test_a_checkpoint_of_before(
+    def test_older_checkpoint_resumes(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         write_scenes(tmp_path / "data", 8)
@@ -148,7 +148,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_run_with_workers_ends_after_its_error(tmp_path: Path) -> None:
+def test_run_with_workers_exits_after_its_error(tmp_path: Path) -> None:
     """Workers do not hear the signal by which Python ends them: it would wait for ever."""
     path = write_folder(tmp_path) / "rgb/bath/004.jpg"
     path.write_bytes(b"")

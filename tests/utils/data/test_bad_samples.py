@@ -1,4 +1,4 @@
-"""Files that cannot be used: each ends the run with its path, or is left out, as the flag says."""
+"""Bad files: an error that names the path, or a skipped sample, depending on the option."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.sets.taskonomy_views import TaskonomyFolder
 from utils.data.transforms import TrainTransform
 
-KEY, PLACE = "bath/004", 2  # sorted: bath/000, bath/002, bath/004, ...
+KEY, INDEX = "bath/004", 2  # sorted: bath/000, bath/002, bath/004, ...
 COUNT = 12
 RGB, DEPTH, SEMSEG = f"rgb/{KEY}.jpg", f"depth/{KEY}.png", f"semseg/{KEY}.png"
 
 
 def declared_png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is that large."""
+    """A small PNG whose header declares this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))
@@ -66,13 +66,13 @@ def dangling(path: Path) -> None:
 
 def garbled(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    for place in range(len(data) // 2, len(data) // 2 + 16):
-        data[place] ^= 0xFF
+    for i in range(len(data) // 2, len(data) // 2 + 16):
+        data[i] ^= 0xFF
     path.write_bytes(bytes(data))
 
 
 def odd_exif(path: Path) -> None:
-    """An orientation, and a text that is not one: Pillow fails when it writes the rest back."""
+    """EXIF with an orientation and an invalid text, which Pillow cannot write back."""
     tag = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0xC612, 99, 1, 6)
     body = b"II*\0" + struct.pack("<IH", 8, 40) + tag
     Image.new("RGB", (52, 40)).save(path, exif=b"Exif\0\0" + body, quality=90)
@@ -84,7 +84,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 GREY = Image.new("L", (52, 40))
-SPOILERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "deleted": (RGB, Path.unlink),
     "dangling link": (DEPTH, dangling),
     "folder": (RGB, as_folder),
@@ -113,21 +113,21 @@ SPOILERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    """All samples of the folder while it is whole."""
+    """All samples of the intact folder."""
     root = write_folder(tmp_path_factory.mktemp("clean"))
     data = make_dataset(root, patch_size=16)
     return collate([data[SampleKey(0, i)] for i in range(COUNT)])
 
 
 @pytest.fixture
-def spoiled(
+def damaged(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[MultiModalFolder, Path]:
-    """An index, one of whose files went bad after it was made."""
-    name, spoil = SPOILERS[request.param]
+    """Index of a folder in which one file was damaged afterwards."""
+    name, damage = DEFECTS[request.param]
     folder = MultiModalFolder(write_folder(tmp_path), MODALITIES)
     path = tmp_path / name
-    spoil(path)
+    damage(path)
     if request.param == "no permission" and os.access(path, os.R_OK):  # root may read it anyway
         opened = builtins.open
 
@@ -141,45 +141,48 @@ def spoiled(
 
 
 def dataset(folder: MultiModalFolder, *, skip_bad: bool = False) -> MultiModalDataset:
-    """Samples of an index that was made before."""
+    """Data set of an existing index."""
     return MultiModalDataset(
         folder, TrainTransform(MODALITIES, 32), patch_size=16, skip_bad=skip_bad
     )
 
 
 def batches(folder: MultiModalFolder, workers: int, skip_bad: bool) -> list[Batch]:
-    """An epoch in the folder's order, four samples each."""
+    """Batches of four samples, in folder order."""
     data = dataset(folder, skip_bad=skip_bad)
     sampler = GlobalBatchSampler(len(data), 4, shuffle=False)
     loader = build_train_loader(data, sampler, num_workers=workers, pin_memory=False)
     iterator: Any = iter(loader)
     try:
         return list(iterator)
-    finally:  # else the traceback keeps a worker, which then takes five seconds to end
+    finally:  # the traceback would keep the worker alive for five seconds
         if workers:
             iterator._shutdown_workers()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("workers", [0, 1], ids=["main process", "worker"])
-@pytest.mark.parametrize("spoiled", SPOILERS, indirect=True)
-class TestEveryKind:
+@pytest.mark.parametrize(
+    ("damaged", "workers"),
+    [*((name, 0) for name in DEFECTS), ("deleted", 1), ("truncated PNG", 1), ("bomb", 1)],
+    indirect=["damaged"],
+)
+class TestEveryDefect:
     def test_error_names_the_file(
-        self, spoiled: tuple[MultiModalFolder, Path], workers: int
+        self, damaged: tuple[MultiModalFolder, Path], workers: int
     ) -> None:
-        folder, path = spoiled
+        folder, path = damaged
         assert str(path) in message_of(batches, folder, workers, skip_bad=False)
 
-    def test_skip_leaves_out_that_sample_alone(
-        self, spoiled: tuple[MultiModalFolder, Path], workers: int, clean: Batch
+    def test_skip_drops_only_the_bad_sample(
+        self, damaged: tuple[MultiModalFolder, Path], workers: int, clean: Batch
     ) -> None:
-        folder, path = spoiled
+        folder, path = damaged
         first, *others = batches(folder, workers, skip_bad=True)
         ((name, problem),) = first.bad
         assert name == KEY and str(path) in problem
         assert first.sample_indices == (0, 1, 3) and first.full_size == 4
         assert all(not b.bad and b.sample_indices is None and len(b) == 4 for b in others)
-        kept = [i for i in range(COUNT) if i != PLACE]
+        kept = [i for i in range(COUNT) if i != INDEX]
         assert [n for b in (first, *others) for n in b.names] == [clean.names[i] for i in kept]
         for kind, images in clean.images.items():
             seen = torch.cat([b.images[kind] for b in (first, *others)])
@@ -187,9 +190,9 @@ class TestEveryKind:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("spoiled", SPOILERS, indirect=True)
-def test_the_check_before_training(spoiled: tuple[MultiModalFolder, Path]) -> None:
-    folder, path = spoiled
+@pytest.mark.parametrize("damaged", DEFECTS, indirect=True)
+def test_check_before_training_names_the_file(damaged: tuple[MultiModalFolder, Path]) -> None:
+    folder, path = damaged
     assert str(path) in message_of(check_samples, dataset(folder), COUNT, 100)
     lenient = dataset(folder, skip_bad=True)
     ((name, problem),) = check_samples(lenient, COUNT, 1)
@@ -198,19 +201,19 @@ def test_the_check_before_training(spoiled: tuple[MultiModalFolder, Path]) -> No
     assert str(path) in message and "1 bad samples" in message and "--max_bad_samples" in message
 
 
-def test_warnings_that_are_errors(tmp_path: Path) -> None:
-    """`python -W error` turns Pillow's warning about large images into an exception of its own."""
+def test_pillow_warnings_as_errors_are_handled(tmp_path: Path) -> None:
+    """`python -W error` turns Pillow's warning about large images into an exception."""
     import warnings
 
     data = make_dataset(write_folder(tmp_path), skip_bad=True)
     (tmp_path / RGB).write_bytes(declared_png(10000, 10000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bad = data[SampleKey(0, PLACE)]
+        bad = data[SampleKey(0, INDEX)]
     assert isinstance(bad, BadSample) and "more pixels" in bad.problem
 
 
-def test_names_that_lack_a_file(tmp_path: Path) -> None:
+def test_incomplete_samples_are_listed_or_skipped(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "depth/bath/000.png").unlink()
     (tmp_path / "rgb/kitchen/003.jpg").unlink()
@@ -229,7 +232,7 @@ def test_names_that_lack_a_file(tmp_path: Path) -> None:
     assert "2 lack a file" in message_of(check_samples, data, 3, 1)
 
 
-def test_nothing_is_complete(tmp_path: Path) -> None:
+def test_no_complete_sample_is_an_error(tmp_path: Path) -> None:
     for i in range(3):
         save(tmp_path / f"rgb/{i}.png", np.zeros((8, 8, 3), np.uint8))
         save(tmp_path / f"depth/{i + 5}.png", np.zeros((8, 8), np.uint16))
@@ -238,7 +241,7 @@ def test_nothing_is_complete(tmp_path: Path) -> None:
     assert "0 names are complete" in message
 
 
-def test_what_others_lack_does_not_change_the_views_chosen(tmp_path: Path) -> None:
+def test_incomplete_views_do_not_change_the_subset(tmp_path: Path) -> None:
     root = write_taskonomy(tmp_path, buildings=2, views=6)
     rows = [make_table({})["rgb"], make_table({"normal": {}})["normal"]]
     buildings = frozenset({"building0", "building1"})
@@ -254,7 +257,7 @@ def test_what_others_lack_does_not_change_the_views_chosen(tmp_path: Path) -> No
     assert chosen[1] in message_of(names)
 
 
-def test_a_batch_of_bad_samples_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_without_good_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [BadSample(f"a/{i}", f"/data/a/{i}.png: empty") for i in range(3)]
     batch = collate(bad)
     assert (batch.images, batch.names, batch.bad, batch.sample_indices) == ({}, [], bad, ())

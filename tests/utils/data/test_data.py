@@ -40,7 +40,7 @@ sampler_cases = st.tuples(
 
 
 @given(case=sampler_cases, drop_last=st.booleans())
-def test_ranks_share_the_global_batches_of_one_process(case, drop_last):
+def test_ranks_shard_the_global_batches(case, drop_last):
     n, batch, world, epoch, shuffle = case
     options = {"seed": 3, "shuffle": shuffle, "drop_last": drop_last}
     if drop_last and n < batch * world:
@@ -96,7 +96,7 @@ def test_ranges_of_the_batches_of_all_epochs():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_a_stream_goes_on_over_the_ends_of_epochs(root, num_workers):
+def test_stream_continues_across_epochs(root, num_workers):
     dataset = make_dataset(root, seed=7)
     sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
     loader = build_train_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
@@ -116,7 +116,7 @@ def test_a_stream_goes_on_over_the_ends_of_epochs(root, num_workers):
     assert again == expected[1:]
 
 
-def test_workers_go_on_with_the_next_epoch(root):
+def test_workers_continue_with_the_next_epoch(root):
     """They read it while the epoch before is scored, not when it is asked for."""
     seen = multiprocessing.get_context("fork").Queue()
 
@@ -136,7 +136,7 @@ def test_workers_go_on_with_the_next_epoch(root):
 
 
 @given(n=st.integers(0, 60), batch=st.integers(1, 9), world=st.integers(1, 6))
-def test_evaluation_sees_every_sample_once(n, batch, world):
+def test_every_sample_is_evaluated_once(n, batch, world):
     samplers = [EvalBatchSampler(n, batch, rank=r, world_size=world) for r in range(world)]
     batches = [list(s) for s in samplers]
     assert [len(s) for s in samplers] == [len(b) for b in batches]
@@ -145,7 +145,7 @@ def test_evaluation_sees_every_sample_once(n, batch, world):
     assert all(0 < len(part) <= batch for rank in batches for part in rank)
 
 
-def test_sample_rng_is_a_function_of_its_key_and_leaves_the_generator_alone():
+def test_sample_rng_depends_on_the_key_and_restores_the_generator():
     def draw(seed, epoch, index):
         with sample_rng(seed, SampleKey(epoch, index)):
             return torch.rand(()).item()

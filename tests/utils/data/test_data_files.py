@@ -54,7 +54,7 @@ def test_extensions_may_differ_within_a_modality(tmp_path):
     assert [folder.path(i, RGB).name for i in range(3)] == ["a.png", "b.jpg", "c.png"]
 
 
-def test_folder_field_and_source_rows(tmp_path):
+def test_folder_field_and_extra_targets(tmp_path):
     rows = make_table({"depth": {"folder": "pseudo_depth"}})
     save(tmp_path / "pseudo_depth/a.png", np.zeros((8, 8), np.uint16))
     save(tmp_path / "rgb/a.png", np.zeros((8, 8, 3), np.uint8))
@@ -260,7 +260,7 @@ def test_image_smaller_than_a_patch(tmp_path):
         Modality("ids", "labels", num_classes=10**6, loss="cross_entropy", interpolation="nearest"),
     ],
 )
-def test_modalities_that_files_cannot_hold(row):
+def test_unsupported_modalities_are_errors(row):
     assert f"'{row.name}' cannot be read" in message_of(check_readable, row)
 
 
@@ -268,7 +268,7 @@ def test_modalities_that_files_cannot_hold(row):
     "row",
     [Modality("spectral", num_channels=13), Modality("wide", num_channels=3, max_value=65535.0)],
 )
-def test_pictures_that_cannot_hold_a_modality(tmp_path, row):
+def test_unsupported_image_formats_are_errors(tmp_path, row):
     path = save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
     message = message_of(read, path, row)
     assert str(path) in message and "1 to 4 channels" in message and ".npy" in message
@@ -285,7 +285,7 @@ def test_aspect_ratios_must_agree(root):
     assert "52 x 40" in message and "aspect" in message
 
 
-def test_rounding_of_a_reduced_size_is_no_other_aspect():
+def test_rounded_sizes_have_the_same_aspect_ratio():
     paths = {name: Path(name) for name in ("big", "small")}
     big = np.zeros((40, 520))
     check_same_view({"big": big, "small": np.zeros((3, 33))}, paths)

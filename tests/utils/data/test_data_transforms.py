@@ -21,7 +21,7 @@ boxes = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st
 
 @settings(max_examples=60, deadline=None)
 @given(box=boxes, out=st.tuples(st.integers(1, 60), st.integers(1, 60)))
-def test_nearest_takes_the_pixel_under_the_centre(box, out):
+def test_nearest_selects_the_pixel_at_the_centre(box, out):
     array = np.arange(40 * 52).reshape(40, 52)
     top, left, height, width = box
     view = View((40, 52), top, left, height, width)
@@ -34,7 +34,7 @@ def test_nearest_takes_the_pixel_under_the_centre(box, out):
 
 @pytest.mark.parametrize("out", [(16, 16), (32, 64), (128, 8)])
 @pytest.mark.parametrize("box", [(0, 0, 40, 52), (3, 7, 31, 29), (11, 2, 5, 50)])
-def test_nearest_is_pillows(box, out):
+def test_nearest_equals_pillow(box, out):
     array = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     top, left, height, width = box
     crop = Image.fromarray(array).crop((left, top, left + width, top + height))
@@ -45,7 +45,7 @@ def test_nearest_is_pillows(box, out):
 
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_interpolation_is_torchvisions_resized_crop(name, channels):
+def test_interpolation_equals_torchvisions_resized_crop(name, channels):
     shape = SIZE if channels == 1 else (*SIZE, 3)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     expected = F.resized_crop(image, 3, 7, 31, 29, [24, 48], F.InterpolationMode(name))
@@ -113,7 +113,7 @@ def test_modalities_stay_aligned(transform):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), stored=st.sampled_from([(40, 52), (20, 26), (10, 13)]))
-def test_labels_and_depth_are_never_invented(seed, stored):
+def test_labels_and_depth_are_not_interpolated(seed, stored):
     rng = np.random.default_rng(seed)
     pixels = {
         "rgb": Image.new("RGB", SIZE[::-1]),
@@ -171,7 +171,7 @@ def test_four_channels_are_resampled_independently():
         ((100, 200), (32, 64), (0, 0, 100, 200)),
     ],
 )
-def test_eval_view_is_the_largest_centred_one(stored, size, view):
+def test_eval_view_is_the_centre_crop(stored, size, view):
     assert EvalTransform([RGB], size).draw_view(stored)[1:5] == view
 
 

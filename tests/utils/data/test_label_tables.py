@@ -49,7 +49,7 @@ def report(root: Path, *more: str) -> str:
     return "\n".join(task.describe(task.train_set()))
 
 
-def test_the_table_names_every_id_and_its_share(tmp_path: Path) -> None:
+def test_table_lists_every_id_with_its_fraction(tmp_path: Path) -> None:
     root = write(tmp_path, halves(0, 2), halves(1, 255), names=("sky", "sea", "sand"))
     text = report(root, "--num_classes", "3")
     for entry in ("0 sky: 37.50 %", "1 sea: 37.50 %", "2 sand: 12.50 %", "255 (void): 12.50 %"):
@@ -130,12 +130,12 @@ def test_labels_of_pretraining_have_a_table(tmp_path: Path) -> None:
     assert "0 a: 37.50 %; 2 c: 25.00 %; 255 (void): 37.50 %" in text and "1 b" in text
 
 
-def test_class_names_of_a_row_must_fit_its_classes() -> None:
+def test_number_of_class_names_must_match_num_classes() -> None:
     with pytest.raises(ValueError, match="2 class_names, num_classes is 3"):
         make_table({"semseg": {"num_classes": 3, "class_names": ["a", "b"]}})
 
 
-def test_one_class_without_void_is_no_mask() -> None:
+def test_single_class_without_void_is_an_error() -> None:
     counts = np.zeros(65536, np.int64)
     counts[3] = 9
     LabelTable("x", Path("x"), counts, range(5)).check()

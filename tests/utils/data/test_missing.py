@@ -61,7 +61,7 @@ def task_of() -> PretrainTask:
     return PretrainTask(MultiMAE.from_spec(spec), INPUTS, OUTPUTS, 8, MaskOptions(12))
 
 
-def test_complete_samples_keep_their_masks_and_others_spend_all_of_theirs() -> None:
+def test_complete_samples_keep_their_masks_and_others_their_budget() -> None:
     there = torch.rand(64, 3, generator=torch.Generator().manual_seed(1)) > 0.3
     there[~there.any(dim=1), 0] = True
     present = {name: there[:, i] for i, name in enumerate(NAMES)}
@@ -99,7 +99,7 @@ def test_masks_do_not_depend_on_processes_or_bad_samples() -> None:
     assert fixed.task_masks["rgb"][1].all() and torch.equal(fixed.ids_keep[0], plain.ids_keep[0])
 
 
-def test_what_is_missing_has_no_loss_and_no_gradient(holes: Path) -> None:
+def test_missing_modalities_have_no_loss_and_gradient(holes: Path) -> None:
     dataset, task = dataset_of(holes), task_of()
     samples = [dataset[SampleKey(0, i)] for i in range(len(dataset))]
     batch = collate(samples)
@@ -119,7 +119,7 @@ def test_what_is_missing_has_no_loss_and_no_gradient(holes: Path) -> None:
     torch.testing.assert_close(again.loss, out.loss)
 
 
-def test_a_modality_that_a_whole_batch_lacks(holes: Path) -> None:
+def test_modality_missing_in_a_whole_batch_has_zero_loss(holes: Path) -> None:
     dataset, task = dataset_of(holes), task_of()
     alone = [s for i in range(14) if set(dataset[SampleKey(0, i)].absent) == {"depth", "semseg"}
              for s in [dataset[SampleKey(0, i)]]]  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_modality_that_a_whole_batch_lacks(holes: Path) -> None:
     assert out.loss.isfinite()
 
 
-def test_the_trivial_predictor_sees_what_is_there(holes: Path) -> None:
+def test_constant_baseline_ignores_missing_modalities(holes: Path) -> None:
     dataset, task = dataset_of(holes), task_of()
     batches = [collate([dataset[SampleKey(0, i)]]) for i in range(14)]
     fitted = ConstantBaseline(task, batches).constants
@@ -183,7 +183,7 @@ def test_errors(holes: Path, tmp_path: Path) -> None:
     assert np.array_equal(sorted(patterns.values()), sorted(set(patterns.values())))
 
 
-def test_the_study_leaves_files_out_and_tabulates(tmp_path: Path) -> None:
+def test_missing_study_drops_files_and_prints_a_table(tmp_path: Path) -> None:
     from tools.missing_study import link_with_missing, table
 
     root = write_scenes(tmp_path / "data", 40)

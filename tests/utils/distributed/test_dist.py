@@ -30,7 +30,7 @@ def start(store: dist.Store, delays: list[float]) -> list[dist.Store]:
 
 
 @pytest.mark.parametrize("delays", [[0.0, 0.0, 0.0], [0.0, 0.3, 0.1], [0.3, 0.0, 0.1]])
-def test_processes_started_again_do_not_see_what_earlier_ones_left(delays: list[float]) -> None:
+def test_restarted_ranks_ignore_stale_keys(delays: list[float]) -> None:
     shared = dist.HashStore()
     seen = set()
     for number in range(4):
@@ -46,7 +46,7 @@ def test_processes_started_again_do_not_see_what_earlier_ones_left(delays: list[
     assert len(seen) == 4
 
 
-def test_a_process_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rank_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils.distributed.world, "TIMEOUT", timedelta(seconds=0.2))
     with pytest.raises(RuntimeError, match="ranks .1. timed out"):
         fresh_store(dist.HashStore(), 0, 2)

@@ -145,7 +145,7 @@ def assert_numbers(a: dict[str, Any], b: dict[str, Any], rel: float) -> None:
     assert {key: b[key] for key in numbers} == pytest.approx(numbers, rel=rel)
 
 
-def test_shares_train_like_copies(out: Path) -> None:
+def test_fsdp_matches_ddp(out: Path) -> None:
     assert_alike(out / "ddp", out / "fsdp", steps=20)
     copies, shares = (weights(out / name) for name in ("ddp", "fsdp"))
     assert [(k, v.shape, v.dtype) for k, v in copies.items()] == [
@@ -158,12 +158,12 @@ def test_shares_train_like_copies(out: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["one to fsdp", "fsdp to one"])
-def test_a_run_goes_on_in_another_layout(out: Path, name: str) -> None:
+def test_run_resumes_with_another_parallelism(out: Path, name: str) -> None:
     assert_alike(out / "one", out / name, steps=5)
     assert rows(out / name)[0]["step"] == 10
 
 
-def test_there_is_one_kind_of_file(out: Path) -> None:
+def test_checkpoint_format_does_not_depend_on_parallelism(out: Path) -> None:
     def shape(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.shape, value.dtype
@@ -180,7 +180,7 @@ def test_there_is_one_kind_of_file(out: Path) -> None:
     assert shape(one) == shape(two)
 
 
-def test_gradients_are_exchanged_once_per_update_and_clipped_alike(out: Path) -> None:
+def test_gradients_are_synced_once_per_step_and_clipped_alike(out: Path) -> None:
     assert_alike(out / "halves ddp", out / "halves fsdp", steps=3)
     assert rows(out / "halves fsdp")[0]["grad_norm"] > 0.05
     times = {p.name: int((p / "exchanges").read_text()) for p in out.iterdir() if p.is_dir()
@@ -191,13 +191,13 @@ def test_gradients_are_exchanged_once_per_update_and_clipped_alike(out: Path) ->
     assert 4 <= times["halves ddp"] <= 2 * 4
 
 
-def test_lower_precision_follows_copies(out: Path) -> None:
+def test_low_precision_fsdp_matches_ddp(out: Path) -> None:
     assert_alike(out / "bf16 ddp", out / "bf16 fsdp", steps=3, rel=0.02)
     for a, b in zip(rows(out / "bf16 ddp"), rows(out / "fp16 fsdp"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
 
 
-def test_fine_tuning_averages_keeps_the_best_and_tests(out: Path) -> None:
+def test_fine_tuning_with_ema_best_and_test(out: Path) -> None:
     assert_alike(out / "cls ddp", out / "cls fsdp", steps=3)
     a, b = (rows(out / name, "eval") for name in ("cls ddp", "cls fsdp"))
     assert len(a) == 2
@@ -214,6 +214,6 @@ def test_fine_tuning_averages_keeps_the_best_and_tests(out: Path) -> None:
                 torch.testing.assert_close(two[part][key], value, rtol=0.01, atol=1e-4)
 
 
-def test_an_average_on_the_cpu_is_refused() -> None:
+def test_ema_on_the_cpu_is_an_error() -> None:
     with pytest.raises(ConfigError, match="model_ema_force_cpu: parallel fsdp"):
         parse_config(ClsConfig, [*FSDP, "--model_ema_force_cpu", "--model_ema"])

@@ -43,7 +43,7 @@ def options(scenes: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_saves_and_the_run_goes_on(
+def test_signal_saves_and_the_run_resumes(
     scenes: Path,
     alone: dict[str, str],
     tmp_path: Path,
@@ -93,7 +93,7 @@ def test_a_signal_during_the_evaluation(
     assert fingerprint(tmp_path) == alone
 
 
-def test_the_second_sigint_ends_at_once() -> None:
+def test_second_sigint_exits_at_once() -> None:
     code = """
 import time
 from utils.distributed.script import StopRequest
@@ -116,7 +116,7 @@ with StopRequest().listening():
     process.stdout.close()
 
 
-def test_without_a_folder_it_says_that_nothing_was_saved(
+def test_signal_without_output_dir_reports_no_save(
     scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Stepper.step

@@ -60,7 +60,7 @@ def acquire_and_release(path: Path) -> float:
     return seconds
 
 
-def test_the_second_is_refused_until_the_first_has_released(path: Path) -> None:
+def test_second_run_is_refused_until_release(path: Path) -> None:
     first, second = RunLock(path), RunLock(path)
     first.acquire()
     with pytest.raises(UserError) as info:
@@ -121,9 +121,7 @@ def test_a_damaged_lock_is_stale(path: Path, content: bytes) -> None:
     assert not path.exists()
 
 
-def test_one_of_two_that_replace_a_stale_lock_gets_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_of_two_runs_acquires_a_stale_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have read the old owner before either writes, unless reading and writing are one."""
     owner_of(path, pid=2**22 + 1)
     is_alive = utils.logs.lock._is_alive

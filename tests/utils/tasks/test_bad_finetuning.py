@@ -74,7 +74,7 @@ def test_every_script_checks_its_paths_and_weights_first(
 
 
 @pytest.mark.parametrize("name", MAINS)
-def test_scoring_needs_a_model_and_a_set(
+def test_evaluation_needs_weights_and_data(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nothing to score" in failure(name, data, capsys, "--eval")

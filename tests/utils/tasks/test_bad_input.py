@@ -82,7 +82,7 @@ def empty(root: Path) -> None:
         (empty, ["train", "no folders"]),
     ],
 )
-def test_data(
+def test_invalid_data_is_an_error(
     scenes: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -130,7 +130,7 @@ def test_flags_and_keys_are_all_reported_at_once(
         (["--device", "cuda"], ["no GPU", "--device cpu"]),
     ],
 )
-def test_options(
+def test_invalid_options_are_errors(
     scenes: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

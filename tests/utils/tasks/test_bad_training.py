@@ -53,7 +53,7 @@ def pretrain_task(root: Path = Path("nowhere")) -> PretrainTask:
 
 @pytest.mark.parametrize("first", [0, 4])
 @pytest.mark.parametrize("kept", [(0, 2, 3), (3,), (), (0, 1, 2, 3)])
-def test_masks_of_the_samples_kept(first: int, kept: tuple[int, ...]) -> None:
+def test_masks_do_not_depend_on_skipped_samples(first: int, kept: tuple[int, ...]) -> None:
     task = pretrain_task()
     layout = task.model.layout({m.name: (32 // m.stride,) * 2 for m in task.inputs})
     options, position, cpu = MaskOptions(12, seed=7), StepPosition(5, first, 8), torch.device("cpu")
@@ -65,7 +65,7 @@ def test_masks_of_the_samples_kept(first: int, kept: tuple[int, ...]) -> None:
         assert torch.equal(part.task_masks[name], mask[list(kept)])
 
 
-def test_the_training_step_takes_the_rows_of_the_batch(
+def test_training_step_selects_the_masks_of_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Encoder and losses see, for the samples kept, what they see in the whole batch."""
@@ -94,7 +94,7 @@ def test_the_training_step_takes_the_rows_of_the_batch(
         torch.testing.assert_close(part.patches[name], patches[kept], rtol=1e-4, atol=1e-5)
 
 
-def test_the_trivial_predictor_passes_bad_samples_over(tmp_path: Path) -> None:
+def test_constant_baseline_skips_bad_samples(tmp_path: Path) -> None:
     train, val = write_scenes(tmp_path / "train", 8), write_scenes(tmp_path / "val", 4, 50)
     (train / "rgb/a/000.jpg").write_bytes(b"")
     more = ("--eval_data_path", str(val), "--on_bad_sample", "skip", "--num_pictures", "0")
@@ -190,7 +190,7 @@ def test_fine_tuning_sets(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_evaluation_never_leaves_a_sample_out(name: str, tmp_path: Path) -> None:
+def test_evaluation_rejects_bad_samples(name: str, tmp_path: Path) -> None:
     job, path = spoiled_job(name, tmp_path, "--on_bad_sample", "skip")
     task, precision = job.build_task(), choose_precision("fp32", WORLD.device)
     with RunLogger(job.cfg.log, "", {}, is_main=True) as logger:
@@ -211,6 +211,6 @@ def test_evaluation_never_leaves_a_sample_out(name: str, tmp_path: Path) -> None
         )
 
 
-def test_a_probe_scores_every_image() -> None:
+def test_probe_rejects_bad_samples() -> None:
     options = ProbeDataOptions(data_path="a", eval_data_path="b", on_bad_sample="skip")
     assert any("on_bad_sample" in problem for problem in options.problems())

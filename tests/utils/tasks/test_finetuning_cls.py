@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_run(data: Path, tmp_path: Path) -> None:
     assert [row.get("loss") for row in one] == [row.get("loss") for row in two]
 
 
-def test_scoring_needs_no_training_images(data: Path, tmp_path: Path) -> None:
+def test_evaluation_does_not_need_training_images(data: Path, tmp_path: Path) -> None:
     run_finetuning_cls.main(arguments(data, tmp_path / "run", "--epochs", "1"))
     weights = tmp_path / "run/model.safetensors"
     elsewhere = ("--data_path", str(tmp_path / "gone"), "--nb_classes", "1000")
@@ -171,7 +171,7 @@ def test_mixing_equals_timm_for_each_modality() -> None:
             assert torch.allclose(mixed[name], expected) and torch.allclose(soft, labels)
 
 
-def test_label_maps_are_pasted_never_blended() -> None:
+def test_cutmix_and_mixup_paste_label_maps() -> None:
     x, target = batch()
     x["depth"] = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 16, 16).contiguous()
     mixed, _ = mix(mixup(mixup_alpha=0.0, cutmix_alpha=1.0), x, target, ROWS)
@@ -181,7 +181,7 @@ def test_label_maps_are_pasted_never_blended() -> None:
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-mstd0.5-inc1-n4", "original", "augmix-m10-w3"])
-def test_the_strongest_augmentation_leaves_an_image(policy: str) -> None:
+def test_strongest_augmentation_keeps_a_valid_image(policy: str) -> None:
     row = default_table()["rgb"]
     transform = ClassTrainTransform([row], 32, policy)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

@@ -67,7 +67,7 @@ def test_the_target_is_normalised_as_published() -> None:
     assert torch.allclose(target.prepare(raw).double(), expected, atol=1e-5)
 
 
-def test_the_published_run_trains_and_scores_in_float32() -> None:
+def test_published_recipe_uses_float32() -> None:
     assert DepthConfig().precision == "fp32"
     assert (
         run_finetuning_depth.parse_config(DepthConfig, ["--precision", "auto"]).precision == "auto"

@@ -69,7 +69,7 @@ def test_mae_is_fine_tuned_by_its_recipe(
     assert f"{len(decoder) + 2} unused (not in the model): " in said and "mae.pth" in said
 
 
-def test_what_matches_nothing_is_refused(tmp_path: Path) -> None:
+def test_weights_without_matching_keys_are_an_error(tmp_path: Path) -> None:
     write_scenes(tmp_path / "train", 4)
     decoder = {"decoder_embed.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1, 1, 2)}
     torch.save({"model": decoder}, tmp_path / "decoder.pth")

@@ -59,7 +59,9 @@ TASKS: dict[str, Task] = {
 @pytest.mark.parametrize(
     ("name", "batch"), [("cls", 16), ("semseg", 3), ("depth", 3), ("taskonomy", 1)]
 )
-def test_two_processes_score_seven_images_like_one(tmp_path: Path, name: str, batch: int) -> None:
+def test_two_processes_evaluate_seven_images_like_one(
+    tmp_path: Path, name: str, batch: int
+) -> None:
     main, config, kind, options = TASKS[name]
     if name == "taskonomy":
         data = ["--data_path", str(write_taskonomy(tmp_path / "views", buildings=5, views=7))]

@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_scoring_leaves_the_run_as_it_was(data: Path, tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_run(data: Path, tmp_path: Path) -> None:
     run_finetuning_semseg.main(arguments(data, tmp_path, "--epochs", "1"))
     before = (tmp_path / "config.yaml").read_text()
     run_finetuning_semseg.main(arguments(data, tmp_path, "--epochs", "1", "--eval"))
@@ -68,7 +68,7 @@ def test_gradient_checkpointing_changes_no_number(data: Path, tmp_path: Path) ->
     )
 
 
-def test_without_checkpoints_the_last_weights_are_tested(data: Path, tmp_path: Path) -> None:
+def test_no_save_ckpt_tests_the_final_weights(data: Path, tmp_path: Path) -> None:
     test = ["--test_data_path", str(data / "val"), "--epochs", "1", "--no_save_ckpt"]
     run_finetuning_semseg.main(arguments(data, tmp_path, *test))
     trained, tested = rows(tmp_path, "eval")
@@ -96,7 +96,7 @@ def test_when_pictures_are_due() -> None:
     assert due_evaluators(every, log, 6, True) == every  # type: ignore[arg-type, comparison-overlap]
 
 
-def test_few_images_are_spread_over_the_set(data: Path) -> None:
+def test_limited_evaluation_uses_evenly_spaced_images(data: Path) -> None:
     cfg = parse_config(DepthConfig, depth_arguments(data, "", "--max_train_images", "4"))
     few = DepthFinetuning(cfg, World(0, 1, torch.device("cpu"))).train_set()
     names = [few[SampleKey(0, i)].name for i in range(len(few))]
@@ -113,14 +113,14 @@ def test_depth_pictures_name_their_scale(data: Path) -> None:
     assert shown.caption(truth) == f"{HEAD}: dark 0.02, bright 0.05"
 
 
-def test_an_average_elsewhere_is_copied_to_the_model() -> None:
+def test_ema_on_another_device_is_copied_for_evaluation() -> None:
     here, there = nn.Linear(2, 2, device="meta"), nn.Linear(2, 2)
     moved = to_device_of(here, there)
     assert moved is not there and next(moved.parameters()).device.type == "meta"
     assert next(there.parameters()).device.type == "cpu" and to_device_of(there, there) is there
 
 
-def test_the_average_is_scored_and_kept(data: Path, tmp_path: Path) -> None:
+def test_ema_is_evaluated_and_saved(data: Path, tmp_path: Path) -> None:
     ema = ["--model_ema", "--model_ema_decay", "0.5", "--model_ema_force_cpu"]
     run_finetuning_depth.main(depth_arguments(data, tmp_path, *ema))
     last = torch.load(tmp_path / "checkpoints/checkpoint-2.pth", weights_only=True)
@@ -131,7 +131,9 @@ def test_the_average_is_scored_and_kept(data: Path, tmp_path: Path) -> None:
     assert not torch.equal(last["model"][key], last["model_ema"][f"module.{key}"])
 
 
-def test_downloads_of_one_name_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_with_equal_names_are_separate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     calls: list[str] = []
 
@@ -161,7 +163,7 @@ COMMANDS = re.findall(r"^python (run_finetuning_\w+)\.py (.*)$", PAGE, flags=re.
 
 
 @pytest.mark.parametrize(("script", "words"), COMMANDS)
-def test_the_commands_of_the_page_are_understood(script: str, words: str) -> None:
+def test_documented_commands_parse(script: str, words: str) -> None:
     arguments = words.replace("cfgs/", f"{REPO}/cfgs/").split()
     parse_config(SCRIPTS[script][0], arguments)
 

@@ -68,7 +68,7 @@ def test_every_head_and_subset_of_inputs(
     assert list((tmp_path / "pictures").glob("predictions_eval-*.png"))
 
 
-def test_best_checkpoint_is_scored_again(data: Path, tmp_path: Path) -> None:
+def test_evaluation_of_the_best_checkpoint_repeats_its_score(data: Path, tmp_path: Path) -> None:
     test = ["--test_data_path", str(data / "val")]
     run_finetuning_semseg.main(arguments(data, tmp_path, "--epochs", "4", *test))
     evaluations = rows(tmp_path, "eval")
@@ -94,7 +94,7 @@ def test_pretrained_weights_are_reported_key_by_key(data: Path, tmp_path: Path) 
     assert "input_adapters.depth.proj.weight" in keys["unused"]
 
 
-def test_a_checkpoint_that_fits_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+def test_checkpoint_without_matching_keys_is_an_error(data: Path, tmp_path: Path) -> None:
     torch.save({"model": {"stem.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     message = message_of(
         run_finetuning_semseg.main,
@@ -158,7 +158,7 @@ def test_padding_is_marked_and_never_counted(tmp_path: Path) -> None:
     assert len(seen) > 5 and min(seen) < 16 * 32 * 0.5 < 16 * 32 * 1.5 < max(seen)
 
 
-def test_void_and_padding_cost_nothing() -> None:
+def test_void_and_padding_are_ignored_in_the_loss() -> None:
     from torch import nn
 
     task = SegmentationTask.__new__(SegmentationTask)
@@ -175,7 +175,7 @@ def test_void_and_padding_cost_nothing() -> None:
     assert torch.allclose(task.loss(logits, labels, void), expected)
 
 
-def test_padding_is_learnt_and_stored_void_is_not() -> None:
+def test_seg_use_void_label_trains_padding_but_not_void() -> None:
     from torch import nn
 
     from utils.data.batches import Batch

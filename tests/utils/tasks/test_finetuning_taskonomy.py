@@ -54,7 +54,7 @@ def arguments(data: Path, output_dir: Path | str, *more: str) -> list[str]:
     ]
 
 
-def test_every_task_is_trained_and_scored(data: Path, tmp_path: Path) -> None:
+def test_every_task_is_trained_and_evaluated(data: Path, tmp_path: Path) -> None:
     tasks = ("normal", "reshading", "principal_curvature", "edge_texture", "depth_euclidean")
     run_finetuning_taskonomy.main(
         arguments(data, tmp_path, "--out_domains", "-".join(tasks), "--freeze_transformer")

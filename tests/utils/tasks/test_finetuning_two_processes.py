@@ -30,7 +30,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_two_processes_train_like_one(tmp_path: Path, name: str) -> None:
+def test_two_processes_match_one(tmp_path: Path, name: str) -> None:
     main, _, _, options = TASKS[name]
     if name == "taskonomy":
         data = ["--data_path", str(write_taskonomy(tmp_path / "views", buildings=5, views=16))]

@@ -47,7 +47,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
-def test_a_run_learns_and_leaves_what_the_docs_promise(scenes: Path, tmp_path: Path) -> None:
+def test_run_learns_and_writes_documented_outputs(scenes: Path, tmp_path: Path) -> None:
     more = ("--epochs", "100", "--eval_data_path", str(scenes), "--eval_freq", "50")
     more = (*more, "--batch_size", "12", "--blr", "0.1", "--loss_on_unmasked")
     more = (*more, "--num_encoded_tokens", "24", "--hflip", "0", "--crop_scale", "1", "1")
@@ -108,13 +108,13 @@ def test_accumulation_equals_the_larger_batch(scenes: Path, tmp_path: Path) -> N
         assert b["lr"] == a["lr"]
 
 
-def test_workers_change_nothing(scenes: Path, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_workers(scenes: Path, tmp_path: Path) -> None:
     main(tiny_run(scenes, tmp_path / "a"))
     main(tiny_run(scenes, tmp_path / "b", "--num_workers", "2"))
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-def test_two_processes_train_like_one(scenes: Path, unseen: Path, tmp_path: Path) -> None:
+def test_two_processes_match_one(scenes: Path, unseen: Path, tmp_path: Path) -> None:
     """torchrun with two ranks on the CPU: the same first 20 losses and the same evaluation."""
     more = ("--epochs", "7", "--max_steps", "20", "--eval_data_path", str(unseen))
     more = (*more, "--blr", "0.01", "--num_threads", "1", "--model", "pretrain_multimae_tiny")
@@ -157,7 +157,7 @@ def test_clipping_and_skipping(scenes: Path, tmp_path: Path) -> None:
     assert rows(tmp_path / "free")[1]["loss"] != rows(tmp_path / "clip")[1]["loss"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
+def test_nonfinite_loss_ends_the_run(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = tiny_run(scenes, tmp_path, "--opt", "sgd", "--blr", "1e30", "--epochs", "4")

@@ -339,7 +339,7 @@ def test_an_update_without_labelled_pixels_does_not_lower_the_mean(case: Case) -
     assert first["loss"] > 0
 
 
-def test_a_modality_missing_everywhere_leaves_its_uncertainty_alone() -> None:
+def test_absent_modality_does_not_change_its_log_var() -> None:
     task, full = pretraining(NONE, balancer="uncertainty")
     for split in ((4, 1), (1, 4)):
         update(lambda: (task, full), World(0, 1, CPU), *split)

@@ -120,7 +120,7 @@ def test_stop_names_the_step_and_its_files(
 
 
 @pytest.mark.parametrize("poisoned", [1, 6, 8, 16])
-def test_skip_and_rollback_do_the_same_to_the_weights(
+def test_skip_and_rollback_give_the_same_weights(
     scenes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,13 +144,13 @@ def test_skip_and_rollback_do_the_same_to_the_weights(
     assert differ <= {"skipped", "rng"}  # each step seeds; the last one is not made again
 
 
-def test_skip_says_that_a_model_has_diverged(scenes: Path, tmp_path: Path, poison: Poison) -> None:
+def test_skip_ends_a_diverged_run(scenes: Path, tmp_path: Path, poison: Poison) -> None:
     poison(lambda step: step >= 3)
     with pytest.raises(RunError, match=f"{MAX_ATTEMPTS} consecutive steps up to step 12"):
         main(options(scenes, tmp_path, "skip"))
 
 
-def test_rollback_gives_up(scenes: Path, tmp_path: Path, poison: Poison) -> None:
+def test_rollback_limit_ends_the_run(scenes: Path, tmp_path: Path, poison: Poison) -> None:
     poison(lambda step: step >= 3)
     with pytest.raises(RunError, match=f"{MAX_ATTEMPTS} rollbacks"):
         main(options(scenes, tmp_path, "rollback"))
@@ -249,7 +249,7 @@ def test_rollback_needs_checkpoints(scenes: Path, poison: Poison) -> None:
         main(tiny_run(scenes, "", "--on_nonfinite", "rollback"))
 
 
-def test_a_step_left_out_touches_nothing(scenes: Path, tmp_path: Path, poison: Poison) -> None:
+def test_skipped_step_changes_no_state(scenes: Path, tmp_path: Path, poison: Poison) -> None:
     """Only the last step: the weights are those of a run that ends before it."""
     poison(lambda step: step == 7)
     main(options(scenes, tmp_path / "left out", "skip", "--max_steps", "7"))

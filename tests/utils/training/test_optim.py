@@ -48,7 +48,7 @@ def test_layer_decay_golden(path: Path) -> None:
     assert len({g["name"] for g in groups}) == len(groups)
 
 
-def test_golden_files_are_there() -> None:
+def test_golden_files_exist() -> None:
     assert len(GOLDEN) == 3
 
 
@@ -128,7 +128,7 @@ def test_optimizers_by_name_step_and_keep_groups(name: str) -> None:
     assert [g["lr_scale"] for g in optimizer.param_groups] == [1.0, 1.0]
 
 
-def test_fused_adamw_equals_the_plain_one() -> None:
+def test_fused_adamw_equals_unfused() -> None:
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
     fused_groups, plain_groups = small_groups(), small_groups()
     fused = build_optimizer(fused_groups, "adamw", **options)
@@ -144,7 +144,7 @@ def test_fused_adamw_equals_the_plain_one() -> None:
         torch.testing.assert_close(a["params"], b["params"])
 
 
-def test_adamw_without_timm_is_timms() -> None:
+def test_adamw_equals_timms() -> None:
     from timm.optim import create_optimizer_v2
 
     groups = [{"params": [nn.Parameter(torch.ones(3))]}]

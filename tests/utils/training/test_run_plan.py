@@ -29,7 +29,7 @@ def test_learning_rate_follows_the_global_batch() -> None:
     assert make_run_plan(40, 1, OPTIM, RUNTIME, blr=None, lr=0.5).lr == 0.5
 
 
-def test_steps_of_warmup_replace_epochs() -> None:
+def test_warmup_steps_override_warmup_epochs() -> None:
     plan = make_run_plan(10, 1, replace(OPTIM, warmup_steps=5), RUNTIME, blr=1.0)
     assert plan.schedule.lr[4] == plan.lr
 
@@ -39,7 +39,7 @@ def test_max_steps_cuts_the_run_but_not_the_schedule() -> None:
     assert plan.total_steps == 7 and len(plan.schedule) == 100
 
 
-def test_plans_that_cannot_be() -> None:
+def test_invalid_plans_are_errors() -> None:
     with pytest.raises(UserError, match="--update_freq 8: an epoch has only 4 batches"):
         make_run_plan(4, 1, replace(OPTIM, update_freq=8), RUNTIME, blr=1.0)
     with pytest.raises(UserError, match="warm-up of 500 steps"):
@@ -76,7 +76,7 @@ def warnings_of(batches: int, optim: OptimOptions, runtime: RuntimeOptions, **ra
     return "\n".join(plan.warnings(optim, rate.get("blr")))
 
 
-def test_rates_and_batches_that_cannot_work_are_named_with_a_remedy() -> None:
+def test_unusable_learning_rates_give_warnings() -> None:
     small, usual = replace(RUNTIME, batch_size=4), replace(RUNTIME, batch_size=256)
     low = warnings_of(40, OPTIM, small, blr=1e-4)
     assert "1.6e-06 = blr 0.0001 x 4 / 256" in low
@@ -90,7 +90,7 @@ def test_rates_and_batches_that_cannot_work_are_named_with_a_remedy() -> None:
     assert "--warmup_lr 0.01" in warnings_of(40, replace(OPTIM, warmup_lr=0.01), usual, blr=1e-3)
 
 
-def test_runs_that_are_mostly_warm_up_or_too_short_are_named() -> None:
+def test_short_runs_and_long_warmup_give_warnings() -> None:
     short = replace(RUNTIME, max_steps=60)
     assert "80 of 60 steps" in warnings_of(40, OPTIM, short, blr=1e-3)
     assert "only 40 steps" in warnings_of(4, OPTIM, RUNTIME, blr=1e-3)

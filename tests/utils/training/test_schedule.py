@@ -52,12 +52,12 @@ def test_shape_and_bounds(
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(5, 5), (5, 9), (5, -1)])
-def test_warmup_that_does_not_fit_names_both(total: int, warmup: int) -> None:
+def test_too_long_warmup_is_an_error(total: int, warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"{warmup} steps.*{total} steps"):
         warmup_cosine(1.0, 0.0, total, warmup)
 
 
-def test_no_steps() -> None:
+def test_schedule_without_steps_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one step, got 0"):
         warmup_cosine(1.0, 0.0, 0)
 
@@ -98,7 +98,7 @@ def test_constant_weight_decay_leaves_groups_alone(end: float | None) -> None:
 
 
 @pytest.mark.parametrize("step", [-1, 3])
-def test_step_outside(step: int) -> None:
+def test_step_out_of_range_is_an_error(step: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     with pytest.raises(ValueError, match=f"step {step} is outside"):
         Schedule(lr=np.ones(3)).apply(optimizer, step)

@@ -43,7 +43,7 @@ def without_gradient(task: PretrainTask, batch: Batch, step: int) -> set[str]:
 
 
 @pytest.mark.parametrize("queries", ["--decoder_use_task_queries", "--no_decoder_use_task_queries"])
-def test_dropped_modalities_take_part(scenes: Path, queries: str) -> None:
+def test_modalities_without_visible_tokens_get_gradients(scenes: Path, queries: str) -> None:
     task, batch = setup(scenes, queries)
     # One modality gets all tokens, the others none; which, changes from sample to sample.
     for step, alphas in enumerate([1.0, 1e-4, 1e-4, 1e-4]):
@@ -59,7 +59,7 @@ def collate_one(scenes: Path, task: PretrainTask) -> Batch:
     return collate([build_train_set(cfg, task.modalities)[SampleKey(0, 0)]])
 
 
-def test_losses_of_nothing_take_part(scenes: Path) -> None:
+def test_losses_without_masked_tokens_have_a_graph(scenes: Path) -> None:
     task, batch = setup(scenes)
     task.masks = replace(
         task.masks, num_encoded_tokens=EVERYTHING

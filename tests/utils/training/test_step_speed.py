@@ -124,7 +124,7 @@ def test_fifty_training_steps(device: torch.device) -> None:
         other.load_state_dict(task.state_dict())
 
 
-def test_fifty_training_steps_each_on_its_own() -> None:
+def test_fifty_steps_match_the_reference_one_by_one() -> None:
     """Runs that only start alike; both optimisers are AdamW, one of them fused.
 
     They drift apart: AdamW and the sign of an absolute error make much of a rounding error.
@@ -168,7 +168,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @on_every_device
 @pytest.mark.parametrize("missing", [False, True])
-def test_a_step_between_log_lines_waits_for_nothing(missing: bool, device: torch.device) -> None:
+def test_step_between_log_lines_does_not_synchronise(missing: bool, device: torch.device) -> None:
     cfg = config("--clip_grad", "1", "--task_balancer", "uncertainty")
     task = make_task(cfg).to(device)
     precision = choose_precision("fp32", device)
@@ -285,6 +285,6 @@ def test_gradient_checkpointing_changes_no_number() -> None:
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_compiling_shares_is_refused() -> None:
+def test_compile_with_fsdp_is_an_error() -> None:
     with pytest.raises(ConfigError, match="compile: .*parallel fsdp"):
         config("--compile", "--parallel", "fsdp")

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
         ({}, None),
     ],
 )
-def test_auto_asks_the_processor(
+def test_auto_precision_follows_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
     capabilities: dict[str, bool],
     expected: torch.dtype | None,
@@ -37,12 +37,12 @@ def test_auto_asks_the_processor(
     assert choose_precision("auto", CPU).dtype == expected
 
 
-def test_auto_without_an_answer_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_falls_back_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert choose_precision("auto", CPU).dtype is None
 
 
-def test_a_named_format_is_taken() -> None:
+def test_explicit_precision_is_used() -> None:
     named = {name: choose_precision(name, CPU).dtype for name in ("bf16", "fp16", "fp32")}
     assert named == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -101,7 +101,7 @@ def test_dropout_differs_between_ranks() -> None:
 
 
 @pytest.mark.parametrize(("skip_grad", "updates"), [(None, 1), (0.1, 0)])
-def test_skipped_steps_do_not_update_the_average(skip_grad: float | None, updates: int) -> None:
+def test_skipped_steps_do_not_update_the_ema(skip_grad: float | None, updates: int) -> None:
     state, _ = one_update(skip_grad=skip_grad)
     assert state.ema is not None and state.ema.n_averaged.item() == updates
     assert state.model.weight.item() == pytest.approx(1.0 - 0.5 * updates)
@@ -143,7 +143,7 @@ def test_clip_or_skip(
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_gradient_that_is_not_a_number_is_skipped(clip: float | None) -> None:
+def test_nan_gradient_is_skipped(clip: float | None) -> None:
     assert bool(clip_or_skip(with_gradients(1.0, float("nan")), clip, 100.0)[1])
 
 
