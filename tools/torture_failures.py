@@ -25,6 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
+from multimae.images.pack.layout import to_path
 from multimae.specs.registry import SIZES
 from tools.torture.failures import FAILURES, inject, try_failure
 from tools.torture.small_runs import SIZE, RunFactory
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--trials", type=int, default=10, help="trials of each kind")
     parser.add_argument("--kinds", nargs="+", default=list(FAILURES), choices=list(FAILURES))
-    parser.add_argument("--data_path", type=Path, default=Path("examples/rooms"))
+    parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"))
     parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     runs = RunFactory([str(Path(__file__).resolve()), CHILD], options.data_path, steps=400)

@@ -25,6 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
+from multimae.images.pack.layout import to_path
 from multimae.specs.registry import SIZES
 from tools.torture.kills import Chain, chains_of, torture
 from tools.torture.small_runs import SIZE, Layout, RunFactory
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     parser.add_argument("--layouts", nargs="+", default=["1x0", "2x2", "1x2", "2x0"],
                         help="processes x loader workers")  # fmt: skip
-    parser.add_argument("--data_path", type=Path, default=Path("examples/rooms"))
+    parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"))
     parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     layouts = [Layout.parse(text) for text in options.layouts]

@@ -32,7 +32,7 @@ from multimae.images.listing import (
     refuse_look_alikes,
     without_reader,
 )
-from multimae.images.pack.layout import is_packed
+from multimae.images.pack.layout import AnyPath, is_packed, to_path
 from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
 from multimae.images.readers import check_pixels, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
@@ -73,7 +73,7 @@ class MultiModalFolder:
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | AnyPath,
         modalities: Sequence[Modality],
         *,
         skip_incomplete: bool = False,
@@ -91,13 +91,13 @@ class MultiModalFolder:
             UserError: Root or folders missing or empty, ambiguous names, or names that do not
                 match; with ``skip_incomplete`` only if no sample is complete.
         """
-        self.root = Path(root)
-        self._root = os.fspath(self.root)
+        self.root = to_path(root)
+        self._root = str(self.root)
         self.modalities = stored_modalities(modalities)
         self._folders = _modality_folders(root, self.modalities)
         self._packs = {n: _open_pack(path) for n, path in self._folders.items() if is_packed(path)}
         self._index = self._list(skip_incomplete, allow_missing)
-        self.incomplete = [(Path(path), problem) for path, problem in self._index.incomplete]
+        self.incomplete = [(to_path(path), problem) for path, problem in self._index.incomplete]
 
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
         """List the folders and pair their files."""
@@ -184,9 +184,9 @@ class MultiModalFolder:
             found[tuple(n for i, n in enumerate(names) if code >> i & 1)] = int(index)
         return found
 
-    def path(self, index: int, modality: Modality) -> Path:
+    def path(self, index: int, modality: Modality) -> AnyPath:
         """File of one modality of a sample, which must have it."""
-        return Path(self._file(index, modality))
+        return to_path(self._file(index, modality))
 
     def _file(self, index: int, modality: Modality) -> str:
         kind = int(self._index.kinds[modality.name][index])
@@ -235,6 +235,12 @@ class MultiModalFolder:
             return check_pixels(stored, path, modality, patch_size)
         return read_fast(path, modality, patch_size, stored)
 
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Fetch samples of remote packs concurrently, before they are read one by one."""
+        for m in () if isinstance(self.root, Path) else self.modalities:
+            wanted = (self._in_pack(i, m) for i in indices if self.has(i, m))
+            self._packs[m.name].prefetch(wanted)
+
     def packed_original(self, index: int, modality: Modality) -> bytes | None:
         """Original bytes of a packed file; ``None`` if it is not packed.
 
@@ -259,7 +265,7 @@ class MultiModalFolder:
         return str(path), f"{path}: no file of the same name for modality {missing}."
 
 
-class SamplePaths(Mapping[str, Path]):
+class SamplePaths(Mapping[str, AnyPath]):
     """Files of a sample by modality, for messages."""
 
     def __init__(self, folder: MultiModalFolder, index: int) -> None:
@@ -267,7 +273,7 @@ class SamplePaths(Mapping[str, Path]):
         self._folder, self._index = folder, index
         self._modalities = {m.name: m for m in folder.modalities}
 
-    def __getitem__(self, name: str) -> Path:
+    def __getitem__(self, name: str) -> AnyPath:
         """File of a modality."""
         return self._folder.path(self._index, self._modalities[name])
 
@@ -280,11 +286,15 @@ class SamplePaths(Mapping[str, Path]):
         return len(self._modalities)
 
 
-def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[str, Path]:
+def _modality_folders(root: str | AnyPath, modalities: Sequence[Modality]) -> Mapping[str, AnyPath]:
     """Existing folder of every modality; all missing ones are reported at once."""
     if not str(root):
         raise UserError(f"data path is empty: give the folder that holds {LAYOUT}.")
-    root = Path(root)
+    root = to_path(root)
+    if not isinstance(root, Path):
+        from multimae.images.pack.remote import find_packs
+
+        return find_packs(root, modalities)
     if not root.exists():
         raise UserError(f"data path {root} does not exist. It must hold {LAYOUT}.")
     if not root.is_dir():
@@ -306,7 +316,7 @@ def _modality_folders(root: str | Path, modalities: Sequence[Modality]) -> dict[
     return {m.name: root / m.data_folder for m in modalities}
 
 
-def read_class_names(root: str | Path) -> tuple[str, ...] | None:
+def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
     """Class names by id from ``root/classes.json`` (``{"classes": ["void", "wall", ...]}``).
 
     Returns:
@@ -315,7 +325,7 @@ def read_class_names(root: str | Path) -> tuple[str, ...] | None:
     Raises:
         UserError: The file exists but does not hold that.
     """
-    path = Path(root) / CLASSES_FILE
+    path = to_path(root) / CLASSES_FILE
     if not path.exists():
         return None
     try:
@@ -343,7 +353,11 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
     return {folder: names for folder, names in found.items() if names}
 
 
-def _open_pack(folder: Path) -> PackedFolder:
+def _open_pack(folder: AnyPath) -> PackedFolder:
+    if not isinstance(folder, Path):
+        from multimae.images.pack.remote import RemotePack
+
+        return RemotePack(folder)
     from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
     return PackedFolder(folder)
@@ -358,9 +372,9 @@ def _listed(folder: Path, ignored: Counter[str]) -> list[bytes]:
     return sorted(listing.files())
 
 
-def sub_folders(folder: Path) -> list[str]:
+def sub_folders(folder: AnyPath) -> list[str]:
     """Sorted names of the sub-folders of a modality folder, plain or packed."""
-    if is_packed(folder):
+    if not isinstance(folder, Path) or is_packed(folder):
         names = _open_pack(folder).names
         return sorted({os.fsdecode(name).partition("/")[0] for name in names if b"/" in name})
     return sorted(p.name for p in folder.iterdir() if p.is_dir())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images.pack.layout import AnyPath
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError, bullet_list
 
@@ -163,7 +164,7 @@ class Listing:
         yield from (n + endings[k] for n, k in zip(self.names, self.kinds.tolist(), strict=True))
         yield from (name + ending for name, ending in self.clashes)
 
-    def check(self, folder: Path, modality: str) -> None:
+    def check(self, folder: AnyPath, modality: str) -> None:
         """Raise a UserError if there are no images, or the same name twice."""
         if self.clashes:
             pairs = []
@@ -183,9 +184,9 @@ class Listing:
             )
 
 
-def without_reader(folder: Path, ignored: Counter[str]) -> str:
+def without_reader(folder: AnyPath, ignored: Counter[str]) -> str:
     """Part of a message: files of a folder that have no reader, by reason, and an example."""
-    example = next(folder.rglob("[!.]*.*"), None)
+    example = next(folder.rglob("[!.]*.*"), None) if isinstance(folder, Path) else None
     if example is None or not ignored:
         return f"; {example} is a folder" if example else ""
     counts = ", ".join(f"{count} '{suffix}'" for suffix, count in ignored.most_common(3))
@@ -195,7 +196,7 @@ def without_reader(folder: Path, ignored: Counter[str]) -> str:
     )
 
 
-def list_folder(folder: Path, modality: str, ending: str = "") -> Listing:
+def list_folder(folder: AnyPath, modality: str, ending: str = "") -> Listing:
     """List the images of a folder at any depth, without a stat per file.
 
     Args:
@@ -206,7 +207,7 @@ def list_folder(folder: Path, modality: str, ending: str = "") -> Listing:
     Raises:
         UserError: A folder cannot be listed.
     """
-    lister = _Lister(os.fsencode(folder), modality, os.fsencode(ending))
+    lister = _Lister(os.fsencode(str(folder)), modality, os.fsencode(ending))
     lister.run()
     names = Names.from_text(lister.text)
     extensions = [os.fsdecode(b"." + extension) for extension in lister.kinds]
@@ -506,7 +507,7 @@ def refuse_look_alikes(names: Names, partial: npt.NDArray[np.bool_]) -> None:
 
 
 def refuse_incomplete(
-    folders: Mapping[str, Path],
+    folders: Mapping[str, AnyPath],
     names: Names,
     present: npt.NDArray[np.bool_],
     selected: npt.NDArray[np.bool_],

@@ -169,7 +169,7 @@ class FolderLabeller:
         root = self.out / self.cfg.data.source.data_folder
         target = Target(root, self.cfg.data.overwrite)
         for index in indices:
-            source = self.folder.path(index, modality)
+            source = Path(str(self.folder.path(index, modality)))
             path = root / f"{self.folder.name(index)}{source.suffix}"
             if target.is_done([path]):
                 continue

@@ -131,7 +131,7 @@ class _Scorer:
         if isinstance(pred, LabelPrediction) and isinstance(meter, SegmentationMeter):
             truth = truth.long()
             void = (truth == IGNORE) | (truth < first)
-            _check_ids(truth[~void] - first, head, self.folder.path(index, modality))
+            _check_ids(truth[~void] - first, head, Path(str(self.folder.path(index, modality))))
             target = (truth - first).masked_fill(void, IGNORE)
             meter.update(torch.from_numpy(pred.ids), target)
         elif isinstance(pred, ValuePrediction) and isinstance(meter, MeanMeter):

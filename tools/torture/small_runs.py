@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multimae.images.pack.layout import AnyPath
+
 REPO = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 2
 TIMEOUT_S = 120.0
@@ -48,7 +50,7 @@ class RunFactory:
     """
 
     child: Sequence[str]
-    data_path: Path
+    data_path: AnyPath
     steps: int
     options: Sequence[str] = ()
     launcher: Sequence[str] = ()
@@ -56,13 +58,14 @@ class RunFactory:
     def command(self, layout: Layout, output_dir: Path) -> list[str]:
         """Return the command line of a run."""
         python = [sys.executable]
+        data = self.data_path.resolve() if isinstance(self.data_path, Path) else self.data_path
         if layout.ranks > 1:
             python += ["-m", "torch.distributed.run", f"--nproc_per_node={layout.ranks}"]
             python += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *self.launcher]
         return [
             *python, *self.child,
             *("--config", str(REPO / "cfgs/pretrain/rooms/smoke.yaml")),
-            *("--data_path", str(self.data_path.resolve()), "--output_dir", str(output_dir)),
+            *("--data_path", str(data), "--output_dir", str(output_dir)),
             *("--model", "pretrain_multimae_nano", "--input_size", "32", "--patch_size", "8"),
             *("--num_encoded_tokens", "12", "--decoder_dim", "32", "--decoder_depth", "1"),
             *("--decoder_num_heads", "4", "--batch_size", str(GLOBAL_BATCH // layout.ranks)),

@@ -315,6 +315,9 @@ class RuntimeOptions:
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its default", within="[1, inf)", on_resume="free"
     )
+    data_cache_gb: float | None = option(
+        None, "Disk space for remote packs; none: 10 GB", within="[0, inf)", on_resume="free"
+    )
     parallel: Literal["ddp", "fsdp"] = option(
         "ddp",
         "ddp: replicate the model on every process; fsdp: shard model, gradients and optimiser",

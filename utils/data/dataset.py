@@ -24,6 +24,9 @@ from utils.data.shared_memory import BatchKeys, PooledBatchSampler, SharedMemory
 from utils.data.transforms import JointTransform
 from utils.distributed.script import end_workers, leave_to_parent
 
+PREFETCH = 32
+"""Samples of remote packs to fetch concurrently, and to hold in memory, per process."""
+
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
     """Transformed samples of a folder, indexed by :class:`SampleKey`.
@@ -100,7 +103,12 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Samples:
         """Samples of a batch, and the shared-memory block of their keys."""
-        samples = Samples(self[key] for key in keys)
+        samples = Samples()
+        for i, key in enumerate(keys):
+            if i % PREFETCH == 0:
+                coming = [self._folder_index(k.index) for k in keys[i : i + PREFETCH]]
+                self.folder.prefetch(coming)
+            samples.append(self[key])
         samples.block = keys.block if isinstance(keys, BatchKeys) else None
         return samples
 

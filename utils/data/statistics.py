@@ -7,12 +7,12 @@ import math
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from multimae.images.folders import MultiModalFolder
+from multimae.images.pack.layout import AnyPath
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
@@ -61,7 +61,7 @@ class LabelTable:
     """
 
     name: str
-    root: Path
+    root: AnyPath
     counts: npt.NDArray[np.int64]
     classes: range
     class_names: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ class LabelTable:
 
 
 def depth_warnings(
-    found: tuple[float, float], scale: float, root: Path, *, explicit: bool
+    found: tuple[float, float], scale: float, root: AnyPath, *, explicit: bool
 ) -> Iterator[str]:
     """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
 
@@ -227,7 +227,7 @@ def measure(
     return {m.name: _measure(folder, m, indices) for m in modalities if not m.is_labels}
 
 
-def resolve_statistics(modalities: Sequence[Modality], root: str | Path) -> list[Modality]:
+def resolve_statistics(modalities: Sequence[Modality], root: str | AnyPath) -> list[Modality]:
     """Turn ``normalization: computed`` into ``mean_std`` with the statistics of ``root``.
 
     A modality with a ``source`` gets those of its source.

@@ -161,6 +161,8 @@ def init_world(options: RuntimeOptions) -> World:
         torch.use_deterministic_algorithms(True)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
+    if options.data_cache_gb is not None:
+        os.environ["MULTIMAE_CACHE_GB"] = str(options.data_cache_gb)  # for loader workers, too
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from multimae.images.pack.layout import to_path
 from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
 from utils.config.taskonomy_options import TaskonomyConfig
@@ -63,7 +62,7 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         super().__init__(cfg, world)
         self.targets = [Target(name, *TASKS[name]) for name in cfg.data.out_names]
         roots = (cfg.data.data_path, cfg.data.eval_data_path, cfg.data.test_data_path)
-        masked = all((Path(root) / MASK_VALID).is_dir() for root in roots if root)
+        masked = all((to_path(root) / MASK_VALID).is_dir() for root in roots if root)
         mask = Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
         valid = mask if masked else TASKS[VALID][0]
         read = [*self.inputs, *(target.modality for target in self.targets), valid]

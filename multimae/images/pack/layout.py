@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ import numpy.typing as npt
 from multimae.specs.errors import UserError
 from multimae.weights.atomic import Written
 
+if TYPE_CHECKING:
+    from multimae.images.pack.remote import RemotePath
+
+AnyPath: TypeAlias = "Path | RemotePath"
 PACK_FILE = "pack.json"
 INDEX_FILE = "index.npy"
 NAMES_FILE = "names.npy"
@@ -129,12 +133,21 @@ def file_name(shard: int, part: str) -> str:
     return f"{shard:05d}.{part}"
 
 
-def is_packed(folder: Path) -> bool:
+def to_path(path: str | AnyPath) -> AnyPath:
+    """A path, or a URL with the same operations."""
+    if not isinstance(path, str) or not re.match(r"\w[\w+.-]+://", path):
+        return Path(path) if isinstance(path, str) else path
+    from multimae.images.pack.remote import RemotePath  # needed for URLs only
+
+    return RemotePath(path)
+
+
+def is_packed(folder: AnyPath) -> bool:
     """Whether a modality folder is packed, fully or in part."""
     return (folder / PACK_FILE).exists() or (folder / file_name(0, SHARD)).exists()
 
 
-def read_contents(folder: Path) -> Contents:
+def read_contents(folder: AnyPath) -> Contents:
     """``pack.json`` of a modality folder.
 
     Raises:
@@ -165,7 +178,7 @@ def read_contents(folder: Path) -> Contents:
 def _shard(name: str, size: int, digest: str) -> Shard:
     if not re.fullmatch(r"\d{5,}\.(shard|files)|index\.npy|names\.npy", name):
         raise ValueError(f"no file of a pack is called {name!r}")
-    if not isinstance(size, int) or size < 0 or not isinstance(digest, str):
+    if not isinstance(size, int) or size < 0 or not re.fullmatch("[0-9a-f]{32}", digest):
         raise ValueError(f"size {size!r} or digest {digest!r} of {name}")
     return Shard(name, size, digest)
 

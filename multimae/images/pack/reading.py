@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,7 +21,7 @@ from multimae.images.pack.layout import (
     INDEX_FILE,
     NAMES_FILE,
     SHARD,
-    Contents,
+    AnyPath,
     Kind,
     Records,
     check_index,
@@ -49,7 +50,7 @@ class PackedFolder:
         names: ``sub-folder/name.extension`` as bytes, sorted.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         """Open the index; sizes of all shards are checked.
 
         Raises:
@@ -57,9 +58,9 @@ class PackedFolder:
         """
         self.folder = folder
         self.contents = read_contents(folder)
-        _check_sizes(folder, self.contents)
-        self._records = cast(Records, _load(folder / INDEX_FILE))
-        self.names = cast(npt.NDArray[np.bytes_], _load(folder / NAMES_FILE))
+        self._check_sizes()
+        self._records = cast(Records, _load(self._index_file(INDEX_FILE)))
+        self.names = cast(npt.NDArray[np.bytes_], _load(self._index_file(NAMES_FILE)))
         try:
             check_index(self.contents, self._records, self.names)
         except ValueError as err:
@@ -93,18 +94,10 @@ class PackedFolder:
         """
         record = self.record(index)
         kind = Kind(int(record["kind"]))
-        shard = file_name(int(record["shard"]), SHARD)
-        offset, size = int(record["offset"]), int(record["size"])
-        values = self._bytes(shard, offset, size)
-        old = self.contents.version == 1
-        if (zlib.crc32(values.data) if old else record_checksum(values)) != int(record["crc"]):
-            raise ImageError(
-                f"{self.folder / shard}: wrong checksum of {self.name(index)}. Copy the shard "
-                "again, or pack the data again; tools/pack_dataset.py --verify finds all damage."
-            )
+        values = self._record_bytes(index)
         if kind is Kind.FILE:
             return values.tobytes()
-        if old and self._has_lost_values(index):
+        if self.contents.version == 1 and self._has_lost_values(index):
             return self.original(index)
         shape = shape_of(kind, int(record["height"]), int(record["width"]))
         limit = Image.MAX_IMAGE_PIXELS
@@ -112,10 +105,13 @@ class PackedFolder:
             raise ImageError(f"{self.folder / self.name(index)}: more than {limit} pixels.")
         if record["packed"]:
             size = math.prod(shape) * DTYPES[kind].itemsize
-            where = self.folder / shard
-            values = _unpack(values, size, DTYPES[kind].itemsize, where, self.name(index))
+            where = f"{self._shard(index)}: {self.name(index)}"
+            values = _unpack(values, size, DTYPES[kind].itemsize, where)
         pixels: Array = values.view(DTYPES[kind]).reshape(shape)
         return pixels
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Nothing to do: local files are read when needed."""
 
     def original(self, index: int) -> bytes:
         """Original bytes of a file.
@@ -159,6 +155,30 @@ class PackedFolder:
         """``sub-folder/name.extension``."""
         return os.fsdecode(self.names[index])
 
+    def _record_bytes(self, index: int) -> npt.NDArray[np.uint8]:
+        """Bytes of a record, compared with their checksum."""
+        record = self.record(index)
+        offset, size = int(record["offset"]), int(record["size"])
+        values = self._bytes(file_name(int(record["shard"]), SHARD), offset, size)
+        if not self._is_intact(index, values):
+            raise self._wrong_checksum(index)
+        return values
+
+    def _is_intact(self, index: int, values: npt.NDArray[np.uint8]) -> bool:
+        old = self.contents.version == 1
+        found = zlib.crc32(values.data) if old else record_checksum(values)
+        return found == int(self.record(index)["crc"])
+
+    def _wrong_checksum(self, index: int) -> ImageError:
+        return ImageError(
+            f"{self._shard(index)}: wrong checksum of {self.name(index)}. Copy the shard again, or "
+            "pack the data again; tools/pack_dataset.py --verify finds all damage."
+        )
+
+    def _shard(self, index: int) -> AnyPath:
+        """Shard of a record."""
+        return self.folder / file_name(int(self.record(index)["shard"]), SHARD)
+
     def _bytes(self, file: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
         values = np.empty(size, np.uint8)
         try:
@@ -171,10 +191,29 @@ class PackedFolder:
             )
         return values
 
+    def _index_file(self, name: str) -> Path:
+        """Local path of a file of the index."""
+        return Path(f"{self.folder}/{name}")
+
+    def _check_sizes(self) -> None:
+        problems = []
+        for part in self.contents.files:
+            path = Path(f"{self.folder}/{part.name}")
+            size = path.stat().st_size if path.is_file() else None
+            if size is None and not path.suffix.endswith(FILES):
+                problems.append(f"{path}: missing")
+            elif size is not None and size != part.size:
+                problems.append(f"{path}: {size} bytes instead of {part.size}")
+        if problems:
+            raise UserError(
+                f"the pack in {self.folder} is not complete:\n{bullet_list(problems)}\nCopy these "
+                "files again, or pack the data again."
+            )
+
     def _stream(self, file: str) -> BinaryIO:
         stream = self._open.pop(file, None)
         if stream is None:
-            stream = (self.folder / file).open("rb", buffering=0)
+            stream = open(f"{self.folder}/{file}", "rb", buffering=0)  # noqa: SIM115
             if len(self._open) >= OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
         self._open[file] = stream
@@ -194,7 +233,7 @@ def pack_planes(values: Array) -> bytes:
 
 
 def _unpack(
-    packed: npt.NDArray[np.uint8], size: int, width: int, shard: Path, name: str
+    packed: npt.NDArray[np.uint8], size: int, width: int, where: str
 ) -> npt.NDArray[np.uint8]:
     """Inflate to at most ``size`` bytes, which are planes of ``width``-byte values."""
     inflate = zlib.decompressobj()
@@ -204,7 +243,7 @@ def _unpack(
             raise ValueError(f"it does not inflate to {size} bytes")
         planes = np.frombuffer(data, np.uint8).reshape(width, -1)
     except (zlib.error, ValueError) as err:
-        raise ImageError(f"{shard}: {name} is damaged ({err}). Copy the shard again.") from err
+        raise ImageError(f"{where} is damaged ({err}). Copy the shard again.") from err
     return np.ascontiguousarray(planes.T).reshape(-1)
 
 
@@ -215,19 +254,3 @@ def _load(path: Path) -> npt.NDArray[Any]:
         return array
     except (OSError, ValueError, EOFError) as err:
         raise UserError(f"{path}: cannot be read ({err}). Pack the data again.") from err
-
-
-def _check_sizes(folder: Path, contents: Contents) -> None:
-    problems = []
-    for shard in contents.files:
-        path = folder / shard.name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None and not path.suffix.endswith(FILES):
-            problems.append(f"{path}: missing")
-        elif size is not None and size != shard.size:
-            problems.append(f"{path}: {size} bytes instead of {shard.size}")
-    if problems:
-        raise UserError(
-            f"the pack in {folder} is not complete:\n{bullet_list(problems)}\nCopy these files "
-            "again, or pack the data again."
-        )

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from multimae.images.folders import MultiModalFolder
+from multimae.images.pack.layout import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.views import View, centred_view
 from multimae.nn.tokens import Size
@@ -59,9 +59,9 @@ class ClassIndex:
         return torch.tensor([self._ids[s.partition("/")[0]] for s in samples], device=device)
 
 
-def data_root(path: str, inputs: Sequence[Modality]) -> Path:
+def data_root(path: str, inputs: Sequence[Modality]) -> AnyPath:
     """The folder of the modality folders: ``path``, or its parent if ``path`` is one of them."""
-    root = Path(path)
+    root = to_path(path)
     inside, beside = (
         all((folder / m.data_folder).is_dir() for m in inputs) for folder in (root, root.parent)
     )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.folders import MultiModalFolder, sub_folders
+from multimae.images.pack.layout import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
@@ -83,7 +84,7 @@ class TaskonomyFolder(MultiModalFolder):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | AnyPath,
         modalities: Sequence[Modality],
         buildings: frozenset[str],
         limit: int | None = None,
@@ -146,7 +147,7 @@ class TaskonomyDataset(MultiModalDataset):
         return pixels, problems
 
 
-def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> frozenset[str]:
+def buildings_of(root: str | AnyPath, subset: Subset, split_file: str = "") -> frozenset[str]:
     """Buildings of a subset.
 
     Read from ``split_file`` (the official CSV with columns id, train, val, test of 0 and 1), else
@@ -161,19 +162,17 @@ def buildings_of(root: str | Path, subset: Subset, split_file: str = "") -> froz
     return chosen - OFFICIAL["val"] - OFFICIAL["test"] if subset == "train" else chosen
 
 
-def _listed_buildings(root: str | Path, subset: Subset, split_file: str) -> frozenset[str]:
+def _listed_buildings(root: str | AnyPath, subset: Subset, split_file: str) -> frozenset[str]:
     if split_file:
         return _from_csv(Path(split_file), subset)
-    listed = Path(root) / SPLITS_FILE
+    listed = to_path(root) / SPLITS_FILE
     if listed.is_file():
         try:
             return frozenset(json.loads(listed.read_text(encoding="utf-8")).get(subset, ()))
         except (OSError, ValueError, AttributeError) as err:
             raise UserError(f"{listed}: not a split list ({err}). Fix or remove it.") from err
-    try:
-        tasks = [p for p in sorted(Path(root).iterdir()) if p.is_dir() and p.name in TASKS]
-    except OSError as err:
-        raise UserError(f"data path {root}: {err.strerror or err}") from err
+    folders = [to_path(root) / task for task in sorted(TASKS)]
+    tasks = [folder for folder in folders if folder.is_dir()]
     names = sub_folders(tasks[0]) if tasks else []
     official = {s: OFFICIAL[s] & set(names) for s in OFFICIAL}
     if any(official.values()):
@@ -194,13 +193,13 @@ def _listed_buildings(root: str | Path, subset: Subset, split_file: str) -> froz
     return frozenset(chosen[subset])
 
 
-def listed_views(root: str | Path, subset: Subset) -> list[str] | None:
+def listed_views(root: str | AnyPath, subset: Subset) -> list[str] | None:
     """``building/point_P_view_V`` of ``root/{subset}.csv`` (building, point, view), if it exists.
 
     Raises:
         UserError: Not such a list.
     """
-    path = Path(root) / f"{subset}.csv"
+    path = to_path(root) / f"{subset}.csv"
     if not path.is_file():
         return None
     try:
