@@ -28,9 +28,12 @@ from utils.training.state import TrainState
 
 _EPOCH = re.compile(r"checkpoint-(\d+)\.pth")
 _STEP = re.compile(r"checkpoint-step(\d+)\.pth")
+_NEWER = {"robust_unit": 1, "robust_pixels": "valid"}
+"""Fields of modalities that older runs lack, and the values that those trained with."""
 _PARTS = ("model", "task", "optimizer", "scaler", "epoch", "step")
 
 Info = Callable[[str], None]
+Fields = dict[str, dict[str, Any]]
 
 
 class HasCheckpoint(Protocol):
@@ -166,14 +169,20 @@ def resume(
     """
     try:
         checkpoint = _read(path)
-        saved = checkpoint.get("config")
-        changes = compare_options(saved if isinstance(saved, Mapping) else {}, options_of(cfg))
+        own = json.loads(spec_entry(state.model)[SPEC])["modalities"]
+        old = _old_modalities(checkpoint, own)
+        saved, options = checkpoint.get("config"), options_of(cfg)
+        saved = dict(saved) if isinstance(saved, Mapping) else {}
+        if "modalities" in saved:
+            named = options["modalities"].default
+            saved["modalities"] = _with_newer_fields(saved["modalities"], old, named)
+        changes = compare_options(saved, options)
         refused = [*changes["refused"], *_compare_identity(checkpoint, state.full_identity())]
-        refused = refused or list(_compare_specs(checkpoint, spec_entry(state.model)))
+        refused = refused or list(_compare_modalities(old, own))
         if refused:
             raise CheckpointError(
                 f"{path} was trained with other settings (old -> new):\n{bullet_list(refused)}\n"
-                "Restore the old values (see config.yaml of that run)."
+                f"Restore the old values (see config.yaml of that run){_how_to_keep(old, own)}."
             )
         _load(state, checkpoint, path, world)
     except CheckpointError as err:
@@ -249,11 +258,56 @@ def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> 
             yield f"trained parameters: {_first_difference(old, new)}"
 
 
-def _compare_specs(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """What differs in the modalities though no option does: statistics or class names of data."""
-    if SPEC in checkpoint and SPEC in own:
-        old, new = (json.loads(spec[SPEC])["modalities"] for spec in (checkpoint, own))
-        yield from _differences("modalities", old, new)
+def _old_modalities(checkpoint: Mapping[str, Any], own: Fields) -> Fields:
+    """Non-default fields of the checkpoint's modalities.
+
+    Checkpoints without a spec are older than the fields of ``_NEWER``; the options tell about the
+    other fields.
+    """
+    if SPEC in checkpoint:
+        fields: Fields = json.loads(checkpoint[SPEC])["modalities"]
+        return fields
+    return {
+        name: {key: value for key, value in fields.items() if key not in _NEWER}
+        for name, fields in own.items()
+    }
+
+
+def _compare_modalities(old: Fields, own: Fields) -> Iterator[str]:
+    """What differs though no option does: statistics or class names of data, newer fields."""
+    for name in {**old, **own}:
+        before, after = old.get(name), own.get(name)
+        if before is not None and after is not None:
+            newer = {key: value for key, value in _NEWER.items() if key in {**before, **after}}
+            before, after = newer | before, newer | after
+        yield from _differences(f"modalities.{name}", before, after)
+
+
+def _with_newer_fields(
+    saved: Mapping[str, Any], old: Fields, named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Saved ``--modalities``, with the newer fields that this run names as the old run had them."""
+    filled = {name: dict(fields) for name, fields in saved.items()}
+    for name, fields in named.items():
+        for key in _NEWER.keys() & fields.keys():
+            if name in old and key not in old[name]:
+                filled.setdefault(name, {}).setdefault(key, _NEWER[key])
+    return filled
+
+
+def _how_to_keep(old: Fields, own: Fields) -> str:
+    """Flag that keeps newer fields as the old run had them; empty if they do not differ."""
+    changed = {
+        name: {key: _NEWER[key] for key in _NEWER if key in fields and key not in old[name]}
+        for name, fields in own.items()
+        if name in old and "source" not in fields
+    }
+    rows = [
+        f"{name}: {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}"
+        for name, fields in changed.items()
+        if fields
+    ]
+    return f", here with --modalities '{{{', '.join(rows)}}}'" if rows else ""
 
 
 def _first_difference(old: Sequence[str], new: Sequence[str]) -> str:

@@ -199,6 +199,36 @@ def test_checkpoints_of_older_versions_resume(
     assert f"resumed from {path}" in said and said.count("older version") == 1
 
 
+@pytest.mark.parametrize("has_spec", [True, False])
+def test_depth_standardized_by_an_older_version_is_not_prepared_anew(
+    scenes: Path, tmp_path: Path, has_spec: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before robust_unit, depth was standardized without a division by 2^16."""
+    semseg, out = "semseg: {num_classes: 5}", tmp_path / "out"
+    keep = "depth: {robust_unit: 1}"
+    old = ("--standardize_depth", "--modalities", f"{{{semseg}, {keep}}}")
+    new = ("--standardize_depth", "--modalities", f"{{{semseg}}}")
+    main(tiny_run(scenes, out, *old, "--max_steps", "1"))
+    (path,) = (out / "checkpoints").glob("checkpoint-*.pth")
+    state = torch.load(path, weights_only=True)
+    del state["config"]["modalities"]["depth"]
+    if not has_spec:
+        del state["spec"]
+    torch.save(state, path)
+    path.with_name(f"{path.name}.json").unlink()
+    before = contents(out)
+    with pytest.raises(UserError) as info:
+        main(tiny_run(scenes, out, *new))
+    facts = ("modalities.depth.robust_unit: 1 -> 65536", f"--modalities '{{{keep}}}'")
+    for fact in (*facts, "--no_auto_resume"):
+        assert fact in str(info.value)
+    assert contents(out) == before
+    with pytest.raises(UserError, match="modalities.depth.robust_unit: 1 -> 3"):
+        main(tiny_run(scenes, out, *new[:-1], f"{{{semseg}, depth: {{robust_unit: 3}}}}"))
+    main(tiny_run(scenes, out, *old, "--max_steps", "2"))
+    assert f"resumed from {path}" in capsys.readouterr().out
+
+
 def test_nothing_is_recorded_before_the_start_has_succeeded(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         main(tiny_run(scenes, tmp_path / "out", "--eval_data_path", str(tmp_path / "nowhere")))
