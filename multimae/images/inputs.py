@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multimae.images.folders import TIFF_SUFFIXES, common_no_data, takes_no_data_tag
 from multimae.images.pixels import ImageLike, Pixels, check_same_view, size_of
 from multimae.images.preprocess import prepare, prepare_padded
 from multimae.images.readers import to_pixels
 from multimae.images.views import View, centred_view, cover_size, cut, fit_size
 from multimae.nn.tokens import Size
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 
@@ -75,6 +79,7 @@ def load_inputs(
     counts = {name: len(values) for name, values in listed.items()}
     if len(set(counts.values())) > 1 or 0 in counts.values():
         raise ValueError(f"modalities need lists of equal length, at least 1: got {counts}")
+    modalities = [_with_tag(m, listed[m.name]) for m in modalities]
     samples = [
         _resize({m.name: to_pixels(listed[m.name][i], m) for m in modalities}, modalities, spec)
         for i in range(len(listed[modalities[0].name]))
@@ -138,6 +143,18 @@ def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:
     if modality.no_data is not None:
         value = modality.no_data
     return F.pad(image, (0, right, 0, below), value=value)
+
+
+def _with_tag(m: Modality, images: Sequence[ImageLike]) -> Modality:
+    """Take ``no_data`` from the tags of TIFF files, where the spec has none."""
+    paths = [Path(i) for i in images if isinstance(i, str | os.PathLike)]
+    tiffs = [(str(p), p) for p in paths if p.suffix.lower() in TIFF_SUFFIXES and p.is_file()]
+    if not tiffs or not takes_no_data_tag(m):
+        return m
+    try:
+        return replace(m, no_data=common_no_data(m, tiffs))
+    except UserError as err:
+        raise ValueError(str(err)) from err
 
 
 def _select(images: Mapping[str, Any], spec: ModelSpec) -> list[Modality]:

@@ -190,6 +190,11 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PORTABLE_MAPS = tuple(b"P%d" % i for i in range(1, 8))
 
 
+def is_tiff(data: bytes) -> bool:
+    """Whether a file is a TIFF, by its first bytes."""
+    return data[:4] in _TIFF
+
+
 def max_pixels() -> float:
     """Largest number of pixels of an image: Pillow's limit."""
     return math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
@@ -198,7 +203,7 @@ def max_pixels() -> float:
 def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
     """Decode a picture, whatever its extension says, and turn it upright."""
     where = f"{path}: modality '{modality.name}'"
-    if data[:4] in _TIFF:
+    if is_tiff(data):
         return _read_tiff(path, modality, data)
     if data[:2] in _PORTABLE_MAPS:
         return _read_portable_map(path, modality, data)

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,11 +134,21 @@ def _pixels(bands: Bands, source: object, modality: Modality) -> Pixels:
     return array_pixels(values, source, modality)
 
 
+def gdal_no_data(source: Path | bytes) -> float | None:
+    """GDAL's no-data value of a TIFF file, as its first page stores it; ``None`` without one."""
+    from tifffile import TiffFile
+
+    logging.getLogger("tifffile").disabled = True
+    try:
+        with TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            return _no_data(file.pages.first)
+    except Exception:  # reading the pixels reports it
+        return None
+
+
 def _check_no_data(bands: Bands, modality: Modality) -> None:
     """Refuse pixels that GDAL's tag declares empty, and the modality does not."""
-    if bands.no_data is None or modality.is_labels or modality.is_photo:
-        return
-    if not math.isfinite(bands.no_data) and bands.values.dtype.kind != "f":
+    if bands.no_data is None:
         return
     with np.errstate(over="ignore"):
         empty = np.float64(np.float32(bands.no_data))
@@ -145,13 +156,20 @@ def _check_no_data(bands: Bands, modality: Modality) -> None:
     if declared is not None and np.array_equal(empty, declared, equal_nan=True):
         return
     found = np.isnan(bands.values) if math.isnan(empty) else bands.values == bands.no_data
-    if bands.values.dtype == np.float32:
-        found = found | (bands.values == np.float32(empty))
-    if found.any():
-        raise TiffError(
-            f"declares {bands.no_data:g} empty (GDAL_NODATA), in {int(found.sum())} values. Set "
-            f"no_data: {bands.no_data:g} in the config's `modalities:` section, or remove the tag"
-        )
+    if modality.is_photo and found.ndim == 3:
+        found = found[..., : modality.num_channels].all(axis=-1)  # single channels may have it
+    if not found.any():
+        return
+    remedy = f"Set no_data: {bands.no_data:g} in the config's `modalities:` section"
+    if modality.is_photo:
+        remedy = "Crop the images"
+    elif not modality.is_labels and modality.interpolation != "nearest":
+        remedy += ", with interpolation: nearest"
+    other = f", and the modality declares {declared:g}" if declared is not None else ""
+    raise TiffError(
+        f"declares {bands.no_data:g} empty (GDAL_NODATA), in {int(found.sum())} values{other}. "
+        f"{remedy}, or remove the tag"
+    )
 
 
 def read_bands(data: bytes, num_channels: int, max_pixels: float) -> Bands:
@@ -372,8 +390,15 @@ def _bands(page: Any, values: Array, lossy: str, paged: bool) -> Bands:
 
 
 def _no_data(page: Any) -> float | None:
-    text = str(_tag(page, _GDAL_NODATA, "")).strip("\0 ")
+    """GDAL's no-data value in the type of the pixels; ``None`` if they cannot have it."""
+    text, dtype = str(_tag(page, _GDAL_NODATA, "")).strip("\0 "), page.dtype
     try:
-        return float(text) if text else None
+        value = float(text)
     except ValueError:
         return None
+    if dtype is None or dtype.kind not in "iu":
+        with np.errstate(over="ignore"):
+            return value if dtype is None else float(dtype.type(value))
+    limits = np.iinfo(dtype)
+    fits = math.isfinite(value) and limits.min <= value <= limits.max
+    return value if fits and value == int(value) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multimae.images.folders import CLASSES_FILE, read_class_names
+from multimae.images.folders import CLASSES_FILE, read_class_names, with_no_data_tags
 from multimae.images.pixels import ImageError, check_readable
 from multimae.specs.errors import RunError, UserError
 from multimae.specs.modalities import Modality
@@ -105,7 +105,8 @@ def examine_dataset(
     findings: list[Finding] = []
     for folder in (root, *([val] if val is not None else [])):
         found: list[Finding] = []
-        report = _examine_set(folder, modalities, found, limit, workers)
+        read = _with_no_data_tags(modalities, folder, found)
+        report = _examine_set(folder, read, found, limit, workers)
         findings += [dataclasses.replace(f, data_set=str(folder)) for f in found]
         sets.append(report)
     images = [_image_records(report) for report in sets]
@@ -153,6 +154,17 @@ def _examine_set(
     report.pairs = summarise_pairs(listing, pairs, features_of)
     findings += find_misaligned(listing, pairs, report.pairs, features_of)
     return report
+
+
+def _with_no_data_tags(
+    modalities: Sequence[Modality], root: Path, findings: list[Finding]
+) -> list[Modality]:
+    """Take ``no_data`` from the tags of TIFF files, as training does."""
+    try:
+        return with_no_data_tags(modalities, root)
+    except UserError as err:
+        findings.append(Finding("error", "no-data", str(err), str(root)))
+        return list(modalities)
 
 
 def _range_findings(modality: Modality, statistics: Mapping[str, Any]) -> Iterator[Finding]:

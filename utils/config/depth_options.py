@@ -81,6 +81,11 @@ class DepthDataOptions(FinetuneDataOptions):
         missing = row.storage == "float" and row.no_data is None
         return replace(row, no_data=math.nan) if missing else row
 
+    @property
+    def declares_no_data(self) -> bool:
+        """Whether the config names a value of pixels without depth."""
+        return "no_data" in self._declared_target()
+
     def table(self) -> ModalityTable:
         """The modality table of this run, without the target."""
         others = {name: row for name, row in self.modalities.items() if name != TARGET}

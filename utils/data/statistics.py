@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, with_no_data_tags
 from multimae.images.pack.layout import AnyPath
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError
@@ -235,6 +235,7 @@ def resolve_statistics(modalities: Sequence[Modality], root: str | AnyPath) -> l
     Raises:
         UserError: Folders or files that cannot be read.
     """
+    modalities = with_no_data_tags(modalities, root)
     names = {m.data_name for m in modalities if m.normalization == "computed"}
     known: dict[str, Statistics] = {}
     for m in modalities:

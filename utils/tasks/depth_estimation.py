@@ -109,7 +109,11 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         """Select the modalities to read."""
         super().__init__(cfg, world)
         self.cfg = cfg = self._with_trained_target()
-        self.target = Target(HEAD, cfg.data.target(), 1, "m", cfg.data.depth_scale)
+        target = cfg.data.target()
+        if not cfg.data.declares_no_data:  # a TIFF tag, else NaN
+            (tagged,) = self.with_no_data([replace(target, no_data=None)])
+            target = target if tagged.no_data is None else tagged
+        self.target = Target(HEAD, target, 1, "m", cfg.data.depth_scale)
         self.modalities = [*self.inputs, self.target.modality]
         if cfg.data.use_mask_valid:
             self.modalities.append(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from multimae.images.folders import with_no_data_tags
 from multimae.images.preprocess import prepare
 from multimae.inference.meters import Meter
 from multimae.multimae import MultiViT
@@ -194,7 +195,19 @@ class Finetuning(ABC, Generic[TaskT]):
         self.source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
-        self.inputs = select(self.cfg.table(), self.cfg.in_names)
+        self.inputs = self.with_no_data(select(self.cfg.table(), self.cfg.in_names))
+
+    @property
+    def roots(self) -> tuple[str | None, ...]:
+        """Data roots that the run reads."""
+        data = self.cfg.data
+        if self.cfg.scores_only:
+            return (data.test_data_path if self.cfg.start.test else data.eval_data_path,)
+        return (data.data_path, data.eval_data_path, data.test_data_path)
+
+    def with_no_data(self, modalities: Sequence[Modality]) -> list[Modality]:
+        """Take ``no_data`` from the tags of TIFF files, on all processes alike."""
+        return self.world.broadcast_from_main(lambda: with_no_data_tags(modalities, *self.roots))
 
     def trained_head(self, name: str) -> HeadSpec | None:
         """Head spec of the weights to evaluate; ``None`` if they store none."""

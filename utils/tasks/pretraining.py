@@ -22,7 +22,12 @@ from multimae.criterion import (
     per_sample_where,
     without_absent,
 )
-from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
+from multimae.images.folders import (
+    CLASSES_FILE,
+    MultiModalFolder,
+    read_class_names,
+    with_no_data_tags,
+)
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, sample_masks
@@ -291,6 +296,7 @@ def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]
         for name, m in cfg.table().items()
     }
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
+    wanted = with_no_data_tags(wanted, cfg.data.data_path, cfg.data.eval_data_path)
     if any(m.normalization == "computed" for m in wanted):
         from utils.data.statistics import resolve_statistics
 
@@ -470,12 +476,8 @@ def _dataset(
     train: bool = False,
     limit: int | None = None,
 ) -> MultiModalDataset:
-    folder = MultiModalFolder(
-        path,
-        transform.modalities,
-        skip_incomplete=train and cfg.data.skips_bad,
-        allow_missing=cfg.data.missing == "allow",
-    )
+    skip, allow = train and cfg.data.skips_bad, cfg.data.missing == "allow"
+    folder = MultiModalFolder(path, transform.modalities, skip_incomplete=skip, allow_missing=allow)
     _check_patterns(cfg, folder)
     return build_dataset(MultiModalDataset, cfg, folder, transform, train=train, limit=limit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
-from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
+from multimae.images.folders import CLASSES_FILE, MultiModalFolder, no_data_tag, read_class_names
 from multimae.images.preprocess import prepare_padded
 from multimae.inference.meters import MeanMeter
 from multimae.inference.metrics import SegmentationMeter
@@ -215,7 +216,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
                 MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar"
             )
         extra = [self.valid] if self.valid else []
-        self.modalities = [*self.inputs, *extra, stored_target(self.target)]
+        self.stored = stored_target(self.target)
+        tag = world.broadcast_from_main(lambda: no_data_tag(self.stored, *self.roots))
+        self.stored = replace(self.stored, no_data=tag)  # read as void
+        self.modalities = [*self.inputs, *extra, self.stored]
 
     def _class_names(self, root: str) -> tuple[str, ...]:
         data = self.cfg.data
@@ -297,7 +301,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             transform,
             train=train,
             limit=limit,
-            target=stored_target(self.target),
+            target=self.stored,
             num_classes=data.num_classes,
             zero_is_void=data.seg_reduce_zero_label,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from multimae.images.folders import no_data_tag_of
 from multimae.images.pixels import Array, ImageError, Pixels, size_of, storage_dtype
 from multimae.images.readers import FORMATS, check_pixels, read
 from multimae.specs.modalities import Modality
@@ -64,7 +65,11 @@ def _read(file: File, stored: bytes | Array, out: CheckedFile) -> Pixels | None:
     """Pixels as training reads them, or ``None`` with a finding if it rejects the file."""
     modality = out.modality
     if modality.is_labels:  # ids out of range are counted later
-        modality = dataclasses.replace(modality, num_classes=_ALL_IDS, no_data=None)
+        modality = dataclasses.replace(modality, num_classes=_ALL_IDS)
+    void, tag = modality.no_data, None
+    if modality.is_labels and void is not None and isinstance(stored, bytes):
+        tag = no_data_tag_of(stored)  # empty pixels of label maps are void
+    modality = modality if tag is None else dataclasses.replace(modality, no_data=tag)
     head = _inspect(file, stored, out)
     try:
         if isinstance(stored, bytes):
@@ -79,6 +84,8 @@ def _read(file: File, stored: bytes | Array, out: CheckedFile) -> Pixels | None:
     if not out.record.mode:
         array = np.asarray(pixels)
         out.record.mode = f"{array.dtype} x {1 if array.ndim == 2 else array.shape[2]}"
+    if tag is not None and void is not None:
+        pixels = np.where(np.asarray(pixels) == tag, np.uint16(void), np.asarray(pixels))
     if modality.is_labels and int(np.asarray(pixels).max()) < 256:
         return np.asarray(pixels, np.uint8)
     return pixels

@@ -41,7 +41,7 @@ class SegmentationDataset(MultiModalDataset):
         Args:
             folder: Index of the files, ``target`` among its modalities.
             transform: Joint transform of the same modalities.
-            target: Modality of the stored label maps (ids up to 255).
+            target: Modality of the stored label maps (ids up to 255); its ``no_data`` is void.
             num_classes: Classes without void.
             zero_is_void: Ids are ``1 .. num_classes`` and 0 is void; else ``0 .. num_classes - 1``.
             seed: As in the base class, like all below.
@@ -68,6 +68,10 @@ class SegmentationDataset(MultiModalDataset):
         pixels, problems = super()._read(index, thorough)
         if not problems:
             problems = read_validity(self.folder, index, pixels)
+        if not problems and self.target.no_data is not None:
+            labels = np.asarray(pixels[self.target.name])
+            empty = labels == self.target.no_data
+            pixels[self.target.name] = np.where(empty, np.uint8(IGNORE), labels)
         if not problems:
             problems = self._label_problems(index, pixels)
         return pixels, problems
