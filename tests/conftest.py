@@ -1,4 +1,4 @@
-"""One torch thread per test process, a model size of its own, and which tests are slow."""
+"""One torch thread per test process, the model size ``nano``, and slow tests."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from multimae.specs.registry import SIZES
 torch.set_num_threads(1)
 SIZES["nano"] = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 
-# Modules whose tests start training processes or browsers, compile, or export. They run first, so
-# that no worker is left alone with them at the end; `make test-fast` leaves them out.
+# Modules whose tests start training processes or browsers, compile, or export. They run first,
+# to balance the load of parallel workers; `make test-fast` skips them.
 SLOW = {
     *("test_global_batch", "test_trained_inputs", "test_security_weights", "test_resuming"),
     *("test_lock", "test_bad_input", "test_prepare_taskonomy", "test_published_files"),

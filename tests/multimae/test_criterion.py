@@ -1,4 +1,4 @@
-"""Losses: finite values and gradients whatever the mask, and equality with plain formulas."""
+"""Losses: finite values and gradients for all masks, and agreement with plain formulas."""
 
 from __future__ import annotations
 

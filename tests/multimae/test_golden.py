@@ -1,4 +1,4 @@
-"""The library gives the published numbers: encoder, pre-training decoders, losses, tables."""
+"""Golden tensors of the published implementation: encoder, decoders, losses, position tables."""
 
 from __future__ import annotations
 

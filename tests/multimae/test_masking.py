@@ -29,7 +29,7 @@ def check(masks: TokenMasks, layout: TokenLayout, batch: int, budget: int) -> No
     assert masks.ids_restore.shape == (batch, total)
     everyone = torch.arange(total).expand(batch, -1)
     assert torch.equal(masks.ids_restore.sort(dim=1).values, everyone)  # a permutation
-    # ids_restore puts [visible, masked] back in order: the kept ids come out at their places.
+    # ids_restore inverts the order [visible, masked].
     place = masks.ids_restore.gather(1, masks.ids_keep)
     assert torch.equal(place, torch.arange(budget).expand(batch, -1))
     flat = torch.cat([masks.task_masks[name] for name in layout.slices], dim=1)
@@ -91,13 +91,13 @@ def test_rows_select_samples_of_the_global_draw() -> None:
 
 
 def test_shares_follow_the_dirichlet_distribution() -> None:
-    """alpha = 1 over three: uniform on the simplex, so every share has mean 1/3, variance 1/18."""
+    """Dirichlet(1, 1, 1) is uniform on the simplex: each share has mean 1/3, variance 1/18."""
     layout = layout_of([(10, 10)] * 3)
     masks = sample_masks(layout, 4000, 90, generator=torch.Generator().manual_seed(0))
     share = (1 - masks.task_masks["m0"]).sum(dim=1) / 90
     assert share.mean() == pytest.approx(1 / 3, abs=0.015)
     assert share.var() == pytest.approx(1 / 18, rel=0.1)
-    # A large alpha shares evenly, a small one gives nearly all to one modality.
+    # A large alpha distributes evenly, a small one favours a single modality.
     even = sample_masks(layout, 50, 90, 1e6, generator=torch.Generator().manual_seed(0))
     counts = (1 - even.task_masks["m0"]).sum(dim=1)
     assert (counts - 30).abs().max() <= 1
@@ -107,7 +107,7 @@ def test_shares_follow_the_dirichlet_distribution() -> None:
 
 
 def test_uniform_task_sampling_drops_modalities() -> None:
-    """Of three modalities a subset is drawn uniformly: 3/7 of samples use one alone."""
+    """Subsets of three modalities are drawn uniformly: 3/7 of the samples use a single one."""
     layout = layout_of([(10, 10)] * 3)
     generator = torch.Generator().manual_seed(0)
     masks = sample_masks(

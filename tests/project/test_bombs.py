@@ -1,4 +1,4 @@
-"""Small inputs that ask for much memory or time are refused, and foreign origins."""
+"""Decompression bombs, expensive inputs and foreign origins are rejected."""
 
 from __future__ import annotations
 

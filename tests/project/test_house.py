@@ -1,4 +1,4 @@
-"""The layout rules hold, and the command that checks them sees when they do not."""
+"""The layout rules hold, and the command that checks them detects violations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and is kept without outputs."""
+"""The notebook runs from top to bottom and is committed without outputs."""
 
 from __future__ import annotations
 

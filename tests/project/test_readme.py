@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""Code and commands of the README run."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def violations(tree: ast.AST) -> Iterator[str]:
-    """What could run code that a file brings along."""
+    """Calls that could execute code from a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]

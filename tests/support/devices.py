@@ -1,4 +1,4 @@
-"""What tests of numbers run on: the CPU, and a GPU where there is one."""
+"""Devices of numeric tests: the CPU, and a GPU if available."""
 
 from __future__ import annotations
 

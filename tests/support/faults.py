@@ -1,4 +1,4 @@
-"""Fourteen faults to plant in a data set of rooms: each changes files and names the bad ones."""
+"""Fourteen data faults for rooms; each changes files and returns the bad ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that would run code where they are unpickled: each tries to make a folder."""
+"""Files that execute code when unpickled: each tries to create a folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Stateful:
 
 
 class Options(argparse.Namespace):
-    """What is no more than a subclass of the class that published checkpoints carry."""
+    """A subclass of the class that published checkpoints contain."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         os.mkdir(state["marker"])
@@ -52,7 +52,7 @@ def state() -> dict[str, Any]:
 
 
 def by_class(value: Callable[[Path], object], path: Path, marker: Path, **how: Any) -> None:
-    """A checkpoint of honest weights with an object beside them."""
+    """A checkpoint of valid weights and a malicious object."""
     torch.save({"model": state(), "args": value(marker)}, path, **how)
 
 

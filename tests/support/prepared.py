@@ -1,4 +1,4 @@
-"""What the tests of the preparation commands share."""
+"""Helpers for tests of the preparation commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that several tools share: jobs over processes, staged files, target folders, exit codes."""
+"""Shared code of the tools: worker pools, atomic files, target folders, exit codes."""
 
 from __future__ import annotations
 

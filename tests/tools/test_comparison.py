@@ -1,4 +1,4 @@
-"""Plans of repeated fine-tuning: their runs, their statistics, their report."""
+"""Comparison plans: runs, statistics, report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run planner: what it measures fits the scripts, what it suggests keeps the global batch."""
+"""The run planner matches the scripts and keeps the global batch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_plan_of_pretraining(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     for word in ("loader", "step", "together", "bottleneck", "suggestion", "time", "disk"):
         assert re.search(rf"^{word} ", table, re.MULTILINE), table
     assert not (tmp_path / "run").exists(), "nothing is written"
-    # Against a run: its checkpoints are as many and as large as was said.
+    # A real run writes the predicted number and size of checkpoints.
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     run_pretraining_multimae.main(rooms_run(*out, *flags, "--num_pictures", "0"))
     folder = tmp_path / "run/checkpoints"
@@ -166,7 +166,7 @@ def test_bottlenecks() -> None:
 def test_batch_sizes_stop_at_the_memory_limit(
     run: PlannedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the error of the device, and before it by the line through what was measured."""
+    """By an out-of-memory error, or earlier by linear extrapolation."""
     speed = {1: 10.0, 2: 20.0, 4: 40.0}
     used = iter([100, 200, 400, 800, 1600])
     monkeypatch.setattr(measurements, "memory_used", lambda device: next(used))

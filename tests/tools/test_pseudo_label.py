@@ -1,4 +1,4 @@
-"""Pseudo labels from models with random weights: what pre-training reads, however it is made."""
+"""Pseudo labels from models with random weights: layout, resuming, several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the Rooms data set: geometry, labels, files, determinism and resuming."""
+"""The rooms data set: geometry, labels, files, determinism, resuming."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_depth_is_planar_and_agrees_with_normals() -> None:
     normal = s.normals.astype(np.float64) / 127.5 - 1
     step = np.abs(((points[:, 1:] - points[:, :-1]) * normal[:, 1:]).sum(-1))
     same = s.semseg[:, 1:] == s.semseg[:, :-1]
-    # On most of a room neighbouring points lie in the plane that the normal tells.
+    # Most neighbouring points lie in the plane given by the normal.
     assert np.median(step[same]) < 0.004
 
 
@@ -172,7 +172,7 @@ def test_files_do_not_depend_on_workers_and_resume(tmp_path: Path) -> None:
     before = digests(one)
     assert before == digests(two)
     assert len(before) == 7 * 5 + 4
-    # Nothing is left to do; a missing file is made again, and what a kill left is cleared.
+    # Complete: only missing files are rendered again, and temporary files are removed.
     assert make_rooms(Job(one, 5, 2, SIZE), progress=False) == 0
     victim = sample_paths(one, "multimae", "train", 3)["depth"]
     victim.unlink()

@@ -1,4 +1,4 @@
-"""Runs in processes of their own that are killed, moved to other processes, and poisoned.
+"""Runs in subprocesses that are killed, resumed with another world size, or get NaN losses.
 
 The long forms: ``tools/torture_resume.py`` and ``tools/torture_failures.py``.
 """
@@ -66,7 +66,7 @@ def test_world_size_may_change_between_resumes(scenes: Path, tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_torchrun_restarts_after_a_killed_rank(scenes: Path, tmp_path: Path) -> None:
-    """``torchrun --max_restarts``: a killed rank costs what was done since the last checkpoint."""
+    """``torchrun --max_restarts``: a killed rank loses the steps since the last checkpoint."""
     runs = RunFactory(RESUME, scenes, 16)
     finish(runs.start(Layout(2, 1), tmp_path / "alone"), tmp_path / "alone")
     patient = RunFactory(FAIL, scenes, 16, launcher=("--max_restarts=1",))

@@ -1,4 +1,4 @@
-"""Every bit depth is read as stored, or refused: never scaled or cut without a word."""
+"""Every bit depth is read exactly or is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast ways of reading give what Pillow gives; --fast_decode gives nearly that."""
+"""Fast readers equal Pillow; --fast_decode is close to it."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_boxes_equal_torchvision(scale: tuple[float, float], size: tuple[int, in
 
 
 class TestFastDecode:
-    """Photographs differ by little, everything else by nothing."""
+    """Photographs differ slightly, all other modalities not at all."""
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Formats beside TIFF and PNG: values as stored, or refused; only regular files are opened."""
+"""Formats other than TIFF and PNG: exact values or an error; only regular files are opened."""
 
 from __future__ import annotations
 

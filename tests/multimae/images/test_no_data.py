@@ -1,4 +1,4 @@
-"""Pixels without a value: compared as stored, never blended, never silently part of a loss."""
+"""``no_data`` pixels: compared as stored, never interpolated, ignored in losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed folders: the same samples, whatever interrupts or damages them."""
+"""Packed folders: identical samples, resuming after interruption, detection of damage."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_max_size_downscales_larger_images(tmp_path: Path) -> None:
 
 
 class TestInterruption:
-    """A stopped packing says so, goes on, and gives the same pack."""
+    """Interrupted packing reports it, resumes, and gives the same pack."""
 
     def test_goes_on(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = files(pack(root, tmp_path / "whole"))

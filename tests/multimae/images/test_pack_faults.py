@@ -1,4 +1,4 @@
-"""Packs give what their folder gives, and refuse an index that cannot be right."""
+"""Packs equal their folder; invalid indices are errors."""
 
 from __future__ import annotations
 

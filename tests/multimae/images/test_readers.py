@@ -1,4 +1,4 @@
-"""Files of any modality: which reader opens them, and what does not fit."""
+"""Readers of all modalities, and files that do not match their spec."""
 
 from __future__ import annotations
 

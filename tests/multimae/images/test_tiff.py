@@ -1,4 +1,4 @@
-"""TIFF: every channel layout gives the values written; what cannot is one line."""
+"""TIFF: all channel layouts are read exactly; unsupported files are errors."""
 
 from __future__ import annotations
 

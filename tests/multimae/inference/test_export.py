@@ -1,4 +1,4 @@
-"""torch.export and ONNX: torch's numbers at any batch and size."""
+"""torch.export and ONNX: outputs equal the model's for any batch and image size."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def finetuned() -> MultiMAE:
 
 
 def randomized(model: MultiMAE) -> MultiMAE:
-    """Biases, norms and positions too, so that none of them can be lost."""
+    """Randomises biases, norms and positions too: a lost one changes the output."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""A further modality for a finished checkpoint, and weights to start pre-training from."""
+"""Grafting modalities onto a checkpoint, and initialising pre-training from weights."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_command_trains_and_checks(
         *("--output_dir", str(tmp_path / "out"), "--batch_size", "4", *ON_CPU),
         *("--steps", "0", "--warmup_steps", "2"),
     ]
-    # The script runs in a process of its own, which knows no `nano`: it is replaced here.
+    # Run in this process: a subprocess does not know the size `nano`.
     import tools.graft_modality as grafting
 
     def run(command: list[str], **options: object) -> object:
@@ -107,7 +107,7 @@ def test_command_trains_and_checks(
         patch.undo()
     assert code == again
     outcome = json.loads((tmp_path / "out/check.json").read_text())
-    # With warm-up alone the old modalities are what they were, from the same inputs.
+    # With warm-up alone, losses of the old modalities do not change.
     assert outcome["after"] == pytest.approx(outcome["before"], rel=1e-4)
     assert set(outcome["new"]) == {"normals"}
     spec = MultiMAE.from_pretrained(tmp_path / "out/warmup/model.safetensors").spec

@@ -1,4 +1,4 @@
-"""predict(): what a fine-tuning run leaves behind says about images what its evaluation sees."""
+"""predict() with the weights of a fine-tuning run matches the run's evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that the golden tensors, made in evaluation mode, do not reach."""
+"""Layers in training mode, which the golden tensors do not cover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modalities by YAML alone: the example configs train, statistics, pixels without a value."""
+"""Modalities declared in YAML: example configs, statistics, ``no_data``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands end as a shell expects, whatever they print."""
+"""Exit codes and messages of commands."""
 
 from __future__ import annotations
 

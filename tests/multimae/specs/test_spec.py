@@ -1,4 +1,4 @@
-"""Weight files that describe their model."""
+"""Model specs in weight files."""
 
 from __future__ import annotations
 

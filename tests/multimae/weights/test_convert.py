@@ -116,7 +116,7 @@ def test_mae_decoder_keys_are_unused(tmp_path: Path) -> None:
 
 
 def test_class_token_without_a_position() -> None:
-    """timm's ``no_embed_class``: the table has rows for the patches only."""
+    """timm's ``no_embed_class``: the position table covers patches only."""
     vit = dict(golden("convert")["vit"])
     vit["pos_embed"] = vit["pos_embed"][:, 1:]
     assert torch.equal(vit_to_multimae(vit).state["global_tokens"], vit["cls_token"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from multimae.images.readers import read
 from multimae.inference.encode import Encoding
 from multimae.plotting import attention_grid
 from multimae.specs.build import build_pretrain_model
+from multimae.specs.class_names import COCO_CLASSES
 from multimae.specs.modalities import default_table, make_table, select
 from multimae.specs.registry import DecoderOptions
 from multimae.weights.guess import guess_spec
@@ -142,7 +144,7 @@ def test_missing_locations_are_errors(
 
 
 def test_spec_of_published_layout_is_inferred(tmp_path: Path) -> None:
-    """Names and shapes of the published checkpoint (ViT-B), and a small one that is loaded."""
+    """Names and shapes of the published checkpoint (ViT-B), and loading a small one."""
     contract = Path(__file__).parents[2] / "data/contract" / "multimae_b_state_dict.json"
     shapes = json.loads(contract.read_text())
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -150,7 +152,8 @@ def test_spec_of_published_layout_is_inferred(tmp_path: Path) -> None:
     table = default_table()
     assert spec.name == "pretrain_multimae_base" and (spec.patch_size, spec.image_size) == (16, 224)
     assert [m.name for m in spec.inputs] == ["rgb", "depth", "semseg"]
-    assert spec.inputs[0] == table["rgb"] and spec.inputs[2] == table["semseg"]
+    semseg = dataclasses.replace(table["semseg"], class_names=COCO_CLASSES)
+    assert spec.inputs[0] == table["rgb"] and spec.inputs[2] == semseg
     assert spec.inputs[1].normalization == "robust" and spec.inputs[1].robust_unit == 2**16
     with torch.device("meta"):
         built = MultiMAE.from_spec(spec).state_dict()
@@ -367,7 +370,7 @@ def test_reconstruct_rejects_invalid_visible(
 def test_values_and_pictures(model: MultiMAE, sample: dict[str, Path]) -> None:
     result = model.reconstruct(dict(sample), 16)
     assert result.values("rgb").shape == (32, 32, 3) and result.values("semseg").shape == (8, 8)
-    # Depth comes in the truth's unit: a prediction that equals the truth gives the stored values.
+    # Depth uses the ground truth's statistics: a perfect prediction gives the stored values.
     perfect = type(result)(
         SPEC, {**result.predictions, "depth": result.truth["depth"]}, result.truth,
         result.visible, result.raw,

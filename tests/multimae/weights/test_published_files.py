@@ -1,4 +1,4 @@
-"""Files in the layouts of the published code, made from this project's modules, load by content."""
+"""Files in the published layouts are recognised by their content."""
 
 from __future__ import annotations
 

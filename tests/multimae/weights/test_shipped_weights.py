@@ -1,4 +1,4 @@
-"""The weights in ``weights/``: small, loaded by one line, better than guessing on new rooms."""
+"""The weights in ``weights/``: small, loadable, better than trivial baselines on new rooms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_shipped_weights_reconstruct_unseen_rooms(path: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", [p for p in FILES if read_spec(p).heads], ids=lambda p: p.stem)
 def test_shipped_weights_segment_unseen_rooms(path: Path) -> None:
-    """On the example rooms, whose furniture is held out: more than the most frequent class."""
+    """On rooms with held-out furniture: better than predicting the most frequent class."""
     model = MultiMAE.from_pretrained(path)
     right, trivial = [], []
     for photo in sorted((FOLDER.parent / "examples/rooms/rgb").glob("*/*")):

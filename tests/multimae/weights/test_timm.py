@@ -1,4 +1,4 @@
-"""The RGB path in timm: the same features, by any of timm's ways to use a model."""
+"""The RGB encoder in timm: equal features, with every way to create and load a model."""
 
 from __future__ import annotations
 

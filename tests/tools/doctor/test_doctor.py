@@ -1,4 +1,4 @@
-"""The data doctor finds planted faults, names their files, and is silent about clean rooms."""
+"""The data doctor detects planted faults, names their files, and reports nothing on clean rooms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor reads what training reads: any format, packs and file names."""
+"""The doctor reads the same formats, packs and file names as training."""
 
 from __future__ import annotations
 

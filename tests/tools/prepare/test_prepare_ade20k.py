@@ -1,4 +1,4 @@
-"""ADE20K from its layout to folders."""
+"""Preparation of ADE20K."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hypersim from its HDF5 files to folders."""
+"""Preparation of Hypersim from its HDF5 files."""
 
 from __future__ import annotations
 

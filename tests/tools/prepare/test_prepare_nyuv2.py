@@ -1,4 +1,4 @@
-"""NYUv2 from files of MATLAB's formats to folders."""
+"""Preparation of NYUv2 from its MATLAB files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taskonomy from its download's forms to folders."""
+"""Preparation of Taskonomy from all layouts of its download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of the README are made by their command."""
+"""The README's figures are rendered by their command."""
 
 from __future__ import annotations
 

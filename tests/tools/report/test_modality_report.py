@@ -1,4 +1,4 @@
-"""Scores of a checkpoint on every subset of its inputs."""
+"""Evaluation of a checkpoint on every subset of its inputs."""
 
 from __future__ import annotations
 

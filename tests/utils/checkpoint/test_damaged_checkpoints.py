@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged after it was written is found out, and the one before is taken."""
+"""A damaged checkpoint is detected, and the previous one is loaded."""
 
 from __future__ import annotations
 

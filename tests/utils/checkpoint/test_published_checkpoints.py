@@ -1,4 +1,4 @@
-"""Checkpoints of the published code are named for what they are when a run should resume."""
+"""Resuming a checkpoint of the published code is an error that says what the file is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may change between the runs of a folder, and what an earlier run keeps."""
+"""Changes that a resumed run accepts, applies or refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils.training.state import TrainState
 from utils.training.stepper import Stepper
 
 FREE = {
-    # Guarded by what the checkpoint holds beside the options: sample names and the global batch.
+    # Checked by sample names and global batch size instead.
     *("data_path", "test_data_path", "taskonomy_splits", "batch_size", "update_freq"),
     *("num_workers", "pin_mem", "eval_batch_size", "max_test_images", "device", "num_threads"),
     *("grad_checkpointing", "compile", "parallel", "find_unused_params", "model_ema_force_cpu"),

@@ -1,4 +1,4 @@
-"""Saving: when, how many, what a failed save leaves behind, and logs that fit the weights."""
+"""Saving: frequency, retention, failed saves, and logs that match the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils.training.stepper import Stepper, Update
 
 
 class Struck(Exception):
-    """Ends a run where a kill would."""
+    """Stops a run like a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def rows(folder: Path) -> list[tuple[str, int]]:
 
 
 def strike_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """End the run in step ``number`` (from 1) without tidying up."""
+    """End the run in step ``number`` (from 1) without cleaning up."""
     step = Stepper.step
 
     def struck(self: Stepper, state: TrainState, batches: Sequence[Batch]) -> Update:
@@ -112,7 +112,7 @@ def test_by_minutes(scenes: Path, tmp_path: Path) -> None:
 def test_async_save_writes_the_state_at_the_call(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file has the state of its step, though it is written while later steps are made."""
+    """The file has the state of its step, although it is written during later steps."""
     more = ("--epochs", "3", "--save_ckpt_steps", "2", "--max_steps", "3")
     released = threading.Event()
 
@@ -256,7 +256,7 @@ def restore_algorithms() -> Any:
 def test_killed_worker_is_not_reported_as_a_full_disk(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The socket that hands batches over may break before the worker is missed."""
+    """The socket may break before the loader notices the dead worker."""
 
     def gone(*_: Any) -> Update:
         raise error

@@ -1,4 +1,4 @@
-"""Weights from a URL: over https alone, and with the hash that their name says."""
+"""Downloads need https and must match the hash in the file name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HASH = sha256(CONTENT).hexdigest()
 
 
 class Web:
-    """Answers in the place of servers; ``asked`` has the addresses."""
+    """Fake server; ``asked`` has the requested URLs."""
 
     def __init__(self, answers: dict[str, Answer]) -> None:
         self.answers = answers

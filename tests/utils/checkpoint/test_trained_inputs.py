@@ -1,4 +1,4 @@
-"""Inputs are prepared as the weights were trained, whatever options are forgotten."""
+"""Inputs are preprocessed as in the training of the weights, also without the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From defaults, YAML files and arguments to a config, and what is said about mistakes."""
+"""Configurations from defaults, YAML files and arguments, and their error messages."""
 
 from __future__ import annotations
 

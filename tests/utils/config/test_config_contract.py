@@ -1,4 +1,4 @@
-"""Every published flag, default and YAML file is still there."""
+"""Published flags, defaults and YAML files are supported."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _kind(known: Option) -> str:
 
 
 def _other_choice(known: Option) -> list[str] | None:
-    """Another of the allowed words, if there are several."""
+    """Another allowed value, if there are several."""
     if get_origin(known.base_hint) is not Literal:
         return None
     words = get_args(known.base_hint)
@@ -114,7 +114,7 @@ def test_published_flags(script: str) -> None:
 
 
 def check_flag(script: str, flag: dict[str, Any]) -> None:
-    """A published flag is there, with its type, and takes a value other than the default."""
+    """A published flag exists with its type and accepts a non-default value."""
     config, _ = SCRIPTS[script]
     name, kind = flag["dest"], flag["kind"]
     known = options_of(config())[name]

@@ -1,4 +1,4 @@
-"""The checks of the pre-training options and the modality table that they make."""
+"""Checks of the pre-training options, and the resulting modality table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad samples that a run leaves out: said and counted once, also over resumes; too many end it."""
+"""Skipped bad samples are reported and counted once, also after resuming; too many are an error."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_too_many(limit: int) -> None:
 
 
 class TestResumed:
-    """What a run has left out, the run that goes on from its checkpoint knows."""
+    """A resumed run knows the bad samples of its checkpoint."""
 
     def run(self, root: Path, *more: str) -> None:
         skip = ("--on_bad_sample", "skip", "--epochs", "3", "--save_ckpt_freq", "1")
         pretrain(tiny_run(root / "data", root / "out", *skip, *more))
 
     def spoil(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two files go bad between the check before training and the training."""
+        """Two files are damaged between the check and training."""
         checked = loaders.check_samples
 
         def check(data: MultiModalDataset, *args: Any) -> list[BadSample]:
@@ -149,7 +149,7 @@ if __name__ == "__main__":
 
 
 def test_run_with_workers_exits_after_its_error(tmp_path: Path) -> None:
-    """Workers do not hear the signal by which Python ends them: it would wait for ever."""
+    """Workers ignore the signal that ends them; without care, Python would wait forever."""
     path = write_folder(tmp_path) / "rgb/bath/004.jpg"
     path.write_bytes(b"")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]

@@ -117,7 +117,7 @@ def test_stream_continues_across_epochs(root, num_workers):
 
 
 def test_workers_continue_with_the_next_epoch(root):
-    """They read it while the epoch before is scored, not when it is asked for."""
+    """Prefetching starts during the evaluation of the previous epoch."""
     seen = multiprocessing.get_context("fork").Queue()
 
     class Watched(MultiModalDataset):
@@ -210,7 +210,7 @@ def test_bad_file_in_a_worker_is_one_clean_message(root, num_workers, capsys):
         collect(root, num_workers)
     err = capsys.readouterr().err
     assert exited.value.code == 2
-    # The traceback holds the workers; left to the garbage collector, ending them takes 10 s.
+    # The traceback keeps the workers alive for 10 s.
     traceback.clear_frames(exited.value.__context__.__traceback__)
     assert err.startswith(f"error: {path}: class id 77") and "Traceback" not in err
 

@@ -1,4 +1,4 @@
-"""What the checked label maps hold, and what contradicts the declared classes."""
+"""Label statistics, and label maps that contradict the declared classes."""
 
 from __future__ import annotations
 

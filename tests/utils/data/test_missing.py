@@ -1,4 +1,4 @@
-"""Samples that lack modalities: masks, losses, evaluation, and a run on data with holes."""
+"""Samples with missing modalities: masks, losses, evaluation, and a complete run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYOUT = TokenLayout.from_grids((32, 32), dict.fromkeys(NAMES, (4, 4)), 1)
 
 @pytest.fixture(scope="module")
 def holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen scenes; the first seven have all subsets of the modalities, the rest everything."""
+    """Fourteen scenes; the first seven have the different subsets of modalities, the others all."""
     root = write_scenes(tmp_path_factory.mktemp("holes"), 14)
     for i, subset in enumerate(SUBSETS):
         for name in set(NAMES) - set(subset):
@@ -74,7 +74,7 @@ def test_complete_samples_keep_their_masks_and_others_their_budget() -> None:
     assert 5 < complete.sum() < 40
     for name in NAMES:
         assert torch.equal(drawn.task_masks[name][complete], plain.task_masks[name][complete])
-        assert drawn.task_masks[name][~present[name]].all(), "what is not there is not visible"
+        assert drawn.task_masks[name][~present[name]].all(), "missing modalities are masked"
     assert torch.equal(drawn.ids_keep[complete], plain.ids_keep[complete])
     visible = sum((drawn.task_masks[name] == 0).sum(dim=1) for name in NAMES)
     assert (visible == 12).all()
@@ -109,7 +109,7 @@ def test_missing_modalities_have_no_loss_and_gradient(holes: Path) -> None:
     out.loss.backward()
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     assert out.loss.isfinite() and all(g.isfinite().all() for g in gradients)
-    # Whatever stands in the place of what is missing changes nothing.
+    # Values of missing modalities have no effect.
     for name, there in batch.present.items():
         stored = batch.images[name].numpy()
         stored[~there.numpy()] = stored[there.numpy()][:1]

@@ -1,4 +1,4 @@
-"""Shared-memory blocks are reused, and never while a tensor still refers to them."""
+"""Shared-memory blocks are reused, but not while a tensor refers to them."""
 
 from __future__ import annotations
 

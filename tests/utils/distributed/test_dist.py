@@ -1,4 +1,4 @@
-"""How processes find each other."""
+"""Rendezvous of ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.distributed.world import fresh_store, slurm_environment
 
 
 def start(store: dist.Store, delays: list[float]) -> list[dist.Store]:
-    """The stores of processes that come after ``delays`` seconds, by rank."""
+    """Stores of ranks that start after ``delays`` seconds."""
     stores: dict[int, dist.Store] = {}
 
     def come(rank: int, delay: float) -> None:
@@ -34,7 +34,7 @@ def test_restarted_ranks_ignore_stale_keys(delays: list[float]) -> None:
     shared = dist.HashStore()
     seen = set()
     for number in range(4):
-        # One that says hello and is gone before it knows.
+        # A rank of an earlier start that registered and died.
         shared.set("hello/1", "gone")
         stores = start(shared, delays if number % 2 else delays[::-1])
         for rank, store in enumerate(stores):

@@ -1,4 +1,4 @@
-"""Two processes with a share of the model each: like copies, like one; one file for all of them."""
+"""FSDP on two processes matches DDP and a single process, with the same checkpoint format."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ exchanges = [0]
 
 
 class CountedDDP(DistributedDataParallel):
-    """Counts the sums of gradients over the processes."""
+    """Counts gradient reductions."""
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
@@ -53,7 +53,7 @@ def _count(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 
 
 def work(rank: int, ports: Sequence[int], runs: Sequence[tuple[str, list[str]]]) -> None:
-    """What one of two processes does: every run after the other, as torchrun would start it."""
+    """Runs of one of two ranks, in sequence, as under torchrun."""
     os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     stepper.DistributedDataParallel = CountedDDP  # type: ignore[misc]
     scatter = dist.reduce_scatter_tensor
@@ -73,7 +73,7 @@ def work(rank: int, ports: Sequence[int], runs: Sequence[tuple[str, list[str]]])
 
 
 def in_two_processes(*runs: tuple[str, list[str]]) -> None:
-    # A port for each: one process may be done with a run while the other still listens there.
+    # A port per run: a rank may finish a run while the other still listens.
     listening = [socket.create_server(("127.0.0.1", 0)) for _ in runs]
     ports = [each.getsockname()[1] for each in listening]
     for each in listening:
@@ -151,7 +151,7 @@ def test_fsdp_matches_ddp(out: Path) -> None:
     assert [(k, v.shape, v.dtype) for k, v in copies.items()] == [
         (k, v.shape, v.dtype) for k, v in shares.items()
     ]
-    # Pictures and scores are made by the usual evaluators, on a whole model.
+    # Evaluators run on the gathered model.
     a, b = rows(out / "ddp", "eval")[-1], rows(out / "fsdp", "eval")[-1]
     assert_numbers(a, b, rel=1e-4)
     assert list((out / "fsdp/pictures").iterdir())
@@ -187,7 +187,7 @@ def test_gradients_are_synced_once_per_step_and_clipped_alike(out: Path) -> None
              and (p / "exchanges").exists()}  # fmt: skip
     # Two blocks, four decoders and the rest, in three updates; DDP has one bucket or two.
     assert times["halves fsdp"] == 7 * 3
-    # The first update of a static graph exchanges after both of its batches.
+    # With a static graph, the first step synchronises after both micro-batches.
     assert 4 <= times["halves ddp"] <= 2 * 4
 
 

@@ -1,4 +1,4 @@
-"""Signals: a checkpoint, exit code 143, and a run that goes on as if nothing had happened."""
+"""Signals: save a checkpoint, exit with code 143, resume with identical results."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_signal_saves_and_the_run_resumes(
 def test_a_signal_during_the_evaluation(
     scenes: Path, alone: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation is broken off and done again; the weights of before it are saved."""
+    """The evaluation is interrupted and repeated; the weights before it are saved."""
 
     def struck(*_: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""One run per output folder: live owners are respected, dead ones replaced."""
+"""Lock of the output folder: respected for live owners, replaced for dead ones."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_damaged_lock_is_stale(path: Path, content: bytes) -> None:
 
 
 def test_one_of_two_runs_acquires_a_stale_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have read the old owner before either writes, unless reading and writing are one."""
+    """Both read the old owner before either writes."""
     owner_of(path, pid=2**22 + 1)
     is_alive = utils.logs.lock._is_alive
 

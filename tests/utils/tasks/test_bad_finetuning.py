@@ -1,4 +1,4 @@
-"""What a user can get wrong in fine-tuning: one screen, exit code 2, before the first step."""
+"""User errors in fine-tuning: one message, exit code 2, before the first step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OWN = {
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Scenes, their twins for evaluation, and Taskonomy views."""
+    """Scenes for training and evaluation, and Taskonomy views."""
     write_scenes(tmp_path / "val", 4, first_seed=100)
     write_taskonomy(tmp_path / "views", buildings=5, views=2)
     return write_scenes(tmp_path / "train", 8)

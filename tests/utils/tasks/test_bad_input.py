@@ -1,4 +1,4 @@
-"""Everything a user can get wrong: one screen that says what, where and what to do; exit code 2.
+"""User errors: one message with cause, location and remedy; exit code 2.
 
 All of it is found before the first training step.
 """

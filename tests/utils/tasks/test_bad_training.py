@@ -1,4 +1,4 @@
-"""Training and scoring with bad samples: what is left out, and what is not."""
+"""Training and evaluation with bad samples."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_masks_do_not_depend_on_skipped_samples(first: int, kept: tuple[int, ...
 def test_training_step_selects_the_masks_of_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Encoder and losses see, for the samples kept, what they see in the whole batch."""
+    """Masks and losses of the good samples equal those of the complete batch."""
     task = pretrain_task(write_scenes(tmp_path, 8))
     cfg = parse_config(PretrainConfig, tiny_run(tmp_path, "", "--on_bad_sample", "skip"))
     data = build_train_set(cfg, task.modalities)
@@ -121,7 +121,7 @@ ROWS = [make_table({"semseg": {"num_classes": 9}})[name] for name in ("rgb", "de
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_an_odd_batch(kind: str, mode: str, size: int) -> None:
-    """The middle sample stays as it was; every other pair shares out its two samples."""
+    """The middle sample is unchanged; all other pairs are mixed."""
     from timm.data.mixup import Mixup
 
     on = {"mixup_alpha": 0.8} if kind == "mixup" else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
@@ -154,7 +154,7 @@ JOBS: dict[str, tuple[type[FinetuneConfig], type[Finetuning], str]] = {
 
 
 def spoiled_job(name: str, root: Path, *more: str) -> tuple[Any, Path]:
-    """A fine-tuning whose first training sample is bad in its own way, and that sample's file."""
+    """Fine-tuning with a bad first training sample, and its file."""
     kind, job, file = JOBS[name]
     where = ["--data_path", str(root / "train"), "--eval_data_path", str(root / "val")]
     if name == "taskonomy":

@@ -1,4 +1,4 @@
-"""Classification from class folders to accuracies."""
+"""Classification fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Monocular depth from folder to scores."""
+"""Depth fine-tuning."""
 
 from __future__ import annotations
 

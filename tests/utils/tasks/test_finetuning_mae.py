@@ -1,4 +1,4 @@
-"""A checkpoint as MAE publishes it, in the recipe that is meant for it."""
+"""Fine-tuning of a published MAE checkpoint with its recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = REPO / "cfgs/finetune/cls/ft_in1k_100e_mae-b.yaml"
 
 
 def mae_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Write random weights of ViT-B as MAE lays them out: a final norm, and a decoder beside it."""
+    """Write random ViT-B weights in MAE's layout, with final norm and decoder."""
     state = dict(random_timm("vit_base_patch16_224").state_dict())
     state |= {f"norm.{kind}": torch.ones(768) for kind in ("weight", "bias")}
     state |= {"mask_token": torch.ones(1, 1, 512), "decoder_pos_embed": torch.ones(1, 197, 512)}

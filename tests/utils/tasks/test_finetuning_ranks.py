@@ -1,4 +1,4 @@
-"""Scores do not depend on the number of processes."""
+"""Metrics do not depend on the world size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the four fine-tuning scripts share: pictures, folders, downloads, the average."""
+"""Shared parts of the fine-tuning scripts: pictures, folders, downloads, EMA."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_every_script_has_three_commands_and_every_recipe_a_line() -> None:
 
 
 def test_json_rows_have_no_nan(data: Path, tmp_path: Path) -> None:
-    """A class that nothing has is null in the log, not a word that JSON lacks."""
+    """NaN metrics of absent classes are null in the log."""
     run_finetuning_semseg.main(arguments(data, tmp_path, "--epochs", "1"))
     for line in (tmp_path / "log.jsonl").read_text().splitlines():
         row = json.loads(line, parse_constant=lambda word: pytest.fail(word))

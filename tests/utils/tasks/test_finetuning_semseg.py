@@ -1,4 +1,4 @@
-"""Semantic segmentation from folder to scores."""
+"""Semantic segmentation fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taskonomy from files of its layout to scores."""
+"""Taskonomy fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on two processes gives the losses of one process at the same global batch."""
+"""Training on two processes matches one process at the same global batch size."""
 
 from __future__ import annotations
 

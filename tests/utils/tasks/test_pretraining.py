@@ -1,4 +1,4 @@
-"""Pre-training as a user runs it: logs, pictures, checkpoints, resuming, processes."""
+"""Pre-training runs: logs, pictures, checkpoints, resuming, several processes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_run_learns_and_writes_documented_outputs(scenes: Path, tmp_path: Path) 
     assert_same(saved["model"], weights(tmp_path))
     with Image.open(tmp_path / "pictures/reconstructions-000100.png") as picture:
         assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(2**20) or []) > 100
-    # The resolved configuration starts the same run again: nothing is left to do.
+    # The resolved configuration restarts the same run, which is finished.
     main(["--config", str(tmp_path / "config.yaml")])
     assert len(rows(tmp_path)) == 50
 

@@ -1,4 +1,4 @@
-"""Loss and gradient of an update do not depend on how its batch is split.
+"""Loss and gradient of a step do not depend on how the global batch is split.
 
 Four samples as 4x1, 2x2 and 1x4 batches on one process, as 2x1 and 1x2 on each of two (DDP and
 FSDP): with void and invalid pixels, missing modalities, pixels without data, soft targets, label

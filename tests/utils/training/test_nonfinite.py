@@ -35,7 +35,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[str]]:
-    """Names of the samples that the task got, by step (from 1)."""
+    """Names of the task's samples by step (from 1)."""
     names: dict[int, list[str]] = {}
     forward = PretrainTask.forward
 
@@ -128,7 +128,7 @@ def test_skip_and_rollback_give_the_same_weights(
     seen: dict[int, list[str]],
     poisoned: int,
 ) -> None:
-    """Both lose one update; the weights after it are what they would be without that batch."""
+    """Both skip one step; the weights equal those of a run without that batch."""
     poison(lambda step: step == poisoned)
     ends = []
     for how in ("skip", "rollback"):

@@ -1,4 +1,4 @@
-"""Numbers derived from the configuration, and the table a run ends with."""
+"""Run plans derived from the configuration, and the final table of a run."""
 
 from __future__ import annotations
 

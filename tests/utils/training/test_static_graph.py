@@ -1,4 +1,4 @@
-"""Whatever is masked, every parameter that is trained takes part in every step.
+"""All trained parameters are part of the graph in every step, for all masks.
 
 So DDP need not search for unused parameters in every step (``static_graph``, utils/stepper.py).
 """
@@ -45,11 +45,11 @@ def without_gradient(task: PretrainTask, batch: Batch, step: int) -> set[str]:
 @pytest.mark.parametrize("queries", ["--decoder_use_task_queries", "--no_decoder_use_task_queries"])
 def test_modalities_without_visible_tokens_get_gradients(scenes: Path, queries: str) -> None:
     task, batch = setup(scenes, queries)
-    # One modality gets all tokens, the others none; which, changes from sample to sample.
+    # One modality per sample gets all tokens; it changes between samples.
     for step, alphas in enumerate([1.0, 1e-4, 1e-4, 1e-4]):
         task.masks = replace(task.masks, alphas=alphas, sample_tasks_uniformly=step == 3)
         assert without_gradient(task, batch, step) == set()
-    # One sample with one modality: no token of the two others in the whole step.
+    # A single sample with one modality: no token of the two others in this step.
     alone = collate_one(scenes, task)
     assert {len(without_gradient(task, alone, step)) for step in range(12)} == {0}
 
@@ -69,7 +69,7 @@ def test_losses_without_masked_tokens_have_a_graph(scenes: Path) -> None:
 
 
 def test_decoders_that_see_nothing_are_the_exception_and_always_the_same(scenes: Path) -> None:
-    """Without cross-attention and task queries a decoder has no use for the encoder at all."""
+    """Without cross-attention and task queries, a decoder does not use the encoder."""
     task, batch = setup(scenes, "--no_decoder_use_xattn", "--no_decoder_use_task_queries")
     found = [without_gradient(task, batch, step) for step in range(3)]
     assert any("proj_context" in name for name in found[0])

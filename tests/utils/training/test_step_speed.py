@@ -1,4 +1,4 @@
-"""The fast training step: the plain one's numbers, without waiting, recompiling or hoarding."""
+"""The fast step equals the plain one, without synchronisation, recompilation or extra memory."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def run_of_fifty(device: torch.device) -> tuple[PretrainTask, Callable[[int], Ba
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Of two gradients, as a share of the length of the second."""
+    """Norm of the difference of two gradients, relative to the second."""
     assert a.keys() == b.keys()
     gap, length = (
         torch.cat([t.flatten() for t in parts]).norm().item()
@@ -212,7 +212,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_one_graph_for_all_masks() -> None:
-    """200 draws; in between, a batch with a sample less (left out because its file is bad)."""
+    """200 draws, with one smaller batch in between (a skipped bad sample)."""
     task = make_task(config(*TWO))
     expected = [task(batch(task, i), StepPosition(i, 0, 4)).loss.item() for i in range(3)]
     task.compile_step(backend="eager", fullgraph=True)

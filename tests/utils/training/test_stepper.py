@@ -1,4 +1,4 @@
-"""Precision by flag, and one update: unscaling, clipping, seeds, skipped steps."""
+"""Precision options, and a step: unscaling, clipping, seeds, skipped steps."""
 
 from __future__ import annotations
 
