@@ -21,6 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import run_command
 from tools.formats.reading import COLUMNS, WAYS, Row, build_table
 from tools.formats.samples import samples
 
@@ -73,4 +74,4 @@ def markdown(table: dict[str, Row]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

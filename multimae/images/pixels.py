@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from multimae.specs.modalities import Modality
+
+MAX_NORMALIZED = 20.0
+"""Largest plausible absolute value of a model input."""
 
 Array = npt.NDArray[Any]
 Pixels = Image.Image | Array
@@ -374,3 +377,20 @@ def _wrong_mode(mode: str, source: object, modality: Modality) -> str:
         f"{modality.num_channels} and max_value: {modality.max_value:g}, which an image of mode "
         f"{mode} does not have. {remedy}"
     )
+
+
+def range_problems(m: Modality, low: float, high: float) -> Iterator[str]:
+    """Report an implausible range of stored values above 0, from ``low`` to ``high``."""
+    where = f"values are {low:.6g} to {high:.6g}"
+    remedy = "Set max_value to the largest value, or normalization: computed (pre-training)."
+    if m.storage == "integer" and m.max_value > 255 >= high:
+        yield (
+            f"{where}, and max_value is {m.max_value:g}: they are not depth in millimetres, and "
+            "nearly constant to a model. Set max_value: 255 if files have 8 bits (true depth: set "
+            "--depth_scale), or store 16 bits in a smaller unit."
+        )
+    elif m.normalization == "mean_std" and m.storage == "float":
+        mean, std = m.mean[0], m.std[0]
+        far = max(abs((v / m.max_value - mean) / std) for v in (low, high))
+        if far > MAX_NORMALIZED:
+            yield f"{where}, up to {far:.4g} after normalization. {remedy}"

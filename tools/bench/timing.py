@@ -54,7 +54,7 @@ def interleaved(
     device: torch.device,
     between: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
-    """Time the contenders' steps in turns, so that disturbances affect all of them.
+    """Time the contenders' steps alternately: other load affects all of them alike.
 
     On a GPU, ``GPU_BURST`` steps are queued before each synchronization, as in training.
     ``between`` is called before every timed round.

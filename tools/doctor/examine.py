@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from multimae.images.folders import CLASSES_FILE, read_class_names, with_no_data_tags
-from multimae.images.pixels import ImageError, check_readable
+from multimae.images.pixels import ImageError, check_readable, range_problems
 from multimae.specs.errors import RunError, UserError
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import PairSummary, summarise_pairs
@@ -28,7 +28,6 @@ from tools.doctor.files.file_listing import Listing, find_modalities, list_files
 from tools.doctor.files.modality_statistics import Totals, compute_statistics
 from tools.doctor.files.outliers import find_outliers
 from tools.doctor.findings import Finding, sort_findings
-from utils.data.statistics import range_problems
 
 CHUNK = 32
 DEFAULT_LIMIT = 500

@@ -125,7 +125,7 @@ def write_packs(
 
 
 def copy_loose_files(source: Path, out: Path, links: bool = True) -> None:
-    """Copy the files beside the modality folders: class names, splits.
+    """Copy the files next to the modality folders: class names, splits.
 
     ``links``: also those that symbolic links lead to.
     """

@@ -1,31 +1,31 @@
 """Checkpoint files: ``output_dir/checkpoints/``. Resuming is in :mod:`utils.checkpoint.resume`.
 
-``checkpoint-{epoch}.pth`` after an epoch, ``checkpoint-step{step}.pth`` in between (by step, by
-minutes or on a signal). Each is a dict for ``torch.load(..., weights_only=True)``::
+``checkpoint-{epoch}.pth`` is saved after an epoch, ``checkpoint-step{step}.pth`` within one (by
+step, by minutes or on a signal). Each is a dict for ``torch.load(..., weights_only=True)``::
 
-    model      state dict, the published names
-    task       balancer and other state beside the model
+    model      state dict with the published names
+    task       state of balancer and losses
     optimizer, scaler
-    epoch      epochs completed
-    step       updates done; with the epoch, the position of the sampler
+    epoch      completed epochs
+    step       completed steps; with the epoch, the position of the sampler
     skipped    steps whose batches are skipped, see --on_nonfinite rollback
     left_out   names of bad samples, see --on_bad_sample
     best       best value of the goal metric
-    model_ema  running average of the weights, if enabled
-    rng        generators of python, numpy and torch
+    model_ema  EMA of the weights, if enabled
+    rng        generators of Python, NumPy and torch
     window     logged values since the last log line
     scored     step of the last evaluation
     global_batch, config
     spec       of the model, as JSON
     identity   sample names (fingerprint), modalities, trained parameters; see resume.py
 
-``checkpoint-best.pth`` has the weights (the running average, if enabled), ``epoch``,
+``checkpoint-best.pth`` has the weights (the EMA, if enabled), ``epoch``,
 ``step``, ``best`` and ``config`` of the best evaluation: for evaluation and fine-tuning, not for
 resuming.
 
-Each checkpoint has a record with its step and checksum beside it, ``checkpoint-{epoch}.pth.json``.
-Both files are written atomically. Folders of older versions have one ``manifest.json`` instead; it
-is read, and replaced by records at the next save.
+Step and checksum of a checkpoint are in ``checkpoint-{epoch}.pth.json``. Both files are written
+atomically. Folders of older versions have one ``manifest.json`` instead, which is read, and
+replaced at the next save.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def _plain(value: Any) -> Any:
 
 
 def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """What differs beside the options."""
+    """Yield differences other than changed options."""
     saved = checkpoint.get("identity")
     saved = saved if isinstance(saved, Mapping) else {}
     batch = saved.get("global_batch", checkpoint.get("global_batch"))

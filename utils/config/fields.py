@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from multimae.specs.coercion import coerce
 
 OnResume = Literal["free", "applied", "refused"]
-"""What a resumed run does with another value than the checkpoint's: use it without a word (nothing
-of the result depends on it), use it and say so, or refuse to resume."""
+"""How a resumed run handles a changed value: use it silently (results do not depend on it), use it
+and log the change, or refuse to resume."""
 
 RESERVED = {"--help": "the parser", "--config": "the parser", "--print_config": "the parser"}
 

@@ -155,12 +155,12 @@ class DataOptions:
             fields["rgb"] |= {"mean", "std"}
         if "standardize_depth" in self.set_by_user:
             fields["depth"].add("normalization")
-        for name, row in self.modalities.items():
-            fields.setdefault(str(name), set()).update(map(str, row))
+        for name, declared in self.modalities.items():
+            fields.setdefault(str(name), set()).update(map(str, declared))
         return fields
 
     def _robust_fields(self, modality: Modality) -> dict[str, Any]:
-        """Fields of ``normalization: robust`` that the config may leave out (SPEC section 5)."""
+        """Defaults of ``normalization: robust`` for depth (SPEC section 5)."""
         stored_16_bit = modality.storage == "integer" and modality.max_value > 255
         robust = modality.normalization == "robust" and stored_16_bit
         return {"robust_unit": UNIT_16_BIT} if robust else {}

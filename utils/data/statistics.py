@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from multimae.images.folders import MultiModalFolder, with_no_data_tags
 from multimae.images.pack.layout import AnyPath
-from multimae.images.pixels import ImageError
+from multimae.images.pixels import ImageError, range_problems
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.weights.files import CheckpointError
@@ -26,7 +26,6 @@ MAX_DEVIATION = 3.0
 MAX_NAMES = 20
 NEAREST_M, FARTHEST_M = 0.256, 1000.0
 """Depth of a data set that is nearer or farther in all pixels has another unit."""
-MAX_NORMALIZED = 20.0
 VOID_NAMES = frozenset({
     "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
     "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
@@ -178,23 +177,6 @@ def range_warnings(
             if m.storage == "integer" and "max_value" not in explicit.get(m.name, ()):
                 raise UserError(f"{text} To keep max_value, declare it under `modalities:`.")
             yield f"warning: {text}"
-
-
-def range_problems(m: Modality, low: float, high: float) -> Iterator[str]:
-    """Say what is wrong with stored values, those above 0 being from ``low`` to ``high``."""
-    where = f"values are {low:.6g} to {high:.6g}"
-    remedy = "Set max_value to the largest value, or normalization: computed (pre-training)."
-    if m.storage == "integer" and m.max_value > 255 >= high:
-        yield (
-            f"{where}, and max_value is {m.max_value:g}: they are not depth in millimetres, and "
-            "nearly constant to a model. Set max_value: 255 if files have 8 bits (true depth: set "
-            "--depth_scale), or store 16 bits in a smaller unit."
-        )
-    elif m.normalization == "mean_std" and m.storage == "float":
-        mean, std = m.mean[0], m.std[0]
-        far = max(abs((v / m.max_value - mean) / std) for v in (low, high))
-        if far > MAX_NORMALIZED:
-            yield f"{where}, up to {far:.4g} after normalization. {remedy}"
 
 
 def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:

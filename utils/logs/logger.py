@@ -206,7 +206,7 @@ def _is_kept(line: bytes, step: int, *, scored: bool) -> bool:
 
 
 def _open_log(path: Path) -> TextIO:
-    """Open for appending, on a line of its own if the last one has no end."""
+    """Open for appending; add a newline first if the last line is incomplete."""
     log = path.open("a", encoding="utf-8")
     with path.open("rb") as file:
         if log.tell() and file.seek(-1, 2) >= 0 and file.read() != b"\n":

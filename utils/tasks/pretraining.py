@@ -181,10 +181,7 @@ class PretrainTask(Task):
         self._compute = self.compute_losses
 
     def compile_step(self, **options: Any) -> None:
-        """Compile model and losses with options of ``torch.compile``.
-
-        Masks are drawn outside the graph, which therefore has static shapes.
-        """
+        """Compile model and losses; masks are drawn outside the graph, for static shapes."""
         self._compute = torch.compile(self.compute_losses, **options)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:

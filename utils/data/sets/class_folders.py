@@ -62,10 +62,10 @@ class ClassIndex:
 def data_root(path: str, inputs: Sequence[Modality]) -> AnyPath:
     """The folder of the modality folders: ``path``, or its parent if ``path`` is one of them."""
     root = to_path(path)
-    inside, beside = (
+    has_modalities, is_modality = (
         all((folder / m.data_folder).is_dir() for m in inputs) for folder in (root, root.parent)
     )
-    return root.parent if beside and not inside else root
+    return root.parent if is_modality and not has_modalities else root
 
 
 def find_classes(folder: MultiModalFolder, num_classes: int | None = None) -> ClassIndex:
@@ -108,8 +108,8 @@ def _class_names(folder: MultiModalFolder) -> list[str]:
 class ClassTrainTransform(TrainTransform):
     """Random resized crop and flip of all modalities; RandAugment or colour jitter of photos.
 
-    With one input RandAugment uses all its operations; with several only those on colours, as a
-    rotated photo would no longer match its depth.
+    With one input RandAugment uses all its operations, with several only colour operations, which
+    keep modalities aligned.
     """
 
     def __init__(
@@ -224,9 +224,9 @@ def mix(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Apply the same Mixup or CutMix to every modality.
 
-    timm's Mixup mixes all images as one stack of channels. One more channel, 1 for one partner of
-    a pair and 0 for the other, becomes each pixel's share of its own sample: label maps, which
-    cannot be blended, come from the partner with the larger share.
+    timm's Mixup mixes all images as one stack of channels. An extra channel, 1 for one partner of a
+    pair and 0 for the other, becomes the mixing weight of every pixel: label maps, which cannot be
+    blended, are taken from the partner with the larger weight.
 
     The middle sample of an odd batch (one without its bad samples) is paired with itself and does
     not change.
