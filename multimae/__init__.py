@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from multimae.specs.modalities import Modality, default_table, make_table
     from multimae.specs.spec import ModelSpec
     from multimae.weights.files import CheckpointError
-    from multimae.weights.pretrained import read_spec, save_model
+    from multimae.weights.model_files import read_spec
+    from multimae.weights.pretrained import save_model
 
 __all__ = [
     "CheckpointError",
@@ -41,7 +42,7 @@ _MODULES = {
     "MultiViT": "multimae",
     "default_table": "specs.modalities",
     "make_table": "specs.modalities",
-    "read_spec": "weights.pretrained",
+    "read_spec": "weights.model_files",
     "save_model": "weights.pretrained",
 }
 

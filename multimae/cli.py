@@ -130,7 +130,8 @@ def export_weights(source: str | Path, target: Path, *, half: bool = True) -> in
         OSError: ``target`` cannot be written.
     """
     from multimae.weights.files import extract_state_dict, read_checkpoint
-    from multimae.weights.pretrained import read_spec, save_model
+    from multimae.weights.model_files import read_spec
+    from multimae.weights.pretrained import save_model
 
     spec = read_spec(source)
     state = extract_state_dict(read_checkpoint(source))

@@ -36,13 +36,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from multimae.images.folders import MultiModalFolder, list_images
+from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
 from multimae.specs.modalities import Modality, make_table, select
 from tools.pack.packing import PackOptions, write_packs
+from tools.pack.sources import list_images
 from tools.rooms.generate import Job, make_rooms
 from utils.data.batches import Batch
-from utils.data.dataset import MultiModalDataset, build_train_loader
+from utils.data.dataset import MultiModalDataset, build_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import TrainTransform
 
@@ -211,9 +212,7 @@ def _variant(
     sampler = GlobalBatchSampler(count, settings.batch_size, seed=settings.seed)
     loader: DataLoader[Any]
     if isinstance(dataset, MultiModalDataset):
-        loader = build_train_loader(
-            dataset, sampler, num_workers=settings.workers, pin_memory=False
-        )
+        loader = build_loader(dataset, sampler, num_workers=settings.workers, pin_memory=False)
     else:
         workers: dict[str, Any] = {"persistent_workers": True} if settings.workers else {}
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.workers, **workers)

@@ -37,7 +37,8 @@ from multimae.inference.graft import count_parameters_of, graft
 from multimae.multimae import MultiMAE
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list, run_command
-from multimae.specs.modalities import Modality, differing_fields, make_table
+from multimae.specs.modalities import Modality, make_table
+from multimae.specs.preparation import differing_fields
 from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError
 from multimae.weights.pretrained import save_model

@@ -25,9 +25,8 @@ from multimae.specs.errors import run_command
 
 REPO = Path(__file__).resolve().parents[1]
 TREES = ("multimae", "utils", "tools")
-MAX_LOADED_FILES = 76
-MAX_LOADED_LINES = 13_500
-"""The aim is 12,000: lower this with every change that allows it, and never raise it."""
+MAX_LOADED_FILES = 75
+MAX_LOADED_LINES = 12_000
 MAX_ENTRIES = 14
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

@@ -82,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    from multimae.images.folders import list_images
     from tools.pack.packing import PackOptions, copy_loose_files, write_packs
+    from tools.pack.sources import list_images
     from tools.pack.unpacking import unpack, verify
 
     if args.verify:

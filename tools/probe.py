@@ -23,7 +23,6 @@ import torch
 
 from multimae.specs.errors import UserError, run_command
 from multimae.specs.modalities import select
-from multimae.weights.files import CheckpointError
 from tools.probing.classifiers import (
     TOLERANCE,
     LinearResult,
@@ -39,8 +38,8 @@ from tools.probing.frozen_features import (
     load_frozen,
 )
 from tools.probing.probe_options import ProbeConfig
-from utils.checkpoint.start_weights import fetch
-from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+from utils.checkpoint.start_weights import StartWeights
+from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
 from utils.config.options import RuntimeOptions
 from utils.config.parse import parse_config
 from utils.data.sets.class_folders import check_classes, find_classes
@@ -92,7 +91,8 @@ def _features(
     Returns:
         Entries for the report, training features, test features, number of classes.
     """
-    cfg = _as_trained(cfg)
+    start = StartWeights(cfg.model.start, "--weights") if cfg.model.weights else None
+    cfg = _as_trained(cfg, start)
     inputs = select(cfg.data.table(), cfg.data.in_names)
     folder, eval_folder = (
         labelled_folder(path, inputs) for path in (cfg.data.data_path, cfg.data.eval_data_path)
@@ -102,7 +102,7 @@ def _features(
         raise UserError(f"{folder.root} has one class, '{classes.names[0]}': at least two needed")
     check_classes(eval_folder, classes)
     seed_everything(cfg.runtime.seed)
-    frozen = load_frozen(cfg.model, inputs)
+    frozen = load_frozen(cfg.model, inputs, start)
     if frozen.report is not None:
         print(frozen.report.summary())
     model = frozen.model.to(device)
@@ -144,15 +144,9 @@ def _features(
     return info, train, test, len(classes)
 
 
-def _as_trained(cfg: ProbeConfig) -> ProbeConfig:
+def _as_trained(cfg: ProbeConfig, start: StartWeights | None) -> ProbeConfig:
     """Configuration with the input preprocessing of the weights."""
-    spec = None
-    if cfg.model.weights:
-        try:
-            spec = read_input_spec(fetch(cfg.model.weights, "--weights"))
-        except CheckpointError as err:
-            raise UserError(f"--weights: {err}") from err
-    cfg, notes = with_trained_inputs(cfg, spec, cfg.model.weights)
+    cfg, notes = with_trained_inputs(cfg, trained_spec(None, start)[1], cfg.model.weights)
     for note in notes:
         print(note)
     return cfg

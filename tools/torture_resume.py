@@ -25,7 +25,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
-from multimae.images.pack.layout import to_path
+from multimae.images.pack import to_path
 from multimae.specs.registry import SIZES
 from tools.torture.kills import Chain, chains_of, torture
 from tools.torture.small_runs import SIZE, Layout, RunFactory

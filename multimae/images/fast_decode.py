@@ -16,14 +16,14 @@ from torch import Tensor
 
 from multimae.images.pixels import Array, ImageError, Pixels
 from multimae.images.readers import jpeg_size
-from multimae.images.views import View, cut
+from multimae.images.views import UndecodedImage, View, cut
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 
 _MIN_REDUCTION = 2  # libjpeg gains little from scales between 1/2 and 1
 
 
-class LazyPhoto:
+class LazyPhoto(UndecodedImage):
     """An 8-bit RGB image that is decoded when a view is cut out of it.
 
     Attributes:
@@ -61,6 +61,25 @@ class LazyPhoto:
                 f"{self.path}: cannot be read ({err}). Replace it, or remove the sample."
             ) from err
 
+    def cut(self, modality: Modality, view: View, out: Size) -> Tensor:
+        """Cut a view, up to small differences.
+
+        Returns:
+            uint8 ``(3, h, w)``.
+
+        Raises:
+            ImageError: The file is damaged.
+        """
+        (full_h, full_w), (h, w) = view.image_size, self.shape[:2]
+        # The scale at which the view has at least the output's resolution.
+        image = self.decode(out[0] * full_h / view.height, out[1] * full_w / view.width)
+        if image.shape[:2] != (h, w) or (full_h, full_w) != (h, w):
+            return cut(image, modality, view, out)
+        box = image[view.top : view.top + view.height, view.left : view.left + view.width]
+        pixels = torch.from_numpy(box).permute(2, 0, 1)[None]
+        resized = F.interpolate(pixels, out, mode=modality.interpolation, antialias=True)[0].numpy()
+        return torch.from_numpy(np.array(resized[..., ::-1] if view.flip else resized, order="C"))
+
 
 def lazy_photo(
     path: str, modality: Modality, stored: bytes | Array, patch_size: int
@@ -76,23 +95,3 @@ def lazy_photo(
     if size is None or min(size) < max(1, patch_size // modality.stride):
         return None
     return cast(Pixels, LazyPhoto(path, stored, size))
-
-
-def cut_photo(photo: LazyPhoto, modality: Modality, view: View, out: Size) -> Tensor:
-    """Cut a view as :func:`multimae.images.views.cut` does, up to small differences.
-
-    Returns:
-        uint8 ``(3, h, w)``.
-
-    Raises:
-        ImageError: The file is damaged.
-    """
-    (full_h, full_w), (h, w) = view.image_size, photo.shape[:2]
-    # The scale at which the view has at least the output's resolution.
-    image = photo.decode(out[0] * full_h / view.height, out[1] * full_w / view.width)
-    if image.shape[:2] != (h, w) or (full_h, full_w) != (h, w):
-        return cut(image, modality, view, out)
-    box = image[view.top : view.top + view.height, view.left : view.left + view.width]
-    pixels = torch.from_numpy(box).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, out, mode=modality.interpolation, antialias=True)[0].numpy()
-    return torch.from_numpy(np.array(resized[..., ::-1] if view.flip else resized, order="C"))

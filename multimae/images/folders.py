@@ -33,9 +33,8 @@ from multimae.images.listing import (
     paired,
     refuse_incomplete,
     refuse_look_alikes,
-    without_reader,
 )
-from multimae.images.pack.layout import AnyPath, is_packed, to_path
+from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
 from multimae.images.readers import check_pixels, is_tiff, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
@@ -451,21 +450,6 @@ def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def list_images(root: Path) -> dict[str, list[bytes]]:
-    """Sorted ``sub-folder/name.extension`` of all images, by modality folder.
-
-    Raises:
-        UserError: There are none, or a folder cannot be listed.
-    """
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    ignored = Counter[str]()
-    found = {f: _listed(root / f, ignored) for f in folders if f[0] != "."}
-    if not any(found.values()):
-        why = without_reader(root, ignored)
-        raise UserError(f"data path {root} holds no images{why}. The layout is {LAYOUT}.")
-    return {folder: names for folder, names in found.items() if names}
-
-
 def _open_pack(folder: AnyPath) -> PackedFolder:
     if not isinstance(folder, Path):
         from multimae.images.pack.remote import RemotePack
@@ -474,15 +458,6 @@ def _open_pack(folder: AnyPath) -> PackedFolder:
     from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
     return PackedFolder(folder)
-
-
-def _listed(folder: Path, ignored: Counter[str]) -> list[bytes]:
-    if is_packed(folder):
-        names: list[bytes] = _open_pack(folder).names.tolist()
-        return names
-    listing = list_folder(folder, folder.name)
-    ignored.update(listing.ignored)
-    return sorted(listing.files())
 
 
 def sub_folders(folder: AnyPath) -> list[str]:

@@ -1,7 +1,8 @@
-"""Picture formats whose values Pillow changes: what their headers say, and portable maps."""
+"""Headers of formats whose values Pillow changes, portable maps, and ``.npy`` arrays."""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
@@ -11,6 +12,7 @@ import numpy as np
 from multimae.images.pixels import Array, Encoding
 
 _PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
+MAX_NPY_HEADER = 4096
 
 
 def encoding_of_data(data: bytes, picture_format: str, exact: bool) -> tuple[Encoding, int]:
@@ -80,3 +82,29 @@ def read_portable_map(data: bytes, max_pixels: float) -> tuple[Array, int]:
     if numbers.size != count or numbers.min() < 0 or numbers.max() > top:
         raise ValueError(f"values missing, or above the declared {top}")
     return numbers.reshape(shape).astype(np.uint8 if top < 256 else np.uint16), top
+
+
+def parse_npy(data: bytes) -> Array:
+    """Array in the bytes of an ``.npy`` file.
+
+    ``np.load`` would allocate what the header asks for; a view of ``data`` fails if it is shorter.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in headers:
+        raise ValueError(f"format version {version}")
+    length = int.from_bytes(data[8 : 10 if version == (1, 0) else 12], "little")
+    if length > MAX_NPY_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    shape, fortran_order, dtype = headers[version](stream)
+    if dtype.names or dtype.subdtype or not 1 <= len(shape) <= 3 or min(shape) < 0:
+        raise ValueError(f"shape {shape}, type {dtype}")
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    array: Array = values.reshape(shape, order="F" if fortran_order else "C").copy()
+    return array

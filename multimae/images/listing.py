@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.pack.layout import AnyPath
+from multimae.images.pack import AnyPath
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError, bullet_list
 

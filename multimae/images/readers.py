@@ -45,7 +45,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000", "PPM", "TIFF")
 """Names of the picture formats that are read."""
 MAX_FILE_BYTES = 4 * 2**30
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "AVIF", "JPEG2000")
-MAX_NPY_HEADER = 4096
 _PILLOW_BLOCKS = 8
 
 
@@ -270,40 +269,16 @@ def _read_tiff(path: Path, modality: Modality, data: bytes) -> Pixels:
 
 def _read_npy(path: Path, modality: Modality, data: bytes) -> Pixels:
     """Read an ``.npy`` file; one with Python objects is refused, as loading it would run code."""
+    from multimae.images.headers import parse_npy
+
     try:
-        values = _parse_npy(data)
+        values = parse_npy(data)
     except (ValueError, EOFError) as err:
         raise ImageError(
             f"{path}: modality '{modality.name}' cannot be read ({err}). It must be an array of "
             "numbers, (H, W) or (H, W, C), as numpy.save writes it."
         ) from err
     return array_pixels(values, path, modality)
-
-
-def _parse_npy(data: bytes) -> Array:
-    """Array in the bytes of an ``.npy`` file.
-
-    ``np.load`` would allocate what the header asks for; a view of ``data`` fails if it is shorter.
-    """
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    headers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in headers:
-        raise ValueError(f"format version {version}")
-    length = int.from_bytes(data[8 : 10 if version == (1, 0) else 12], "little")
-    if length > MAX_NPY_HEADER:
-        raise ValueError(f"a header of {length} bytes")
-    shape, fortran_order, dtype = headers[version](stream)
-    if dtype.names or dtype.subdtype or not 1 <= len(shape) <= 3 or min(shape) < 0:
-        raise ValueError(f"shape {shape}, type {dtype}")
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded")
-    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
-    array: Array = values.reshape(shape, order="F" if fortran_order else "C").copy()
-    return array
 
 
 _PICTURES = (
@@ -336,7 +311,7 @@ def decode_fast(data: bytes) -> Array | None:
         ``(H, W, 3)`` or ``(H, W)``; ``None`` for all other files, damaged ones included.
     """
     if data.startswith(_PNG):
-        return _decode_png(data) if _is_grey_png(data) and _png_matches_pillow() else None
+        return _decode_grey_png(data) if _is_grey_png(data) and _png_matches_pillow() else None
     return decode_jpeg(data)
 
 
@@ -399,6 +374,7 @@ def _is_grey_png(data: bytes) -> bool:
 
 
 def _decode_png(data: bytes) -> Array | None:
+    """Values ``(H, W, C)`` of a PNG by torchvision; ``None`` if it cannot decode the file."""
     import torch  # here, as processes that only read files need not load it
     from torchvision.io import decode_png
 
@@ -406,22 +382,21 @@ def _decode_png(data: bytes) -> Array | None:
         image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except RuntimeError:
         return None
-    return cast(Array, image[0].numpy()) if len(image) == 1 else None
+    return cast(Array, image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _decode_grey_png(data: bytes) -> Array | None:
+    values = _decode_png(data)
+    return values[..., 0] if values is not None and values.shape[2] == 1 else None
 
 
 def _decode_wide_png(data: bytes) -> Array | None:
     """Values ``(H, W, C)`` of a PNG with 16-bit colours; ``None`` if they are not exact."""
     if b"eXIf" in data or find_spec("torchvision") is None:
         return None
-    import torch
-    from torchvision.io import decode_png
-
-    try:
-        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except RuntimeError:
-        return None
-    exact = image.dtype == torch.uint16 and len(image) > 1
-    return cast(Array, image.permute(1, 2, 0).contiguous().numpy()) if exact else None
+    values = _decode_png(data)
+    exact = values is not None and values.dtype == np.uint16 and values.shape[2] > 1
+    return values if exact else None
 
 
 @lru_cache
@@ -441,7 +416,7 @@ def _png_matches_pillow() -> bool:
         return False
     values = np.random.default_rng(0).integers(0, 65536, (43, 37), np.uint16)
     images = [Image.fromarray(v) for v in (values, values.astype(np.uint8))]
-    return all(_matches_pillow(_decode_png, image, "PNG") for image in images)
+    return all(_matches_pillow(_decode_grey_png, image, "PNG") for image in images)
 
 
 def _matches_pillow(

@@ -7,6 +7,7 @@ copy the stored pixel under each output pixel's centre, found in exact integer a
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,6 +33,16 @@ class View(NamedTuple):
     height: int
     width: int
     flip: bool = False
+
+
+class UndecodedImage(ABC):
+    """An image that is decoded when a view is cut out of it."""
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def cut(self, modality: Modality, view: View, out: Size) -> Tensor:
+        """Cut a view as :func:`cut` does."""
 
 
 def centred_view(size: Size, shape: Size, crop_pct: float = 1.0) -> View:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from multimae import output_adapters as heads
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import Modality, changed_fields, make_table
 from multimae.specs.registry import encoder_shape
 
 MM_PER_M = 1000.0
@@ -83,6 +85,40 @@ class HeadSpec:
         if self.unit == "mm":
             object.__setattr__(self, "unit", "m")
             object.__setattr__(self, "scale", self.scale / MM_PER_M)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored with weights."""
+        options = dataclasses.asdict(self.options)
+        if isinstance(self.options, LinearOptions):
+            options["kind"] = "linear"
+        return {
+            "name": self.name,
+            "target": {self.target.name: changed_fields(self.target)},
+            "channels": self.channels,
+            "unit": self.unit,
+            "scale": self.scale,
+            "options": options,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> HeadSpec:
+        """Inverse of :meth:`to_dict`."""
+        (target,) = make_table(raw["target"], base={}).values()
+        options = dict(raw["options"])
+        if options.get("kind") == "linear":
+            del options["kind"]
+            shape: HeadOptions | LinearOptions = LinearOptions(**options)
+        else:
+            options["main_tasks"] = tuple(options["main_tasks"])
+            shape = HeadOptions(**options)
+        return cls(
+            str(raw["name"]),
+            target,
+            int(raw["channels"]),
+            shape,
+            str(raw["unit"]),
+            float(raw.get("scale", 1.0)),
+        )
 
     def build(self, model: str, patch_size: int = 16) -> nn.Module:
         """Build the head for the encoder ``model`` (registered name).

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -205,70 +205,6 @@ PREPARATION = tuple(f.name for f in dataclasses.fields(Modality) if f.name not i
 """Fields that determine how stored values become tokens."""
 
 
-def prepared_as(
-    declared: Modality, trained: Modality, explicit: Collection[str], patch_size: int
-) -> tuple[Modality, list[str]]:
-    """Replace the preprocessing of an input by that of the weights.
-
-    Args:
-        declared: Modality of this run.
-        trained: Modality of the weights.
-        explicit: Fields of ``declared`` that the user set.
-        patch_size: Patch side of the model, for modalities without one.
-
-    Returns:
-        ``declared`` with the trained values of all :data:`PREPARATION` fields, except those the
-        user set to a different value; and a message for each of these.
-    """
-    values: dict[str, Any] = {}
-    differing = []
-    for field in PREPARATION:
-        own, theirs = getattr(declared, field), getattr(trained, field)
-        if field == "class_names" and not theirs:
-            values[field] = own
-        elif field in explicit and (
-            text := differing_fields(declared, trained, [field], patch_size)
-        ):
-            differing += text
-            values[field] = own
-        else:
-            values[field] = theirs
-    return dataclasses.replace(declared, **values), differing
-
-
-def differing_fields(
-    own: Modality, theirs: Modality, fields: Collection[str], patch_size: int
-) -> list[str]:
-    """Name the ``fields`` whose values mean something else than those of the weights."""
-    return [
-        f"{f}: the weights' {_text(getattr(theirs, f))}, yours {_text(getattr(own, f))}"
-        for f in fields
-        if not _same_preparation(f, getattr(own, f), getattr(theirs, f), patch_size)
-    ]
-
-
-def _same_preparation(field: str, own: Any, theirs: Any, patch_size: int) -> bool:
-    """Whether a declared value is equivalent to the trained one."""
-    if field in ("mean", "std"):
-        length = max(len(own), len(theirs))
-        pairs = zip(*(v * length if len(v) == 1 else v for v in (own, theirs)), strict=False)
-        return len({len(own), len(theirs)} - {1}) < 2 and all(
-            math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for a, b in pairs
-        )
-    if field == "patch_size":
-        return bool((own or patch_size) == (theirs or patch_size))
-    if field == "normalization" and own == "computed":
-        return bool(theirs == "mean_std")  # the statistics come with the weights
-    return bool(own == theirs or own is theirs)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        shown = ", ".join(map(_text, value[:4])) + (", ..." if len(value) > 4 else "")
-        return f"({shown})"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 _HINTS = get_type_hints(Modality)
 _COLOURS, _DIRECTIONS = frozenset({"rgb"}), frozenset({"normals"})
 
@@ -368,6 +304,17 @@ def select(table: ModalityTable, names: Sequence[str]) -> list[Modality]:
     if problems:
         raise ValueError("\n".join(problems))
     return [table[name] for name in names]
+
+
+def changed_fields(modality: Modality) -> dict[str, Any]:
+    """Non-default fields of a modality, without its name."""
+    # A float modality read without max_value gets 1.
+    floats = {"max_value": modality.max_value} if modality.storage == "float" else {}
+    return floats | {
+        f.name: getattr(modality, f.name)
+        for f in dataclasses.fields(Modality)
+        if f.name != "name" and getattr(modality, f.name) != f.default
+    }
 
 
 def _coerce_fields(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

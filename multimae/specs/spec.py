@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
-from multimae.specs.modalities import Modality, make_table, select
+from multimae.specs.modalities import Modality, changed_fields, make_table, select
 from multimae.specs.registry import (
     MULTIVIT,
     SIZES,
@@ -25,6 +24,9 @@ from multimae.specs.registry import (
     spatial_output_adapters,
     split_name,
 )
+
+if TYPE_CHECKING:
+    from multimae.specs.heads import HeadSpec
 
 ResizeMode = Literal["crop", "pad", "whole"]
 
@@ -109,10 +111,10 @@ class ModelSpec:
             "name": self.name,
             "inputs": [m.name for m in self.inputs],
             "outputs": [m.name for m in self.outputs],
-            "modalities": {m.name: _modality_to_dict(m) for m in self.modalities},
+            "modalities": {m.name: changed_fields(m) for m in self.modalities},
             **{_JSON_KEYS.get(name, name): getattr(self, name) for name in _PLAIN},
             "decoder": dataclasses.asdict(self.decoder),
-            "heads": [_head_to_dict(head) for head in self.heads],
+            "heads": [head.to_dict() for head in self.heads],
         }
         return json.dumps(raw, indent=indent)
 
@@ -131,7 +133,7 @@ class ModelSpec:
                 inputs=tuple(select(table, raw["inputs"])),
                 outputs=tuple(select(table, raw["outputs"])),
                 decoder=DecoderOptions(**raw["decoder"]),
-                heads=tuple(_head_from_dict(head) for head in raw.get("heads", ())),
+                heads=_heads_from(raw.get("heads", ())),
                 **{n: raw[key] for n in _PLAIN if (key := _JSON_KEYS.get(n, n)) in raw},
             )
         except (KeyError, TypeError, AttributeError) as err:
@@ -153,45 +155,9 @@ _JSON_KEYS = {"resize_mode": "framing", "crop_pct": "crop_share"}
 """Keys in weight files that differ from the attribute names."""
 
 
-def _modality_to_dict(modality: Modality) -> dict[str, Any]:
-    """Non-default fields of a modality, without its name."""
-    # A float modality read without max_value gets 1.
-    floats = {"max_value": modality.max_value} if modality.storage == "float" else {}
-    return floats | {
-        f.name: getattr(modality, f.name)
-        for f in dataclasses.fields(Modality)
-        if f.name != "name" and getattr(modality, f.name) != f.default
-    }
+def _heads_from(raw: Sequence[Any]) -> tuple[HeadSpec, ...]:
+    if not raw:
+        return ()
+    from multimae.specs.heads import HeadSpec  # pre-training has none
 
-
-def _head_to_dict(head: HeadSpec) -> dict[str, Any]:
-    options = dataclasses.asdict(head.options)
-    if isinstance(head.options, LinearOptions):
-        options["kind"] = "linear"
-    return {
-        "name": head.name,
-        "target": {head.target.name: _modality_to_dict(head.target)},
-        "channels": head.channels,
-        "unit": head.unit,
-        "scale": head.scale,
-        "options": options,
-    }
-
-
-def _head_from_dict(raw: Mapping[str, Any]) -> HeadSpec:
-    (target,) = make_table(raw["target"], base={}).values()
-    options = dict(raw["options"])
-    if options.get("kind") == "linear":
-        del options["kind"]
-        shape: HeadOptions | LinearOptions = LinearOptions(**options)
-    else:
-        options["main_tasks"] = tuple(options["main_tasks"])
-        shape = HeadOptions(**options)
-    return HeadSpec(
-        str(raw["name"]),
-        target,
-        int(raw["channels"]),
-        shape,
-        str(raw["unit"]),
-        float(raw.get("scale", 1.0)),
-    )
+    return tuple(map(HeadSpec.from_dict, raw))

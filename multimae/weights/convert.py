@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from multimae.nn.tokens import Size
+from multimae.weights.files import StateDict
 from multimae.weights.load import is_hf_vit, is_vit_state_dict
 
 # Layers that both kinds of block have. Any other layer would change the features.
@@ -49,6 +50,17 @@ class Converted(NamedTuple):
 
     state: dict[str, Tensor]
     unused: tuple[str, ...]
+
+
+def to_multimae(state: StateDict) -> Converted:
+    """Weights of a ViT (timm, MAE, Hugging Face) under MultiMAE's names; others unchanged.
+
+    Raises:
+        ValueError: A ViT that has no MultiMAE of its kind.
+    """
+    if is_vit_state_dict(state) or is_hf_vit(state):
+        return vit_to_multimae(hf_to_vit(state))
+    return Converted(state, ())
 
 
 def hf_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

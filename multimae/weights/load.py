@@ -1,7 +1,4 @@
-"""Load weights into models and report the result for every key.
-
-Re-exports the functions that read and write files.
-"""
+"""Load weights into models and report the result for every key."""
 
 from __future__ import annotations
 
@@ -12,27 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multimae.nn.tokens import resize_pos_emb
-from multimae.weights.files import (
-    CheckpointError,
-    StateDict,
-    extract_state_dict,
-    read_checkpoint,
-    save_state_dict,
-)
-
-__all__ = [
-    "CheckpointError",
-    "LoadReport",
-    "Mismatch",
-    "StateDict",
-    "describe_architecture",
-    "extract_state_dict",
-    "is_hf_vit",
-    "is_vit_state_dict",
-    "load_weights",
-    "read_checkpoint",
-    "save_state_dict",
-]
+from multimae.weights.files import CheckpointError, StateDict
 
 _MAX_SHOWN = 4
 

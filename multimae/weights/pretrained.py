@@ -2,32 +2,21 @@
 
 A model folder holds ``model.safetensors``, ``config.json`` (a
 :class:`multimae.specs.spec.ModelSpec`) and ``README.md``. The safetensors header repeats the spec:
-the file alone is enough to load the model.
+the file alone is enough to load the model (:mod:`multimae.weights.model_files`).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from multimae.specs.spec import ModelSpec
-from multimae.weights.files import (
-    CheckpointError,
-    StateDict,
-    extract_state_dict,
-    is_safetensors,
-    read_checkpoint,
-    read_metadata,
-    save_state_dict,
-)
-from multimae.weights.load import is_hf_vit, is_vit_state_dict, load_weights
+from multimae.weights.files import save_state_dict
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +27,6 @@ KEY = "multimae"
 SPEC = "spec"
 """Key of the spec in a ``torch.save`` dict."""
 
-_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 _HEADS = "output_adapters."
 _CARD = """---
 {{ card_data }}
@@ -122,21 +110,10 @@ class Pretrained(
         Raises:
             CheckpointError: Not found, unreadable, or the weights do not match the spec.
         """
-        path = Path(location)
-        if path.is_dir():
-            config: Path | None = path / CONFIG
-            path /= WEIGHTS
-        elif path.is_file() or path.suffix in _SUFFIXES or path.is_absolute():
-            if not path.is_file():
-                raise CheckpointError(f"{path}: no such file or folder")
-            config = None
-        else:
-            path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
-        checkpoint = read_checkpoint(path)
-        state = _to_multimae_names(path, extract_state_dict(checkpoint))
-        if spec is None and config and config.is_file():
-            spec = _parse(config.read_text("utf-8"), config)
-        spec = spec or find_spec(path, checkpoint) or infer_spec(path, state, checkpoint)
+        from multimae.weights.load import load_weights  # training from scratch reads no weights
+        from multimae.weights.model_files import read_model
+
+        spec, state = read_model(location, spec, hub)
         model = cls.from_spec(spec)
         if not cast(nn.Module, model).output_adapters:
             state = {k: v for k, v in state.items() if not k.startswith(_HEADS)}
@@ -172,84 +149,7 @@ def save_model(
     save_state_dict(tensors, path, metadata={KEY: spec.to_json()})
 
 
-def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """Read the spec in the header of a safetensors file.
-
-    Raises:
-        CheckpointError: Not a safetensors file, or no readable spec.
-    """
-    text = read_metadata(path).get(KEY)
-    if text is None:
-        raise CheckpointError(
-            f"{path} does not say which model it belongs to: pass its spec, "
-            "from_pretrained(path, spec=ModelSpec(...))"
-        )
-    return _parse(text, path)
-
-
 def spec_entry(model: nn.Module) -> dict[str, str]:
     """Checkpoint entry with the spec of ``model``; empty if it has none."""
     spec = model._spec if isinstance(model, Pretrained) else None
     return {} if spec is None else {SPEC: spec.to_json()}
-
-
-def find_spec(path: Path, checkpoint: Mapping[str, Any]) -> ModelSpec | None:
-    """Return the spec stored in a weight file, or ``None``.
-
-    Args:
-        path: The file, for the header of safetensors.
-        checkpoint: Its contents.
-
-    Raises:
-        CheckpointError: The header or the spec cannot be read.
-    """
-    text = read_metadata(path).get(KEY) if is_safetensors(path) else checkpoint.get(SPEC)
-    return _parse(text, path) if isinstance(text, str) else None
-
-
-def infer_spec(path: Path, state: StateDict, checkpoint: Mapping[str, Any]) -> ModelSpec:
-    """Infer the spec of weights from their shapes and the ``args`` of published files.
-
-    Raises:
-        CheckpointError: The model cannot be inferred.
-    """
-    from multimae.weights.guess import guess_spec
-
-    try:
-        args = checkpoint.get("args")
-        return guess_spec(state, vars(args) if isinstance(args, argparse.Namespace) else args)
-    except ValueError as err:
-        raise CheckpointError(
-            f"{path} does not say which model it belongs to, and its weights do not tell: {err}. "
-            "Pass its spec, from_pretrained(path, spec=ModelSpec(...))"
-        ) from err
-
-
-def _parse(text: str, source: object) -> ModelSpec:
-    try:
-        return ModelSpec.from_json(text)
-    except ValueError as err:
-        raise CheckpointError(f"{source}: {err}") from err
-
-
-def _to_multimae_names(path: Path, state: StateDict) -> StateDict:
-    """Convert ViT weights (timm, MAE, Hugging Face) to MultiMAE's names; others are unchanged."""
-    if not is_vit_state_dict(state) and not is_hf_vit(state):
-        return state
-    from multimae.weights.convert import hf_to_vit, vit_to_multimae  # few runs need it
-
-    try:
-        return vit_to_multimae(hf_to_vit(state)).state
-    except ValueError as err:
-        raise CheckpointError(f"{path}: {err}") from err
-
-
-def _download(repository: str, name: str, options: Mapping[str, Any]) -> Path:
-    try:
-        return Path(hf_hub_download(repository, name, **options))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as err:
-        reason = (str(err).splitlines() or [""])[0]
-        raise CheckpointError(
-            f"'{repository}' is not a file or folder, and {name} could not be downloaded from a "
-            f"hub repository of that name ({type(err).__name__}: {reason})"
-        ) from err

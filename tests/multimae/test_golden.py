@@ -22,9 +22,9 @@ from multimae.criterion import (
 )
 from multimae.multimae import MultiMAE, MultiViT
 from multimae.nn.tokens import sincos_2d
-from multimae.specs.build import build_pretrain_model
 from multimae.specs.modalities import ModalityTable, default_table, make_table, select
 from multimae.specs.registry import DecoderOptions, input_adapter, spatial_output_adapter
+from multimae.specs.spec import ModelSpec
 from tests.support.golden import DATA, assert_close, golden
 
 PRETRAIN = [
@@ -193,9 +193,9 @@ def test_published_base_has_exactly_the_contract_state_dict() -> None:
     contract = json.loads((DATA / "contract" / "multimae_b_state_dict.json").read_text())
     table = default_table()
     inputs = select(table, ["rgb", "depth", "semseg"])
-    outputs = [*inputs, table["norm_rgb"]]
+    outputs = (*inputs, table["norm_rgb"])
     with torch.device("meta"):
-        model = build_pretrain_model("pretrain_multimae_base", inputs, outputs)
+        model = MultiMAE.from_spec(ModelSpec("pretrain_multimae_base", tuple(inputs), outputs))
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert len(contract) == 351
     assert shapes == contract

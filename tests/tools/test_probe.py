@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multimae.specs.build import build_multivit, build_pretrain_model
+from multimae import ModelSpec, MultiMAE, MultiViT
 from multimae.specs.modalities import make_table, select
-from multimae.weights.load import save_state_dict
+from multimae.weights.files import save_state_dict
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import NUM_CLASSES, ON_CPU, write_scene, write_scenes
 from tests.support.states import random_timm
@@ -34,6 +34,7 @@ from tools.probing.frozen_features import (
     load_frozen,
 )
 from tools.probing.probe_options import FeatureOptions, ProbeDataOptions, ProbeModelOptions
+from utils.checkpoint.start_weights import StartWeights
 from utils.data.sets.class_folders import ClassEvalTransform, find_classes
 from utils.training.stepper import choose_precision
 
@@ -55,8 +56,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a pre-training model with decoders; every parameter random."""
     torch.manual_seed(0)
-    rows = select(TABLE, NAMES)
-    model = build_pretrain_model("pretrain_multimae_nano", rows, rows, 8, 32, num_global_tokens=2)
+    rows = tuple(select(TABLE, NAMES))
+    model = MultiMAE.from_spec(
+        ModelSpec(
+            "pretrain_multimae_nano", rows, rows, patch_size=8, image_size=32, num_global_tokens=2
+        )
+    )
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if not key.endswith("pos_emb"):
@@ -89,7 +94,7 @@ def test_every_image_counts_once_and_batches_do_not_matter(
 ) -> None:
     rows = select(TABLE, ["rgb", "depth"])
     options = ProbeModelOptions(weights=str(weights), input_size=32, patch_size=8)
-    frozen = load_frozen(options, rows)
+    frozen = load_frozen(options, rows, StartWeights(options.start, "--weights"))
     assert frozen.name == "multivit_nano" and frozen.model.num_global_tokens == 2
     assert not any(p.requires_grad for p in frozen.model.parameters())
     folder = labelled_folder(str(data / "val/rgb"), rows)
@@ -166,8 +171,9 @@ def test_incomplete_weights_are_refused(data: Path, weights: Path, tmp_path: Pat
     other_classes = refusal("--in_domains", "semseg", "--modalities", "{semseg: {num_classes: 9}}")
     assert "semseg: num_classes: the weights' 5, yours 9" in other_classes
     assert "--layers 3: the encoder has 2 blocks" in refusal("--layers", "3")
-    rows = select(TABLE, ["rgb"])
-    shallow = build_multivit("multivit_nano", rows, {}, 8, 32, 0).state_dict()
+    rows = tuple(select(TABLE, ["rgb"]))
+    spec = ModelSpec("multivit_nano", rows, patch_size=8, image_size=32, num_global_tokens=0)
+    shallow = MultiViT.from_spec(spec).state_dict()
     shallow = {k: v for k, v in shallow.items() if not k.startswith("encoder.1.")}
     save_state_dict(shallow, tmp_path / "one.safetensors")
     one = ("--weights", str(tmp_path / "one.safetensors"))

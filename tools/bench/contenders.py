@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from multimae.images.preprocess import prepare
+from multimae.multimae import MultiViT
 from multimae.specs.modalities import Modality, select
+from multimae.specs.spec import ModelSpec
 from tools.bench.plain_step import PlainMultiMAE
 from tools.bench.step_options import StepBenchConfig
 from utils.config.pretrain_options import PretrainConfig
@@ -185,7 +187,5 @@ def vit_mae(cfg: StepBenchConfig, world: World) -> Contender:
 
 def build_shape(options: PretrainConfig) -> nn.Module:
     """Build the encoder on the meta device, for its width and depth."""
-    from multimae.specs.build import find_builder
-
     with torch.device("meta"):
-        return find_builder(options.model.model)(input_adapters={}, output_adapters=None)
+        return MultiViT.from_spec(ModelSpec(options.model.model, ()).encoder())

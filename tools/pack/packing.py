@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from multimae.images.folders import JPEG_SUFFIXES
 from multimae.images.headers import is_lossy_webp
-from multimae.images.pack import layout
+from multimae.images.pack import PACK_FILE, layout
 from multimae.images.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
 from multimae.images.pack.reading import is_plain_png, pack_planes
 from multimae.images.pixels import Array
@@ -115,7 +115,7 @@ def write_packs(
             tally[folder, PRESENT] += len(names)
             continue
         (out / folder).mkdir(parents=True, exist_ok=True)
-        (out / folder / layout.PACK_FILE).unlink(missing_ok=True)
+        (out / folder / PACK_FILE).unlink(missing_ok=True)
         remove_leftovers(out / folder)
         todo.append(jobs)
     tally += run_jobs(_pack_shard, [job for jobs in todo for job in jobs], workers, "shard")
@@ -253,7 +253,7 @@ def _finish(jobs: Sequence[_Job], names: list[bytes], options: PackOptions) -> N
     ]
     made_of = tuple(table.fingerprint for table in tables)
     contents = Contents(asdict(options), len(records), made_of, tuple(parts))
-    write_hashed(target / layout.PACK_FILE, lambda s: s.write(contents.to_json()))
+    write_hashed(target / PACK_FILE, lambda s: s.write(contents.to_json()))
     for path in _find_stale(target, {part.name for part in parts}):
         path.unlink()
 

@@ -1,18 +1,44 @@
-"""Original files of a modality folder, plain or packed."""
+"""Images of a data set and the original files of a modality folder, plain or packed."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from multimae.images.pack.layout import PACK_FILE, is_packed
+from multimae.images.listing import LAYOUT, list_folder, without_reader
+from multimae.images.pack import PACK_FILE, is_packed
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError
+
+
+def list_images(root: Path) -> dict[str, list[bytes]]:
+    """Sorted ``sub-folder/name.extension`` of all images, by modality folder.
+
+    Raises:
+        UserError: There are none, or a folder cannot be listed.
+    """
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    ignored = Counter[str]()
+    found = {f: _listed(root / f, ignored) for f in folders if f[0] != "."}
+    if not any(found.values()):
+        why = without_reader(root, ignored)
+        raise UserError(f"data path {root} holds no images{why}. The layout is {LAYOUT}.")
+    return {folder: names for folder, names in found.items() if names}
+
+
+def _listed(folder: Path, ignored: Counter[str]) -> list[bytes]:
+    if is_packed(folder):
+        names: list[bytes] = PackedFolder(folder).names.tolist()
+        return names
+    listing = list_folder(folder, folder.name)
+    ignored.update(listing.ignored)
+    return sorted(listing.files())
 
 
 class Source:

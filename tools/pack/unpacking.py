@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from multimae.images.pack.layout import PACK_FILE, read_contents
+from multimae.images.pack import PACK_FILE
+from multimae.images.pack.layout import read_contents
 from multimae.images.pack.reading import PackedFolder
 from multimae.specs.errors import UserError, bullet_list
 from multimae.weights.atomic import checksum

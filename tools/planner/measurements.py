@@ -14,7 +14,7 @@ import torch
 from tools.planner.planned_run import PlannedRun
 from tools.planner.resources import memory_limit, memory_used
 from utils.data.batches import Batch, collate
-from utils.data.dataset import build_train_loader
+from utils.data.dataset import build_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.logs.window import StepClock
 
@@ -151,9 +151,7 @@ def _batches(run: PlannedRun, batch_size: int, num_workers: int) -> Iterator[Bat
     """Yield training batches endlessly."""
     data = run.cfg.data
     sampler = GlobalBatchSampler(len(run.train_set), batch_size, seed=run.cfg.runtime.seed)
-    loader = build_train_loader(
-        run.train_set, sampler, num_workers=num_workers, pin_memory=data.pin_mem
-    )
+    loader = build_loader(run.train_set, sampler, num_workers=num_workers, pin_memory=data.pin_mem)
     for epoch in itertools.count():
         sampler.set_epoch(epoch)
         yield from loader

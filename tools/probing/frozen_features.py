@@ -17,25 +17,20 @@ from tqdm import tqdm
 from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
-from multimae.specs.build import build_multivit
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from multimae.specs.registry import MULTIVIT, find_size
-from multimae.weights.load import (
-    CheckpointError,
-    LoadReport,
-    StateDict,
-    describe_architecture,
-    load_weights,
-)
+from multimae.specs.spec import ModelSpec
+from multimae.weights.files import CheckpointError, StateDict
+from multimae.weights.load import LoadReport, describe_architecture, load_weights
 from tools.probing.probe_options import (
     DEFAULT_MODEL,
     FeatureOptions,
     ProbeDataOptions,
     ProbeModelOptions,
 )
-from utils.checkpoint.start_weights import read_pretrained
-from utils.data.dataset import MultiModalDataset, build_eval_loader, check_samples
+from utils.checkpoint.start_weights import StartWeights
+from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import EvalBatchSampler
 from utils.data.sets.class_folders import ClassEvalTransform, ClassIndex, data_root
 from utils.training.stepper import Precision
@@ -79,7 +74,9 @@ class Frozen:
     report: LoadReport | None
 
 
-def load_frozen(options: ProbeModelOptions, inputs: Sequence[Modality]) -> Frozen:
+def load_frozen(
+    options: ProbeModelOptions, inputs: Sequence[Modality], start: StartWeights | None
+) -> Frozen:
     """Build the encoder that matches the weights, and load them.
 
     All weights of the encoder and of the input adapters of ``inputs`` must be in the file.
@@ -89,15 +86,22 @@ def load_frozen(options: ProbeModelOptions, inputs: Sequence[Modality]) -> Froze
         UserError: Weights are unreadable, of unknown size, or incomplete for ``inputs``.
     """
     state: StateDict = {}
-    if not options.random:
-        state, _ = read_pretrained(options.start, heads=True, flag="--weights")
+    if start is not None:
+        state, _ = start.state_dict(heads=True)
         _check_inputs(state, inputs, options.weights)
     name = options.model or (DEFAULT_MODEL if options.random else _size_of(state))
     tokens = options.num_global_tokens
     if tokens is None:
         tokens = state["global_tokens"].shape[1] if state else 1
     try:
-        model = build_multivit(name, inputs, {}, options.patch_size, options.input_size, tokens)
+        spec = ModelSpec(
+            name,
+            tuple(inputs),
+            patch_size=options.patch_size,
+            image_size=options.input_size,
+            num_global_tokens=tokens,
+        )
+        model = MultiViT.from_spec(spec)
         report = None
         if state:
             report = load_weights(model, state, source=options.weights)
@@ -137,9 +141,7 @@ def feature_loader(
     dataset = MultiModalDataset(folder, transform, patch_size=model.patch_size, limit=limit)
     check_samples(dataset, CHECKED_SAMPLES)
     sampler = EvalBatchSampler(len(dataset), batch_size)
-    return build_eval_loader(
-        dataset, sampler, num_workers=data.num_workers, pin_memory=data.pin_mem
-    )
+    return build_loader(dataset, sampler, num_workers=data.num_workers, pin_memory=data.pin_mem)
 
 
 @torch.no_grad()

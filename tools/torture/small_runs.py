@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multimae.images.pack.layout import AnyPath
+from multimae.images.pack import AnyPath
 
 REPO = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cached_property
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
@@ -17,16 +18,14 @@ from tqdm import tqdm
 
 from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
-from multimae.weights.load import (
+from multimae.weights.convert import to_multimae
+from multimae.weights.files import (
     CheckpointError,
-    LoadReport,
     StateDict,
     extract_state_dict,
-    is_hf_vit,
-    is_vit_state_dict,
-    load_weights,
     read_checkpoint,
 )
+from multimae.weights.load import LoadReport, load_weights
 from utils.config.options import StartOptions
 
 HEADS = "output_adapters."
@@ -39,51 +38,70 @@ class DownloadError(OSError):
     """A download failed, or the file does not match the hash in its name."""
 
 
-def load_pretrained(
-    model: nn.Module, options: StartOptions, *, heads: bool = False, flag: str = "--finetune"
-) -> LoadReport:
-    """Load ``--finetune`` into ``model`` (SPEC section 6).
+class StartWeights:
+    """A file of weights that is read once: for the spec of its inputs, then into a model."""
 
-    Weights of a ViT (MAE, timm) are converted first. Decoders and heads of the checkpoint are
-    ignored, unless ``heads``; keys that the model lacks are reported as unused.
+    def __init__(self, options: StartOptions, flag: str = "--finetune") -> None:
+        """Read nothing yet.
 
-    Raises:
-        UserError: The file is missing, unreadable or fits nothing.
-    """
-    state, unused = read_pretrained(options, heads=heads, flag=flag)
-    try:
-        report = load_weights(model, state, source=options.finetune, strict=False)
-    except (CheckpointError, ValueError) as err:
-        raise UserError(f"{flag}: {err}") from err
-    return replace(report, unused=(*report.unused, *unused))
+        Args:
+            options: Where the weights are.
+            flag: Flag that the user set, for errors.
+        """
+        self.options, self.flag = options, flag
 
+    @cached_property
+    def path(self) -> Path:
+        """The file, downloaded from a URL."""
+        return fetch(self.options.finetune, self.flag)
 
-def read_pretrained(
-    options: StartOptions, *, heads: bool = False, flag: str = "--finetune"
-) -> tuple[StateDict, tuple[str, ...]]:
-    """Read the weights of a checkpoint.
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """What is in the file.
 
-    Args:
-        options: Where they are.
-        heads: Keep decoders and heads.
-        flag: Flag that the user set, for errors.
+        Raises:
+            UserError: It is missing or unreadable.
+        """
+        try:
+            return read_checkpoint(self.path)
+        except CheckpointError as err:
+            raise UserError(f"{self.flag}: {err}") from err
 
-    Returns:
-        Weights under MultiMAE's names, and the keys that were dropped.
+    def state_dict(self, *, heads: bool = False) -> tuple[StateDict, tuple[str, ...]]:
+        """Weights under MultiMAE's names, and the keys that were dropped.
 
-    Raises:
-        UserError: The file is missing or unreadable.
-    """
-    try:
-        checkpoint = read_checkpoint(fetch(options.finetune, flag))
-        state = extract_state_dict(checkpoint, options.model_key.split("|"))
-        state, unused = _to_multimae(_without_prefix(state, options.model_prefix))
-    except (CheckpointError, ValueError) as err:
-        raise UserError(f"{flag}: {err}") from err
-    if not heads:
-        unused += tuple(k for k in state if k.startswith(HEADS))
-        state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
-    return state, unused
+        Weights of a ViT (MAE, timm) are converted. ``heads``: keep decoders and heads.
+
+        Raises:
+            UserError: The file is missing or unreadable.
+        """
+        contents, options = self.contents, self.options
+        try:
+            state = extract_state_dict(contents, options.model_key.split("|"))
+            state, unused = to_multimae(_without_prefix(state, options.model_prefix))
+        except ValueError as err:
+            raise UserError(f"{self.flag}: {err}") from err
+        if not heads:
+            unused += tuple(k for k in state if k.startswith(HEADS))
+            state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+        return state, unused
+
+    def load(self, model: nn.Module, *, heads: bool = False) -> LoadReport:
+        """Load the weights into ``model`` (SPEC section 6), and free the file's contents.
+
+        Decoders and heads of the checkpoint are ignored, unless ``heads``; keys that the model
+        lacks are reported as unused.
+
+        Raises:
+            UserError: The file is missing, unreadable or fits nothing.
+        """
+        state, unused = self.state_dict(heads=heads)
+        del self.contents
+        try:
+            report = load_weights(model, state, source=self.options.finetune, strict=False)
+        except ValueError as err:
+            raise UserError(f"{self.flag}: {err}") from err
+        return replace(report, unused=(*report.unused, *unused))
 
 
 def _without_prefix(state: StateDict, prefix: str) -> StateDict:
@@ -95,16 +113,6 @@ def _without_prefix(state: StateDict, prefix: str) -> StateDict:
             f"no key starts with --model_prefix '{prefix}'; the first is '{next(iter(state))}'"
         )
     return inside
-
-
-def _to_multimae(state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-    """Weights under MultiMAE's names, and the keys of a ViT that it has no use for."""
-    if not is_vit_state_dict(state) and not is_hf_vit(state):
-        return state, ()
-    from multimae.weights.convert import hf_to_vit, vit_to_multimae
-
-    converted = vit_to_multimae(hf_to_vit(state))
-    return dict(converted.state), converted.unused
 
 
 def fetch(location: str, flag: str = "--finetune") -> Path:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from multimae.specs.errors import UserError, bullet_list
-from multimae.specs.modalities import PREPARATION, Modality, prepared_as, select
+from multimae.specs.modalities import PREPARATION, Modality, select
+from multimae.specs.preparation import prepared_as
 from multimae.specs.spec import ModelSpec
-from multimae.weights.load import CheckpointError, StateDict, extract_state_dict, read_checkpoint
-from multimae.weights.pretrained import find_spec, infer_spec
+from multimae.weights.files import CheckpointError, StateDict, extract_state_dict, read_checkpoint
+from multimae.weights.model_files import find_spec, infer_spec
+from utils.checkpoint.start_weights import StartWeights
 from utils.config.options import DataOptions, ModelOptions
 
 _SIZES = ("patch_size", "num_global_tokens")
@@ -39,17 +41,41 @@ class InputConfig(Protocol):
 ConfigT = TypeVar("ConfigT", bound=InputConfig)
 
 
-def read_input_spec(path: Path, keys: Sequence[str] = ("model", "module")) -> ModelSpec | None:
+def trained_spec(
+    checkpoint: Path | None, start: StartWeights | None
+) -> tuple[str, ModelSpec | None]:
+    """Name and spec of the weights that a run continues or scores, else of those it starts from.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        if checkpoint is not None:
+            return str(checkpoint), input_spec(checkpoint, read_checkpoint(checkpoint))
+        if start is not None:
+            keys = start.options.model_key.split("|")
+            return str(start.path), input_spec(start.path, start.contents, keys)
+    except CheckpointError as err:
+        raise UserError(f"cannot read the weights: {err}") from err
+    return "", None
+
+
+def input_spec(
+    path: Path, checkpoint: Mapping[str, Any], keys: Sequence[str] = ("model", "module")
+) -> ModelSpec | None:
     """Spec of the weights in a file; ``None`` if it does not tell how inputs are prepared.
 
     A file without a spec has the options of its run (checkpoints of earlier versions), or is a
-    published checkpoint, whose inputs are prepared as published. A ViT tells nothing. ``keys``:
-    where a checkpoint may have its weights.
+    published checkpoint, whose inputs are prepared as published. A ViT tells nothing.
+
+    Args:
+        path: The file.
+        checkpoint: Its contents.
+        keys: Where it may have its weights.
 
     Raises:
         CheckpointError: The file cannot be read.
     """
-    checkpoint = read_checkpoint(path)
     spec = find_spec(path, checkpoint)
     if spec is not None:
         return spec

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from multimae.specs.heads import HeadKind, HeadOptions
-from multimae.specs.modalities import ModalityTable
 from utils.config.fields import option
 from utils.config.options import (
-    CheckpointOptions,
     DataOptions,
     LogOptions,
     ModelOptions,
     OptimOptions,
-    RuntimeOptions,
+    RunConfig,
     StartOptions,
     split_names,
 )
@@ -133,25 +131,14 @@ class FinetuneLogOptions(LogOptions):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """Base of the fine-tuning configurations."""
 
     data: FinetuneDataOptions = field(default_factory=FinetuneDataOptions)
     model: FinetuneModelOptions = field(default_factory=FinetuneModelOptions)
     optim: FinetuneOptimOptions = field(default_factory=FinetuneOptimOptions)
     start: StartOptions = field(default_factory=StartOptions)
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     log: FinetuneLogOptions = field(default_factory=FinetuneLogOptions)
-
-    def table(self) -> ModalityTable:
-        """The modality table of this run."""
-        return self.data.table()
-
-    @property
-    def in_names(self) -> tuple[str, ...]:
-        """Names of the input modalities."""
-        return self.data.in_names
 
     @property
     def used_names(self) -> tuple[str, ...]:
@@ -160,12 +147,7 @@ class FinetuneConfig:
 
     def problems(self) -> Iterator[str]:
         """Contradictory durations and modalities, tests without a test set."""
-        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
-        if self.optim.warmup_steps <= 0 and warmup >= epochs and not self.scores_only:
-            yield (
-                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
-                "lower it or set warmup_steps"
-            )
+        yield from super().problems()
         if self.start.model_ema_force_cpu and self.runtime.parallel == "fsdp":
             yield (
                 "model_ema_force_cpu: parallel fsdp shards the average; drop the flag, or use "
@@ -181,11 +163,6 @@ class FinetuneConfig:
                         f"decoder_main_tasks: '{name}' is not among in_domains "
                         f"{'-'.join(self.in_names)}"
                     )
-
-    @property
-    def eval_freq(self) -> int:
-        """Epochs between evaluations."""
-        return self.log.eval_freq
 
     @property
     def precision(self) -> str:

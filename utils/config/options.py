@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -263,6 +263,11 @@ class OptimOptions:
         1, "Batches accumulated per step", within="[1, inf)", on_resume="free"
     )
 
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`."""
+        raise NotImplementedError
+
     def problems(self) -> Iterator[str]:
         """Optimisers that do not exist."""
         if self.opt in _COMMON_OPTIMISERS:
@@ -419,3 +424,44 @@ class StartOptions:
         """URLs other than https."""
         if "://" in self.finetune and not self.finetune.startswith("https://"):
             yield "finetune: only https:// URLs are loaded; download other files first"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Base of the scripts' configurations, which narrow the sections' types."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    start: Any = None
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+    def table(self) -> ModalityTable:
+        """The modality table of this run."""
+        return self.data.table()
+
+    @property
+    def in_names(self) -> tuple[str, ...]:
+        """Names of the input modalities."""
+        return self.data.in_names
+
+    @property
+    def eval_freq(self) -> int:
+        """Epochs between evaluations."""
+        return self.log.eval_freq
+
+    @property
+    def scores_only(self) -> bool:
+        """Whether nothing is trained."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """A warm-up longer than the run."""
+        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
+        if self.optim.warmup_steps <= 0 and warmup >= epochs and not self.scores_only:
+            yield (
+                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
+                "lower it or set warmup_steps"
+            )

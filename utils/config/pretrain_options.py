@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from multimae.specs.modalities import ModalityTable
 from utils.config.fields import option
 from utils.config.options import (
-    CheckpointOptions,
     DataOptions,
-    LogOptions,
     ModelOptions,
     OptimOptions,
+    RunConfig,
     RuntimeOptions,
     StartOptions,
     split_names,
@@ -99,6 +97,11 @@ class PretrainOptimOptions(OptimOptions):
         1.0, "Learning rate of the balancer, relative to the model's", within="(0, inf)"
     )
 
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """Arguments ``blr`` and ``lr`` of :func:`utils.training.schedule.make_run_plan`."""
+        return {"blr": self.blr, "lr": None}
+
 
 @dataclass(frozen=True)
 class PretrainStartOptions:
@@ -117,7 +120,7 @@ class PretrainStartOptions:
 
     @property
     def weights(self) -> StartOptions:
-        """The same for :func:`utils.checkpoint.start_weights.load_pretrained`."""
+        """The same for :func:`utils.checkpoint.start_weights.StartWeights`."""
         return StartOptions(
             finetune=self.init_weights, model_key=self.init_key, model_prefix=self.init_prefix
         )
@@ -144,7 +147,7 @@ class PretrainRuntimeOptions(RuntimeOptions):
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """Pre-train a MultiMAE on aligned images of several modalities."""
 
     data: PretrainDataOptions = field(default_factory=PretrainDataOptions)
@@ -152,17 +155,6 @@ class PretrainConfig:
     optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
     start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
     runtime: PretrainRuntimeOptions = field(default_factory=PretrainRuntimeOptions)
-    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    log: LogOptions = field(default_factory=LogOptions)
-
-    def table(self) -> ModalityTable:
-        """The modality table of this run."""
-        return self.data.table()
-
-    @property
-    def in_names(self) -> tuple[str, ...]:
-        """Names of the input modalities."""
-        return self.data.in_names
 
     @property
     def out_names(self) -> tuple[str, ...]:
@@ -175,12 +167,7 @@ class PretrainConfig:
 
     def problems(self) -> Iterator[str]:
         """Contradictory modalities, sizes and durations."""
-        warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
-        if self.optim.warmup_steps <= 0 and warmup >= epochs:
-            yield (
-                f"warmup_epochs: {warmup} must be less than epochs {epochs}; "
-                "lower it or set warmup_steps"
-            )
+        yield from super().problems()
         outputs = split_names(self.data.out_domains)
         yield from self.data.name_problems("out_domains", outputs)
         if self.start.train_only:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from multimae.specs.errors import RunError, bullet_list
 from utils.data.samplers import GlobalBatchSampler
-from utils.data.shared_memory import Block, SharedTensors, stack_into
+
+if TYPE_CHECKING:
+    from utils.data.shared_memory import Block, SharedTensors
 
 _NUM_LISTED = 3  # problems in the error about too many bad samples
 
@@ -106,7 +108,11 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
     keys = next(iter(good.values())).images if good else ()
     lists = {key: [s.images[key] for s in good.values()] for key in keys}
     block = samples.block if isinstance(samples, Samples) else None
-    shared = stack_into(block, lists) if block and lists else None
+    shared = None
+    if block and lists:
+        from utils.data.shared_memory import stack_into
+
+        shared = stack_into(block, lists)
     images = {} if shared else {key: _stack(tensors) for key, tensors in lists.items()}
     absent = {key for s in good.values() for key in s.absent}
     present = {

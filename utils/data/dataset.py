@@ -20,7 +20,6 @@ from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from utils.data.batches import BadSample, Sample, Samples, collate
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
-from utils.data.shared_memory import BatchKeys, PooledBatchSampler, SharedMemoryPool
 from utils.data.transforms import JointTransform
 from utils.distributed.script import end_workers, leave_to_parent
 
@@ -109,7 +108,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
                 coming = [self._folder_index(k.index) for k in keys[i : i + PREFETCH]]
                 self.folder.prefetch(coming)
             samples.append(self[key])
-        samples.block = keys.block if isinstance(keys, BatchKeys) else None
+        samples.block = getattr(keys, "block", None)
         return samples
 
     def name(self, index: int) -> str:
@@ -218,53 +217,32 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     return bad
 
 
-def build_train_loader(
+def build_loader(
     dataset: MultiModalDataset,
-    sampler: GlobalBatchSampler,
+    sampler: GlobalBatchSampler | EvalBatchSampler,
     *,
     num_workers: int,
     pin_memory: bool,
     prefetch_factor: int = 2,
     num_held: int = 1,
 ) -> DataLoader[Any]:
-    """Build the loader of the training batches (:class:`Batch`) that ``sampler`` selects.
+    """Build the loader of the batches (:class:`Batch`) that ``sampler`` selects.
 
     Args:
-        dataset: Training samples.
+        dataset: Samples.
         sampler: Order of the samples, and the shard of this rank.
         num_workers: Worker processes, persistent across epochs; 0 decodes in this process. Batches
             are the same for any number.
         pin_memory: Copy batches to page-locked memory, for faster copies to a GPU.
         prefetch_factor: Batches that each worker prepares ahead.
-        num_held: Batches that training holds at a time. Holding more is correct, but slower.
+        num_held: Batches in use at a time. Holding more is correct, but slower.
     """
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, num_held)
-
-
-def build_eval_loader(
-    dataset: MultiModalDataset,
-    sampler: EvalBatchSampler,
-    *,
-    num_workers: int,
-    pin_memory: bool,
-    prefetch_factor: int = 2,
-) -> DataLoader[Any]:
-    """Build the loader of evaluation batches; arguments as in :func:`build_train_loader`."""
-    return _build(dataset, sampler, num_workers, pin_memory, prefetch_factor, num_held=1)
-
-
-def _build(
-    dataset: MultiModalDataset,
-    sampler: GlobalBatchSampler | EvalBatchSampler,
-    num_workers: int,
-    pin_memory: bool,
-    prefetch_factor: int,
-    num_held: int,
-) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     batches: Sampler[list[SampleKey]] = sampler
     reuse_pillow_memory()
     if num_workers:
+        from utils.data.shared_memory import PooledBatchSampler, SharedMemoryPool
+
         # Batches that workers are preparing or have ready, that training holds, and the next ones.
         count = num_workers * prefetch_factor + 2 * num_held
         pool = SharedMemoryPool(count, sampler.batch_size * dataset.transform.sample_bytes())

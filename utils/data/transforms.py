@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.fast_decode import LazyPhoto, cut_photo
 from multimae.images.folders import stored_modalities
 from multimae.images.pixels import Pixels, size_of, storage_dtype
-from multimae.images.views import View, centred_view, cut
+from multimae.images.views import UndecodedImage, View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
@@ -77,8 +76,8 @@ class JointTransform(ABC):
 
     def _cut(self, pixels: Pixels, m: Modality, view: View, out: Size | None = None) -> Tensor:
         out = out or (self.input_size[0] // m.stride, self.input_size[1] // m.stride)
-        if isinstance(pixels, LazyPhoto):
-            return cut_photo(pixels, m, view, out)
+        if isinstance(pixels, UndecodedImage):
+            return pixels.cut(m, view, out)
         return cut(pixels, m, view, out)
 
 

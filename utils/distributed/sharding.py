@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from multimae.nn.network import MultiModalTransformer
 from multimae.specs.errors import UserError
-from utils.config.options import RuntimeOptions
 from utils.distributed.world import World
 from utils.tasks.base import Task
 
@@ -48,10 +47,9 @@ def shard(
     task: Task,
     averages: Iterable[nn.Module],
     world: World,
-    runtime: RuntimeOptions,
     dtype: torch.dtype | None,
-) -> FullModelBuilder | None:
-    """Shard ``task`` with ``--parallel fsdp`` on two or more processes.
+) -> FullModelBuilder:
+    """Shard ``task`` over two or more processes.
 
     Each transformer block and output adapter is one FSDP unit, gathered in the autocast dtype
     (adapters in ``task.fp32_output_adapters`` in float32). The rest (tokens, patch projections,
@@ -61,17 +59,14 @@ def shard(
         task: Changed in place. Its parameters are replaced: build the optimiser afterwards.
         averages: Running averages of its model, sharded alike.
         world: The processes.
-        runtime: ``--parallel``.
         dtype: Autocast type of the run; ``None`` is float32.
 
     Returns:
-        A builder of full models; ``None`` if nothing was sharded.
+        A builder of full models.
 
     Raises:
         UserError: A device that FSDP does not run on.
     """
-    if runtime.parallel != "fsdp" or world.size == 1:
-        return None
     if world.device.type not in ("cpu", "cuda"):
         raise UserError(f"--parallel fsdp: runs on cuda and cpu, not on {world.device.type}")
     from torch.distributed.device_mesh import init_device_mesh

@@ -47,26 +47,23 @@ class RunLock:
         Raises:
             UserError: Another run uses the folder.
         """
-        seen: tuple[str, int] | None = None
-        since = time.monotonic()
+        last_beat: int | None = None
+        begin = time.monotonic()
         while True:
             with _exclusive(self.path) as file:
                 owner, beat = _read(file), os.fstat(file).st_mtime_ns
-                state = (str(owner), beat)
-                if owner is None:
-                    alive: bool | None = False
-                elif (alive := _is_alive(owner)) is None:
-                    if seen is not None and seen != state:
-                        alive = True
-                    elif self._age(beat) > STALE_S or time.monotonic() - since > STALE_S:
-                        alive = False
+                alive = _is_alive(owner) if owner else False
+                if alive is None and last_beat not in (None, beat):
+                    alive = True
+                elif alive is None and max(self._age(beat), time.monotonic() - begin) > STALE_S:
+                    alive = False
                 if alive is False:
                     os.ftruncate(file, 0)
                     os.pwrite(file, json.dumps(self._mine).encode(), 0)
                     break
-            if alive:
-                raise UserError(_in_use(self.path.parent, owner or {}))
-            seen = state
+            if alive and owner:
+                raise UserError(_in_use(self.path.parent, owner))
+            last_beat = beat
             time.sleep(min(1.0, BEAT_S))
         threading.Thread(target=self._beat, daemon=True, name="run-lock").start()
 
@@ -128,8 +125,8 @@ def _read(file: int) -> Owner | None:
 def _this_process() -> Owner:
     return {
         "host": socket.gethostname(),
-        "boot": _boot(),
-        "namespace": _namespace(),
+        "boot": _proc("sys/kernel/random/boot_id").strip(),
+        "namespace": os.path.basename(os.path.realpath("/proc/self/ns/pid")),
         "pid": os.getpid(),
         "started": _start_time(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -152,23 +149,14 @@ def _is_alive(owner: Owner) -> bool | None:
 
 def _start_time(pid: int) -> str | None:
     """Start of a process in clock ticks since boot; ``None`` if it has ended."""
+    fields = _proc(f"{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def _proc(name: str) -> str:
+    """Text of a file in ``/proc``; empty where there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
+        return Path("/proc", name).read_text()
     except OSError:
         return ""
 

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
 from utils.config.options import LogOptions
 from utils.logs.paths import RunPaths
+
+if TYPE_CHECKING:
+    from utils.logs.trackers import TensorBoard, Wandb
 
 
 class RunLogger:
@@ -52,15 +52,13 @@ class RunLogger:
         """
         self.is_main = is_main
         self.paths = RunPaths.of(output_dir)
-        self._options, self._config = options, config
         self._bar: tqdm[Any] | None = None
         self._jsonl: TextIO | None = None
-        self._wandb: Any = None
-        self._tensorboard: Any = None
-        if is_main and options.log_tensorboard:
-            _summary_writer(self.paths)
-        if is_main and options.log_wandb:
-            _import_wandb()
+        self._trackers: list[TensorBoard | Wandb] = []
+        if is_main and (options.log_tensorboard or options.log_wandb):
+            from utils.logs.trackers import make_trackers
+
+            self._trackers = make_trackers(options, self.paths, config)
 
     def open(self, step: int = 0) -> None:
         """Open the sinks, once an earlier run is out of the way, to log from ``step`` on."""
@@ -68,14 +66,8 @@ class RunLogger:
             return
         if self.paths is not None:
             self._jsonl = _open_log(self.paths.log)
-        if self._options.log_tensorboard and self.paths is not None:
-            # Viewers ignore what an earlier process has logged from the purged step on.
-            writer = _summary_writer(self.paths)
-            self._tensorboard = writer(
-                str(self.paths.tensorboard), purge_step=step + 1 if step else None
-            )
-        if self._options.log_wandb and self._wandb is None:
-            self._wandb = _open_wandb(self._options, self.paths, self._config)
+        for tracker in self._trackers:
+            tracker.open(step)
 
     def __enter__(self) -> RunLogger:
         """Use as a context that closes files and bars."""
@@ -88,11 +80,11 @@ class RunLogger:
         trace: TracebackType | None,
     ) -> None:
         """Close every sink."""
-        for sink in (self._bar, self._jsonl, self._tensorboard):
+        for sink in (self._bar, self._jsonl):
             if sink is not None:
                 sink.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(kind is not None))
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
 
     def info(self, text: str) -> None:
         """Print a line."""
@@ -119,9 +111,8 @@ class RunLogger:
             return
         if self._bar is not None:
             self._bar.n = step
-        for sink in (self._jsonl, self._tensorboard):
-            if sink is not None:
-                sink.close()
+        if self._jsonl is not None:
+            self._jsonl.close()
         if self.paths is not None and self.paths.log.is_file():
             cut_log(self.paths.log, step, scored=scored)
         self.open(step)
@@ -158,12 +149,8 @@ class RunLogger:
         if self.paths is not None:
             self.paths.pictures.mkdir(exist_ok=True)
             image.save(self.paths.picture(name, step))
-        if self._tensorboard is not None:
-            self._tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(image)}, step=step)
+        for tracker in self._trackers:
+            tracker.picture(name, step, image)
 
     def _row(self, kind: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         if self._jsonl is not None:
@@ -172,11 +159,8 @@ class RunLogger:
             row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **finite}
             self._jsonl.write(json.dumps(row) + "\n")
             self._jsonl.flush()
-        if self._tensorboard is not None:
-            for key, value in values.items():
-                self._tensorboard.add_scalar(f"{kind}/{key}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({f"{kind}/{k}": v for k, v in values.items()}, step=step)
+        for tracker in self._trackers:
+            tracker.scalars(kind, step, values)
 
     def _eta(self, step: int) -> str:
         done = max(1, step - self._first)
@@ -212,47 +196,3 @@ def _open_log(path: Path) -> TextIO:
         if log.tell() and file.seek(-1, 2) >= 0 and file.read() != b"\n":
             log.write("\n")
     return log
-
-
-def _wandb_id(path: Path) -> str:
-    """W&B id of the run in this folder, chosen once."""
-    if not path.is_file():
-        path.write_text(secrets.token_hex(8), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _summary_writer(paths: RunPaths | None) -> Any:
-    """TensorBoard's writer.
-
-    Raises:
-        UserError: It is not installed, or there is no folder.
-    """
-    if paths is None:
-        raise UserError("--log_tensorboard writes into --output_dir: set one.")
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as err:
-        raise UserError("--log_tensorboard needs `pip install tensorboard`.") from err
-    return SummaryWriter
-
-
-def _import_wandb() -> Any:
-    try:
-        import wandb
-    except ImportError as err:
-        raise UserError("--log_wandb needs `pip install wandb`.") from err
-    return wandb
-
-
-def _open_wandb(options: LogOptions, paths: RunPaths | None, config: Mapping[str, object]) -> Any:
-    wandb = _import_wandb()
-    return wandb.init(
-        project=options.wandb_project,
-        entity=options.wandb_entity,
-        name=options.wandb_run_name,
-        group=options.wandb_group or None,
-        dir=None if paths is None else str(paths.root),
-        id=None if paths is None else _wandb_id(paths.wandb_id),
-        resume="allow",
-        config=dict(config),
-    )

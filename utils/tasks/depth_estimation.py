@@ -23,8 +23,8 @@ from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import DepthTrainTransform
+from utils.data.sample_checks import depth_warnings
 from utils.data.sets.label_maps import read_validity
-from utils.data.statistics import depth_warnings
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from multimae.images.folders import with_no_data_tags
@@ -25,36 +25,32 @@ from multimae.specs.heads import HeadSpec, reads_all_layers
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
-from multimae.weights.load import CheckpointError, extract_state_dict, load_weights, read_checkpoint
-from multimae.weights.pretrained import save_model
-from utils.checkpoint.resume import (
-    best_checkpoint,
-    find_checkpoint,
-    newest_checkpoint,
-    resume,
-)
-from utils.checkpoint.start_weights import fetch, load_pretrained
-from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+from multimae.weights.files import CheckpointError, extract_state_dict, read_checkpoint
+from multimae.weights.load import load_weights
+from utils.checkpoint.find import best_checkpoint, newest_checkpoint
+from utils.checkpoint.start_weights import StartWeights, fetch
+from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
 from utils.config.finetune_options import FinetuneConfig, Split
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
+from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.samplers import EvalBatchSampler
-from utils.data.statistics import label_tables, range_warnings, statistics_warnings
-from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.logs.logger import RunLogger
-from utils.logs.paths import RunPaths, locked_output_dir, record_start
+from utils.logs.paths import locked_output_dir, record_start
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
-from utils.tasks.loaders import eval_loader, run_identity, spread_keys, train_loader
+from utils.tasks.job import Job, describe_model, save_weights, train
+from utils.tasks.loaders import eval_loader, spread_keys
 from utils.training.ema import average
-from utils.training.loop import evaluate, fit, make_training_run
-from utils.training.optim import build_optimizer, finetune_no_decay, layer_lr_scale, param_groups
-from utils.training.schedule import make_run_plan
+from utils.training.loop import evaluate
+from utils.training.optim import build_optimizer, param_groups
 from utils.training.seeding import seed_everything
-from utils.training.state import Goal, TrainState
-from utils.training.stepper import Precision, Stepper, choose_precision
+from utils.training.state import TrainState
+from utils.training.stepper import Precision, choose_precision
+
+_TOKENS_WITHOUT_DECAY = frozenset({"global_tokens", "mask_token", "pos_emb"})
 
 
 class FinetuneTask(Task):
@@ -173,16 +169,15 @@ class PredictionPictures(PictureEvaluator, Generic[TaskT]):
         """Compose the grid from pictures of the inputs and the outputs of every head."""
 
 
-class Finetuning(ABC, Generic[TaskT]):
+class Finetuning(Job[TaskT]):
     """Task-specific parts of a fine-tuning run, see :func:`finetune`.
 
     Attributes:
-        goal: Metric that selects the best checkpoint, named ``eval/...``.
         scores: Evaluator class.
         pictures: Class that draws samples of a split.
     """
 
-    goal: Goal
+    cfg: FinetuneConfig
     scores: type[SplitEvaluator[TaskT]]
     pictures: type[PredictionPictures[TaskT]]
 
@@ -192,10 +187,13 @@ class Finetuning(ABC, Generic[TaskT]):
         Raises:
             UserError: Unreadable weights, or options that contradict them.
         """
-        self.source, self.trained_spec = world.broadcast_from_main(lambda: _spec_of_weights(cfg))
+        self.start = StartWeights(cfg.start) if cfg.start.finetune else None
+        self.source, self.trained_spec = world.broadcast_from_main(lambda: self._find_spec(cfg))
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
-        self.inputs = self.with_no_data(select(self.cfg.table(), self.cfg.in_names))
+        self.inputs = self.modalities = self.with_no_data(
+            select(self.cfg.table(), self.cfg.in_names)
+        )
 
     @property
     def roots(self) -> tuple[str | None, ...]:
@@ -209,28 +207,38 @@ class Finetuning(ABC, Generic[TaskT]):
         """Take ``no_data`` from the tags of TIFF files, on all processes alike."""
         return self.world.broadcast_from_main(lambda: with_no_data_tags(modalities, *self.roots))
 
+    def _find_spec(self, cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
+        path = checkpoint_to_score(cfg) if cfg.scores_only else newest_checkpoint(cfg.checkpoint)
+        return trained_spec(path, self.start)
+
     def trained_head(self, name: str) -> HeadSpec | None:
         """Head spec of the weights to evaluate; ``None`` if they store none."""
         heads = self.trained_spec.heads if self.trained_spec and self.cfg.scores_only else ()
         return next((head for head in heads if head.name == name), None)
 
     @abstractmethod
-    def train_set(self) -> MultiModalDataset:
-        """Training set with augmentation, checked."""
-
-    @abstractmethod
     def eval_set(self, split: Split) -> MultiModalDataset | None:
         """Evaluation set of a split, checked; ``None`` without a path."""
-
-    @abstractmethod
-    def build_task(self) -> TaskT:
-        """Build the model (see :func:`build_model`) and the losses."""
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Yield label statistics of the checked samples, and warnings."""
         for table in label_tables(dataset):
             yield from table.lines()
         yield from range_warnings(dataset, self.inputs, self.cfg.data.fields_set())
+
+    def optimizer(self, task: TaskT) -> Optimizer:
+        """Optimiser with layer-wise learning rates."""
+        return finetune_optimizer(self.cfg, task)
+
+    def average(self, task: TaskT) -> AveragedModel | None:
+        """Running average of the weights, with ``--model_ema``."""
+        return average(task.model, self.cfg.start) if self.cfg.start.model_ema else None
+
+    def train_evaluators(
+        self, task: TaskT, train_set: MultiModalDataset, precision: Precision, logger: RunLogger
+    ) -> Sequence[Evaluator]:
+        """Metrics and pictures of the evaluation images."""
+        return self.evaluators("eval", task, precision, logger)
 
     def evaluators(
         self, split: Split, task: TaskT, precision: Precision, logger: RunLogger
@@ -268,12 +276,11 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
         locked_output_dir(output_dir, world) as paths,
         RunLogger(cfg.log, output_dir, flat, is_main=world.is_main) as logger,
     ):
-        millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-        logger.info(f"{cfg.model.model}: {millions:.1f} M parameters, {precision} on {world}")
+        logger.info(describe_model(job, task, precision))
         for note in job.notes:
             logger.info(note)
         if cfg.scores_only:
-            state = TrainState(task, finetune_optimizer(cfg, task), precision.scaler(), config=flat)
+            state = TrainState(task, job.optimizer(task), precision.scaler(), config=flat)
             path = checkpoint_to_score(cfg)
             state.epoch, state.step = load_finetuned(task.model, path)
             logger.info(f"scoring {path}, {state.epoch} epochs trained")
@@ -285,7 +292,9 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
             return evaluate(state, evaluators, logger, float(state.epoch))
         # Built before training: an unreadable test set must fail early.
         tests = job.evaluators("test", task, precision, logger) if cfg.has_test_set else []
-        state = _train(cfg, world, paths, job, task, precision, logger)
+        state = train(job, task, precision, paths, logger)
+        if paths is not None and cfg.checkpoint.save_ckpt:
+            save_weights(state, paths, world)
         values = {} if state.best is None else {f"best/{job.goal.metric}": state.best}
         if tests:
             saved = paths is not None and cfg.checkpoint.save_ckpt
@@ -296,63 +305,6 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
         return values
-
-
-def _train(
-    cfg: FinetuneConfig,
-    world: World,
-    paths: RunPaths | None,
-    job: Finetuning[Any],
-    task: FinetuneTask,
-    precision: Precision,
-    logger: RunLogger,
-) -> TrainState:
-    """Load data and weights, run the training loop, return the final state."""
-    runtime, report = cfg.runtime, ""
-    train_set = job.train_set()
-    loader, sampler = train_loader(cfg, train_set, world)
-    plan = make_run_plan(len(sampler), world.size, cfg.optim, runtime, **cfg.optim.rates)
-    checkpoint = find_checkpoint(cfg.checkpoint, world, logger.info)
-    if checkpoint is None and cfg.start.finetune:
-        loaded = load_pretrained(task.model, cfg.start)
-        report = loaded.details()
-        for line in (loaded.summary(), *statistics_warnings(cfg.start.finetune, train_set)):
-            logger.info(line)
-    ema = average(task.model, cfg.start) if cfg.start.model_ema else None
-    full_model_builder = shard(task, [ema.module] if ema else [], world, runtime, precision.dtype)
-    state = TrainState(
-        task,
-        finetune_optimizer(cfg, task),
-        precision.scaler(),
-        ema=ema,
-        global_batch=plan.global_batch,
-        config=to_flat_dict(cfg),
-        identity=run_identity(train_set, task.inputs),
-        full_model_builder=full_model_builder,
-    )
-    logger.info(f"{len(train_set)} images, {plan.describe()}")
-    for problem in plan.warnings(cfg.optim, cfg.optim.rates["blr"]):
-        logger.info(f"warning: {problem}")
-    for line in job.describe(train_set):
-        logger.info(line)
-    if checkpoint is None:
-        state.start_at(runtime.start_epoch, plan.steps_per_epoch)
-    else:
-        resume(state, checkpoint, cfg, world, logger.info)
-    stepper = Stepper(state, world, plan, precision, cfg.optim, runtime)
-    evaluators = job.evaluators("eval", task, precision, logger)
-    log = replace(cfg.log, eval_freq=cfg.eval_freq)
-    run = make_training_run(
-        cfg, state, loader, sampler, plan, stepper, logger, evaluators, log, job.goal
-    )
-    resumed = checkpoint is not None
-    record_start(paths, cfg, world, logger.info, resumed=resumed, report=report)
-    fit(run)
-    if paths is not None and cfg.checkpoint.save_ckpt:
-        weights = state.scored_weights(world)
-        if world.is_main:
-            save_model(weights, task.model.spec, paths.model)
-    return state
 
 
 def build_model(
@@ -398,6 +350,40 @@ def build_model(
         return MultiViT.from_spec(spec, drop_path_rate=model.encoder_drop_path, **dropout)
     except ValueError as err:
         raise UserError(str(err)) from err
+
+
+def finetune_no_decay(name: str, param: Tensor) -> bool:
+    """Whether fine-tuning exempts ``param`` from weight decay (SPEC section 1).
+
+    Exempt are 1-D parameters, biases, learned tokens and position tables, but not class
+    embeddings, task embeddings and Segmenter's class tokens.
+    """
+    leaf = name.rpartition(".")[2]
+    return param.ndim <= 1 or leaf == "bias" or leaf in _TOKENS_WITHOUT_DECAY
+
+
+def layer_lr_scale(name: str, depth: int, decay: float) -> float:
+    """Layer-wise learning-rate decay ``decay ** (depth + 1 - layer)`` (SPEC section 6).
+
+    Args:
+        name: Parameter name in a MultiViT: ``global_tokens`` and ``input_adapters.*`` are layer
+            0, ``encoder.{i}.*`` layer ``i + 1``, everything else ``depth + 1``.
+        depth: Number of encoder blocks.
+        decay: Factor per layer.
+
+    Raises:
+        ValueError: The block index of ``name`` is out of range.
+    """
+    head, _, rest = name.partition(".")
+    if head in ("global_tokens", "input_adapters"):
+        layer = 0
+    elif head == "encoder":
+        layer = int(rest.partition(".")[0]) + 1
+        if layer > depth:
+            raise ValueError(f"parameter '{name}' lies beyond the encoder's {depth} blocks")
+    else:
+        layer = depth + 1
+    return float(decay ** (depth + 1 - layer))
 
 
 def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
@@ -449,23 +435,6 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
             "--output_dir to the folder of a run"
         )
     return path
-
-
-def _spec_of_weights(cfg: FinetuneConfig) -> tuple[str, ModelSpec | None]:
-    """Name and spec of the weights to evaluate, resume from or start from."""
-    path: Path | None
-    if cfg.scores_only:
-        path = checkpoint_to_score(cfg)
-    else:
-        path = newest_checkpoint(cfg.checkpoint)
-        if path is None and cfg.start.finetune:
-            path = fetch(cfg.start.finetune)
-    if path is None:
-        return "", None
-    try:
-        return str(path), read_input_spec(path, cfg.start.model_key.split("|"))
-    except CheckpointError as err:
-        raise UserError(f"cannot read the weights: {err}") from err
 
 
 def load_finetuned(model: nn.Module, path: Path) -> tuple[int, int]:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
 from multimae.images.folders import MultiModalFolder
-from multimae.specs.modalities import Modality
+from utils.config.options import RunConfig
 from utils.data.dataset import (
     MultiModalDataset,
-    build_eval_loader,
-    build_train_loader,
+    build_loader,
     check_samples,
 )
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World
 
-if TYPE_CHECKING:
-    from utils.config.finetune_options import FinetuneConfig
-    from utils.config.pretrain_options import PretrainConfig
-
+# Read before training: bad files must fail early, not during the first epoch.
 # Read before training: bad files must fail early, not during the first epoch.
 CHECKED_SAMPLES = 256
 
@@ -32,7 +27,7 @@ DatasetT = TypeVar("DatasetT", bound=MultiModalDataset)
 
 def build_dataset(
     kind: type[DatasetT],
-    cfg: PretrainConfig | FinetuneConfig,
+    cfg: RunConfig,
     folder: MultiModalFolder,
     transform: JointTransform,
     *,
@@ -71,13 +66,8 @@ def build_dataset(
     return dataset
 
 
-def run_identity(dataset: MultiModalDataset, modalities: Iterable[Modality]) -> dict[str, object]:
-    """Fingerprint of training samples and modalities, which must not change on resume."""
-    return {"samples": dataset.fingerprint(), "modalities": [m.name for m in modalities]}
-
-
 def train_loader(
-    cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
+    cfg: RunConfig, dataset: MultiModalDataset, world: World
 ) -> tuple[DataLoader[Any], GlobalBatchSampler]:
     """Training loader of this rank, and its sampler."""
     sampler = GlobalBatchSampler(
@@ -87,7 +77,7 @@ def train_loader(
         world_size=world.size,
         seed=cfg.runtime.seed,
     )
-    loader = build_train_loader(
+    loader = build_loader(
         dataset,
         sampler,
         num_workers=cfg.data.num_workers,
@@ -97,9 +87,7 @@ def train_loader(
     return loader, sampler
 
 
-def eval_loader(
-    cfg: PretrainConfig | FinetuneConfig, dataset: MultiModalDataset, world: World
-) -> DataLoader[Any]:
+def eval_loader(cfg: RunConfig, dataset: MultiModalDataset, world: World) -> DataLoader[Any]:
     """Evaluation loader of this rank; ranks get disjoint samples without padding."""
     sampler = EvalBatchSampler(
         len(dataset),
@@ -107,7 +95,7 @@ def eval_loader(
         rank=world.rank,
         world_size=world.size,
     )
-    return build_eval_loader(
+    return build_loader(
         dataset, sampler, num_workers=cfg.data.num_workers, pin_memory=cfg.data.pin_mem
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,20 @@ from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
-from multimae.weights.files import CheckpointError
-from utils.checkpoint.resume import newest_checkpoint
-from utils.checkpoint.start_weights import fetch, load_pretrained
+from utils.checkpoint.find import newest_checkpoint
 from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
+from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
-from utils.logs.paths import Info
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
 from utils.training.seeding import generator
+
+if TYPE_CHECKING:
+    from utils.checkpoint.start_weights import StartWeights
 
 
 @dataclass(frozen=True)
@@ -271,16 +272,30 @@ class PretrainTask(Task):
         return losses
 
 
-def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]:
+def start_weights(cfg: PretrainConfig) -> StartWeights | None:
+    """Weights of ``--init_weights``; ``None`` without."""
+    if not cfg.start.init_weights:
+        return None
+    from utils.checkpoint.start_weights import StartWeights
+
+    return StartWeights(cfg.start.weights, "--init_weights")
+
+
+def run_modalities(
+    cfg: PretrainConfig, start: StartWeights | None = None
+) -> tuple[list[Modality], list[Modality]]:
     """Select inputs and outputs, with class names and statistics of the training set.
 
-    Inputs of ``--init_weights`` keep the preprocessing of these weights.
+    Inputs of the weights ``start`` keep the preprocessing of these weights.
 
     Raises:
         UserError: Options contradict the weights, or statistics cannot be computed.
     """
-    if cfg.start.init_weights:
-        cfg = _with_trained_inputs(cfg)
+    if start is not None:
+        from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
+
+        source, spec = trained_spec(newest_checkpoint(cfg.checkpoint), start)
+        cfg, _ = with_trained_inputs(cfg, spec, source, computes_statistics=True)
     names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
     if names is None:
         from multimae.specs.class_names import COCO_CLASSES
@@ -302,18 +317,6 @@ def run_modalities(cfg: PretrainConfig) -> tuple[list[Modality], list[Modality]]
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
 
 
-def _with_trained_inputs(cfg: PretrainConfig) -> PretrainConfig:
-    # Imported here: most runs start from scratch.
-    from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
-
-    source = newest_checkpoint(cfg.checkpoint) or fetch(cfg.start.init_weights, "--init_weights")
-    try:
-        spec = read_input_spec(source, cfg.start.weights.model_key.split("|"))
-    except CheckpointError as err:
-        raise UserError(f"--init_weights: {err}") from err
-    return with_trained_inputs(cfg, spec, str(source), computes_statistics=True)[0]
-
-
 def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> MultiModalDataset:
     """Training set of ``--data_path`` with augmentation, checked."""
     transform = TrainTransform(
@@ -328,8 +331,6 @@ def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> Mult
 
 def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator[str]:
     """Yield label statistics of the checked samples, and warnings about labels and scalar maps."""
-    from utils.data.statistics import label_tables, range_warnings
-
     root = train_set.folder.root
     names = read_class_names(root)
     for table in label_tables(train_set):
@@ -410,28 +411,6 @@ def build_task(
     if cfg.runtime.compile:
         task.compile_step()
     return task
-
-
-def load_init_weights(
-    cfg: PretrainConfig, task: PretrainTask, train_set: MultiModalDataset, info: Info
-) -> str:
-    """Load ``--init_weights``; log a summary and differences in input statistics.
-
-    Returns:
-        Report by key for ``weights.txt``; empty without ``--init_weights``.
-
-    Raises:
-        UserError: The file is missing, unreadable or does not match.
-    """
-    start = cfg.start
-    if not start.init_weights:
-        return ""
-    from utils.data.statistics import statistics_warnings
-
-    report = load_pretrained(task.model, start.weights, heads=True, flag="--init_weights")
-    for line in (report.summary(), *statistics_warnings(start.init_weights, train_set)):
-        info(line)
-    return report.details()
 
 
 def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from utils.config.semseg_options import MASK_VALID, SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
+from utils.data.sample_checks import LabelTable, label_tables
 from utils.data.sets.label_maps import (
     IGNORE,
     SegmentationDataset,
@@ -38,7 +39,6 @@ from utils.data.sets.label_maps import (
     reduced_class_names,
     stored_target,
 )
-from utils.data.statistics import LabelTable, label_tables
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World
 from utils.tasks.base import StepOutput, StepPosition

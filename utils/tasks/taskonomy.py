@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from multimae.images.pack.layout import to_path
+from multimae.images.pack import to_path
 from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
 from utils.config.taskonomy_options import TaskonomyConfig

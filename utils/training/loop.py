@@ -7,19 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from multimae.specs.errors import RunError
 from utils.checkpoint.checkpoint_files import newest_step
-from utils.checkpoint.resume import latest_checkpoint, restore
+from utils.checkpoint.find import latest_checkpoint
 from utils.checkpoint.saving import Saver
-from utils.config.options import CheckpointOptions, DataOptions, LogOptions, RuntimeOptions
+from utils.config.options import LogOptions
 from utils.data.batches import BadSamples, Batch, BatchStream
-from utils.data.dataset import MultiModalDataset
-from utils.data.samplers import GlobalBatchSampler
 from utils.distributed.script import Stopped, StopRequest, acknowledge, worker_killed
 from utils.distributed.world import Control, ControlGroup
 from utils.logs.logger import RunLogger
@@ -33,7 +29,7 @@ from utils.training.stepper import Stepper
 
 @dataclass
 class TrainingRun:
-    """What :func:`fit` works with; see :func:`utils.training.loop.make_training_run`."""
+    """What :func:`fit` works with; made by :func:`utils.tasks.job.train`."""
 
     state: TrainState
     stream: BatchStream
@@ -197,6 +193,8 @@ def _roll_back(run: TrainingRun, bad: Mapping[int, Sequence[str]]) -> None:
             everywhere=True,
         )
     skipped = state.skipped | {bad_step - 1}
+    from utils.checkpoint.resume import restore
+
     restore(state, path, world)
     state.skipped |= skipped
     run.logger.info(
@@ -282,63 +280,3 @@ def to_device_of(reference: nn.Module, model: nn.Module) -> nn.Module:
     """``model``; a copy where ``reference`` is, if it is elsewhere (an average on the CPU)."""
     here, there = (next(m.parameters()).device for m in (reference, model))
     return model if here == there else copy.deepcopy(model).to(here)
-
-
-class TrainConfig(Protocol):
-    """The sections of a configuration that a run needs."""
-
-    @property
-    def data(self) -> DataOptions:
-        """Data."""
-        ...
-
-    @property
-    def runtime(self) -> RuntimeOptions:
-        """Run."""
-        ...
-
-    @property
-    def checkpoint(self) -> CheckpointOptions:
-        """Checkpoints."""
-        ...
-
-
-def make_training_run(
-    cfg: TrainConfig,
-    state: TrainState,
-    loader: DataLoader[Any],
-    sampler: GlobalBatchSampler,
-    plan: RunPlan,
-    stepper: Stepper,
-    logger: RunLogger,
-    evaluators: Sequence[Evaluator],
-    log: LogOptions,
-    goal: Goal | None = None,
-) -> TrainingRun:
-    """What :func:`utils.training.loop.fit` works with; all processes call it at the same time."""
-    world = stepper.world
-    control = ControlGroup(world)
-    bad_samples = BadSamples(cfg.data.max_bad_samples, logger.info, state.bad_sample_names)
-    if isinstance(loader.dataset, MultiModalDataset):
-        bad_samples.add(loader.dataset.known_bad)
-        bad_samples.check()
-    return TrainingRun(
-        state,
-        BatchStream(
-            loader,
-            sampler,
-            plan.steps_per_epoch * plan.accum_steps,
-            plan.total_steps * plan.accum_steps,
-        ),
-        plan,
-        stepper,
-        logger,
-        evaluators,
-        log,
-        saver=Saver(cfg.checkpoint, world),
-        control=control,
-        nonfinite=NonFinite(cfg.checkpoint.output_dir, control),
-        bad_samples=bad_samples,
-        rolls_back=cfg.runtime.on_nonfinite == "rollback",
-        goal=goal,
-    )

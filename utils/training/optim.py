@@ -19,7 +19,6 @@ from multimae.specs.errors import UserError
 
 ParamGroup = dict[str, Any]
 
-_TOKENS_WITHOUT_DECAY = frozenset({"global_tokens", "mask_token", "pos_emb"})
 _DECODERS = "output_adapters"
 _FUSED = frozenset({"adam", "adamw", "sgd"})
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
@@ -28,39 +27,6 @@ _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 def norm_and_bias(name: str, param: Tensor) -> bool:
     """Whether ``param`` is 1-D (norms, biases), for ``--no_decay_norm_bias``."""
     return param.ndim <= 1
-
-
-def finetune_no_decay(name: str, param: Tensor) -> bool:
-    """Whether fine-tuning exempts ``param`` from weight decay (SPEC section 1).
-
-    Exempt are 1-D parameters, biases, learned tokens and position tables, but not class
-    embeddings, task embeddings and Segmenter's class tokens.
-    """
-    return param.ndim <= 1 or name.endswith(".bias") or _leaf(name) in _TOKENS_WITHOUT_DECAY
-
-
-def layer_lr_scale(name: str, depth: int, decay: float) -> float:
-    """Layer-wise learning-rate decay ``decay ** (depth + 1 - layer)`` (SPEC section 6).
-
-    Args:
-        name: Parameter name in a MultiViT: ``global_tokens`` and ``input_adapters.*`` are layer
-            0, ``encoder.{i}.*`` layer ``i + 1``, everything else ``depth + 1``.
-        depth: Number of encoder blocks.
-        decay: Factor per layer.
-
-    Raises:
-        ValueError: The block index of ``name`` is out of range.
-    """
-    head, _, rest = name.partition(".")
-    if head in ("global_tokens", "input_adapters"):
-        layer = 0
-    elif head == "encoder":
-        layer = int(rest.partition(".")[0]) + 1
-        if layer > depth:
-            raise ValueError(f"parameter '{name}' lies beyond the encoder's {depth} blocks")
-    else:
-        layer = depth + 1
-    return float(decay ** (depth + 1 - layer))
 
 
 def param_groups(
@@ -181,10 +147,6 @@ def _from_timm(name: str, momentum: float) -> _Optimizer:
         raise UserError(f"--opt {name} needs second derivatives, which are not supported")
     build = partial(create_optimizer_v2, opt=name.lower(), momentum=momentum)
     return _Optimizer(build, info.num_betas if info.has_betas else None)
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _can_fuse(param: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from multimae.weights.pretrained import spec_entry
-from utils.distributed.sharding import FullModelBuilder, gather_full_state, shard_optimizer_state
 from utils.distributed.world import World
 from utils.logs.window import LogWindow
 from utils.tasks.base import Task
 from utils.training.nonfinite import require_finite
 from utils.training.seeding import load_rng_state, rng_state
+
+if TYPE_CHECKING:
+    from utils.distributed.sharding import FullModelBuilder
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ class TrainState:
         self.task.load_extra_state_dict(state["task"])
         optimizer = state["optimizer"]
         if self.full_model_builder is not None:
+            from utils.distributed.sharding import shard_optimizer_state
+
             optimizer = shard_optimizer_state(optimizer, self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:
@@ -190,5 +194,7 @@ class TrainState:
     def _gathered(self, contents: dict[str, Any], world: World) -> dict[str, Any]:
         if self.full_model_builder is None:
             return contents
+        from utils.distributed.sharding import gather_full_state
+
         gathered: dict[str, Any] = gather_full_state(contents, world)
         return gathered

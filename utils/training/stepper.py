@@ -15,7 +15,6 @@ from torch.optim import SGD, Adam, AdamW
 
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.data.batches import Batch
-from utils.distributed.sharding import set_gradient_sync
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition, Task
 from utils.training.nonfinite import GRAD_NORM
@@ -205,6 +204,8 @@ class Stepper:
         """
         on = last or (self.static_graph and not self.begun)
         if self.sharded:
+            from utils.distributed.sharding import set_gradient_sync
+
             set_gradient_sync(self.task, on=on)
         if on or not isinstance(self.task, DistributedDataParallel):
             return nullcontext()

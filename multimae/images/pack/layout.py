@@ -19,20 +19,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from multimae.images.pack import PACK_FILE, AnyPath
 from multimae.specs.errors import UserError
 from multimae.weights.atomic import Written
 
-if TYPE_CHECKING:
-    from multimae.images.pack.remote import RemotePath
-
-AnyPath: TypeAlias = "Path | RemotePath"
-PACK_FILE = "pack.json"
 INDEX_FILE = "index.npy"
 NAMES_FILE = "names.npy"
 SHARD, FILES = "shard", "files"
@@ -131,20 +126,6 @@ def shape_of(kind: Kind, height: int, width: int) -> tuple[int, ...]:
 def file_name(shard: int, part: str) -> str:
     """``00000.shard``."""
     return f"{shard:05d}.{part}"
-
-
-def to_path(path: str | AnyPath) -> AnyPath:
-    """A path, or a URL with the same operations."""
-    if not isinstance(path, str) or not re.match(r"\w[\w+.-]+://", path):
-        return Path(path) if isinstance(path, str) else path
-    from multimae.images.pack.remote import RemotePath  # needed for URLs only
-
-    return RemotePath(path)
-
-
-def is_packed(folder: AnyPath) -> bool:
-    """Whether a modality folder is packed, fully or in part."""
-    return (folder / PACK_FILE).exists() or (folder / file_name(0, SHARD)).exists()
 
 
 def read_contents(folder: AnyPath) -> Contents:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.images.pack import AnyPath
 from multimae.images.pack.layout import (
     DTYPES,
     FILES,
     INDEX_FILE,
     NAMES_FILE,
     SHARD,
-    AnyPath,
     Kind,
     Records,
     check_index,

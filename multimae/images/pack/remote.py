@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.pack.layout import PACK_FILE, SHARD, Shard, file_name
+from multimae.images.pack import PACK_FILE
+from multimae.images.pack.layout import SHARD, Shard, file_name
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pack.record_cache import (
     CACHE_VARIABLE,

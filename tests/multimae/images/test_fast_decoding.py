@@ -23,7 +23,7 @@ from tests.support.image_folders import DEPTH, MODALITIES, RGB, SEMSEG, message_
 from tools.bench_loader import Variant, interleave
 from utils.data import batches
 from utils.data.batches import BadSample, Sample, collate
-from utils.data.dataset import MultiModalDataset, build_train_loader
+from utils.data.dataset import MultiModalDataset, build_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
 
@@ -227,7 +227,7 @@ def test_worker_memory_is_constant(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     data = MultiModalDataset(MultiModalFolder(root, MODALITIES), TrainTransform(MODALITIES, 224))
     sampler = GlobalBatchSampler(len(data), 6)
-    loader = build_train_loader(data, sampler, num_workers=1, pin_memory=False)
+    loader = build_loader(data, sampler, num_workers=1, pin_memory=False)
     variant = Variant("x", data, loader, sampler)
     interleave([variant], 24)
     iterator: Any = loader._iterator

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multimae.images.folders import MultiModalFolder, list_images, sub_folders
+from multimae.images.folders import MultiModalFolder, sub_folders
 from multimae.images.pixels import ImageError
 from tests.support.image_folders import (
     MODALITIES,
@@ -25,8 +25,9 @@ from tests.support.image_folders import (
 from tools import pack_dataset
 from tools.pack import packing
 from tools.pack.packing import PackOptions, write_packs
+from tools.pack.sources import list_images
 from utils.data.batches import BadSample
-from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
+from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.transforms import TrainTransform
 
@@ -87,7 +88,7 @@ def test_the_samples_are_identical(root: Path, tmp_path: Path, options: dict[str
 def test_batches_do_not_depend_on_workers(root: Path, tmp_path: Path, workers: int) -> None:
     def batches(data: MultiModalDataset, workers: int) -> list[Any]:
         sampler = GlobalBatchSampler(len(data), 4, seed=3)
-        loader = build_train_loader(data, sampler, num_workers=workers, pin_memory=False)
+        loader = build_loader(data, sampler, num_workers=workers, pin_memory=False)
         iterator: Any = iter(loader)
         try:
             return [(b.names, {k: v.clone() for k, v in b.images.items()}) for b in iterator]

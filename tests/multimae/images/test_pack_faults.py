@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multimae.images.folders import MultiModalFolder, list_images
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pack.layout import RECORD
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import ImageError
@@ -23,6 +23,7 @@ from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import MODALITIES, message_of, write_folder
 from tools import pack_dataset
 from tools.pack.packing import PackOptions, write_packs
+from tools.pack.sources import list_images
 from utils.data.statistics import measure
 
 SIZE = (40, 64)

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from multimae.images.folders import MultiModalFolder, list_images, read_class_names, sub_folders
-from multimae.images.pack import remote
-from multimae.images.pack.layout import to_path
+from multimae.images.pack import remote, to_path
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pack.record_cache import RecordCache
 from multimae.specs.errors import UserError

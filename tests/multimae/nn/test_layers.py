@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from multimae import ModelSpec, MultiMAE
 from multimae.input_adapters import PatchedInputAdapter
 from multimae.nn.layers import DropPath
-from multimae.specs.build import build_pretrain_model
 from multimae.specs.modalities import default_table
 
 
@@ -40,9 +40,10 @@ def test_changed_position_tables_take_effect() -> None:
 
 
 def test_float32_decoders_run_outside_autocast() -> None:
-    rgb, depth = (replace(default_table()[name], patch_size=4) for name in ("rgb", "depth"))
+    rows = tuple(replace(default_table()[name], patch_size=4) for name in ("rgb", "depth"))
     torch.manual_seed(0)
-    model = build_pretrain_model("pretrain_multimae_nano", [rgb, depth], [rgb, depth], 4, 16)
+    spec = ModelSpec("pretrain_multimae_nano", rows, rows, patch_size=4, image_size=16)
+    model = MultiMAE.from_spec(spec)
     x = {"rgb": torch.randn(2, 3, 16, 16), "depth": torch.randn(2, 1, 16, 16)}
     with torch.autocast("cpu", torch.bfloat16):
         preds, _ = model(x, num_encoded_tokens=8, fp32_output_adapters=("depth",))

@@ -17,7 +17,7 @@ from multimae.criterion import build_loss, per_sample_where
 from multimae.images.folders import MultiModalFolder
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, make_table
-from multimae.weights.pretrained import read_spec
+from multimae.weights.model_files import read_spec
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU
 from tools.make_modalities import main as make_modalities

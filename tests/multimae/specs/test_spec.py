@@ -12,8 +12,9 @@ import run_pretraining_multimae
 from multimae import ModelSpec, MultiMAE
 from multimae.specs.modalities import make_table, select
 from multimae.specs.registry import DecoderOptions
-from multimae.weights.load import CheckpointError, read_checkpoint
-from multimae.weights.pretrained import KEY, read_spec, save_model
+from multimae.weights.files import CheckpointError, read_checkpoint
+from multimae.weights.model_files import read_spec
+from multimae.weights.pretrained import KEY, save_model
 from tests.support.scenes import tiny_run, write_scenes
 from tools.export_weights import main as export
 

@@ -14,13 +14,8 @@ from torch import Tensor
 
 from multimae.specs.registry import SIZES
 from multimae.weights.convert import multimae_to_vit, vit_to_multimae
-from multimae.weights.load import (
-    extract_state_dict,
-    is_vit_state_dict,
-    load_weights,
-    read_checkpoint,
-    save_state_dict,
-)
+from multimae.weights.files import extract_state_dict, read_checkpoint, save_state_dict
+from multimae.weights.load import is_vit_state_dict, load_weights
 from tests.support.golden import assert_close, golden
 from tests.support.states import assert_same, multivit, random_timm
 from tools import multimae2vit_converter, vit2multimae_converter

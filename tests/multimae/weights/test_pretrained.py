@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from multimae.images.preprocess import prepare
 from multimae.images.readers import read
 from multimae.inference.encode import Encoding
 from multimae.plotting import attention_grid
-from multimae.specs.build import build_pretrain_model
 from multimae.specs.class_names import COCO_CLASSES
 from multimae.specs.modalities import default_table, make_table, select
 from multimae.specs.registry import DecoderOptions
@@ -99,7 +99,7 @@ def test_from_pretrained_downloads_from_the_hub(
         asked.append((repository, name, options))
         return str(tmp_path / name)
 
-    monkeypatch.setattr("multimae.weights.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("multimae.weights.model_files.hf_hub_download", download)
     loaded = MultiMAE.from_pretrained("somebody/multimae", revision="v1")
     assert same(loaded, model)
     assert {(r, n) for r, n, _ in asked} == {("somebody/multimae", n) for n in (WEIGHTS, CONFIG)}
@@ -159,22 +159,20 @@ def test_spec_of_published_layout_is_inferred(tmp_path: Path) -> None:
         built = MultiMAE.from_spec(spec).state_dict()
     assert {k: list(v.shape) for k, v in built.items()} == shapes
 
-    original = build_pretrain_model("pretrain_multimae_nano", ROWS, ROWS, 8, 32)
+    original = MultiMAE.from_spec(replace(SPEC, outputs=ROWS, decoder=DecoderOptions()))
     torch.save({"model": original.state_dict(), "epoch": 3}, tmp_path / "published.pth")
     assert same(MultiMAE.from_pretrained(tmp_path / "published.pth"), original)
 
 
 def test_spec_that_cannot_be_inferred_is_an_error(tmp_path: Path) -> None:
     table = make_table({"thermal": {"num_channels": 1}})
-    rows = select(table, ["rgb", "thermal"])
-    original = build_pretrain_model("pretrain_multimae_nano", rows, rows, 8, 32)
+    rows = tuple(select(table, ["rgb", "thermal"]))
+    spec = ModelSpec("pretrain_multimae_nano", rows, rows, patch_size=8, image_size=32)
+    original = MultiMAE.from_spec(spec)
     path = tmp_path / "mine.pth"
     torch.save({"model": original.state_dict()}, path)
     with pytest.raises(CheckpointError, match=r"'thermal' is no modality.*spec="):
         MultiMAE.from_pretrained(path)
-    spec = ModelSpec(
-        "pretrain_multimae_nano", tuple(rows), tuple(rows), patch_size=8, image_size=32
-    )
     assert same(MultiMAE.from_pretrained(path, spec=spec), original)
 
 
@@ -189,7 +187,7 @@ def test_multivit_loads_the_encoder_only(model: MultiMAE, tmp_path: Path) -> Non
 
 
 def test_model_without_spec_is_an_error() -> None:
-    model = build_pretrain_model("pretrain_multimae_nano", ROWS, ROWS, 8, 32).eval()
+    model = MultiMAE(**SPEC.keywords()).eval()
     assert model.encode({"rgb": torch.randn(2, 3, 32, 32)}, pool="mean").shape == (2, 64)
     with pytest.raises(ValueError, match="knows no modalities"):
         model.reconstruct({"rgb": torch.randn(2, 3, 32, 32)})

@@ -16,7 +16,7 @@ from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, default_table
 from multimae.specs.registry import DecoderOptions
 from multimae.weights.convert import multimae_to_vit
-from multimae.weights.load import CheckpointError
+from multimae.weights.files import CheckpointError
 
 TABLE = default_table()
 ROBUST = dataclasses.replace(TABLE["depth"], normalization="robust")

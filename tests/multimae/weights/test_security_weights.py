@@ -24,7 +24,7 @@ from multimae import MultiMAE, read_spec
 from multimae.multimae import MultiViT
 from multimae.specs.errors import UserError, exit_on_user_error
 from multimae.weights.atomic import checksum
-from multimae.weights.load import CheckpointError, read_checkpoint
+from multimae.weights.files import CheckpointError, read_checkpoint
 from multimae.weights.timm_models import from_multimae
 from tests.support.malicious import MALICIOUS, NAMES, state
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
@@ -41,8 +41,9 @@ from tools import (
 from tools.app.engine import Engine
 from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.checkpoint_files import Record, read_records
-from utils.checkpoint.resume import latest_checkpoint, restore
-from utils.checkpoint.start_weights import read_pretrained
+from utils.checkpoint.find import latest_checkpoint
+from utils.checkpoint.resume import restore
+from utils.checkpoint.start_weights import StartWeights
 from utils.config.options import StartOptions
 from utils.tasks.finetuning import load_finetuned
 
@@ -60,7 +61,7 @@ FUNCTIONS: dict[str, EntryPoint] = {
     "torch.hub": lambda path: hubconf.multimae(str(path)),
     "timm": from_multimae,
     "resume": lambda path: restore(None, path, None),  # type: ignore[arg-type]
-    "finetune": lambda path: read_pretrained(StartOptions(finetune=str(path))),
+    "finetune": lambda path: StartWeights(StartOptions(finetune=str(path))).state_dict(),
     "score": lambda path: load_finetuned(MODEL, path),
     "app": Engine,
 }
@@ -277,7 +278,7 @@ def test_published_checkpoints_may_contain_a_namespace(zipped: bool, tmp_path: P
         torch.load(path, weights_only=True)
     read = read_checkpoint(path)
     assert type(read["args"]) is argparse.Namespace and read["args"] == args
-    state_dict, unused = read_pretrained(StartOptions(finetune=str(path)))
+    state_dict, unused = StartWeights(StartOptions(finetune=str(path))).state_dict()
     assert unused == () and all(torch.equal(state_dict[k], v) for k, v in weights.items())
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
     with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):

@@ -13,7 +13,7 @@ from multimae import MultiMAE
 from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
 from multimae.nn.tokens import patchify
-from multimae.weights.pretrained import read_spec
+from multimae.weights.model_files import read_spec
 from tools.rooms.generate import Job, make_rooms
 from utils.data.batches import collate
 from utils.data.dataset import MultiModalDataset

@@ -20,13 +20,13 @@ from multimae.output_adapters.dpt import DPTOutputAdapter
 from multimae.output_adapters.linear import LinearOutputAdapter
 from multimae.specs.registry import SIZES
 from multimae.weights.convert import vit_to_multimae
-from multimae.weights.load import (
+from multimae.weights.files import (
     CheckpointError,
     extract_state_dict,
-    load_weights,
     read_checkpoint,
     save_state_dict,
 )
+from multimae.weights.load import load_weights
 from tests.support.golden import assert_close, golden
 from tests.support.states import MINI, assert_same, multivit, random_timm
 

@@ -13,13 +13,13 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from multimae.images.folders import list_images
 from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import save, write_folder
 from tools.check_dataset import main
 from tools.doctor.examine import examine_dataset
 from tools.doctor.findings import Finding
 from tools.pack.packing import PackOptions, write_packs
+from tools.pack.sources import list_images
 
 FLOATS = {"thermal": {"kind": "image", "num_channels": 1, "storage": "float", "max_value": 400}}
 BANDS = {"bands": {"kind": "image", "num_channels": 6, "max_value": 65535}}

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from multimae import MultiMAE
-from multimae.images.folders import list_images
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, make_table, select
@@ -21,6 +20,7 @@ from multimae.weights.pretrained import save_model
 from tests.support.scenes import NUM_CLASSES, write_scenes
 from tools.modality_report import main
 from tools.pack.packing import PackOptions, copy_loose_files, write_packs
+from tools.pack.sources import list_images
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import reconstruction_report
 from tools.subset_report.report_picture import report_figure

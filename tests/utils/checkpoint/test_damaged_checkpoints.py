@@ -12,7 +12,7 @@ from multimae.specs.errors import UserError
 from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
-from utils.checkpoint.resume import latest_checkpoint
+from utils.checkpoint.find import latest_checkpoint
 
 PLACES = 64
 

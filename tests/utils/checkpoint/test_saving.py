@@ -20,7 +20,7 @@ from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scenes
 from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.checkpoint_files import read_records, write_checkpoint
-from utils.checkpoint.resume import latest_checkpoint
+from utils.checkpoint.find import latest_checkpoint
 from utils.checkpoint.saving import snapshot
 from utils.data.batches import Batch
 from utils.training.state import TrainState

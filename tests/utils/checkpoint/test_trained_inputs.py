@@ -10,28 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import run_finetuning_depth
 import run_finetuning_semseg
 import run_pretraining_multimae
-from multimae import ModelSpec, read_spec
+from multimae import ModelSpec, MultiMAE, read_spec
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec
-from multimae.specs.modalities import (
-    NOT_PREPARATION,
-    PREPARATION,
-    Modality,
-    default_table,
-    differing_fields,
-    prepared_as,
-)
+from multimae.specs.modalities import NOT_PREPARATION, PREPARATION, Modality, default_table
+from multimae.specs.preparation import differing_fields, prepared_as
 from tests.support.image_folders import message_of
 from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_run
 from tests.utils.tasks.test_finetuning_depth import evaluations
 from tests.utils.tasks.test_finetuning_semseg import arguments as semseg_run
 from tools import probe
-from utils.checkpoint.trained_inputs import read_input_spec, with_trained_inputs
+from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
 from utils.config.depth_options import DepthConfig
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
@@ -57,13 +52,26 @@ def pretrained(data: Path) -> Path:
     return data / "pre"
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Safetensors files that the test reads whole."""
+    found: list[Path] = []
+
+    def record(path: Path) -> dict[str, torch.Tensor]:
+        found.append(path)
+        return load_file(path)
+
+    monkeypatch.setattr("multimae.weights.files.load_file", record)
+    return found
+
+
 def preparation(path: Path) -> list[tuple[Any, ...]]:
     return [(m.name, m.normalization, m.mean, m.std) for m in read_spec(path).inputs]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/checkpoint-1.pth", "old"])
 def test_omitted_flags_do_not_change_preprocessing(
-    data: Path, pretrained: Path, tmp_path: Path, file: str
+    data: Path, pretrained: Path, tmp_path: Path, file: str, reads: list[Path]
 ) -> None:
     weights = pretrained / file
     if file == "old":  # a checkpoint of an earlier version has the options, not the spec
@@ -77,6 +85,7 @@ def test_omitted_flags_do_not_change_preprocessing(
     run_finetuning_semseg.main(
         semseg_run(data, tmp_path / "ft", *QUICK, *inputs, "--finetune", str(weights))
     )
+    assert reads == [weights] * (file == "model.safetensors")
     assert preparation(tmp_path / "ft/model.safetensors") == [
         ("rgb", "mean_std", (0.5,), (0.5,)),
         ("depth", "mean_std", (0.0,), (1.0,)),
@@ -204,12 +213,10 @@ def test_every_field_of_preparation_is_compared(field: str) -> None:
 
 
 def test_published_weights_are_prepared_as_published(tmp_path: Path) -> None:
-    from multimae.specs.build import build_pretrain_model
-
-    rows = [default_table()[name] for name in ("rgb", "depth")]
-    model = build_pretrain_model("pretrain_multimae_tiny", rows, rows)
+    rows = tuple(default_table()[name] for name in ("rgb", "depth"))
+    model = MultiMAE.from_spec(ModelSpec("pretrain_multimae_tiny", rows, rows))
     torch.save({"model": model.state_dict()}, tmp_path / "published.pth")
-    spec = read_input_spec(tmp_path / "published.pth")
+    _, spec = trained_spec(tmp_path / "published.pth", None)
     cfg, _ = with_trained_inputs(semseg_config("--in_domains", "rgb-depth"), spec, "w")
     assert cfg.table()["depth"].normalization == "robust"
     other = semseg_config("--in_domains", "rgb-depth", "--no_standardize_depth")
@@ -227,12 +234,13 @@ def test_computed_without_statistics_is_refused() -> None:
 
 
 def test_pretraining_and_probe_use_the_preprocessing_of_the_weights(
-    data: Path, pretrained: Path, tmp_path: Path
+    data: Path, pretrained: Path, tmp_path: Path, reads: list[Path]
 ) -> None:
     weights = str(pretrained / "model.safetensors")
     start = ("--init_weights", weights, "--in_domains", "rgb-semseg", "--out_domains", "rgb")
     argv = tiny_run(data / "train", tmp_path, *QUICK, *start)
     run_pretraining_multimae.main(argv)
+    assert reads == [Path(weights)]
     assert read_spec(tmp_path / "model.safetensors").inputs[0].mean == (0.5,)
     other = [*argv, "--imagenet_default_mean_and_std", "--output_dir", str(tmp_path / "other")]
     assert "rgb: mean: the weights' (0.5)" in message_of(run_pretraining_multimae.main, other)

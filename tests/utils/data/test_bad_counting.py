@@ -133,14 +133,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.support.image_folders import make_dataset, write_folder
-from utils.data.dataset import build_train_loader
+from utils.data.dataset import build_loader
 from utils.data.samplers import GlobalBatchSampler
 from utils.distributed.script import run_script
 
 def main():
     data = make_dataset(Path(sys.argv[1]))
     sampler = GlobalBatchSampler(len(data), 4, shuffle=False)
-    for _ in build_train_loader(data, sampler, num_workers=2, pin_memory=False):
+    for _ in build_loader(data, sampler, num_workers=2, pin_memory=False):
         pass
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from multimae.specs.modalities import make_table
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, save, write_folder
 from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
 from utils.data.batches import BadSample, Batch, Sample, collate
-from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
+from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.sets.taskonomy_views import TaskonomyFolder
 from utils.data.transforms import TrainTransform
@@ -151,7 +151,7 @@ def batches(folder: MultiModalFolder, workers: int, skip_bad: bool) -> list[Batc
     """Batches of four samples, in folder order."""
     data = dataset(folder, skip_bad=skip_bad)
     sampler = GlobalBatchSampler(len(data), 4, shuffle=False)
-    loader = build_train_loader(data, sampler, num_workers=workers, pin_memory=False)
+    loader = build_loader(data, sampler, num_workers=workers, pin_memory=False)
     iterator: Any = iter(loader)
     try:
         return list(iterator)

@@ -20,8 +20,7 @@ from tests.support.image_folders import (
 from utils.data.batches import BatchStream
 from utils.data.dataset import (
     MultiModalDataset,
-    build_eval_loader,
-    build_train_loader,
+    build_loader,
     check_samples,
 )
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
@@ -99,7 +98,7 @@ def test_ranges_of_the_batches_of_all_epochs():
 def test_stream_continues_across_epochs(root, num_workers):
     dataset = make_dataset(root, seed=7)
     sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
-    loader = build_train_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
+    loader = build_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
     expected = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -128,7 +127,7 @@ def test_workers_continue_with_the_next_epoch(root):
     plain = make_dataset(root, seed=7)
     dataset = Watched(plain.folder, plain.transform, seed=7)
     sampler = GlobalBatchSampler(len(dataset), 2, seed=1)
-    loader = build_train_loader(dataset, sampler, num_workers=1, pin_memory=False)
+    loader = build_loader(dataset, sampler, num_workers=1, pin_memory=False)
     stream = BatchStream(loader, sampler, len(sampler), 2 * len(sampler))
     list(itertools.islice(stream.seek(0), len(sampler)))
     epochs = [seen.get(timeout=20) for _ in range(2 * len(sampler) + 1)]
@@ -161,7 +160,7 @@ def test_sample_rng_depends_on_the_key_and_restores_the_generator():
 def collect(root, num_workers, epoch=3):
     dataset = make_dataset(root, seed=7)
     sampler = GlobalBatchSampler(len(dataset), 4, seed=1)
-    loader = build_train_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
+    loader = build_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
     list(loader)  # persistent workers must follow the epoch too
     sampler.set_epoch(epoch)
     return list(loader)
@@ -193,7 +192,7 @@ def test_batch_holds_storage_types_and_moves(root):
 def test_evaluation_loader_is_deterministic_and_complete(root):
     dataset = make_dataset(root, EvalTransform(MODALITIES, 32))
     sampler = EvalBatchSampler(len(dataset), 5)
-    loader = build_eval_loader(dataset, sampler, num_workers=0, pin_memory=False)
+    loader = build_loader(dataset, sampler, num_workers=0, pin_memory=False)
     first, second = list(loader), list(loader)
     assert [name for b in first for name in b.names] == [dataset.folder.name(i) for i in range(12)]
     assert all(

@@ -15,8 +15,8 @@ from tests.support.image_folders import message_of, save
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
+from utils.data.sample_checks import LabelTable, label_tables
 from utils.data.sets.label_maps import check_same_classes, reduced_class_names, validity_mask
-from utils.data.statistics import LabelTable, label_tables
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
 from utils.tasks.segmentation import SegmentationFinetuning

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.image_folders import make_dataset, write_folder
-from utils.data.dataset import build_train_loader
+from utils.data.dataset import build_loader
 from utils.data.dense_transforms import SegEvalTransform, SegTrainTransform
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.data.shared_memory import Block, PooledBatchSampler, SharedMemoryPool, stack_into
@@ -27,7 +27,7 @@ def dataset(tmp_path):
 def loader_of(dataset, num_workers=2):
     sampler = GlobalBatchSampler(len(dataset), BATCH, seed=1)
     sampler.set_range(0, STEPS, len(sampler))
-    loader = build_train_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
+    loader = build_loader(dataset, sampler, num_workers=num_workers, pin_memory=False)
     return loader, loader.batch_sampler
 
 

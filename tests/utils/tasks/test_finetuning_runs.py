@@ -27,8 +27,8 @@ from utils.config.finetune_options import FinetuneLogOptions
 from utils.config.parse import parse_config
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
-from utils.logs.logger import _open_wandb
 from utils.logs.paths import RunPaths
+from utils.logs.trackers import Wandb
 from utils.tasks.base import PictureEvaluator
 from utils.tasks.depth_estimation import HEAD, DepthFinetuning
 from utils.training.loop import due_evaluators, to_device_of
@@ -152,10 +152,10 @@ def test_wandb_gets_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     module = SimpleNamespace(init=lambda **options: given.update(options))
     monkeypatch.setitem(__import__("sys").modules, "wandb", module)
     options = FinetuneLogOptions(wandb_group="seeds", wandb_project="p")
-    _open_wandb(options, RunPaths(tmp_path), {"lr": 1})
+    Wandb(options, RunPaths(tmp_path), {"lr": 1}).open(0)
     assert (given["group"], given["project"], given["config"]) == ("seeds", "p", {"lr": 1})
     first = given["id"]
-    _open_wandb(options, RunPaths(tmp_path), {"lr": 1})  # resumed
+    Wandb(options, RunPaths(tmp_path), {"lr": 1}).open(0)  # resumed
     assert given["id"] == first and given["resume"] == "allow"
 
 

@@ -12,7 +12,7 @@ import torch
 
 import run_finetuning_semseg
 import run_pretraining_multimae
-from multimae.weights.load import read_checkpoint
+from multimae.weights.files import read_checkpoint
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from utils.config.semseg_options import SemsegConfig

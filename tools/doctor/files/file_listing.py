@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from multimae.images.listing import SETTINGS_FILE
-from multimae.images.pack.layout import is_packed
+from multimae.images.pack import is_packed
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Array
 from multimae.images.readers import SUFFIXES

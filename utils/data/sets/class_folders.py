@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.pack.layout import AnyPath, to_path
+from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.views import View, centred_view
 from multimae.nn.tokens import Size

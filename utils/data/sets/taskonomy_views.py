@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.folders import MultiModalFolder, sub_folders
-from multimae.images.pack.layout import AnyPath, to_path
+from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable

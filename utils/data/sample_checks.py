@@ -1,0 +1,174 @@
+"""Warnings about labels and values in the samples that are checked before training."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from multimae.images.pack import AnyPath
+from multimae.images.pixels import range_problems
+from multimae.specs.errors import UserError
+from multimae.specs.modalities import Modality
+from utils.data.dataset import MultiModalDataset
+
+MAX_NAMES = 20
+NEAREST_M, FARTHEST_M = 0.256, 1000.0
+"""Depth of a data set that is nearer or farther in all pixels has another unit."""
+VOID_NAMES = frozenset({
+    "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
+    "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
+    "nodata", "no_data", "no data", "other",
+})  # fmt: skip
+"""Names of an id 0 that is no class."""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Ids of a label modality in the checked samples of a data set.
+
+    Attributes:
+        name: The modality.
+        root: Data root.
+        counts: Pixels by stored id.
+        classes: Stored ids that are classes.
+        class_names: By stored id, void included; empty if unknown.
+        zero_is_void: ``seg_reduce_zero_label``; ``None`` where there is no such option.
+    """
+
+    name: str
+    root: AnyPath
+    counts: npt.NDArray[np.int64]
+    classes: range
+    class_names: tuple[str, ...] = ()
+    zero_is_void: bool | None = None
+
+    def lines(self) -> Iterator[str]:
+        """The table: id, name and share of pixels of every id that occurs; then the warnings."""
+        entries = [
+            f"{i} {self._title(i)}: {self._share(i)}" for i in np.flatnonzero(self.counts).tolist()
+        ]
+        yield f"labels '{self.name}' of {self.root}, share of pixels in the checked samples:"
+        yield from textwrap.wrap(
+            "; ".join(entries), 110, initial_indent="  ", subsequent_indent="  "
+        )
+        yield from self.warnings()
+
+    def warnings(self) -> Iterator[str]:
+        """Classes that do not occur, and names that contradict which ids are void."""
+        absent = [i for i in self.classes if not self.counts[i]]
+        if absent:
+            shown = ", ".join(f"{i} {self._title(i)}".strip() for i in absent[:MAX_NAMES])
+            more = f" and {len(absent) - MAX_NAMES} more" if len(absent) > MAX_NAMES else ""
+            yield (
+                f"warning: labels '{self.name}': {len(absent)} of {len(self.classes)} classes do "
+                f"not occur in the checked samples of {self.root}: {shown}{more}. Check "
+                "num_classes and the ids of the files."
+            )
+        named = self.class_names[0] if self.class_names else None
+        is_void = named is not None and named.strip().lower() in VOID_NAMES
+        half = 2 * self.counts[0] > self.counts.sum()
+        if self.zero_is_void and (not is_void if named is not None else half):
+            yield (
+                f"warning: seg_reduce_zero_label makes id 0{f' ({named})' if named else ''} void, "
+                f"{self._share(0)} of the pixels: it is neither learned nor scored. If it is a "
+                "class, drop seg_reduce_zero_label."
+            )
+        elif self.zero_is_void is False and is_void and 0 in self.classes:
+            yield (
+                f"warning: id 0 is named '{named}' and is learned and scored as a class. If it is "
+                "void, set seg_reduce_zero_label and leave it out of num_classes."
+            )
+
+    def check(self) -> None:
+        """Raise a UserError if void leaves one class only, as in masks of 0 and 255."""
+        ids = np.flatnonzero(self.counts).tolist()
+        found = [i for i in ids if i in self.classes]
+        void = [i for i in ids if i not in self.classes]
+        if len(found) == 1 and void:
+            first = self.classes[0]
+            entries = ", ".join(f"{i} ({self._share(i)})" for i in ids)
+            raise UserError(
+                f"labels '{self.name}' of {self.root}: the checked samples hold the ids {entries}; "
+                f"{' and '.join(map(str, void))} is void, so only class {found[0]} of "
+                f"{len(self.classes)} is left and nothing can be learned. Store the classes as ids "
+                f"{first}..{self.classes[-1]} (a mask of 0 and 255 as 0 and 1)"
+                + (", or drop seg_reduce_zero_label." if self.zero_is_void else ".")
+            )
+
+    def _title(self, i: int) -> str:
+        name = self.class_names[i] if i < len(self.class_names) else ""
+        return name if i in self.classes else f"{name} (void)".strip()
+
+    def _share(self, i: int) -> str:
+        return f"{100 * self.counts[i] / max(1, self.counts.sum()):.2f} %"
+
+
+def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:
+    """Tables of all label modalities of a checked data set."""
+    return [
+        LabelTable(
+            m.name,
+            dataset.folder.root,
+            dataset.label_counts[m.name],
+            range(m.num_classes),
+            m.class_names,
+        )
+        for m in dataset.folder.modalities
+        if m.is_labels and m.name in dataset.label_counts
+    ]
+
+
+def depth_warnings(
+    found: tuple[float, float], scale: float, root: AnyPath, *, explicit: bool
+) -> Iterator[str]:
+    """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
+
+    Args:
+        found: Least and largest stored value.
+        scale: Metres per stored unit.
+        root: Data root.
+        explicit: The user set the scale: warn instead of raising.
+
+    Raises:
+        UserError: The depth is unlikely, without ``explicit``.
+    """
+    low, high = (value * scale for value in found)
+    if high < NEAREST_M or low > FARTHEST_M:
+        text = (
+            f"the true depth of {root} is {low:.4g} to {high:.4g} m in the checked "
+            f"samples: stored values {found[0]:.6g} to {found[1]:.6g} at depth_scale {scale:g}. "
+            "Set --depth_scale to the metres per stored unit: 0.001 for mm, 0.01 for cm, 1 for m."
+        )
+        if not explicit:
+            raise UserError(text)
+        yield f"warning: {text}"
+
+
+def range_warnings(
+    dataset: MultiModalDataset,
+    modalities: Sequence[Modality],
+    explicit: Mapping[str, Collection[str]],
+) -> Iterator[str]:
+    """Report scalar maps whose checked values are nearly constant, or huge, to the model.
+
+    Args:
+        dataset: Checked samples.
+        modalities: Modalities to report.
+        explicit: Fields that the user set, by modality.
+
+    Raises:
+        UserError: Values of 8 bits in a modality of 16, whose ``max_value`` is not explicit.
+    """
+    for m in modalities:
+        if m.name not in dataset.value_ranges:
+            continue
+        low, high = dataset.value_ranges[m.name]
+        for text in range_problems(m, low, high):
+            text = f"modality '{m.name}' of {dataset.folder.root}: {text}"
+            if m.storage == "integer" and "max_value" not in explicit.get(m.name, ()):
+                raise UserError(f"{text} To keep max_value, declare it under `modalities:`.")
+            yield f"warning: {text}"

@@ -1,0 +1,203 @@
+"""A training run, from the configuration to the final weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from multimae.specs.modalities import Modality
+from multimae.weights.pretrained import Pretrained, save_model
+from utils.checkpoint.find import find_checkpoint
+from utils.checkpoint.saving import Saver
+from utils.config.options import RunConfig
+from utils.config.parse import to_flat_dict
+from utils.data.batches import BadSamples, BatchStream
+from utils.data.dataset import MultiModalDataset
+from utils.distributed.world import ControlGroup, World
+from utils.logs.logger import RunLogger
+from utils.logs.paths import Info, RunPaths, record_start
+from utils.tasks.base import Evaluator, Task
+from utils.tasks.loaders import train_loader
+from utils.training.loop import TrainingRun, fit
+from utils.training.nonfinite import NonFinite
+from utils.training.schedule import make_run_plan
+from utils.training.state import Goal, TrainState
+from utils.training.stepper import Precision, Stepper
+
+if TYPE_CHECKING:
+    from utils.checkpoint.start_weights import StartWeights
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+class Job(ABC, Generic[TaskT]):
+    """Task-specific parts of a training run, see :func:`train`.
+
+    Attributes:
+        cfg: The configuration.
+        world: Processes.
+        goal: Selects the best checkpoint.
+        start: Weights to start from; ``None`` for initial ones.
+        starts_with_heads: Also load their decoders and heads.
+        modalities: Modalities in order; must not change on resume.
+        skip_grad: Gradient norm above which steps are skipped.
+    """
+
+    cfg: RunConfig
+    world: World
+    goal: Goal
+    start: StartWeights | None = None
+    starts_with_heads = False
+    modalities: Sequence[Modality]
+    skip_grad: float | None = None
+
+    @abstractmethod
+    def build_task(self) -> TaskT:
+        """Build the model and the losses."""
+
+    @abstractmethod
+    def train_set(self) -> MultiModalDataset:
+        """Training set with augmentation, checked."""
+
+    @abstractmethod
+    def describe(self, dataset: MultiModalDataset) -> Iterable[str]:
+        """Yield label statistics of the checked samples, and warnings."""
+
+    @abstractmethod
+    def optimizer(self, task: TaskT) -> Optimizer:
+        """Optimiser over the parameters to train."""
+
+    def average(self, task: TaskT) -> AveragedModel | None:
+        """Running average (EMA) of the weights; ``None`` without."""
+        return None
+
+    @abstractmethod
+    def train_evaluators(
+        self, task: TaskT, train_set: MultiModalDataset, precision: Precision, logger: RunLogger
+    ) -> Sequence[Evaluator]:
+        """Evaluators that run during training."""
+
+
+def describe_model(job: Job[TaskT], task: TaskT, precision: Precision) -> str:
+    """Name and size of the model, and what it runs on."""
+    millions = sum(p.numel() for p in task.model.parameters()) / 1e6
+    return f"{job.cfg.model.model}: {millions:.1f} M parameters, {precision} on {job.world}"
+
+
+def train(
+    job: Job[TaskT],
+    task: TaskT,
+    precision: Precision,
+    paths: RunPaths | None,
+    logger: RunLogger,
+) -> TrainState:
+    """Train, from a checkpoint, from weights or from scratch (collective).
+
+    Args:
+        job: What to train on and how.
+        task: Model and losses, on the device; sharded with ``--parallel fsdp``.
+        precision: Autocast type.
+        paths: The output folder; ``None`` for none.
+        logger: Log of the run.
+
+    Returns:
+        The final state.
+    """
+    cfg, world, info = job.cfg, job.world, logger.info
+    train_set = job.train_set()
+    loader, sampler = train_loader(cfg, train_set, world)
+    plan = make_run_plan(len(sampler), world.size, cfg.optim, cfg.runtime, **cfg.optim.rates)
+    steps, accum_steps = plan.steps_per_epoch, plan.accum_steps
+    checkpoint = find_checkpoint(cfg.checkpoint, world, info)
+    report = _load_start(job, task, train_set, info) if checkpoint is None else ""
+    state = _initial_state(job, task, precision, train_set, plan.global_batch)
+    info(f"{len(train_set)} images, {plan.describe()}")
+    for problem in plan.warnings(cfg.optim, cfg.optim.rates["blr"]):
+        info(f"warning: {problem}")
+    for line in job.describe(train_set):
+        info(line)
+    if checkpoint is None:
+        state.start_at(cfg.runtime.start_epoch, steps)
+    else:
+        from utils.checkpoint.resume import resume
+
+        resume(state, checkpoint, cfg, world, info)
+    control = ControlGroup(world)
+    bad_samples = BadSamples(cfg.data.max_bad_samples, info, state.bad_sample_names)
+    bad_samples.add(train_set.known_bad)
+    bad_samples.check()
+    run = TrainingRun(
+        state,
+        BatchStream(loader, sampler, steps * accum_steps, plan.total_steps * accum_steps),
+        plan,
+        Stepper(state, world, plan, precision, cfg.optim, cfg.runtime, job.skip_grad),
+        logger,
+        job.train_evaluators(task, train_set, precision, logger),
+        log=replace(cfg.log, eval_freq=cfg.eval_freq),
+        saver=Saver(cfg.checkpoint, world),
+        control=control,
+        nonfinite=NonFinite(cfg.checkpoint.output_dir, control),
+        bad_samples=bad_samples,
+        rolls_back=cfg.runtime.on_nonfinite == "rollback",
+        goal=job.goal,
+    )
+    record_start(paths, cfg, world, info, resumed=checkpoint is not None, report=report)
+    fit(run)
+    return state
+
+
+def _initial_state(
+    job: Job[TaskT],
+    task: TaskT,
+    precision: Precision,
+    train_set: MultiModalDataset,
+    global_batch: int,
+) -> TrainState:
+    """State before the first step; shards the model with ``--parallel fsdp``."""
+    ema, full_model_builder = job.average(task), None
+    if job.cfg.runtime.parallel == "fsdp" and job.world.size > 1:
+        from utils.distributed.sharding import shard
+
+        full_model_builder = shard(task, [ema.module] if ema else [], job.world, precision.dtype)
+    return TrainState(
+        task,
+        job.optimizer(task),
+        precision.scaler(),
+        ema=ema,
+        global_batch=global_batch,
+        config=to_flat_dict(job.cfg),
+        identity={
+            "samples": train_set.fingerprint(),
+            "modalities": [m.name for m in job.modalities],
+        },
+        full_model_builder=full_model_builder,
+    )
+
+
+def save_weights(state: TrainState, paths: RunPaths, world: World) -> None:
+    """Write the final weights with their spec (collective)."""
+    weights = state.scored_weights(world)
+    if world.is_main:
+        save_model(weights, cast(Pretrained, state.model).spec, paths.model)
+
+
+def _load_start(job: Job[TaskT], task: TaskT, train_set: MultiModalDataset, info: Info) -> str:
+    """Load the weights to start from; log a summary and modalities whose statistics differ.
+
+    Returns:
+        Which keys were loaded, for ``weights.txt``; empty without such weights.
+    """
+    if job.start is None:
+        return ""
+    from utils.data.statistics import statistics_warnings
+
+    report = job.start.load(task.model, heads=job.starts_with_heads)
+    source = job.start.options.finetune
+    for line in (report.summary(), *statistics_warnings(source, train_set)):
+        info(line)
+    return report.details()
