@@ -31,8 +31,8 @@ from utils.tasks.pretraining import (
     run_modalities,
     start_weights,
 )
-from utils.tasks.reconstruction import GOAL, build_evaluators
 from utils.training.seeding import seed_everything
+from utils.training.state import Goal
 from utils.training.stepper import Precision, choose_precision
 
 
@@ -66,7 +66,7 @@ class Pretraining(Job[PretrainTask]):
     """Masked reconstruction of every output modality."""
 
     cfg: PretrainConfig
-    goal = GOAL
+    goal = Goal("gain")  # over a constant baseline, see utils.tasks.reconstruction
     starts_with_heads = True
 
     def __init__(self, cfg: PretrainConfig, world: World) -> None:
@@ -100,7 +100,12 @@ class Pretraining(Job[PretrainTask]):
         logger: RunLogger,
     ) -> Sequence[Evaluator]:
         """Masked losses and pictures of ``--eval_data_path``."""
-        return build_evaluators(self.cfg, task, train_set, self.world, precision, logger)
+        path = self.cfg.data.eval_data_path
+        if not path:
+            return []
+        from utils.tasks.reconstruction import build_evaluators
+
+        return build_evaluators(self.cfg, path, task, train_set, self.world, precision, logger)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
 
 MAX_NAMES = 20
-NEAREST_M, FARTHEST_M = 0.256, 1000.0
-"""Depth of a data set that is nearer or farther in all pixels has another unit."""
 VOID_NAMES = frozenset({
     "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
     "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
@@ -120,32 +118,6 @@ def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:
         for m in dataset.folder.modalities
         if m.is_labels and m.name in dataset.label_counts
     ]
-
-
-def depth_warnings(
-    found: tuple[float, float], scale: float, root: AnyPath, *, explicit: bool
-) -> Iterator[str]:
-    """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
-
-    Args:
-        found: Least and largest stored value.
-        scale: Metres per stored unit.
-        root: Data root.
-        explicit: The user set the scale: warn instead of raising.
-
-    Raises:
-        UserError: The depth is unlikely, without ``explicit``.
-    """
-    low, high = (value * scale for value in found)
-    if high < NEAREST_M or low > FARTHEST_M:
-        text = (
-            f"the true depth of {root} is {low:.4g} to {high:.4g} m in the checked "
-            f"samples: stored values {found[0]:.6g} to {found[1]:.6g} at depth_scale {scale:g}. "
-            "Set --depth_scale to the metres per stored unit: 0.001 for mm, 0.01 for cm, 1 for m."
-        )
-        if not explicit:
-            raise UserError(text)
-        yield f"warning: {text}"
 
 
 def range_warnings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Pixels
 from multimae.images.preprocess import pixels_with_value
 from multimae.inference.metrics import DepthMeter
+from multimae.specs.errors import UserError
 from multimae.specs.heads import MM_PER_M
 from multimae.specs.modalities import Modality
 from utils.checkpoint.trained_inputs import refuse_contradictions
@@ -23,7 +25,6 @@ from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import DepthTrainTransform
-from utils.data.sample_checks import depth_warnings
 from utils.data.sets.label_maps import read_validity
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
@@ -34,6 +35,9 @@ from utils.training.state import Goal
 
 HEAD = "depth"
 MASK_THRESHOLD = 127  # mask_valid is 0 or 255
+
+NEAREST_M, FARTHEST_M = 0.256, 1000.0
+"""Depth of a data set that is nearer or farther in all pixels has another unit."""
 
 
 class DepthTask(RegressionTask):
@@ -197,3 +201,29 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         skip = train and self.cfg.data.skips_bad
         folder = MultiModalFolder(path, transform.modalities, skip_incomplete=skip)
         return build_dataset(DepthDataset, self.cfg, folder, transform, train=train, limit=limit)
+
+
+def depth_warnings(
+    found: tuple[float, float], scale: float, root: Path, *, explicit: bool
+) -> Iterator[str]:
+    """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
+
+    Args:
+        found: Least and largest stored value.
+        scale: Metres per stored unit.
+        root: Data root.
+        explicit: The user set the scale: warn instead of raising.
+
+    Raises:
+        UserError: The depth is unlikely, without ``explicit``.
+    """
+    low, high = (value * scale for value in found)
+    if high < NEAREST_M or low > FARTHEST_M:
+        text = (
+            f"the true depth of {root} is {low:.4g} to {high:.4g} m in the checked "
+            f"samples: stored values {found[0]:.6g} to {found[1]:.6g} at depth_scale {scale:g}. "
+            "Set --depth_scale to the metres per stored unit: 0.001 for mm, 0.01 for cm, 1 for m."
+        )
+        if not explicit:
+            raise UserError(text)
+        yield f"warning: {text}"

@@ -28,7 +28,6 @@ from utils.logs.logger import RunLogger
 from utils.tasks.base import Evaluator, PictureEvaluator, StepPosition
 from utils.tasks.loaders import eval_loader, spread_keys
 from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets, build_eval_set
-from utils.training.state import Goal
 from utils.training.stepper import Precision
 
 # Seed of the evaluation masks, the same for all runs.
@@ -102,10 +101,6 @@ class FixedMaskPredictor:
         return targets, PatchPredictions(patches, out.masks, out.layout)
 
 
-GOAL = Goal("gain")
-"""Selects the best checkpoint: mean relative improvement over the constant baseline."""
-
-
 class ReconstructionEvaluator:
     """Masked loss per output on fixed masks, for the model and the constant baseline."""
 
@@ -146,7 +141,7 @@ class ReconstructionEvaluator:
         for n in names:
             result[f"gain/{n}"] = relative_improvement(result[f"eval/{n}"], result[f"trivial/{n}"])
         gains = [g for n in names if not math.isnan(g := result[f"gain/{n}"])]
-        result[GOAL.metric] = sum(gains) / len(gains) if gains else math.nan
+        result["gain"] = sum(gains) / len(gains) if gains else math.nan
         return result
 
 
@@ -265,19 +260,17 @@ def _class_log_frequencies(counts: Sequence[Tensor], num_classes: int) -> Tensor
 
 def build_evaluators(
     cfg: PretrainConfig,
+    path: str,
     task: PretrainTask,
     train_set: MultiModalDataset,
     world: World,
     precision: Precision,
     logger: RunLogger,
 ) -> list[Evaluator]:
-    """Build the evaluators of ``--eval_data_path``; empty without it.
+    """Build the evaluators of the images in ``path``.
 
     The constant baseline is fitted to ``train_set`` without augmentation.
     """
-    path = cfg.data.eval_data_path
-    if not path:
-        return []
     eval_set = build_eval_set(cfg, path, task.modalities)
     plain_train_set = MultiModalDataset(
         train_set.folder, eval_set.transform, skip_bad=train_set.skip_bad

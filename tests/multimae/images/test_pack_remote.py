@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from multimae.images.folders import MultiModalFolder, list_images, read_class_names, sub_folders
+from multimae.images.folders import MultiModalFolder, read_class_names, sub_folders
 from multimae.images.pack import remote, to_path
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pack.record_cache import RecordCache
@@ -22,7 +22,8 @@ from multimae.specs.errors import UserError
 from tests.support.image_folders import MODALITIES, RGB, message_of, write_folder
 from tests.support.servers import FileServer, http_server, s3_server
 from tools.pack.packing import PackOptions, copy_loose_files, write_packs
-from utils.data.dataset import MultiModalDataset, build_train_loader, check_samples
+from tools.pack.sources import list_images
+from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import GlobalBatchSampler
 from utils.data.sets.class_folders import data_root
 from utils.data.transforms import TrainTransform
@@ -61,7 +62,7 @@ def dataset(root: str | Path) -> MultiModalDataset:
 
 def batches(data: MultiModalDataset, workers: int = 0, **shard: int) -> Batches:
     sampler = GlobalBatchSampler(len(data), 4, seed=3, **shard)
-    loader = build_train_loader(data, sampler, num_workers=workers, pin_memory=False)
+    loader = build_loader(data, sampler, num_workers=workers, pin_memory=False)
     iterator: Any = iter(loader)
     try:
         return [(b.names, {k: v.clone() for k, v in b.images.items()}) for b in iterator]

@@ -103,7 +103,7 @@ def test_constant_baseline_skips_bad_samples(tmp_path: Path) -> None:
     data = build_train_set(cfg, task.modalities)
     precision = choose_precision("fp32", WORLD.device)
     with RunLogger(cfg.log, "", {}, is_main=True) as logger:
-        evaluate = partial(build_evaluators, cfg, task, data, WORLD, precision, logger)
+        evaluate = partial(build_evaluators, cfg, str(val), task, data, WORLD, precision, logger)
         (evaluator,) = evaluate()
         values = evaluator.run(task.model, 0)
         assert np.isfinite(list(values.values())).all()
