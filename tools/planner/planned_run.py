@@ -99,7 +99,7 @@ def build_run(cfg: PlanConfig, world: World) -> PlannedRun:
     """
     seed_everything(cfg.runtime.seed)
     if isinstance(cfg, PretrainPlan):
-        inputs, outputs = pretraining.run_modalities(cfg)
+        inputs, outputs = pretraining.run_modalities(cfg, pretraining.start_weights(cfg))
         pretrain_task = pretraining.build_task(cfg, inputs, outputs).to(world.device)
         train_set = pretraining.build_train_set(cfg, pretrain_task.modalities)
         optimizer = pretraining.pretrain_optimizer(cfg, pretrain_task)
