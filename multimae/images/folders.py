@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from multimae.images.pack.reading import PackedFolder
 
 CLASSES_FILE = "classes.json"
-"""Names of the classes of label images, by id; beside the modality folders."""
+"""Names of the classes of label images, by id; next to the modality folders."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 _PROBED, _PROBED_TAGS = 256, 16  # files of a folder among which TIFF files are looked for, and read
 _LARGEST = 65535

@@ -54,7 +54,7 @@ class Target:
         write_file(self.root, path, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_class_names(self, names: Sequence[str], splits: Iterable[str]) -> None:
-        """Write the class names, id 0 first, beside the modality folders of each split."""
+        """Write the class names, id 0 first, next to the modality folders of each split."""
         for split in splits:
             self.write_json(self.root / split / CLASSES_FILE, {"classes": list(names)})
 
