@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bad = False
     for name, row in table.items():
         for (column, way), cell in row.items():
-            bad |= cell.word not in GOOD
-            if cell.detail and (args.details or cell.word not in GOOD):
-                print(f"{name}, {column}, {way}: {cell.word}: {cell.detail}", file=sys.stderr)
+            bad |= cell.verdict not in GOOD
+            if cell.detail and (args.details or cell.verdict not in GOOD):
+                print(f"{name}, {column}, {way}: {cell.verdict}: {cell.detail}", file=sys.stderr)
     return int(bad)
 
 
@@ -57,7 +57,9 @@ def plain(table: dict[str, Row]) -> str:
     lines = [" " * 36 + "".join(f"{column:<24}" for column in COLUMNS)]
     lines += [" " * 36 + "".join(f"{way:<8}" for _ in COLUMNS for way in WAYS)]
     for name, row in table.items():
-        lines.append(f"{name:<36}" + "".join(f"{row[c, w].word:<8}" for c in COLUMNS for w in WAYS))
+        lines.append(
+            f"{name:<36}" + "".join(f"{row[c, w].verdict:<8}" for c in COLUMNS for w in WAYS)
+        )
     return "\n".join(lines)
 
 
@@ -67,8 +69,8 @@ def markdown(table: dict[str, Row]) -> str:
     for name, row in table.items():
         cells = []
         for column in COLUMNS:
-            words = [row[column, way].word for way in WAYS]
-            cells.append(words[0] if len(set(words)) == 1 else " / ".join(words))
+            verdicts = [row[column, way].verdict for way in WAYS]
+            cells.append(verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from tools.formats.samples import HEIGHT, WIDTH, Sample
 
 COLUMNS = ("rgb", "labels", "depth", "float")
 WAYS = ("plain", "packed", "doctor")
-Word = Literal["right", "refused", "WRONG", "crash"]
+Verdict = Literal["right", "refused", "WRONG", "crash"]
 Reader = Callable[[Path, str, Modality], Pixels]
 
 
@@ -33,11 +33,11 @@ class Cell:
     """Outcome of one file, column and way.
 
     Attributes:
-        word: ``right``: the values written; ``refused``: an error that names the file.
+        verdict: ``right``: the values written; ``refused``: an error that names the file.
         detail: The error, or what is wrong.
     """
 
-    word: Word
+    verdict: Verdict
     detail: str = ""
 
 

@@ -25,7 +25,7 @@ def test_every_cell_is_right_or_refused(table: dict[str, Row]) -> None:
         (name, *key): cell.detail
         for name, row in table.items()
         for key, cell in row.items()
-        if cell.word not in format_table.GOOD
+        if cell.verdict not in format_table.GOOD
     }
     assert bad == {}
     assert all(set(row) == {(c, w) for c in COLUMNS for w in WAYS} for row in table.values())
@@ -57,7 +57,7 @@ def test_verdicts(pixels: object, word: str) -> None:
             raise pixels
         return pixels
 
-    assert judge(read, sample, "labels", modality_of("labels", sample)).word == word  # type: ignore
+    assert judge(read, sample, "labels", modality_of("labels", sample)).verdict == word  # type: ignore
 
 
 def test_lossy_files_may_be_right_as_colours_only() -> None:
@@ -70,7 +70,7 @@ def test_lossy_files_may_be_right_as_colours_only() -> None:
         ("float", GREY.astype(np.float32)),
     ):
         cell = judge(lambda pixels=pixels: pixels, sample, column, modality_of(column, sample))
-        assert cell.word == ("right" if column == "rgb" else "WRONG")
+        assert cell.verdict == ("right" if column == "rgb" else "WRONG")
 
 
 def test_a_wrong_cell_makes_the_command_fail(
