@@ -13,10 +13,12 @@ import pytest
 
 pytest.importorskip("scipy")
 
+from multimae.images.folders import MultiModalFolder
 from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import save, write_folder
 from tools.check_dataset import main
 from tools.doctor.examine import examine_dataset
+from tools.doctor.files.file_listing import list_files
 from tools.doctor.findings import Finding
 from tools.pack.packing import PackOptions, write_packs
 from tools.pack.sources import list_images
@@ -80,6 +82,19 @@ def test_a_fifo_ends_nothing(arrays: Path) -> None:
     os.mkfifo(arrays / "thermal/a/0.npy")
     findings = examine_dataset(arrays, table()).findings
     assert {f.path for f in findings if f.code == "unreadable"} == {str(arrays / "thermal/a/0.npy")}
+
+
+def test_the_doctor_lists_what_training_lists(arrays: Path) -> None:
+    nested = arrays / "thermal/deep/er/x.png"  # a folder
+    nested.mkdir(parents=True)
+    shutil.copy(arrays / "thermal/a/0.npy", nested / "0.npy")
+    (arrays / "thermal/deep/loop").symlink_to(arrays / "thermal")
+    (arrays / "thermal/a/link").symlink_to(".")
+    thermal = [m for m in table() if m.name == "thermal"]
+    folder = MultiModalFolder(arrays, thermal)
+    assert "deep/er/x.png/0" in [folder.name(i) for i in range(len(folder))]
+    found = list_files(arrays, thermal)
+    assert found.keys() == [folder.name(i) for i in range(len(folder))]
 
 
 def test_a_pack_has_the_findings_of_its_folder(tmp_path: Path) -> None:

@@ -139,9 +139,10 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
             name = pack.name(index)
             key, size = name.rpartition(".")[0], int(pack.record(index)["size"])
             found[key] = File(f"{top}/{name}", size, str(top), index)
-    pending = [] if found else [("", str(top))]
-    for prefix, folder in pending:
+    pending: list[tuple[str, str, tuple[str, ...]]] = [] if found else [("", str(top), ())]
+    for prefix, folder, above in pending:
         images = 0
+        above = (*above, os.path.realpath(folder))
         try:
             entries = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError as err:
@@ -149,15 +150,16 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
             continue
         for entry in (e for e in entries if not e.name.startswith(".")):
             stem, dot, suffix = entry.name.rpartition(".")
-            if stem and (dot + suffix).lower() in SUFFIXES:
+            if entry.is_dir():
+                if os.path.realpath(entry.path) not in above:  # as training: no link to one above
+                    pending.append((f"{prefix}{entry.name}/", entry.path, above))
+            elif stem and (dot + suffix).lower() in SUFFIXES:
                 images += 1
                 key = prefix + stem
                 if key in found:
                     text = f"and {found[key].path} have the same name: keep one."
                     note("error", "two-files", text, entry.path)
                 found[key] = _file(entry)
-            elif entry.is_dir():
-                pending.append((f"{prefix}{entry.name}/", entry.path))
             elif entry.name != SETTINGS_FILE:
                 other.append(entry.path)
         if prefix and not images:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tools import format_table
-from tools.formats import reading
-from tools.formats.reading import COLUMNS, WAYS, Row, build_table, judge, modality_of
+from tools.formats import verdicts
 from tools.formats.samples import GREY, IDS, Sample, samples
+from tools.formats.verdicts import COLUMNS, WAYS, Row, build_table, judge, modality_of
 
 REPO = Path(__file__).parents[3]
 
@@ -45,8 +45,8 @@ def test_the_document_has_the_table(table: dict[str, Row]) -> None:
         (IDS.T, "WRONG"),
         (KeyError("x"), "crash"),
         (ValueError("x"), "crash"),
-        (reading.Refusal("somewhere"), "crash"),
-        (reading.Refusal("x.png: no"), "refused"),
+        (verdicts.Refusal("somewhere"), "crash"),
+        (verdicts.Refusal("x.png: no"), "refused"),
     ],
 )
 def test_verdicts(pixels: object, word: str) -> None:
@@ -77,8 +77,8 @@ def test_a_wrong_cell_makes_the_command_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for word, code in (("right", 0), ("refused", 0), ("WRONG", 1), ("crash", 1)):
-        cells = {(c, w): reading.Cell("right") for c in COLUMNS for w in WAYS}
-        cells["depth", "packed"] = reading.Cell(word, "why")  # type: ignore[arg-type]
+        cells = {(c, w): verdicts.Cell("right") for c in COLUMNS for w in WAYS}
+        cells["depth", "packed"] = verdicts.Cell(word, "why")  # type: ignore[arg-type]
         monkeypatch.setattr(format_table, "build_table", lambda *_, c=cells: {"PNG": c})
         assert format_table.main([]) == code
         captured = capsys.readouterr()
