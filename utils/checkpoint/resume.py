@@ -22,8 +22,8 @@ from utils.checkpoint.find import ways_out
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import RunConfig
 from utils.distributed.world import World
-from utils.logs.paths import Info
-from utils.training.state import TrainState
+from utils.logs.paths import Info, RunPaths
+from utils.training.state import TrainState, names_changed
 
 _NEWER = {"robust_unit": 1, "robust_pixels": "valid"}
 """Fields of modalities that older runs lack, and the values that those trained with."""
@@ -77,6 +77,10 @@ def resume(
     info(f"resumed from {path} after epoch {state.epoch}, step {state.step}")
     for change in changes["applied"]:
         info(f"changed on resume: {change}")
+    paths = RunPaths.of(cfg.checkpoint.output_dir)
+    if state.best is not None and paths is not None and not paths.has_checkpoint(path):
+        state.best = None
+        info(f"the best value starts anew: its checkpoint is not in {paths.root}")
 
 
 def compare_options(
@@ -135,8 +139,7 @@ def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> 
         if old is None or new is None or old == new:
             continue
         if key == "samples":
-            other = " other" if old["count"] == new["count"] else ""
-            yield f"training samples: {old['count']} names -> {new['count']}{other} names"
+            yield names_changed("training samples", old, new)
         elif key == "modalities":
             yield f"modalities: {', '.join(old)} -> {', '.join(new)}"
         else:

@@ -83,6 +83,10 @@ class RunPaths:
         """Weights of the best evaluation."""
         return self.checkpoints / "checkpoint-best.pth"
 
+    def has_checkpoint(self, path: Path | None) -> bool:
+        """Whether ``path`` is a checkpoint of this folder, whose run it thus continues."""
+        return path is not None and path.resolve().parent == self.checkpoints.resolve()
+
     def picture(self, name: str, step: int) -> Path:
         """Picture of a step."""
         return self.pictures / f"{name}-{step:06d}.png"

@@ -131,13 +131,15 @@ def train(
     bad_samples = BadSamples(cfg.data.max_bad_samples, info, state.bad_sample_names)
     bad_samples.add(train_set.known_bad)
     bad_samples.check()
+    evaluators = job.train_evaluators(task, train_set, precision, logger)
+    _compare_eval_set(state, evaluators, info)
     run = TrainingRun(
         state,
         BatchStream(loader, sampler, steps * accum_steps, plan.total_steps * accum_steps),
         plan,
         Stepper(state, world, plan, precision, cfg.optim, cfg.runtime, job.skip_grad),
         logger,
-        job.train_evaluators(task, train_set, precision, logger),
+        evaluators,
         log=replace(cfg.log, eval_freq=cfg.eval_freq),
         saver=Saver(cfg.checkpoint, world),
         control=control,
@@ -146,9 +148,19 @@ def train(
         rolls_back=cfg.runtime.on_nonfinite == "rollback",
         goal=job.goal,
     )
-    record_start(paths, cfg, world, info, resumed=checkpoint is not None, report=report)
+    resumed = paths is not None and paths.has_checkpoint(checkpoint)
+    record_start(paths, cfg, world, info, resumed=resumed, report=report)
     fit(run)
     return state
+
+
+def _compare_eval_set(state: TrainState, evaluators: Sequence[Evaluator], info: Info) -> None:
+    """Compare the evaluation set with the checkpoint's; report a change."""
+    for evaluator in evaluators:
+        dataset = getattr(getattr(evaluator, "loader", None), "dataset", None)
+        change = isinstance(dataset, MultiModalDataset) and state.evaluate_on(dataset.fingerprint())
+        if change:
+            info(f"changed on resume: {change}; the best value starts anew")
 
 
 def _initial_state(

@@ -42,6 +42,12 @@ class Goal:
         return best is None or (value > best if self.higher_is_better else value < best)
 
 
+def names_changed(what: str, old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Difference of two fingerprints of sample names, for messages."""
+    other = " other" if old["count"] == new["count"] else ""
+    return f"{what}: {old['count']} names -> {new['count']}{other} names"
+
+
 @dataclass
 class TrainState:
     """Mutable state of a run.
@@ -61,6 +67,7 @@ class TrainState:
         config: Flat resolved configuration, stored for reference.
         identity: Values that must not change on resume: ``samples`` (see
             :meth:`utils.data.dataset.MultiModalDataset.fingerprint`) and ``modalities``, in order.
+        eval_samples: Fingerprint of the evaluation set that ``best`` belongs to, if there is one.
         scored: Step of the last evaluation.
         full_model_builder: Gathers sharded models; ``None`` without sharding.
     """
@@ -78,6 +85,7 @@ class TrainState:
     global_batch: int = 0
     config: Mapping[str, object] = field(default_factory=dict)
     identity: Mapping[str, object] = field(default_factory=dict)
+    eval_samples: Mapping[str, object] | None = None
     scored: int = -1
     full_model_builder: FullModelBuilder | None = None
 
@@ -114,6 +122,18 @@ class TrainState:
         self.best = value
         return True
 
+    def evaluate_on(self, samples: Mapping[str, object]) -> str:
+        """Set the evaluation set; forget the best value of another one.
+
+        Returns:
+            The change from the set of the checkpoint; empty if there is none.
+        """
+        old, self.eval_samples = self.eval_samples, samples
+        if old is None or old == samples:
+            return ""
+        self.best = None
+        return names_changed("evaluation samples", old, samples)
+
     def start_at(self, epoch: int, steps_per_epoch: int) -> None:
         """Start a new run at a later epoch of its schedule (``--start_epoch``)."""
         self.epoch, self.step = epoch, epoch * steps_per_epoch
@@ -148,6 +168,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "eval_samples": self.eval_samples,
             "skipped": sorted(self.skipped),
             "left_out": sorted(self.bad_sample_names),
             "scored": self.scored,
@@ -180,7 +201,9 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch = int(state["epoch"])
         self.step = int(state["step"])
-        self.best = state.get("best")
+        saved_set = state.get("eval_samples")
+        self.eval_samples = self.eval_samples or saved_set
+        self.best = state.get("best") if saved_set in (None, self.eval_samples) else None
         self.scored = int(state.get("scored", -1))
         self.skipped = set(state.get("skipped", ()))
         self.bad_sample_names.update(state.get("left_out", ()))  # a rollback keeps names

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 import run_finetuning_depth
 from multimae.specs.errors import UserError
@@ -17,8 +18,10 @@ from run_pretraining_multimae import main
 from tests.support.scenes import tiny_run, write_scene, write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
 from tests.utils.tasks.test_finetuning_depth import arguments
+from tests.utils.training.test_stepper import LinearTask
 from utils.checkpoint.resume import compare_options
 from utils.config.fields import Option, options_of
+from utils.distributed.world import World
 from utils.logs.logger import RunLogger, cut_log
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper
@@ -183,6 +186,70 @@ def test_no_auto_resume_moves_the_old_run_aside(
     assert model == (tmp_path / "alone/model.safetensors").read_bytes()
     main(tiny_run(scenes, run, *more))
     assert (run / "previous-2/config.yaml").is_file()
+
+
+def test_a_checkpoint_of_another_folder_moves_the_run_of_this_one_aside(
+    scenes: Path, run: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = tmp_path / "used"
+    main(tiny_run(scenes, used, "--max_steps", "1", "--seed", "9"))
+    before = contents(used)
+    (path,) = (begun / "checkpoints").glob("checkpoint-*.pth")
+    main(tiny_run(scenes, used, "--resume", str(path)))
+    said = capsys.readouterr().out
+    assert f"resumed from {path}" in said and str(used / "previous-1") in said
+    assert contents(used / "previous-1") == before
+    assert [step for _, step in rows(used)] == [3, 4]
+    main(tiny_run(scenes, run))
+    model = (used / "model.safetensors").read_bytes()
+    assert model == (run / "model.safetensors").read_bytes()
+    (own,) = (used / "checkpoints").glob("checkpoint-[0-9]*.pth")
+    main(tiny_run(scenes, used, "--resume", str(own), "--epochs", "3"))  # continues this run
+    assert [step for _, step in rows(used)] == [3, 4, 5, 6]
+    assert not (used / "previous-2").exists()
+
+
+def test_another_evaluation_set_is_said_and_its_scores_are_not_compared(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model is better at the first set: there the later checkpoint would not be the best."""
+    out, other, more = tmp_path / "out", tmp_path / "other", ("--num_pictures", "0")
+    write_scenes(other, 3)
+    main(tiny_run(scenes, out, *more, "--eval_data_path", str(scenes), "--max_steps", "2"))
+    (path,) = (out / "checkpoints").glob("checkpoint-[0-9]*.pth")
+    state = torch.load(path, weights_only=True)
+    state["best"] = 1e9  # whatever follows is worse
+    torch.save(state, path)
+    path.with_name(f"{path.name}.json").unlink()
+    best = out / "checkpoints/checkpoint-best.pth"
+    first = best.read_bytes()
+    shutil.copytree(out, tmp_path / "same")
+    shutil.copytree(scenes, tmp_path / "moved")
+    same = ("--eval_data_path", str(tmp_path / "moved"))  # the same names
+    main(tiny_run(scenes, tmp_path / "same", *more, *same))
+    assert "evaluation samples" not in capsys.readouterr().out
+    assert (tmp_path / "same/checkpoints/checkpoint-best.pth").read_bytes() == first
+    main(tiny_run(scenes, out, *more, "--eval_data_path", str(other)))
+    assert "evaluation samples: 8 names -> 3 names" in capsys.readouterr().out
+    assert best.read_bytes() != first
+    assert torch.load(best, weights_only=True)["step"] == 4
+
+
+def test_a_rollback_does_not_restore_the_best_value_of_another_evaluation_set() -> None:
+    world, old, new = World(0, 1, torch.device("cpu")), {"count": 1}, {"count": 2}
+    task: Any = LinearTask()
+    states = [
+        TrainState(task, torch.optim.SGD(task.parameters()), GradScaler("cpu", enabled=False))
+        for _ in range(2)
+    ]
+    saved, state = states
+    saved.best, saved.eval_samples = 0.5, old
+    state.load_state_dict(saved.state_dict(world), world)
+    assert (state.best, state.eval_samples) == (0.5, old)
+    assert state.evaluate_on(new) and state.best is None
+    state.load_state_dict(saved.state_dict(world), world)
+    assert (state.best, state.eval_samples) == (None, new)
+    assert not state.evaluate_on(new)
 
 
 def test_checkpoints_of_older_versions_resume(
