@@ -6,16 +6,22 @@ A loss that is not finite on one rank, an exception while rank 0 saves, a full d
 on one rank, a killed rank, a killed loader worker, SIGTERM to one rank or to the launcher of two;
 SIGTERM, SIGINT and SIGUSR1 to a run of one process: every process must exit within 30 s
 with a non-zero code (143 after a signal to a single process), and the output must name the cause
-once. The last line is JSON. Needs Linux (/proc).
+once.
+
+Two runs in one output folder, started ``together`` and one 6 s ``later``: one must be refused with
+exit code 2 and one line, the other equal a run alone bit by bit. The last line is JSON. Needs
+Linux (/proc).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,8 @@ if __package__ in (None, ""):
 import run_pretraining_multimae
 from multimae.images.pack import to_path
 from multimae.specs.registry import SIZES
-from tools.torture.failures import FAILURES, inject, try_failure
+from tools.torture.failures import FAILURES, KIND, inject, try_failure
+from tools.torture.pairs import DELAYS_S, PAIR_STEPS, run_alone, try_pair
 from tools.torture.small_runs import SIZE, RunFactory
 from utils.distributed.script import run_script
 
@@ -43,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=10, help="trials of each kind")
-    parser.add_argument("--kinds", nargs="+", default=list(FAILURES), choices=list(FAILURES))
+    kinds = [*FAILURES, *DELAYS_S]
+    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"))
     parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
@@ -51,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        for kind in options.kinds:
+        for kind in [kind for kind in options.kinds if kind in DELAYS_S]:
+            shorter = replace(runs, steps=PAIR_STEPS)
+            report[kind] = try_pairs(kind, options.trials, shorter, work)
+            print(kind, json.dumps(report[kind]), flush=True)
+        for kind in [kind for kind in options.kinds if kind in FAILURES]:
             seeds = range(options.trials)
             trials = [try_failure(kind, runs, work / f"{kind}-{i}", i) for i in seeds]
             report[kind] = {
@@ -67,11 +79,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(each["passed"] == each["trials"] for each in report.values()) else 1
 
 
+def try_pairs(kind: str, trials: int, runs: RunFactory, work: Path) -> dict[str, Any]:
+    """Start pairs of runs and summarize how they ended."""
+    alone = run_alone(runs, work / f"{kind}-alone")
+    ended = [try_pair(runs, work / f"{kind}-{i}", DELAYS_S[kind], alone) for i in range(trials)]
+    return {
+        "passed": sum(trial.passed() for trial in ended),
+        "trials": trials,
+        "codes": [trial.codes for trial in ended],
+        "equal": sum(trial.equal for trial in ended),
+        "refusal": ended[0].refusal.strip(),
+    }
+
+
 def train_child(argv: Sequence[str]) -> int:
     """Train with the injected failure."""
     SIZES["nano"] = SIZE
     output_dir = Path(argv[list(argv).index("--output_dir") + 1])
-    inject(output_dir)
+    if KIND in os.environ:
+        inject(output_dir)
     run_script(lambda: run_pretraining_multimae.main(argv))
     return 0
 

@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from tests.support.scenes import write_scenes
-from tools.torture.failures import FAILURES, try_failure
+from tools.torture.failures import FAILURES, KIND, try_failure
 from tools.torture.fingerprint import digest, fingerprint, sample_order
 from tools.torture.kills import chains_of, torture
+from tools.torture.pairs import run_alone, try_pair
 from tools.torture.small_runs import REPO, Layout, RunFactory, finish
 
 RESUME = [str(REPO / "tools/torture_resume.py"), "child"]
@@ -41,6 +42,17 @@ def test_run_survives_six_kills(scenes: Path, tmp_path: Path) -> None:
     assert report["differ"] == {}
     assert (report["kills"], report["equal"]) == (6, 2)
     assert report["in_save"] >= 3
+
+
+@pytest.mark.long
+def test_a_second_run_in_a_folder_is_refused_and_disturbs_nothing(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KIND, raising=False)
+    runs = RunFactory(FAIL, scenes, steps=20)
+    alone = run_alone(runs, tmp_path / "alone")
+    trial = try_pair(runs, tmp_path / "pair", 0.0, alone)
+    assert trial.passed(), trial
 
 
 @pytest.mark.long
