@@ -195,8 +195,7 @@ def update(
 ) -> dict[str, Tensor]:
     """Logs (means over processes) and the gradient of one update of four samples."""
     task, full = case()
-    runtime = dataclasses.replace(RUNTIME, parallel=parallel)
-    builder = shard(task, (), world, runtime, None)
+    builder = shard(task, (), world, None) if parallel == "fsdp" else None
     optimizer = RecordedSGD(task.parameters(), lr=1.0)
     stepper, state = make_stepper(task, optimizer, world, size, accum, builder)
     starts = [(i * world.size + world.rank) * size for i in range(accum)]
