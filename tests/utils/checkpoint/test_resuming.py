@@ -29,7 +29,15 @@ from utils.training.stepper import Stepper
 FREE = {
     # Checked by sample names and global batch size instead.
     *("data_path", "test_data_path", "taskonomy_splits", "batch_size", "update_freq"),
-    *("num_workers", "pin_mem", "eval_batch_size", "max_test_images", "device", "num_threads"),
+    *(
+        "num_workers",
+        "pin_mem",
+        "data_cache_gb",
+        "eval_batch_size",
+        "max_test_images",
+        "device",
+        "num_threads",
+    ),
     *("grad_checkpointing", "compile", "parallel", "find_unused_params", "model_ema_force_cpu"),
     *("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_eval", "show_user_warnings"),
     *("output_dir", "resume", "auto_resume", "save_ckpt", "save_ckpt_freq", "save_ckpt_steps"),
