@@ -66,10 +66,12 @@ class SemsegDataOptions(FinetuneDataOptions):
         return ("robust_unit", "robust_pixels")
 
     def fields_set(self) -> dict[str, set[str]]:
-        """Add ``robust_pixels``, which ``depth_stats`` sets."""
+        """Add the statistics that ``depth_stats`` chooses."""
         fields = super().fields_set()
         if "depth_stats" in self.set_by_user:
-            fields["depth"].add("robust_pixels")
+            for name, m in self.table().items():
+                if m.normalization == "robust":
+                    fields.setdefault(name, set()).add("robust_pixels")
         return fields
 
     def _robust_fields(self, modality: Modality) -> dict[str, Any]:

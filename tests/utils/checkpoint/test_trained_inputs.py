@@ -19,7 +19,7 @@ from multimae import ModelSpec, MultiMAE, read_spec
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadOptions, HeadSpec
 from multimae.specs.modalities import NOT_PREPARATION, PREPARATION, Modality, default_table
-from multimae.specs.preparation import differing_fields, prepared_as
+from multimae.specs.preparation import differing_fields
 from tests.support.image_folders import message_of
 from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_run
@@ -152,7 +152,9 @@ def test_every_field_of_preparation_comes_from_the_weights() -> None:
                         "thermal")  # fmt: skip
     cfg, notes = with_trained_inputs(cfg, spec, "w")
     (thermal,) = (cfg.table()[name] for name in cfg.in_names)
-    assert prepared_as(thermal, THERMAL, (), 8)[0] == thermal and thermal.folder == "t2"
+    for field in PREPARATION:
+        assert [getattr(thermal, field)] == [getattr(THERMAL, field)], field
+    assert thermal.folder == "t2"
     assert (cfg.model.patch_size, cfg.model.num_global_tokens, notes) == (8, 2, [])
 
 
@@ -210,6 +212,17 @@ def test_every_field_of_preparation_is_compared(field: str) -> None:
     setattr(own, field, OTHER_VALUES[field])
     (text,) = differing_fields(own, theirs, PREPARATION, 16)  # type: ignore[arg-type]
     assert text.startswith(f"{field}: the weights'") and "yours" in text
+
+
+def test_depth_stats_count_for_every_standardized_modality() -> None:
+    heat = Modality("heat", num_channels=1, normalization="robust", robust_pixels="all")
+    head = HeadSpec("semseg", SemsegConfig().data.target(), 150, HeadOptions())
+    spec = ModelSpec("multivit_tiny", (heat,), heads=(head,))
+    row = "{heat: {num_channels: 1, normalization: robust}}"
+    argv = ("--in_domains", "heat", "--decoder_main_tasks", "heat", "--modalities", row)
+    assert with_trained_inputs(semseg_config(*argv), spec, "w")[0].table()["heat"] == heat
+    with pytest.raises(UserError, match="heat: robust_pixels: the weights' all, yours valid"):
+        with_trained_inputs(semseg_config(*argv, "--depth_stats", "valid"), spec, "w")
 
 
 def test_published_weights_are_prepared_as_published(tmp_path: Path) -> None:

@@ -123,3 +123,12 @@ def test_new_modality_needs_yaml_only(tmp_path: Path) -> None:
     cfg = parse_config(PretrainConfig, ["--config", str(path)])
     assert cfg.in_names == ("rgb", "normals") and cfg.out_names == ("normals",)
     assert cfg.table()["normals"].hflip_negate == (0,)
+
+
+@pytest.mark.parametrize(
+    ("row", "unit"),
+    [("{}", 65536), ("{max_value: 255}", 1), ("{storage: float}", 1), ("{robust_unit: 10}", 10)],
+)
+def test_standardized_depth_of_16_bits_is_divided_by_2_to_the_16(row: str, unit: float) -> None:
+    argv = ["--data_path", "x", "--standardize_depth", "--modalities", f"{{depth: {row}}}"]
+    assert parse_config(PretrainConfig, argv).table()["depth"].robust_unit == unit

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import run_finetuning_taskonomy
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import ON_CPU
+from utils.config.parse import parse_config
+from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import Batch
+from utils.data.samplers import SampleKey
 from utils.data.sets.taskonomy_views import (
     TASKS,
     TaskonomyFolder,
@@ -20,8 +25,9 @@ from utils.data.sets.taskonomy_views import (
     listed_views,
     valid_pixels,
 )
+from utils.distributed.world import World
 from utils.tasks.regression import Target
-from utils.tasks.taskonomy import TaskonomyTask
+from utils.tasks.taskonomy import TaskonomyFinetuning, TaskonomyTask
 
 WIDE = ("depth_zbuffer", "depth_euclidean", "edge_texture", "edge_occlusion", "keypoints2d")
 COLOURED = ("rgb", "normal", "principal_curvature", "reshading")
@@ -152,6 +158,67 @@ def test_views_are_paired_by_name_and_spread(data: Path, tmp_path: Path) -> None
     message = message_of(TaskonomyFolder, root, rows, buildings)
     assert "'normal'" in message and "building1/point_1_view_0" in message
     assert "no view" in message_of(TaskonomyFolder, data, rows, frozenset({"elsewhere"}))
+
+
+def taskonomy_job(data: Path, *more: str) -> TaskonomyFinetuning:
+    cfg = parse_config(TaskonomyConfig, arguments(data, "", *more))
+    return TaskonomyFinetuning(cfg, World(0, 1, torch.device("cpu")))
+
+
+def test_mask_valid_replaces_the_z_buffer(tmp_path: Path) -> None:
+    root = write_taskonomy(tmp_path / "data", buildings=3, views=2)
+    mask = np.full((40, 48), 255, np.uint8)
+    mask[16, 25] = 0  # pixel 13, 17 of the model's 32 x 32
+    for path in list(root.glob("depth_zbuffer/*/*.png")):
+        save(root / "mask_valid" / path.relative_to(root / "depth_zbuffer"), mask)
+    shutil.rmtree(root / "depth_zbuffer")
+    job = taskonomy_job(root, "--out_domains", "normal")
+    assert [m.name for m in job.modalities if m.plot == "scalar"] == ["mask_valid"]
+    for dataset in (job.train_set(), job.eval_set("eval")):
+        sample = dataset[SampleKey(0, 0)]
+        batch = Batch({k: v[None] for k, v in sample.images.items()}, [sample.name])
+        expected = torch.ones(32, 32, dtype=torch.bool)
+        expected[12:16, 16:20] = False  # its block of 4 x 4
+        assert torch.equal(job.build_task().valid(batch)[0, 0], expected)
+    for path in root.glob("mask_valid/*/*.png"):
+        save(path, np.zeros((40, 48), np.uint8))
+    assert "no pixel of mask_valid is 255" in message_of(job.train_set)
+
+
+@pytest.mark.parametrize("test_set", [False, True])
+def test_the_z_buffer_counts_if_a_split_has_no_mask_valid(tmp_path: Path, test_set: bool) -> None:
+    root = write_taskonomy(tmp_path / "data", buildings=3, views=2)
+    more = ()
+    if test_set:
+        (root / "mask_valid").mkdir()
+        more = ("--test_data_path", str(write_taskonomy(tmp_path / "test", 3, 1)))
+    job = taskonomy_job(root, "--out_domains", "normal", *more)
+    assert [m.name for m in job.modalities if m.plot == "scalar"] == ["depth_zbuffer"]
+
+
+def test_training_images_are_bilinear_centre_crops_without_augmentation(data: Path) -> None:
+    job = taskonomy_job(data, "--out_domains", "normal")
+    train = job.train_set()
+    for epoch in (0, 1, 7):
+        sample = train[SampleKey(epoch, 0)]
+        path = train.folder.path(0, job.inputs[0])
+        with Image.open(path) as photo:
+            square = photo.crop((4, 0, 44, 40)).resize((32, 32), Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+        assert (sample.images["rgb"].int() - expected.int()).abs().max() <= 1
+
+
+def test_image_lists_select_the_views_of_every_split(tmp_path: Path) -> None:
+    root = write_taskonomy(tmp_path / "data", buildings=3, views=2)
+    names = {s: sorted(buildings_of(root, s))[0] for s in ("train", "val", "test")}  # type: ignore[arg-type]
+    for subset, building in names.items():
+        (root / f"{subset}.csv").write_text(f"building,point,view\n{building},1,0\n")
+    job = taskonomy_job(root, "--out_domains", "normal", "--batch_size", "1")
+    for subset, dataset in {
+        "train": job.train_set(), "val": job.eval_set("eval"), "test": job.eval_set("test")
+    }.items():  # fmt: skip
+        found = [dataset.name(i) for i in range(len(dataset))]
+        assert found == [f"{names[subset]}/point_1_view_0"]
 
 
 def test_unknown_task(data: Path) -> None:
