@@ -23,8 +23,6 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,6 +36,7 @@ from torchvision.transforms import v2
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
+from multimae.specs.errors import run_command
 from multimae.specs.modalities import Modality, make_table, select
 from tools.pack.packing import PackOptions, write_packs
 from tools.pack.sources import list_images

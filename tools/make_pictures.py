@@ -21,8 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,6 +30,7 @@ from multimae.inference.predict import LabelPrediction
 from multimae.inference.reconstruct import Column, Patches, Reconstruction
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
+from multimae.specs.errors import run_command
 
 REPO = Path(__file__).resolve().parents[1]
 WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"

@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import run_command
 from tools.common.target_folder import Target
 from tools.prepare.hypersim import Hypersim, prepare_hypersim
 from tools.prepare.prepare_command import add_link, finish, make_parser

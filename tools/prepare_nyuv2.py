@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.errors import run_command
 from tools.common.target_folder import Target
 from tools.prepare.nyuv2 import Nyuv2, prepare_nyuv2
 from tools.prepare.prepare_command import finish, make_parser

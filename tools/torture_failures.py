@@ -25,13 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
 from multimae.images.pack import to_path
+from multimae.specs.errors import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.failures import FAILURES, KIND, inject, try_failure
 from tools.torture.pairs import DELAYS_S, PAIR_STEPS, run_alone, try_pair

@@ -19,13 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import run_pretraining_multimae
 from multimae.images.pack import to_path
+from multimae.specs.errors import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.kills import Chain, chains_of, torture
 from tools.torture.small_runs import SIZE, Layout, RunFactory

@@ -21,8 +21,6 @@ from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import run_pretraining_multimae
+from multimae.specs.errors import run_command
 from tools.house import REPO, TINY_RUN, is_project_file
 from utils.data.batches import Batch, BatchStream
 from utils.training.stepper import Stepper, Update

@@ -13,12 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimae.specs.errors import run_command
-
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import convert, exit_code
+from multimae.specs.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

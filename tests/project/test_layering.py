@@ -143,3 +143,15 @@ def test_every_tool_ends_with_run_command() -> None:
     for path in TOOLS:
         ending = "    run_command(main)\n"
         assert path.name == "__init__.py" or path.read_text().endswith(ending), name_of(path)
+
+
+def test_commands_extend_the_path_before_they_import_the_repository() -> None:
+    """They run in a clone that is not installed."""
+    for path in TOOLS:
+        own = False
+        for node in ast.parse(path.read_text()).body:
+            own |= isinstance(node, ast.ImportFrom) and bool(
+                re.match(r"(multimae|utils|tools)\b", node.module or "")
+            )
+            if isinstance(node, ast.If) and "sys.path" in ast.unparse(node):
+                assert not own, name_of(path)
