@@ -1,5 +1,6 @@
-"""The ``multimae`` command: what a weight file holds, conversion, export.
+"""The ``multimae`` command: predictions, what a weight file holds, conversion, export.
 
+    multimae predict weights/multimae-tiny_rooms-semseg.safetensors photos --out predicted --overlay
     multimae info weights/multimae-tiny_rooms.safetensors
     multimae convert vit.pth multimae.pth --to multimae
     multimae export weights/multimae-tiny_rooms.safetensors encoder.onnx --inputs rgb
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multimae import __version__
-from multimae.specs.errors import UserError, escape_names
+from multimae.inference.prediction.prediction_options import DESCRIPTION, add_arguments
+from multimae.specs.errors import UserError, escape_names, print_error
 
 if TYPE_CHECKING:
     from multimae.multimae import MultiMAE
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_names()
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.command == "predict":
+        return predict(args)
     if args.command == "info":
         return exit_code(lambda: info(args.weights))
     if args.command == "convert":
@@ -68,6 +72,21 @@ def exit_code(command: Callable[[], int]) -> int:
     except (UserError, ValueError, OSError, ModuleNotFoundError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Run a model over images; see :mod:`multimae.inference.prediction.prediction_run`."""
+    from multimae.inference.prediction.prediction_options import PredictionOptions
+    from multimae.inference.prediction.prediction_run import run
+
+    try:
+        return run(PredictionOptions.of(args))
+    except UserError as err:
+        print_error(err)
+        return err.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
 
 
 def info(weights: str) -> int:
@@ -201,10 +220,18 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="multimae", description="Inspect, convert and export MultiMAE weights."
+        prog="multimae", description="Predict with MultiMAE weights; inspect, convert, export."
     )
     parser.add_argument("--version", action="version", version=f"multimae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "predict",
+        help="run a model over files, folders, data roots or packs",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(command)
 
     command = commands.add_parser("info", help="show modalities, size, heads and statistics")
     command.add_argument("weights", help="weight file, model folder or hub repository")

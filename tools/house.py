@@ -30,7 +30,7 @@ MAX_LOADED_LINES = 12_000
 MAX_ENTRIES = 14
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-REPEATABLE_NAMES = frozenset({"__init__", "options"})
+REPEATABLE_NAMES = frozenset({"__init__", "options", "predict"})  # a command is named as it is
 
 TINY_RUN = (
     *("--data_path", str(REPO / "examples/rooms"), "--eval_data_path="),

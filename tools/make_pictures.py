@@ -212,7 +212,8 @@ def predict(model: MultiMAE, out: Path) -> Path:
         with Image.open(Path(str(sample[photo]))) as image:
             columns["photo"].append(np.asarray(image.convert("RGB")))
         columns["predicted"].append(prediction.picture())
-        shown = LabelPrediction(truth.astype(np.int64) - 1, (), prediction.logits, head.target)
+        ids = truth.astype(np.int64) - 1
+        shown = LabelPrediction(ids, (), prediction.logits, head.target, prediction.view)
         columns["truth"].append(shown.picture())
         every += [prediction.ids + 1, truth.astype(np.int64)]
     path = out / "predict.png"

@@ -81,35 +81,47 @@ def load_inputs(
         raise ValueError(f"modalities need lists of equal length, at least 1: got {counts}")
     modalities = [_with_tag(m, listed[m.name]) for m in modalities]
     samples = [
-        _resize({m.name: to_pixels(listed[m.name][i], m) for m in modalities}, modalities, spec)
+        frame({m.name: to_pixels(listed[m.name][i], m) for m in modalities}, modalities, spec)
         for i in range(len(listed[modalities[0].name]))
     ]
     sizes = {tuple(next(iter(s.images.values())).shape[-2:]) for s in samples}
     if len(sizes) > 1:
         raise ValueError(f"resized images of a batch differ in size {sizes}: pass them singly")
-    raw = {m.name: torch.stack([s.images[m.name] for s in samples]).to(device) for m in modalities}
-    if spec.resize_mode == "pad":
-        inside = torch.stack([s.mask for s in samples]).to(device)
-        x = prepare_padded(raw, modalities, inside)
-    else:
-        x = prepare(raw, modalities)
-    return Inputs(x, raw, tuple(s.view for s in samples), tuple(s.inside for s in samples))
+    return batch_inputs(stack(samples), modalities, spec, device)
 
 
 @dataclass(frozen=True)
-class _Resized:
-    """One sample at the model's size."""
+class Framed:
+    """Samples at the model's size, as stored values.
+
+    Attributes:
+        images: Modality -> ``(C, h, w)`` or ids ``(h, w)``; stacked samples have a batch dimension.
+        mask: Bool ``(H, W)`` at full resolution, False where the image was padded.
+        views: Per sample, the box of the image that the model sees.
+        inside: ``(h, w)`` of each sample without padding, at full resolution.
+    """
 
     images: dict[str, Tensor]
-    view: View
-    inside: Size
     mask: Tensor
+    views: tuple[View, ...]
+    inside: tuple[Size, ...]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.views)
 
 
-def _resize(
-    pixels: Mapping[str, Pixels], modalities: Sequence[Modality], spec: ModelSpec
-) -> _Resized:
-    """Resize a sample as ``spec.resize_mode`` says."""
+def frame(pixels: Mapping[str, Pixels], modalities: Sequence[Modality], spec: ModelSpec) -> Framed:
+    """Bring one sample to the model's size as ``spec.resize_mode`` says.
+
+    Args:
+        pixels: Stored pixels by modality, all of one field of view.
+        modalities: Their modalities: inputs, and truth that is to be framed like them.
+        spec: Spec of the model.
+
+    Raises:
+        ImageError: The modalities differ in their aspect ratio.
+    """
     check_same_view(pixels, {name: "images" for name in pixels})
     size = max(size_of(p) for p in pixels.values())
     box = (spec.image_size, spec.image_size)
@@ -126,7 +138,41 @@ def _resize(
     if spec.resize_mode == "pad":
         images = {m.name: pad(images[m.name], m, box) for m in modalities}
         mask = F.pad(mask, (0, box[1] - out[1], 0, box[0] - out[0]))
-    return _Resized(images, view, out, mask)
+    return Framed(images, mask, (view,), (out,))
+
+
+def stack(samples: Sequence[Framed]) -> Framed:
+    """Stack single samples of one size and the same modalities."""
+    images = {name: torch.stack([s.images[name] for s in samples]) for name in samples[0].images}
+    views, inside = (s.views[0] for s in samples), (s.inside[0] for s in samples)
+    return Framed(images, torch.stack([s.mask for s in samples]), tuple(views), tuple(inside))
+
+
+def batch_inputs(
+    samples: Framed,
+    modalities: Sequence[Modality],
+    spec: ModelSpec,
+    device: torch.device | str,
+    valid: Tensor | None = None,
+) -> Inputs:
+    """Model inputs of stacked samples.
+
+    Args:
+        samples: See :func:`stack`.
+        modalities: Inputs.
+        spec: Spec of the model.
+        device: Device of the batch.
+        valid: Bool ``(B, H, W)``: pixels where scalar maps have a value, as in
+            :func:`~multimae.images.preprocess.prepare_padded`.
+    """
+    raw = {m.name: samples.images[m.name].to(device) for m in modalities}
+    if spec.resize_mode == "pad":
+        inside = samples.mask.to(device)
+        known = inside if valid is None else inside & valid.to(device)
+        x = prepare_padded(raw, modalities, inside, known)
+    else:
+        x = prepare(raw, modalities)
+    return Inputs(x, raw, samples.views, samples.inside)
 
 
 def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:

@@ -6,6 +6,7 @@ the model sees (the centre square for ``crop``, else the full image), K classes,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.inputs import Inputs
+from multimae.images.views import View
 from multimae.nn.network import MultiModalTransformer
 from multimae.nn.tokens import Size
 from multimae.plotting import Picture, to_picture, with_void
 from multimae.specs.heads import HeadSpec, LinearOptions, reads_all_layers
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
+
+_BAND_VALUES = 2**24
+"""Upsampled logits that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,16 @@ class LabelPrediction:
         names: Class names by id; empty if the spec has none.
         logits: (K, h, w) at the model's resolution, without padding.
         target: Target modality.
+        view: Box of the image that (H, W) covers.
+        confidence: (H, W), softmax of the predicted class, float32; ``None`` if not asked for.
     """
 
     ids: npt.NDArray[np.int64]
     names: tuple[str, ...]
     logits: Tensor
     target: Modality
+    view: View
+    confidence: npt.NDArray[np.float32] | None = None
 
     def picture(self) -> Picture:
         """Colour-coded classes, (H, W, 3)."""
@@ -83,12 +92,14 @@ class ValuePrediction:
         unit: Unit of the values; empty: a scale from 0 to 1.
         normalized: (C, h, w), the head's output at the model's resolution.
         target: Target modality.
+        view: Box of the image that (H, W) covers.
     """
 
     values: npt.NDArray[np.float32]
     unit: str
     normalized: Tensor
     target: Modality
+    view: View
 
     def picture(self) -> Picture:
         """(h, w, 3) at the model's resolution; scalar maps are colour-mapped."""
@@ -107,26 +118,48 @@ def predict(
         raise ValueError(f"{spec.name} has no heads: fine-tune it first, or use reconstruct()")
     if not inputs.views:
         raise ValueError("predict() needs stored images, not tensors: call the model itself")
-    predicted = model.apply_heads(inputs.x, reads_all_layers(model))
-    outputs = {name: output.float().cpu() for name, output in predicted.items()}
+    return to_predictions(spec, head_outputs(model, inputs.x), inputs)
+
+
+def head_outputs(model: MultiModalTransformer, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 output of every head, on the device."""
+    predicted = model.apply_heads(x, reads_all_layers(model))
+    return {name: output.float() for name, output in predicted.items()}
+
+
+def to_predictions(
+    spec: ModelSpec, outputs: Mapping[str, Tensor], inputs: Inputs, *, confidence: bool = False
+) -> list[dict[str, Prediction]]:
+    """Predictions per sample from the outputs of the heads.
+
+    Args:
+        spec: Spec of the model.
+        outputs: Of every head; samples beyond those of ``inputs`` are ignored.
+        inputs: The batch.
+        confidence: Compute the confidence of labels.
+    """
     return [
-        {head.name: _prediction(head, outputs[head.name][i], inputs, i) for head in spec.heads}
+        {
+            head.name: _prediction(head, outputs[head.name][i], inputs, i, confidence)
+            for head in spec.heads
+        }
         for i in range(len(inputs))
     ]
 
 
-def _prediction(head: HeadSpec, output: Tensor, inputs: Inputs, index: int) -> Prediction:
+def _prediction(
+    head: HeadSpec, output: Tensor, inputs: Inputs, index: int, confidence: bool
+) -> Prediction:
     if isinstance(head.options, LinearOptions):
-        return _classes(head.target, output)
+        return _classes(head.target, output.cpu())
     height, width = inputs.inside[index]
     output = output[:, :height, :width]
     view = inputs.views[index]
-    size = (view.height, view.width)
-    if head.target.is_labels:
-        logits = output[: head.target.num_classes]
-        ids = _resize(logits, size).argmax(dim=0).numpy()
-        return LabelPrediction(ids, head.target.class_names, logits, head.target)
-    return _values(head, output, size)
+    if not head.target.is_labels:
+        return _values(head, output.cpu(), view)
+    logits = output[: head.target.num_classes]
+    ids, share = _most_probable(logits, (view.height, view.width), confidence)
+    return LabelPrediction(ids, head.target.class_names, logits.cpu(), head.target, view, share)
 
 
 def _classes(target: Modality, logits: Tensor) -> ClassPrediction:
@@ -137,15 +170,42 @@ def _classes(target: Modality, logits: Tensor) -> ClassPrediction:
     return ClassPrediction(names, probabilities.numpy(), order.numpy())
 
 
-def _values(head: HeadSpec, output: Tensor, size: Size) -> ValuePrediction:
-    target = head.target
+def _most_probable(
+    logits: Tensor, size: Size, confidence: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
+    """Class of every pixel after bilinear upsampling, and its softmax.
+
+    Upsampled by bands of rows: the logits of a photograph can take gigabytes.
+    """
+    (height, width), rows = size, logits.shape[-2]
+    # Bilinear interpolation without aligned corners, first down, then across.
+    position = (torch.arange(height, device=logits.device) + 0.5) * rows / height - 0.5
+    position = position.clamp(0, rows - 1)
+    above = position.floor().long()
+    below, weight = (above + 1).clamp_max(rows - 1), (position - above)[:, None]
+    band = max(1, _BAND_VALUES // (len(logits) * width))
+    ids, shares = [], []
+    for first in range(0, height, band):
+        part = slice(first, first + band)
+        values = torch.lerp(logits[:, above[part]], logits[:, below[part]], weight[part])
+        values = _resize(values, (values.shape[1], width))
+        best = values.max(dim=0)
+        ids.append(best.indices.cpu())
+        if confidence:
+            shares.append((best.values - values.logsumexp(dim=0)).exp().cpu())
+    return torch.cat(ids).numpy(), torch.cat(shares).numpy() if confidence else None
+
+
+def _values(head: HeadSpec, output: Tensor, view: View) -> ValuePrediction:
+    target, size = head.target, (view.height, view.width)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (target.mean, target.std))
     values = _resize(output, size) * std + mean
     if head.unit:
         values = values * (target.max_value * head.scale)
     array: npt.NDArray[Any] = values.permute(1, 2, 0).numpy()
-    array = array[..., 0] if array.shape[2] == 1 else array
-    return ValuePrediction(array, head.unit, output, target)
+    if array.shape[2] == 1:
+        array = array[..., 0]
+    return ValuePrediction(array, head.unit, output, target, view)
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:

@@ -261,5 +261,32 @@ class MultiModalTransformer(nn.Module):
         return out
 
 
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type by flag; ``None`` is float32.
+
+    Args:
+        name: ``bf16``, ``fp16``, ``fp32`` or ``auto``: bf16 where the hardware computes in it,
+            else fp16 on GPUs and float32 on CPUs (where emulated bf16 is a hundred times slower).
+        device: Where the model computes. On GPUs ``fp32`` also keeps convolutions from rounding to
+            TF32, which torch lets them do.
+    """
+    if name == "auto":
+        name = "fp32"
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif device.type == "cpu" and _cpu_computes_bf16():
+            name = "bf16"
+    if name == "fp32" and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices itself (AVX-512 BF16 or AMX)."""
+    # Without this function (before torch 2.10) nothing tells, and float32 is never wrong.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def _hw(image: Tensor) -> Size:
     return image.shape[-2], image.shape[-1]

@@ -58,6 +58,10 @@ class LinearOptions:
     init_scale: float = 1.0
 
 
+_TRUTH_FIELDS = ("zero_is_void", "stored_channels", "uses_mask_valid")
+"""Fields of :class:`HeadSpec` that files of earlier versions lack."""
+
+
 @dataclass(frozen=True)
 class HeadSpec:
     """Spec of a head.
@@ -71,6 +75,10 @@ class HeadSpec:
         unit: Unit of the predicted values, such as ``m``; empty: a scale from 0 to 1. Millimetres
             (weights of earlier versions) become metres.
         scale: Predicted values in ``unit`` per stored value of ``target``.
+        zero_is_void: Stored label 0 is void and classes count from 1; ``None``: unknown (weights
+            of earlier versions).
+        stored_channels: Channels of the files of an image target; 0: those of ``target``.
+        uses_mask_valid: Trained with a map of valid pixels, ``mask_valid``.
     """
 
     name: str
@@ -79,6 +87,9 @@ class HeadSpec:
     options: HeadOptions | LinearOptions
     unit: str = ""
     scale: float = 1.0
+    zero_is_void: bool | None = None
+    stored_channels: int = 0
+    uses_mask_valid: bool = False
 
     def __post_init__(self) -> None:
         """Turn millimetres into metres."""
@@ -97,6 +108,7 @@ class HeadSpec:
             "channels": self.channels,
             "unit": self.unit,
             "scale": self.scale,
+            **{name: getattr(self, name) for name in _TRUTH_FIELDS},
             "options": options,
         }
 
@@ -118,6 +130,7 @@ class HeadSpec:
             shape,
             str(raw["unit"]),
             float(raw.get("scale", 1.0)),
+            **{name: raw[name] for name in _TRUTH_FIELDS if name in raw},
         )
 
     def build(self, model: str, patch_size: int = 16) -> nn.Module:

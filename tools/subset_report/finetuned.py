@@ -24,13 +24,13 @@ from multimae.inference.predict import (
     ValuePrediction,
     predict,
 )
+from multimae.inference.truth import IGNORE, stored_target
 from multimae.multimae import MultiMAE
 from multimae.specs.errors import UserError
 from multimae.specs.heads import MM_PER_M, HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
-from utils.data.sets.label_maps import IGNORE, stored_target
 
 _BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 

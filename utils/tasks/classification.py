@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from multimae.images.folders import MultiModalFolder
-from multimae.inference.meters import MeanMeter
-from multimae.inference.metrics import AccuracyMeter
+from multimae.inference.truth import ClassScores
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.predictions import prediction_grid
@@ -118,13 +117,10 @@ class AccuracyEvaluator(SplitEvaluator[ClassificationTask]):
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/acc1``, ``acc5`` (percent) and ``loss``."""
-        device = self.world.device
-        accuracy, mean = AccuracyMeter(device=device), MeanMeter(["loss"], device)
+        scores = ClassScores(self.world.device)
         for batch, outputs in self.predictions(model):
-            logits, labels = outputs[HEAD], self.task.classes.ids(batch.names, device)
-            accuracy.update(logits, labels)
-            mean.update({"loss": F.cross_entropy(logits, labels, reduction="none")})
-        return self.reduce(accuracy, mean)
+            scores.update(outputs[HEAD], self.task.classes.ids(batch.names, self.world.device))
+        return self.reduce(*scores.meters)
 
 
 class ClassPictures(PredictionPictures[ClassificationTask]):

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import Pixels
-from multimae.images.preprocess import pixels_with_value
-from multimae.inference.metrics import DepthMeter
+from multimae.inference.truth import (
+    MASK_THRESHOLD,
+    MASK_VALID,
+    DepthScores,
+    mask_modality,
+    valid_depth,
+)
 from multimae.specs.errors import UserError
 from multimae.specs.heads import MM_PER_M
-from multimae.specs.modalities import Modality
 from utils.checkpoint.trained_inputs import refuse_contradictions
-from utils.config.depth_options import MASK_VALID, TARGET, DepthConfig
+from utils.config.depth_options import TARGET, DepthConfig
 from utils.config.finetune_options import Split
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
@@ -34,7 +38,6 @@ from utils.tasks.regression import RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
 HEAD = "depth"
-MASK_THRESHOLD = 127  # mask_valid is 0 or 255
 
 NEAREST_M, FARTHEST_M = 0.256, 1000.0
 """Depth of a data set that is nearer or farther in all pixels has another unit."""
@@ -47,12 +50,7 @@ class DepthTask(RegressionTask):
         """Pixels of measured depth (finite, above 0, not ``no_data``) that mask_valid keeps."""
         (target,) = self.targets
         raw, mask = batch.images[target.modality.name], batch.images.get(MASK_VALID)
-        depth = raw if raw.is_floating_point() else raw.to(torch.int32)
-        valid = (depth > 0) & depth.isfinite()
-        has_value = pixels_with_value(raw, target.modality)
-        if has_value is not None:
-            valid &= has_value
-        return valid if mask is None else valid & (mask > MASK_THRESHOLD)
+        return valid_depth(raw, target.modality, mask)
 
 
 class DepthDataset(MultiModalDataset):
@@ -92,13 +90,12 @@ class DepthEvaluator(SplitEvaluator[RegressionTask]):
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/delta_1..3``, ``rel``, ``srel``, ``rmse`` (mm), ``log10``."""
-        meter = DepthMeter(self.world.device)
         task, (target,) = self.task, self.task.targets
-        mm = target.scale * MM_PER_M  # per stored unit
+        scores = DepthScores(target.modality, target.scale, self.world.device)
         for batch, preds in self.predictions(model):
-            truth = batch.images[target.modality.name].float() * mm
-            meter.update(target.unnormalize(preds[target.head]) * mm, truth, task.valid(batch))
-        return self.reduce(meter)
+            truth = batch.images[target.modality.name]
+            scores.update(preds[target.head], truth, task.valid(batch))
+        return self.reduce(*scores.meters)
 
 
 class DepthFinetuning(Finetuning[RegressionTask]):
@@ -117,12 +114,11 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         if not cfg.data.declares_no_data:  # a TIFF tag, else NaN
             (tagged,) = self.with_no_data([replace(target, no_data=None)])
             target = target if tagged.no_data is None else tagged
-        self.target = Target(HEAD, target, 1, "m", cfg.data.depth_scale)
+        scale, masked = cfg.data.depth_scale, cfg.data.use_mask_valid
+        self.target = Target(HEAD, target, 1, "m", scale, masked)
         self.modalities = [*self.inputs, self.target.modality]
         if cfg.data.use_mask_valid:
-            self.modalities.append(
-                Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
-            )
+            self.modalities.append(mask_modality())
 
     def _with_trained_target(self) -> DepthConfig:
         """Take scale, mean and deviation of the target from the weights to score.

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from multimae.criterion import masked_berhu_loss, masked_l1_loss, masked_mse_loss
-from multimae.images.preprocess import to_model_input
-from multimae.inference.meters import MeanMeter
+from multimae.inference.truth import L1Scores, normalized_target, with_mean
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import colour_range, to_picture
@@ -42,6 +41,7 @@ class Target:
         channels: Number of predicted channels, the first ones of the files.
         unit: Unit of predictions and pictures; empty: a scale from 0 to 1.
         scale: Values in ``unit`` per stored value.
+        uses_mask_valid: Pixels count where ``mask_valid`` is set.
     """
 
     head: str
@@ -49,6 +49,7 @@ class Target:
     channels: int
     unit: str = ""
     scale: float = 1.0
+    uses_mask_valid: bool = False
 
     @property
     def predicted(self) -> Modality:
@@ -59,18 +60,20 @@ class Target:
 
     def head_spec(self, options: HeadOptions) -> HeadSpec:
         """Spec of the head."""
-        return HeadSpec(self.head, self.predicted, self.channels, options, self.unit, self.scale)
+        return HeadSpec(
+            self.head,
+            self.predicted,
+            self.channels,
+            options,
+            self.unit,
+            self.scale,
+            stored_channels=self.modality.num_channels,
+            uses_mask_valid=self.uses_mask_valid,
+        )
 
     def prepare(self, raw: Tensor) -> Tensor:
         """Normalised ground truth (B, channels, H, W)."""
-        x = to_model_input(raw, self.modality)[:, : self.channels]
-        top = [(1 - m) / s for m, s in zip(self.predicted.mean, self.predicted.std, strict=True)]
-        return torch.minimum(x, x.new_tensor(top).view(-1, 1, 1))
-
-    def unnormalize(self, x: Tensor) -> Tensor:
-        """Convert a normalised single-channel map to stored values."""
-        m = self.modality
-        return (x.float() * m.std[0] + m.mean[0]) * m.max_value
+        return normalized_target(raw, self.modality, self.predicted)
 
     def caption(self, truth: Tensor) -> str:
         """Describe the colour range of a scalar map; empty for other modalities."""
@@ -132,14 +135,10 @@ class L1Evaluator(SplitEvaluator[RegressionTask]):
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/l1/{head}`` and their mean ``{split}/l1``."""
-        meter = MeanMeter([f"l1/{t.head}" for t in self.task.targets], self.world.device)
+        scores = L1Scores([t.head for t in self.task.targets], self.world.device)
         for batch, preds in self.predictions(model):
-            truth, valid = self.task.truth(batch), self.task.valid(batch)
-            for name, target in truth.items():
-                error = (preds[name] - target).abs().mean(dim=1, keepdim=True)
-                meter.update({f"l1/{name}": error[valid]})
-        values = self.reduce(meter)
-        return {**values, f"{self.split}/l1": sum(values.values()) / len(values)}
+            scores.update(preds, self.task.truth(batch), self.task.valid(batch))
+        return with_mean(self.reduce(*scores.meters), f"{self.split}/")
 
 
 class RegressionPictures(PredictionPictures[RegressionTask]):

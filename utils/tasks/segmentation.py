@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder, no_data_tag, read_class_names
 from multimae.images.preprocess import prepare_padded
-from multimae.inference.meters import MeanMeter
 from multimae.inference.metrics import SegmentationMeter
+from multimae.inference.truth import IGNORE, LabelScores, class_labels, mask_modality, stored_target
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture, with_void
@@ -27,17 +27,15 @@ from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadSpec
 from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
-from utils.config.semseg_options import MASK_VALID, SemsegConfig
+from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.sample_checks import LabelTable, label_tables
 from utils.data.sets.label_maps import (
-    IGNORE,
     SegmentationDataset,
     check_same_classes,
     reduced_class_names,
-    stored_target,
 )
 from utils.data.transforms import JointTransform
 from utils.distributed.world import World
@@ -96,13 +94,8 @@ class SegmentationTask(FinetuneTask):
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Class ids (B, H, W) with void and padding as ``IGNORE``, and the padding mask."""
-        stored = batch.images[self.target.name].long()
         inside = batch.images[INSIDE]
-        void = stored == IGNORE
-        if self.zero_is_void:
-            void |= stored == 0
-            stored = stored - 1
-        return stored.masked_fill(void | ~inside, IGNORE), ~inside
+        return class_labels(batch.images[self.target.name], inside, self.zero_is_void), ~inside
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Cross-entropy; 0 with a graph if no pixel is labelled."""
@@ -123,12 +116,6 @@ class SegmentationTask(FinetuneTask):
         """Number of labelled pixels."""
         return (self._loss_labels(*self.labels(batch)) != IGNORE).sum().reshape(1)
 
-    def pixel_losses(self, logits: Tensor, labels: Tensor, padding: Tensor) -> Tensor:
-        """Cross-entropy of every labelled pixel, flat."""
-        labels = self._loss_labels(labels, padding)
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-        return losses[labels != IGNORE]
-
     def _loss_labels(self, labels: Tensor, padding: Tensor) -> Tensor:
         """Labels for the loss; with ``learn_padding``, padding is class ``num_classes``."""
         return (
@@ -143,15 +130,12 @@ class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/mean_iou``, ``mean_accuracy`` (percent), ``pixel_accuracy``, ``loss``."""
         target = self.task.target
-        meter = SegmentationMeter(target.num_classes, IGNORE, self.world.device)
-        mean = MeanMeter(["loss"], self.world.device)
+        scores = LabelScores(target.num_classes, self.task.learn_padding, self.world.device)
         for batch, outputs in self.predictions(model):
-            logits, (labels, padding) = outputs[HEAD], self.task.labels(batch)
-            mean.update({"loss": self.task.pixel_losses(logits, labels, padding)})
-            meter.update(logits[:, : target.num_classes].argmax(dim=1), labels)
-        values = self.reduce(meter, mean)
+            scores.update(outputs[HEAD], *self.task.labels(batch))
+        values = self.reduce(*scores.meters)
         if self.logger.paths is not None and self.world.is_main:
-            write_class_table(self.logger.paths.class_table(self.split), meter, target)
+            write_class_table(self.logger.paths.class_table(self.split), scores.confusion, target)
         return values
 
 
@@ -212,9 +196,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         self.target = data.target(names)
         self.valid: Modality | None = None
         if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):
-            self.valid = Modality(
-                MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar"
-            )
+            self.valid = mask_modality()
         extra = [self.valid] if self.valid else []
         self.stored = stored_target(self.target)
         tag = world.broadcast_from_main(lambda: no_data_tag(self.stored, *self.roots))
@@ -273,7 +255,16 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         model = build_model(
             cfg,
             self.inputs,
-            [HeadSpec(HEAD, self.target, channels, cfg.model.head)],
+            [
+                HeadSpec(
+                    HEAD,
+                    self.target,
+                    channels,
+                    cfg.model.head,
+                    zero_is_void=data.seg_reduce_zero_label,
+                    uses_mask_valid=self.valid is not None,
+                )
+            ],
             resize_mode="pad",
             learnable_pos_emb=cfg.model.learnable_pos_emb,
         )

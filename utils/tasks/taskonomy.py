@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from multimae.images.pack import to_path
-from multimae.specs.modalities import Modality
+from multimae.inference.truth import BLURRED, MASK_VALID, blur_edges, mask_modality, valid_taskonomy
 from utils.config.finetune_options import Split
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.sets.taskonomy_views import (
-    MASK_VALID,
     TASKS,
     VALID,
     Subset,
@@ -20,8 +18,6 @@ from utils.data.sets.taskonomy_views import (
     TaskonomyFolder,
     buildings_of,
     listed_views,
-    valid_blocks,
-    valid_pixels,
 )
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
@@ -30,22 +26,19 @@ from utils.tasks.loaders import build_dataset
 from utils.tasks.regression import L1Evaluator, RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
-BLURRED = "edge_occlusion"
-
 
 class TaskonomyTask(RegressionTask):
     """One head per task; pixels count where the z-buffer is valid."""
 
     def valid(self, batch: Batch) -> Tensor:
         """Valid pixels from ``mask_valid``, or from the z-buffer without such files."""
-        mask = batch.images.get(MASK_VALID)
-        return valid_pixels(batch.images[VALID]) if mask is None else valid_blocks(mask == 255)
+        return valid_taskonomy(batch.images.get(VALID), batch.images.get(MASK_VALID))
 
     def truth(self, batch: Batch) -> dict[str, Tensor]:
         """Normalised ground truth by head; edge_occlusion is blurred (3 x 3 Gaussian, sigma 1)."""
         truth = super().truth(batch)
         if BLURRED in truth:
-            truth[BLURRED] = gaussian_blur(truth[BLURRED], [3, 3], [1.0, 1.0])
+            truth[BLURRED] = blur_edges(truth[BLURRED])
         return truth
 
 
@@ -63,7 +56,7 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         self.targets = [Target(name, *TASKS[name]) for name in cfg.data.out_names]
         roots = (cfg.data.data_path, cfg.data.eval_data_path, cfg.data.test_data_path)
         masked = all((to_path(root) / MASK_VALID).is_dir() for root in roots if root)
-        mask = Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")
+        mask = mask_modality()
         valid = mask if masked else TASKS[VALID][0]
         read = [*self.inputs, *(target.modality for target in self.targets), valid]
         self.modalities = list({m.name: m for m in reversed(read)}.values())

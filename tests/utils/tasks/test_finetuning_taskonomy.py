@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import run_finetuning_taskonomy
+from multimae.inference.truth import valid_taskonomy
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import ON_CPU
 from utils.config.parse import parse_config
@@ -23,7 +24,6 @@ from utils.data.sets.taskonomy_views import (
     TaskonomyFolder,
     buildings_of,
     listed_views,
-    valid_pixels,
 )
 from utils.distributed.world import World
 from utils.tasks.regression import Target
@@ -94,7 +94,7 @@ def test_targets_follow_the_specification() -> None:
 def test_a_block_counts_only_if_all_its_pixels_are_valid() -> None:
     depth = torch.full((1, 1, 20, 20), 1000)
     depth[0, 0, 10, 10] = 65535
-    valid = valid_pixels(depth)
+    valid = valid_taskonomy(depth, None)
     expected = torch.ones(20, 20, dtype=torch.bool)
     expected[8:12, 8:12] = False
     assert torch.equal(valid[0, 0], expected)

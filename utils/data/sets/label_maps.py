@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder
 from multimae.images.pixels import ImageError, Pixels, size_of
+from multimae.inference.truth import MASK_VALID, label_problem, validity_mask, with_void
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
 from utils.data.transforms import JointTransform
-
-IGNORE = 255
-MASK_VALID = "mask_valid"
 
 
 class SegmentationDataset(MultiModalDataset):
@@ -60,19 +56,15 @@ class SegmentationDataset(MultiModalDataset):
             fast_decode=fast_decode,
         )
         self.target = target
-        self.first = int(zero_is_void)
-        self.last = num_classes - 1 + self.first
-        self.void = (0, IGNORE) if zero_is_void else (IGNORE,)
+        self.num_classes, self.zero_is_void = num_classes, zero_is_void
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
         if not problems:
             problems = read_validity(self.folder, index, pixels)
-        if not problems and self.target.no_data is not None:
-            labels = np.asarray(pixels[self.target.name])
-            empty = labels == self.target.no_data
-            pixels[self.target.name] = np.where(empty, np.uint8(IGNORE), labels)
         if not problems:
+            labels = np.asarray(pixels[self.target.name])
+            pixels[self.target.name] = with_void(labels, self.target)
             problems = self._label_problems(index, pixels)
         return pixels, problems
 
@@ -80,42 +72,8 @@ class SegmentationDataset(MultiModalDataset):
         path = self.folder.path(index, self.target)
         labels = np.asarray(pixels[self.target.name])
         largest = max((size_of(p) for p in pixels.values()), default=(0, 0))
-        if labels.shape != largest:
-            return [
-                f"{path}: the label map is {labels.shape[0]} x {labels.shape[1]} (H x W) but the "
-                f"images of the sample are {largest[0]} x {largest[1]}. Store it at their size, "
-                "resized without interpolation."
-            ]
-        ids = np.unique(labels)
-        valid = ids[~np.isin(ids, self.void)]
-        void = " and ".join(map(str, self.void))
-        if not len(valid):
-            return [f"{path}: every pixel of the label map is void ({void}). Remove the sample."]
-        wrong = valid[(valid < self.first) | (valid > self.last)]
-        if len(wrong):
-            return [
-                f"{path}: class id {int(wrong[0])} is outside {self.first}..{self.last} (void: "
-                f"{void}). Set num_classes and seg_reduce_zero_label to what the files hold, or "
-                "remap the ids."
-            ]
-        return []
-
-
-def validity_mask(pixels: Pixels, path: object) -> npt.NDArray[np.uint8]:
-    """A validity mask as 0 and 255; a file of 0 and 1 marks valid pixels by 1.
-
-    Raises:
-        ImageError: It holds other values.
-    """
-    values = np.asarray(pixels)
-    found = set(np.unique(values).tolist())
-    if not (found <= {0, 255} or found <= {0, 1}):
-        other = min(found - {0, 255})
-        raise ImageError(
-            f"{path}: a validity mask holds 0 and 255 (valid), or 0 and 1; this one has "
-            f"{other}. Store it as 0 and 255."
-        )
-    return np.where(values > 0, 255, 0).astype(np.uint8)
+        problem = label_problem(labels, path, largest, self.num_classes, self.zero_is_void)
+        return [problem] if problem else []
 
 
 def read_validity(folder: MultiModalFolder, index: int, pixels: dict[str, Pixels]) -> list[str]:
@@ -127,11 +85,6 @@ def read_validity(folder: MultiModalFolder, index: int, pixels: dict[str, Pixels
     except ImageError as err:
         return [str(err)]
     return []
-
-
-def stored_target(target: Modality) -> Modality:
-    """Modality that reads label maps as stored: every 8-bit id, void included."""
-    return dataclasses.replace(target, num_classes=IGNORE + 1, class_names=())
 
 
 def reduced_class_names(

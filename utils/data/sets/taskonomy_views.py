@@ -12,26 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from multimae.images.folders import MultiModalFolder, sub_folders
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
+from multimae.inference.truth import MASK_VALID, SATURATED, ZBUFFER
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.dataset import MultiModalDataset
 
 Subset = Literal["train", "val", "test"]
 SPLITS_FILE = "splits.json"
-VALID = "depth_zbuffer"
-"""The task whose saturated pixels are invalid for all of them."""
-
-SATURATED = 65535
+VALID = ZBUFFER
 FARTHEST = 8000.0  # 1/512 m; depth beyond counts as this
 STRONGEST_EDGE = 0.25 * 65535
-BLOCK = 4  # side of the blocks of pixels that are valid only together
-MASK_VALID = "mask_valid"
 OFFICIAL = {
     "val": frozenset({"collierville", "corozal", "darden", "markleeville"}),
     "test": frozenset({"ihlen", "mcdade", "muleshoe", "noxapater", "uvalda"}),
@@ -210,18 +204,6 @@ def listed_views(root: str | AnyPath, subset: Subset) -> list[str] | None:
     if not rows or not {"building", "point", "view"} <= rows[0].keys():
         raise UserError(f"image list {path}: expected the columns building, point, view.")
     return [f"{r['building']}/point_{r['point']}_view_{r['view']}" for r in rows]
-
-
-def valid_pixels(depth_zbuffer: Tensor) -> Tensor:
-    """Valid pixels of stored z-buffer depth (B, 1, H, W): blocks without a saturated pixel."""
-    return valid_blocks(depth_zbuffer.float() < SATURATED)
-
-
-def valid_blocks(valid: Tensor) -> Tensor:
-    """Keep the disjoint 4 x 4 blocks of a mask (B, 1, H, W) whose pixels are all valid."""
-    invalid = F.max_pool2d((~valid).float(), BLOCK, ceil_mode=True)
-    grown = invalid.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
-    return grown[..., : valid.shape[-2], : valid.shape[-1]] == 0
 
 
 def _from_csv(path: Path, subset: Subset) -> frozenset[str]:

@@ -1,0 +1,144 @@
+"""Options of ``multimae predict``; needs no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+DESCRIPTION = """\
+Run a fine-tuned model over images, or let a pre-trained one reconstruct them.
+
+INPUT: image files, globs (in quotes), folders of any depth, a data root with a folder per
+modality (files are matched by name), or packed folders. Files and plain folders feed the model's
+first image input. Outputs lie in DIR/HEAD/NAME, at the size of the image:
+  labels   PNG of class ids in the colours of all pictures, and DIR/classes.json
+  values   16-bit PNG (depth in mm), float TIFF or npy
+  classes  DIR/HEAD.csv and DIR/HEAD.jsonl
+Existing outputs are kept: the same command continues a stopped run. See docs/PREDICTION.md.
+
+Exit code: 0 all predicted, 1 some files are bad (named on stderr), 2 wrong usage."""
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """See :func:`add_arguments`."""
+
+    model: str
+    input: list[str]
+    out: Path
+    inputs: str = ""
+    only: str = ""
+    format: Literal["png", "tiff", "npy"] = "png"
+    overlay: bool = False
+    confidence: bool = False
+    topk: int = 5
+    overwrite: bool = False
+    truth: Path | None = None
+    seg_reduce_zero_label: bool | None = None
+    use_mask_valid: bool | None = None
+    visible: str = "1/6"
+    seed: int = 0
+    batch_size: int = 8
+    num_workers: int = min(8, os.cpu_count() or 1)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> PredictionOptions:
+        """Options of parsed arguments."""
+        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, in groups, with their defaults."""
+    default = PredictionOptions("", [], Path())
+    parser.add_argument(
+        "model", metavar="MODEL", help="weight file, model folder or hub repository"
+    )
+    parser.add_argument("input", metavar="INPUT", nargs="+", help="images; see above")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--inputs", default="", help="modalities to feed, such as rgb-depth (all found)"
+    )
+    group.add_argument(
+        "--only", metavar="GLOB", default="", help="predict matching names only (all)"
+    )
+
+    group = parser.add_argument_group("outputs")
+    group.add_argument(
+        "--format", choices=("png", "tiff", "npy"), default=default.format,
+        help="files of values (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--overlay", action="store_true", help="also draw predictions over the photo, with a legend"
+    )
+    group.add_argument(
+        "--confidence", action="store_true", help="also write the softmax of labels, 8-bit PNG"
+    )
+    group.add_argument(
+        "--topk", type=_positive, default=default.topk, help="classes per image (%(default)s)"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the outputs in DIR")
+    _add_scores(parser)
+    _add_computation(parser, default)
+
+
+def _add_scores(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scores")
+    group.add_argument(
+        "--truth", metavar="DIR", type=Path,
+        help="print the metrics of --eval, and write DIR/metrics.json: a data root, a folder of "
+        "truths with the names of the images, or class folders",
+    )  # fmt: skip
+    group.add_argument(
+        "--seg_reduce_zero_label", action=argparse.BooleanOptionalAction, default=None,
+        help="stored label 0 is void and classes count from 1 (as the weights say)",
+    )  # fmt: skip
+    group.add_argument(
+        "--use_mask_valid", action=argparse.BooleanOptionalAction, default=None,
+        help="read mask_valid from the data root (as the weights say, where it exists)",
+    )  # fmt: skip
+
+
+def _add_computation(parser: argparse.ArgumentParser, default: PredictionOptions) -> None:
+    group = parser.add_argument_group("reconstruction (pre-trained models)")
+    group.add_argument(
+        "--visible", default=default.visible,
+        help="visible patches: a number, a share such as 1/6 or 0.2, or all (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", type=int, default=default.seed, help="of the patches (%(default)s)"
+    )
+
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--batch_size", type=_positive, default=default.batch_size, help="(%(default)s)"
+    )
+    group.add_argument(
+        "--num_workers", type=_count, default=default.num_workers,
+        help="processes that decode images (%(default)s)",
+    )  # fmt: skip
+    group.add_argument("--device", default=default.device, help="cpu, cuda, ... (%(default)s)")
+    group.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default=default.precision,
+        help="(%(default)s)",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value

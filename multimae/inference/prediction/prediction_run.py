@@ -1,0 +1,401 @@
+"""A run of ``multimae predict``: in batches, resumable.
+
+Loader processes decode images and bring them to the model's size, the device computes, threads
+encode and write files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from multimae.images.readers import reuse_pillow_memory
+from multimae.inference.prediction.loading import Item, Loaded, Masks, SampleDataset, collate
+from multimae.inference.prediction.outputs import (
+    ClassOutput,
+    HeadOutput,
+    LabelOutput,
+    Levels,
+    Outcome,
+    PictureOutput,
+    ValueOutput,
+    write_json,
+)
+from multimae.inference.prediction.prediction_options import PredictionOptions
+from multimae.inference.prediction.predictor import Predictor, Reconstructor, reconstructed
+from multimae.inference.prediction.samples import Samples
+from multimae.inference.prediction.truth_files import Truth, open_truth
+from multimae.inference.truth import MASK_VALID, first_id_is_void
+from multimae.multimae import MultiMAE
+from multimae.nn.network import autocast_dtype
+from multimae.plotting.colours import Picture
+from multimae.specs.errors import RunError, UserError
+from multimae.specs.heads import HeadSpec, LinearOptions
+from multimae.specs.modalities import Modality
+
+RECORD_FILE = "predict.json"
+"""Model and options of the outputs beside it."""
+METRICS_FILE = "metrics.json"
+_FIXED = ("inputs", "format", "overlay", "confidence", "topk", "precision", "visible", "seed")
+"""Options that all outputs of a folder share."""
+_MAX_WRITERS = 8
+
+
+class _Run:
+    """One call of the command."""
+
+    def __init__(self, options: PredictionOptions) -> None:
+        self.options = options
+        self.device = _device(options.device)
+        self.model = _load(options.model).to(self.device)
+        self.spec = self.model.spec
+        names = [name for name in options.inputs.split("-") if name]
+        self.samples = Samples(options.input, self.spec, names, options.only)
+        self.heads = {head.name: head for head in self.spec.heads}
+        self._check()
+        self.truth: Truth | None = None
+        if options.truth is not None:
+            self.truth = self._open_truth(options.truth)
+        self.bad = [*self.samples.bad]
+
+    def _check(self) -> None:
+        """Refuse what the model cannot do."""
+        given = {m.name for m in self.samples.modalities}
+        for head in self.spec.heads:
+            tasks = () if isinstance(head.options, LinearOptions) else head.options.main_tasks
+            missing = [name for name in tasks if name not in given]
+            if missing:
+                raise UserError(
+                    f"the head '{head.name}' of {self.spec.name} reads {', '.join(missing)}, but "
+                    f"the inputs are {', '.join(sorted(given))}: give a data root with these "
+                    "folders, or name what the files hold with --inputs."
+                )
+        labels = any(h.target.is_labels and not _is_linear(h) for h in self.spec.heads)
+        if self.options.confidence and not labels:
+            raise UserError(
+                "--confidence is for label maps; tables of classes have probabilities, and values "
+                "have no confidence."
+            )
+        if not self.spec.heads and self.options.truth is not None:
+            raise UserError("--truth is for fine-tuned models; this one reconstructs its inputs.")
+
+    def _open_truth(self, root: Path) -> Truth:
+        mask = self.options.use_mask_valid
+        if mask is None:
+            mask = self.spec.heads[0].uses_mask_valid and (root / MASK_VALID).is_dir()
+        zero_is_void = self.options.seg_reduce_zero_label
+        truth = open_truth(root, self.spec, self.device, zero_is_void=zero_is_void, mask=mask)
+        known = sum(map(truth.has, self.samples.names))
+        if not known:
+            raise UserError(
+                f"--truth {root}: no truth has the name of an image, such as "
+                f"{shown(self.samples.names[0])}. Names are paths below the folder, without the "
+                "extension."
+            )
+        if known < len(self.samples):
+            missing = len(self.samples) - known
+            self.samples.notes.append(f"{missing} of {len(self.samples)} images have no truth")
+        return truth
+
+    def predictor(self) -> Predictor:
+        """The model, ready to predict."""
+        options, modalities = self.options, self.samples.modalities
+        dtype = autocast_dtype(options.precision, self.device)
+        kind = Predictor if self.spec.heads else Reconstructor
+        predictor = kind(self.model, modalities, self.device, dtype, confidence=options.confidence)
+        if isinstance(predictor, Reconstructor):
+            predictor.visible, predictor.seed = options.visible, options.seed
+        return predictor
+
+    def outputs(self) -> dict[str, HeadOutput]:
+        """Files of every head."""
+        options = self.options
+        if not self.spec.heads:
+            outputs = {m.name: self._reconstructed(m) for m in reconstructed(self.spec)}
+            return {**outputs, "reconstruction": PictureOutput(options.out, "reconstruction")}
+        return {head.name: self._output(head) for head in self.spec.heads}
+
+    def _output(self, head: HeadSpec) -> HeadOutput:
+        options = self.options
+        out, overlay = options.out, options.overlay
+        if _is_linear(head):
+            return ClassOutput(out, head.name, options.topk, overlay=overlay)
+        if not head.target.is_labels:
+            return ValueOutput(
+                out, head.name, options.format, Levels.of_head(head), head.target.num_channels,
+                unit=head.unit, overlay=overlay,
+            )  # fmt: skip
+        zero_is_void = options.seg_reduce_zero_label
+        if zero_is_void is None:
+            zero_is_void = first_id_is_void(head)
+        if zero_is_void is None:
+            self.samples.notes.append(
+                "the weights do not say whether label 0 is void: ids count from 0; if it was in "
+                "training, set --seg_reduce_zero_label"
+            )
+        return LabelOutput(
+            out, head.name, head.target, zero_is_void=bool(zero_is_void), overlay=overlay,
+            confidence=options.confidence,
+        )  # fmt: skip
+
+    def _reconstructed(self, m: Modality) -> HeadOutput:
+        options = self.options
+        if m.is_labels:
+            return LabelOutput(
+                options.out, m.name, m, zero_is_void=False, first_colour=0, overlay=options.overlay
+            )
+        given = {m.name for m in self.samples.modalities}
+        unknown = m.normalization == "robust" and m.data_name not in given
+        kind = options.format
+        if kind == "png" and (unknown or m.storage == "float"):
+            kind = "tiff"
+            reason = "in standard deviations, as it is no input" if unknown else "as floats"
+            self.samples.notes.append(f"{m.name} is written {reason}: TIFF")
+        levels = Levels(1.0, m.max_value)
+        return ValueOutput(
+            options.out, m.name, kind, levels, m.num_channels, overlay=options.overlay
+        )
+
+
+def run(options: PredictionOptions) -> int:
+    """Predict; returns the exit code.
+
+    Raises:
+        UserError: Wrong usage: nothing was written.
+        RunError: The disk is full or not writable.
+    """
+    with torch.inference_mode():
+        job = _Run(options)
+        outputs = job.outputs()
+        _claim(options, job.model, job.samples)
+        for note in job.samples.notes:
+            print(shown(note))
+        pending = [
+            i
+            for i, name in enumerate(job.samples.names)
+            if options.overwrite or not all(o.is_complete(name) for o in outputs.values())
+        ]
+        kept = len(job.samples) - len(pending)
+        for problem in job.bad:
+            report_bad(*problem)
+        try:
+            todo = range(len(job.samples)) if job.truth is not None else pending
+            _predict(job, outputs, todo, set(pending))
+            for output in outputs.values():
+                output.finish(job.samples.names)
+        except OSError as err:
+            raise RunError(
+                f"{options.out} cannot be written ({err}). The same command continues."
+            ) from err
+    return _summary(job, outputs, len(pending), kept)
+
+
+def _predict(
+    job: _Run, outputs: Mapping[str, HeadOutput], todo: Sequence[int], pending: set[int]
+) -> None:
+    """Predict the samples ``todo`` and write those that are ``pending``."""
+    options, predictor, names = job.options, job.predictor(), job.samples.names
+    batch_size = min(options.batch_size, len(job.samples))
+    progress = tqdm(total=len(todo), unit=" images", disable=None, smoothing=0.05)
+    with progress, _Writers(outputs, max(1, min(_MAX_WRITERS, options.num_workers))) as writers:
+        for groups, bad in _batches(job, predictor, todo):
+            for item in bad:
+                job.bad.append((names[item.index], " ".join(item.problems)))
+                report_bad(*job.bad[-1])
+                progress.set_postfix(bad=len(job.bad))
+                progress.update(item.framed is None)
+            for group in groups:
+                raw, predictions = predictor.predict(group.framed, batch_size)
+                if group.has_truth and job.truth is not None:
+                    job.truth.update(raw, group.framed, [names[i] for i in group.indices])
+                for index, sample, photo in zip(
+                    group.indices, predictions, group.photos, strict=True
+                ):
+                    if index in pending:
+                        writers.submit(names[index], sample, photo)
+                progress.update(len(group.indices))
+
+
+def _batches(
+    job: _Run, predictor: Predictor, todo: Sequence[int]
+) -> Iterator[tuple[list[Loaded], list[Item]]]:
+    options = job.options
+    if not todo:
+        return
+    reuse_pillow_memory()
+    dataset = SampleDataset(
+        job.samples, todo, predictor, job.truth, overlay=options.overlay, masks=_masks(job)
+    )
+    workers = min(options.num_workers, -(-len(todo) // options.batch_size))
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=options.batch_size, num_workers=workers, collate_fn=collate,
+        pin_memory=False, generator=torch.Generator(),
+    )  # fmt: skip
+    yield from loader
+
+
+def _masks(job: _Run) -> Masks | None:
+    """Maps of valid pixels for the inputs of a segmentation model."""
+    head = job.spec.heads[0] if job.spec.heads else None
+    if head is None or not head.target.is_labels or _is_linear(head):
+        return None
+    if not any(m.plot == "scalar" for m in job.samples.modalities):
+        return None
+    use = job.options.use_mask_valid
+    if use is None:
+        found = [job.samples.folder_of(i) for i in range(len(job.samples))]
+        roots = {f[0].root for f in found if f}
+        use = head.uses_mask_valid and all(f for f in found)
+        use = use and all((root / MASK_VALID).is_dir() for root in roots)
+    return Masks(job.samples) if use else None
+
+
+class _Writers:
+    """Threads that encode and write files, a bounded number of samples behind."""
+
+    def __init__(self, outputs: Mapping[str, HeadOutput], threads: int) -> None:
+        self._outputs, self._limit = outputs, 4 * threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._running: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Writers:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while self._running and kind is None:
+                self._running.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, name: str, predictions: Mapping[str, Outcome], photo: Picture | None) -> None:
+        """Write a sample; waits for the oldest if too many are open."""
+        self._running.append(self._pool.submit(self._write, name, predictions, photo))
+        while len(self._running) > self._limit:
+            self._running.popleft().result()
+
+    def _write(self, name: str, predictions: Mapping[str, Outcome], photo: Picture | None) -> None:
+        for head, prediction in predictions.items():
+            self._outputs[head].write(name, prediction, photo)
+
+
+def _load(location: str) -> MultiMAE:
+    try:
+        return MultiMAE.from_pretrained(location)
+    except ValueError as err:
+        raise UserError(str(err)) from err
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as err:
+        raise UserError(f"--device {name}: {str(err).splitlines()[0]}") from err
+
+
+def _is_linear(head: HeadSpec) -> bool:
+    return isinstance(head.options, LinearOptions)
+
+
+def model_digest(model: MultiMAE) -> str:
+    """Digest of the weights and the spec."""
+    digest = blake2b(model.spec.to_json().encode(), digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _claim(options: PredictionOptions, model: MultiMAE, samples: Samples) -> None:
+    """Write ``predict.json``, or compare it with that of an earlier run.
+
+    Raises:
+        UserError: The folder holds something else, or outputs of another model or other options.
+    """
+    out, path = options.out.resolve(), options.out / RECORD_FILE
+    for root in samples.roots:
+        if root.is_dir() and (out == root or root in out.parents):
+            raise UserError(
+                f"--out {options.out} lies in the input {root}: its pictures would be inputs of "
+                "the next run. Choose a folder outside."
+            )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {options.out} is not a folder.")
+    chosen = {name: asdict(options)[name] for name in (*_FIXED, "seg_reduce_zero_label")}
+    record = {
+        "model": options.model,
+        "digest": model_digest(model),
+        "inputs": sorted({str(root) for root in samples.roots}),
+        "options": chosen,
+    }
+    if path.is_file() and not options.overwrite:
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            differing = [k for k in ("digest", "inputs") if old[k] != record[k]]
+            differing += [k for k, v in chosen.items() if old["options"].get(k) != v]
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise UserError(f"{path} is damaged ({err!r}): choose another --out.") from err
+        if differing:
+            words = {"digest": f"another model ({old['model']})", "inputs": "other inputs"}
+            listed = ", ".join(words.get(k, f"another --{k}") for k in differing)
+            raise UserError(
+                f"{options.out} holds outputs of {listed}. Choose another --out, or replace them "
+                "with --overwrite."
+            )
+        return
+    if out.is_dir() and any(out.iterdir()) and not path.is_file():
+        raise UserError(
+            f"--out {options.out} is not empty and has no {RECORD_FILE}: choose a new folder."
+        )
+    try:
+        write_json(path, record)
+    except OSError as err:
+        raise UserError(f"--out {options.out} cannot be written ({err}).") from err
+
+
+def _summary(job: _Run, outputs: Mapping[str, HeadOutput], pending: int, kept: int) -> int:
+    unusable = len({name for name, _ in job.bad})
+    written = pending - len({name for name, p in job.bad if not p.startswith("not scored")})
+    text = f"{written} images predicted into {job.options.out}"
+    text += f", {kept} kept from before" if kept else ""
+    print(shown(text + (f", {unusable} bad" if unusable else "")))
+    for output in outputs.values():
+        clipped = output.clipped if isinstance(output, ValueOutput) else 0
+        if clipped:
+            print(
+                f"warning: {output.name}: {clipped} values exceed what PNG holds and were clipped: "
+                "use --format tiff or npy"
+            )
+    if job.truth is not None:
+        metrics = job.truth.scores.compute()
+        for name, value in metrics.items():
+            print(f"{name} {value:.6g}")
+        write_json(job.options.out / METRICS_FILE, metrics)
+    return 1 if job.bad else 0
+
+
+def report_bad(name: str, problem: str) -> None:
+    """Name a bad sample on stderr."""
+    text = problem if name in problem else f"{name}: {problem}"
+    tqdm.write(shown(f"bad: {text}"), file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """Text that any terminal can print; names need not be UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
