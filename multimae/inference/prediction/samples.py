@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.pack.layout import is_packed
+from multimae.images.pack import is_packed
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES, read
