@@ -73,7 +73,7 @@ class Pretraining(Job[PretrainTask]):
         """Select the modalities, prepared as the weights to start from say."""
         self.cfg, self.world, self.skip_grad = cfg, world, cfg.optim.skip_grad
         self.start = start_weights(cfg)
-        self.inputs, self.outputs = run_modalities(cfg, self.start)
+        self.inputs, self.outputs = run_modalities(cfg, self.start, world)
         self.modalities = (*self.inputs, *self.outputs)
 
     def build_task(self) -> PretrainTask:
@@ -82,7 +82,7 @@ class Pretraining(Job[PretrainTask]):
 
     def train_set(self) -> MultiModalDataset:
         """Augmented samples of ``--data_path``."""
-        return build_train_set(self.cfg, tuple(dict.fromkeys(self.modalities)))
+        return build_train_set(self.cfg, tuple(dict.fromkeys(self.modalities)), self.world)
 
     def describe(self, dataset: MultiModalDataset) -> Iterable[str]:
         """Statistics of labels and scalar maps."""

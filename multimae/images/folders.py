@@ -12,11 +12,12 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,6 @@ from multimae.images.listing import (
     Names,
     SampleIndex,
     list_folder,
-    list_pack,
     merge,
     paired,
     refuse_incomplete,
@@ -36,7 +36,7 @@ from multimae.images.listing import (
 )
 from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
-from multimae.images.readers import check_pixels, is_tiff, read_bytes, read_fast
+from multimae.images.readers import SUFFIXES, check_pixels, is_tiff, read_bytes, read_fast
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
@@ -49,8 +49,16 @@ CLASSES_FILE = "classes.json"
 TIFF_SUFFIXES = (".tif", ".tiff")
 _PROBED, _PROBED_TAGS = 256, 16  # files of a folder among which TIFF files are looked for, and read
 _LARGEST = 65535
+FindIndex = Callable[[str, Callable[[], SampleIndex]], SampleIndex]
+"""Finds the index with a key, or calls the function, which lists the samples."""
+_INDEX_VERSION = 1
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 """A pack may hold JPEG files as pixels under these names only."""
+
+
+def list_now(key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
+    """A :data:`FindIndex` that keeps nothing."""
+    return list_samples()
 
 
 def stored_modalities(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
@@ -83,6 +91,7 @@ class MultiModalFolder:
         *,
         skip_incomplete: bool = False,
         allow_missing: bool = False,
+        find: FindIndex = list_now,
     ) -> None:
         """Scan the folders once.
 
@@ -91,6 +100,7 @@ class MultiModalFolder:
             modalities: Modalities to pair; those with a ``source`` have no files.
             skip_incomplete: Skip samples that lack a file.
             allow_missing: Keep samples that lack a file; see :meth:`has`.
+            find: Finds the index of an earlier scan, or lists.
 
         Raises:
             UserError: Root or folders missing or empty, ambiguous names, or names that do not
@@ -100,17 +110,30 @@ class MultiModalFolder:
         self._root = str(self.root)
         self.modalities = stored_modalities(modalities)
         self._folders = _modality_folders(root, self.modalities)
-        self._packs = {n: _open_pack(path) for n, path in self._folders.items() if is_packed(path)}
-        self._index = self._list(skip_incomplete, allow_missing)
+        self._packs: dict[str, PackedFolder] = {}
+        key = self._key(skip_incomplete, allow_missing)
+        self._index = find(key, lambda: self._list(skip_incomplete, allow_missing))
+        if self._index.entry is not None:
+            packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
+            self._packs = {n: _open_pack(path, check=False) for n, path in packed}
         self.incomplete = [(to_path(path), problem) for path, problem in self._index.incomplete]
+
+    def _key(self, *options: bool) -> str:
+        """Key of what :meth:`_list` depends on, except for the contents of the folders."""
+        files = [(m.name, m.data_folder, self.suffix(m)) for m in self.modalities]
+        parts = (_INDEX_VERSION, os.path.realpath(self._root), files, options, self.selection)
+        return blake2b(ascii((parts, sorted(SUFFIXES))).encode(), digest_size=16).hexdigest()
 
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
         """List the folders and pair their files."""
-        listings = {m.name: self._listing(m) for m in self.modalities}
-        first, *others = listings.values()
-        for other in others:
-            if np.array_equal(first.names.text, other.names.text):
-                other.names = first.names
+        packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
+        self._packs = {n: _open_pack(path) for n, path in packed}
+        listings: dict[str, Listing] = {}
+        for m in self.modalities:
+            listings[m.name] = found = self._listing(m)
+            first = next(iter(listings.values()))
+            if np.array_equal(first.names.text, found.names.text):
+                found.names = first.names  # frees the copy
         names, positions = merge([listing.names for listing in listings.values()])
         present = positions >= 0
         everywhere = np.all(present, axis=0)
@@ -130,7 +153,12 @@ class MultiModalFolder:
     def _listing(self, m: Modality) -> Listing:
         """Images of a modality."""
         pack, folder, ending = self._packs.get(m.name), self._folders[m.name], self.suffix(m)
-        found = list_folder(folder, m.name, ending) if pack is None else list_pack(pack, ending)
+        if pack is None:
+            found = list_folder(folder, m.name, ending)
+        else:
+            from multimae.images.pack.names import list_pack  # plain folders do not load it
+
+            found = list_pack(pack, ending)
         found.check(folder, m.name)
         return found
 
@@ -158,9 +186,27 @@ class MultiModalFolder:
         """Ending of every file name of a modality, before the extension."""
         return ""
 
+    @property
+    def selection(self) -> object:
+        """What :meth:`select` depends on; its ``repr`` tells selections apart."""
+        return None
+
     def select(self, names: list[str]) -> list[str]:
         """Names that belong to this set, of the sorted ``sub-folder/name`` of all samples."""
         return names
+
+    def __getstate__(self) -> dict[str, object]:
+        """Drop a mapped index, which a spawned worker maps by itself."""
+        entry = self._index.entry
+        return {**self.__dict__, "_index": self._index if entry is None else entry}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the index."""
+        self.__dict__.update(state)
+        if isinstance(self._index, Path):
+            from multimae.images.index_cache import load
+
+            self._index = load(self._index)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -450,14 +496,14 @@ def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _open_pack(folder: AnyPath) -> PackedFolder:
+def _open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
     if not isinstance(folder, Path):
         from multimae.images.pack.remote import RemotePack
 
         return RemotePack(folder)
     from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
-    return PackedFolder(folder)
+    return PackedFolder(folder, check=check)
 
 
 def sub_folders(folder: AnyPath) -> list[str]:

@@ -1,4 +1,4 @@
-"""Names of image files as flat arrays: listing of folders and packs, pairing of modalities.
+"""Names of image files as flat arrays: listing of folders, pairing of modalities.
 
 A Python string per file would take ten times the memory. Reference counts would copy it to every
 loader worker, page by page.
@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +22,22 @@ from multimae.images.pack import AnyPath
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError, bullet_list
 
-if TYPE_CHECKING:
-    from multimae.images.pack.reading import PackedFolder
-
 SETTINGS_FILE = "prepared.json"
 """Settings that the files of a modality were made with; beside them."""
 LAYOUT = "root/{modality}/{sub-folder}/{name}.{extension}"
 ABSENT = 255
 """Instead of the index of an extension: the sample lacks the modality."""
-_BLOCK = 2**16  # names handled at a time
-_DOT, _SLASH = b"./"
+BLOCK = 2**16  # names handled at a time
+_DOT = b"."[0]
 
 Stamp = tuple[bytes, int, int, int]
 """A folder or file that was read: path, mtime and ctime in ns, inode."""
+
+
+def stamp_of(path: bytes) -> Stamp:
+    """Stamp of a folder or file."""
+    status = os.stat(path)
+    return path, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,8 @@ class Names(Sequence[bytes]):
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges that cover all names."""
-        for first in range(0, len(self), _BLOCK):
-            yield first, min(first + _BLOCK, len(self))
+        for first in range(0, len(self), BLOCK):
+            yield first, min(first + BLOCK, len(self))
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Names:
         """The names that ``mask`` (N,) selects."""
@@ -99,7 +101,7 @@ class Names(Sequence[bytes]):
         return blake2b(self.text.data, digest_size=16).hexdigest()
 
 
-def _joined(rows: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint8]:
+def join_names(rows: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint8]:
     """Text of padded names."""
     width = rows.dtype.itemsize
     columns = np.zeros((len(rows), width + 1), np.uint8)
@@ -120,6 +122,8 @@ class SampleIndex:
         ignored: By modality: other files, counted by reason.
         incomplete: For every skipped sample, one of its files and a message about missing ones.
         digest: Checksum of the names.
+        stamps: Every folder and file that was read; empty if some have no stamp.
+        entry: Where the arrays are mapped from (:mod:`multimae.images.index_cache`).
     """
 
     names: Names
@@ -130,6 +134,13 @@ class SampleIndex:
     ignored: dict[str, Counter[str]]
     incomplete: list[tuple[str, str]]
     digest: str
+    stamps: list[Stamp] = field(default_factory=list)
+    entry: Path | None = None
+
+    @property
+    def num_files(self) -> int:
+        """Images of all modalities."""
+        return sum(self.found.values())
 
 
 @dataclass
@@ -268,8 +279,7 @@ class _Lister:
             identity = (status.st_dev, status.st_ino)
             if identity in above:
                 return None
-            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-            self.stamps.append((prefix, *stamp))
+            self.stamps.append((path, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
             folder = _Folder(prefix, (*above, identity))
             self._read(path, folder)
         except OSError as err:
@@ -318,91 +328,6 @@ class _Lister:
         return None
 
 
-def list_pack(pack: PackedFolder, ending: str = "") -> Listing:
-    """List the images of a pack; ``ending`` as for :func:`list_folder`."""
-    stripped = os.fsencode(ending)
-    kinds: dict[bytes, int] = {}
-    texts, found = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
-    kept = [np.zeros(0, np.int64)]
-    for first in range(0, len(pack.names), _BLOCK):
-        rows = np.ascontiguousarray(pack.names[first : first + _BLOCK])
-        stems, extensions = _split(rows)
-        own, index = np.unique(extensions, return_inverse=True)
-        known = [kinds.setdefault(bytes(extension), len(kinds)) for extension in own.tolist()]
-        where = np.arange(len(rows))
-        if stripped:
-            where = np.flatnonzero(np.char.endswith(stems, stripped))
-            stems = np.array([s.removesuffix(stripped) for s in stems[where].tolist()], np.bytes_)
-        texts.append(_joined(stems) if len(where) else np.zeros(0, np.uint8))
-        found.append(np.array(known, np.uint8)[index[where]])
-        kept.append(where + first)
-    names, order = _sorted_names(Names.from_text(np.concatenate(texts)))
-    in_pack, column = np.concatenate(kept), np.concatenate(found)
-    listing = Listing(names, [os.fsdecode(extension) for extension in kinds], column)
-    if order is not None:
-        listing.kinds, listing.order = column[order], in_pack[order]
-        return _without_clashes(listing)
-    if len(in_pack) < len(pack.names):
-        listing.order = in_pack
-    return listing
-
-
-def _split(
-    rows: npt.NDArray[np.bytes_],
-) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bytes_]]:
-    """Names up to the last dot, and the rest."""
-    width = rows.dtype.itemsize
-    letters = rows.view(np.uint8).reshape(len(rows), width)
-    sizes = np.char.str_len(rows)
-    dot, slash = _last(letters, _DOT), _last(letters, _SLASH)
-    dot = np.where(dot > slash + 1, dot, sizes)
-    stems = np.where(np.arange(width) < dot[:, None], letters, 0)
-    longest = max(1, int((sizes - dot).max(initial=0)))
-    at = np.minimum(dot[:, None] + np.arange(longest), width - 1)
-    inside = dot[:, None] + np.arange(longest) < sizes[:, None]
-    extensions = np.where(inside, np.take_along_axis(letters, at, axis=1), 0)
-    return (
-        np.ascontiguousarray(stems).view(f"S{width}")[:, 0],
-        np.ascontiguousarray(extensions.astype(np.uint8)).view(f"S{longest}")[:, 0],
-    )
-
-
-def _last(letters: npt.NDArray[np.uint8], letter: int) -> npt.NDArray[np.int64]:
-    """(N,) last column that holds ``letter``; -1 if none does."""
-    found = letters[:, ::-1] == letter
-    first = found.argmax(axis=1)
-    return np.where(found.any(axis=1), letters.shape[1] - 1 - first, -1)
-
-
-def _sorted_names(names: Names) -> tuple[Names, npt.NDArray[np.int64] | None]:
-    """The names in order, and their former indices; ``None`` if they were in order and unique."""
-    last = b""
-    for first, stop in names.blocks():
-        rows = names.padded(first, stop)
-        if not (rows[1:] > rows[:-1]).all() or (first and not bytes(rows[0]) > last):
-            break
-        last = bytes(rows[-1])
-    else:
-        return names, None
-    rows = names.padded(0, len(names))
-    order = np.argsort(rows, kind="stable")
-    return Names.from_text(_joined(rows[order])), order
-
-
-def _without_clashes(listing: Listing) -> Listing:
-    """Move further files of the same name to ``clashes``."""
-    rows = listing.names.padded(0, len(listing.names))
-    again = np.append(False, rows[1:] == rows[:-1])
-    listing.clashes = [
-        (bytes(rows[i]), os.fsencode(listing.extensions[listing.kinds[i]]))
-        for i in np.flatnonzero(again).tolist()
-    ]
-    assert listing.order is not None
-    names, kinds, order = listing.names.where(~again), listing.kinds[~again], listing.order[~again]
-    listing.names, listing.kinds, listing.order = names, kinds, order
-    return listing
-
-
 Positions = npt.NDArray[np.int64]
 
 
@@ -419,7 +344,7 @@ def merge(all_names: Sequence[Names]) -> tuple[Names, Positions]:
     at = [0] * len(all_names)
     texts, positions = [], []
     while any(i < len(names) for i, names in zip(at, all_names, strict=True)):
-        ahead = [(min(i + _BLOCK, len(n)), n) for i, n in zip(at, all_names, strict=True)]
+        ahead = [(min(i + BLOCK, len(n)), n) for i, n in zip(at, all_names, strict=True)]
         limit = min(n[stop - 1] for i, (stop, n) in zip(at, ahead, strict=True) if i < len(n))
         stops = [bisect_right(n, limit, i, stop) for i, (stop, n) in zip(at, ahead, strict=True)]
         parts = [n.padded(i, j) for n, i, j in zip(all_names, at, stops, strict=True)]
@@ -431,7 +356,7 @@ def merge(all_names: Sequence[Names]) -> tuple[Names, Positions]:
         index = np.concatenate([np.arange(i, j) for i, j in zip(at, stops, strict=True)])
         found = np.full((len(parts), int(new.sum())), -1, np.int64)
         found[source[order], np.cumsum(new) - 1] = index[order]
-        texts.append(_joined(rows[new]))
+        texts.append(join_names(rows[new]))
         positions.append(found)
         at = stops
     return Names.from_text(np.concatenate(texts)), np.concatenate(positions, axis=1)
@@ -456,6 +381,7 @@ def paired(
         problems: ``incomplete`` of the index.
     """
     kinds, in_pack = {}, {}
+    stamps = [stamp for listing in listings.values() for stamp in listing.stamps]
     for (name, listing), index in zip(listings.items(), positions, strict=True):
         same = listing.names is names and complete.all()
         chosen = None if same else index[complete]
@@ -479,6 +405,7 @@ def paired(
         {name: listing.ignored for name, listing in listings.items()},
         problems,
         names.digest(),
+        stamps if all(listing.stamps for listing in listings.values()) else [],
     )
 
 

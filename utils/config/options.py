@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -74,6 +76,12 @@ class DataOptions:
         True, "Normalise rgb by ImageNet's mean and std; off: by 0.5 and 0.5"
     )
     train_interpolation: Interpolation = option("bicubic", "Interpolation that resizes rgb")
+    index_cache: str = option(
+        "auto",
+        "Folder that keeps the file lists of large data sets for later starts; auto: "
+        "~/.cache/multimae/index; empty: none",
+        on_resume="free",
+    )
     num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)", on_resume="free")
     fast_decode: bool = option(False, "Decode training photos faster; values differ slightly")
     pin_mem: bool = option(True, "Load batches into page-locked memory", on_resume="free")
@@ -119,6 +127,14 @@ class DataOptions:
     def in_names(self) -> tuple[str, ...]:
         """Names of the input modalities."""
         return split_names(self.in_domains)
+
+    @property
+    def index_folder(self) -> Path | None:
+        """Folder of ``index_cache``; ``None`` to keep nothing."""
+        if self.index_cache != "auto":
+            return Path(self.index_cache).expanduser() if self.index_cache else None
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "multimae" / "index"
 
     def table(self) -> ModalityTable:
         """The modality table of this run.

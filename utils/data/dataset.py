@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,17 @@ from utils.distributed.script import end_workers, leave_to_parent
 
 PREFETCH = 32
 """Samples of remote packs to fetch concurrently, and to hold in memory, per process."""
+
+
+_CHECK_THREADS = min(8, os.cpu_count() or 1)
+
+
+class CheckedSample(NamedTuple):
+    """Problems with the files of a sample; pixels of every id, and ranges of scalar maps."""
+
+    problems: list[str]
+    label_counts: dict[str, npt.NDArray[np.int64]]
+    value_ranges: dict[str, tuple[float, float]]
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -128,28 +140,32 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         """Whether a sample has a file of a modality."""
         return self.folder.has(self._folder_index(index), modality)
 
-    def problems(self, index: int) -> list[str]:
-        """Problems with the files of a sample, one message each; counts its labels if good."""
+    def check(self, index: int) -> CheckedSample:
+        """Read a sample; its values are described if it is good."""
         pixels, problems = self._read(self._folder_index(index), thorough=True)
-        if not problems:
-            self._count(pixels)
-        return problems
-
-    def _count(self, pixels: dict[str, Pixels]) -> None:
-        """Add the values of a sample to the statistics of the checked samples."""
-        for m in self.folder.modalities:
+        checked = CheckedSample(problems, {}, {})
+        for m in self.folder.modalities if not problems else ():
             if m.is_labels and m.name in pixels:
-                counts = np.zeros(65536, np.int64)
-                found = np.bincount(np.asarray(pixels[m.name]).reshape(-1))
-                counts[: len(found)] += found
-                self.label_counts[m.name] = self.label_counts.get(m.name, 0) + counts
+                checked.label_counts[m.name] = np.bincount(np.asarray(pixels[m.name]).reshape(-1))
             elif m.plot == "scalar" and m.name in pixels:
                 values = np.asarray(pixels[m.name])
                 values = values[(values > 0) & np.isfinite(values) & (values != m.no_data)]
                 if values.size:
-                    low, high = self.value_ranges.get(m.name, (np.inf, -np.inf))
-                    least, most = float(values.min()), float(values.max())
-                    self.value_ranges[m.name] = (min(low, least), max(high, most))
+                    checked.value_ranges[m.name] = float(values.min()), float(values.max())
+        return checked
+
+    def problems(self, index: int) -> list[str]:
+        """Problems with the files of a sample, one message each."""
+        return self.check(index).problems
+
+    def count(self, checked: CheckedSample) -> None:
+        """Add a sample to the statistics of the checked samples."""
+        for name, counts in checked.label_counts.items():
+            total = self.label_counts.setdefault(name, np.zeros(65536, np.int64))
+            total[: len(counts)] += counts
+        for name, (least, most) in checked.value_ranges.items():
+            low, high = self.value_ranges.get(name, (np.inf, -np.inf))
+            self.value_ranges[name] = min(low, least), max(high, most)
 
     def _folder_index(self, index: int) -> int:
         """Index in the folder of a sample of this set."""
@@ -182,7 +198,7 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     """Read up to ``count`` evenly spaced samples to find bad files before training.
 
     Args:
-        dataset: Data set to read; its ``known_bad`` is set.
+        dataset: Data set to read, in threads; its ``known_bad`` and statistics are set.
         count: Number of samples to read.
         max_bad: Number of bad samples allowed in a set with ``skip_bad``.
 
@@ -196,7 +212,12 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     total, root = len(dataset), dataset.folder.root
     count = min(count, total)
     indices = [i * total // count for i in range(count)]
-    found = {i: problems for i in indices if (problems := dataset.problems(i))}
+    found = {}
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        for i, checked in zip(indices, pool.map(dataset.check, indices), strict=True):
+            dataset.count(checked)
+            if checked.problems:
+                found[i] = checked.problems
     if not dataset.skip_bad:
         problems = [p for of_sample in found.values() for p in of_sample]
         if problems:

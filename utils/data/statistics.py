@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import MultiModalFolder, with_no_data_tags
+from multimae.images.folders import FindIndex, MultiModalFolder, list_now, with_no_data_tags
 from multimae.images.pack import AnyPath
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError
@@ -18,6 +19,7 @@ from multimae.specs.modalities import Modality
 from multimae.weights.files import CheckpointError
 from multimae.weights.model_files import read_spec
 from utils.data.dataset import MultiModalDataset
+from utils.distributed.world import ALONE, World
 
 MEASURED_IMAGES = 256
 WARNING_IMAGES = 64
@@ -51,7 +53,12 @@ def measure(
     return {m.name: _measure(folder, m, indices) for m in modalities if not m.is_labels}
 
 
-def resolve_statistics(modalities: Sequence[Modality], root: str | AnyPath) -> list[Modality]:
+def resolve_statistics(
+    modalities: Sequence[Modality],
+    root: str | AnyPath,
+    world: World = ALONE,
+    find: FindIndex = list_now,
+) -> list[Modality]:
     """Turn ``normalization: computed`` into ``mean_std`` with the statistics of ``root``.
 
     A modality with a ``source`` gets those of its source.
@@ -64,7 +71,8 @@ def resolve_statistics(modalities: Sequence[Modality], root: str | AnyPath) -> l
     known: dict[str, Statistics] = {}
     for m in modalities:
         if m.name in names:
-            known |= measure(MultiModalFolder(root, [m]), [m])
+            folder = MultiModalFolder(root, [m], find=find)
+            known |= world.broadcast_from_main(partial(measure, folder, [m]))
     return [_resolved(m, known.get(m.data_name)) for m in modalities]
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import json
 import os
+import platform
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -19,10 +24,14 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from multimae.specs.errors import UserError
+from multimae.specs.errors import RunError, UserError
 from utils.config.options import RuntimeOptions
 
 TIMEOUT = timedelta(minutes=10)
+
+HEARTBEAT_S, SILENCE_S = 5.0, 120.0
+"""Of :meth:`World.once_per_machine`: seconds between signs of life, and without any."""
+_calls = itertools.count()
 
 T = TypeVar("T")
 
@@ -35,11 +44,13 @@ class World:
         rank: 0 .. size-1; rank 0 logs and saves.
         size: Number of processes.
         device: Device of this process.
+        store: Key-value store of the group; ``None`` for a single process.
     """
 
     rank: int
     size: int
     device: torch.device
+    store: Store | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -88,10 +99,76 @@ class World:
             raise error
         return value  # type: ignore[no-any-return]
 
+    def once_per_machine(self, fn: Callable[[], str]) -> str:
+        """Call ``fn`` on one process of every machine and send its result to the others there.
+
+        Collective. There is no time limit while the process that calls it is alive.
+
+        Raises:
+            UserError: Raised by ``fn``; raised on every process of the machine.
+            RunError: The process that calls ``fn`` no longer responds.
+        """
+        if self.store is None:
+            return fn()
+        name = f"machine/{_machine()}/{next(_calls)}"
+        if self.store.add(f"{name}/first", 1) > 1:
+            return _wait_for_peer(self.store, name)
+        done, result = threading.Event(), json.dumps([None, "another process has failed"])
+        thread = threading.Thread(target=_beat, args=(self.store, name, done), daemon=True)
+        thread.start()
+        try:
+            value = fn()
+            result = json.dumps([value, None])
+        except UserError as err:
+            result = json.dumps([None, str(err)])
+            raise
+        finally:
+            done.set()
+            thread.join()
+            self.store.set(f"{name}/result", result)
+        return value
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""A single process."""
+
+
+def _machine() -> str:
+    """Name of this machine that no other has."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return platform.node() + (boot.read_text().strip() if boot.is_file() else "")
+
+
+def _beat(store: Store, name: str, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT_S):
+        store.add(f"{name}/beat", 1)
+
+
+def _wait_for_peer(store: Store, name: str) -> str:
+    """Result of the process of this machine that calls the function of a collective."""
+    beat, heard = -1, time.monotonic()
+    while not store.check([f"{name}/result"]):
+        now = store.add(f"{name}/beat", 0)
+        if now != beat:
+            beat, heard = now, time.monotonic()
+        elif time.monotonic() - heard > SILENCE_S:
+            raise RunError(
+                f"the process of this machine ({platform.node()}) that lists the data folders has "
+                f"not responded for {SILENCE_S:.0f} s. See its messages above; a folder on a file "
+                "system that hangs is one cause."
+            )
+        time.sleep(0.05)
+    value, problem = json.loads(store.get(f"{name}/result"))
+    if problem is not None:
+        error = UserError(problem)
+        error.everywhere = True
+        raise error
+    return str(value)
 
 
 class Control(NamedTuple):
@@ -163,18 +240,20 @@ def init_world(options: RuntimeOptions) -> World:
         torch.set_num_threads(options.num_threads)
     if options.data_cache_gb is not None:
         os.environ["MULTIMAE_CACHE_GB"] = str(options.data_cache_gb)  # for loader workers, too
+    store = None
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         address = rendezvous(options.dist_url, rank, size, timeout=TIMEOUT)
+        store = fresh_store(next(iter(address))[0], rank, size)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=fresh_store(next(iter(address))[0], rank, size),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=TIMEOUT,
         )
-    return World(rank, size, device)
+    return World(rank, size, device, store)
 
 
 def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:

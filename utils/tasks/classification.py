@@ -176,7 +176,9 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         transform = ClassTrainTransform(
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
-        return build_dataset(MultiModalDataset, self.cfg, self.train_folder, transform, train=True)
+        return build_dataset(
+            MultiModalDataset, self.cfg, self.train_folder, transform, world=self.world, train=True
+        )
 
     def eval_set(self, split: Split) -> MultiModalDataset | None:
         """Centre crops of a split, checked."""
@@ -188,7 +190,9 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         check_classes(folder, self.classes)
         transform = ClassEvalTransform(self.inputs, self.cfg.model.input_size, self._crop_pct)
         limit = data.max_val_images if split == "eval" else None
-        return build_dataset(MultiModalDataset, self.cfg, folder, transform, limit=limit)
+        return build_dataset(
+            MultiModalDataset, self.cfg, folder, transform, world=self.world, limit=limit
+        )
 
     def build_task(self) -> ClassificationTask:
         """Model with a linear head."""
@@ -222,4 +226,4 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
 
     def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:
         root = data_root(path, self.inputs)
-        return MultiModalFolder(root, self.inputs, skip_incomplete=skip_bad)
+        return MultiModalFolder(root, self.inputs, skip_incomplete=skip_bad, find=self.find_index)

@@ -195,8 +195,12 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         self, path: str, transform: JointTransform, limit: int | None, train: bool = False
     ) -> DepthDataset:
         skip = train and self.cfg.data.skips_bad
-        folder = MultiModalFolder(path, transform.modalities, skip_incomplete=skip)
-        return build_dataset(DepthDataset, self.cfg, folder, transform, train=train, limit=limit)
+        folder = MultiModalFolder(
+            path, transform.modalities, skip_incomplete=skip, find=self.find_index
+        )
+        return build_dataset(
+            DepthDataset, self.cfg, folder, transform, world=self.world, train=train, limit=limit
+        )
 
 
 def depth_warnings(

@@ -42,7 +42,7 @@ from utils.logs.logger import RunLogger
 from utils.logs.paths import locked_output_dir, record_start
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
 from utils.tasks.job import Job, describe_model, save_weights, train
-from utils.tasks.loaders import eval_loader, spread_keys
+from utils.tasks.loaders import eval_loader, index_finder, spread_keys
 from utils.training.ema import average
 from utils.training.loop import evaluate
 from utils.training.optim import build_optimizer, param_groups
@@ -191,6 +191,7 @@ class Finetuning(Job[TaskT]):
         self.source, self.trained_spec = world.broadcast_from_main(lambda: self._find_spec(cfg))
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
+        self.find_index = index_finder(cfg, world)
         self.inputs = self.modalities = self.with_no_data(
             select(self.cfg.table(), self.cfg.in_names)
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import FindIndex, MultiModalFolder
+from multimae.images.listing import SampleIndex
 from utils.config.options import RunConfig
 from utils.data.dataset import (
     MultiModalDataset,
@@ -16,13 +19,70 @@ from utils.data.dataset import (
 )
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
 from utils.data.transforms import JointTransform
-from utils.distributed.world import World
+from utils.distributed.world import ALONE, World
 
-# Read before training: bad files must fail early, not during the first epoch.
 # Read before training: bad files must fail early, not during the first epoch.
 CHECKED_SAMPLES = 256
 
+MIN_CACHED_FILES = 100_000
+"""Smaller sets are listed by every process, in a fraction of a second."""
+
 DatasetT = TypeVar("DatasetT", bound=MultiModalDataset)
+
+
+def index_finder(cfg: RunConfig, world: World) -> FindIndex:
+    """Finds indices of data sets in ``--index_cache``; one process per machine lists (collective).
+
+    A folder that cannot be written costs a warning, and every process lists by itself.
+    """
+
+    def find(key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
+        cache, index = cfg.data.index_folder, None
+
+        def on_first() -> str:
+            nonlocal index
+            index = _stored(cache, key, list_samples)
+            return "" if index.entry is None else str(index.entry)
+
+        entry = world.once_per_machine(on_first)
+        if index is not None:
+            return index
+        return _mapped(Path(entry), list_samples) if entry else list_samples()
+
+    return find
+
+
+def _mapped(entry: Path, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
+    from multimae.images.index_cache import load  # small sets do not load it
+
+    try:
+        return load(entry)
+    except (OSError, ValueError):  # another run has just replaced it
+        return list_samples()
+
+
+def _stored(cache: Path | None, key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
+    if cache is None:
+        return list_samples()
+    if (cache / key).is_dir():
+        from multimae.images.index_cache import find, load
+
+        entry = find(cache, key)
+        if entry is not None:
+            index = load(entry)
+            print(f"{len(index.names)} samples from the index {entry}", flush=True)
+            return index
+    start = time.time_ns()
+    index = list_samples()
+    if index.num_files < MIN_CACHED_FILES or not index.stamps:
+        return index
+    from multimae.images.index_cache import load, store
+
+    try:
+        return load(store(cache, key, index, start))
+    except OSError as err:
+        print(f"warning: cannot write to --index_cache {cache} ({err})", flush=True)
+        return index
 
 
 def build_dataset(
@@ -31,6 +91,7 @@ def build_dataset(
     folder: MultiModalFolder,
     transform: JointTransform,
     *,
+    world: World = ALONE,
     train: bool = False,
     limit: int | None = None,
     **options: Any,
@@ -42,6 +103,7 @@ def build_dataset(
         cfg: Configuration of the run.
         folder: Index of the files.
         transform: Joint transform of the folder's modalities.
+        world: Processes, the first of which checks; all call this function.
         train: Apply the options ``on_bad_sample: skip`` and ``fast_decode``.
         limit: Maximum number of samples; ``None`` for all.
         **options: Further arguments of ``kind``.
@@ -59,10 +121,16 @@ def build_dataset(
         fast_decode=train and cfg.data.fast_decode,
         **options,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if world.is_main:
         for line in folder.ignored_lines():
             print(line, flush=True)
-    check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
+
+    def check() -> tuple[Any, ...]:
+        bad = check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
+        return bad, dataset.label_counts, dataset.value_ranges
+
+    checked = world.broadcast_from_main(check)
+    dataset.known_bad, dataset.label_counts, dataset.value_ranges = checked
     return dataset
 
 

@@ -43,8 +43,9 @@ from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
+from utils.distributed.world import ALONE, World
 from utils.tasks.base import StepOutput, StepPosition, Task
-from utils.tasks.loaders import build_dataset
+from utils.tasks.loaders import build_dataset, index_finder
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
 from utils.training.seeding import generator
 
@@ -282,7 +283,7 @@ def start_weights(cfg: PretrainConfig) -> StartWeights | None:
 
 
 def run_modalities(
-    cfg: PretrainConfig, start: StartWeights | None = None
+    cfg: PretrainConfig, start: StartWeights | None = None, world: World = ALONE
 ) -> tuple[list[Modality], list[Modality]]:
     """Select inputs and outputs, with class names and statistics of the training set.
 
@@ -312,12 +313,15 @@ def run_modalities(
     if any(m.normalization == "computed" for m in wanted):
         from utils.data.statistics import resolve_statistics
 
-        wanted = resolve_statistics(wanted, cfg.data.data_path)
+        find = index_finder(cfg, world)
+        wanted = resolve_statistics(wanted, cfg.data.data_path, world, find)
     filled = {m.name: m for m in wanted}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
 
 
-def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> MultiModalDataset:
+def build_train_set(
+    cfg: PretrainConfig, modalities: Sequence[Modality], world: World = ALONE
+) -> MultiModalDataset:
     """Training set of ``--data_path`` with augmentation, checked."""
     transform = TrainTransform(
         modalities,
@@ -326,7 +330,7 @@ def build_train_set(cfg: PretrainConfig, modalities: Sequence[Modality]) -> Mult
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    return _dataset(cfg, cfg.data.data_path, transform, train=True)
+    return _dataset(cfg, cfg.data.data_path, transform, world, train=True)
 
 
 def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator[str]:
@@ -345,11 +349,11 @@ def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator
 
 
 def build_eval_set(
-    cfg: PretrainConfig, path: str, modalities: Sequence[Modality]
+    cfg: PretrainConfig, path: str, modalities: Sequence[Modality], world: World = ALONE
 ) -> MultiModalDataset:
     """Evaluation set of ``path``: at most ``--max_val_images`` samples, centre-cropped."""
     transform = EvalTransform(modalities, cfg.model.input_size)
-    return _dataset(cfg, path, transform, limit=cfg.data.max_val_images)
+    return _dataset(cfg, path, transform, world, limit=cfg.data.max_val_images)
 
 
 def model_spec(
@@ -448,14 +452,23 @@ def _dataset(
     cfg: PretrainConfig,
     path: str,
     transform: JointTransform,
+    world: World,
     *,
     train: bool = False,
     limit: int | None = None,
 ) -> MultiModalDataset:
     skip, allow = train and cfg.data.skips_bad, cfg.data.missing == "allow"
-    folder = MultiModalFolder(path, transform.modalities, skip_incomplete=skip, allow_missing=allow)
+    folder = MultiModalFolder(
+        path,
+        transform.modalities,
+        skip_incomplete=skip,
+        allow_missing=allow,
+        find=index_finder(cfg, world),
+    )
     _check_patterns(cfg, folder)
-    return build_dataset(MultiModalDataset, cfg, folder, transform, train=train, limit=limit)
+    return build_dataset(
+        MultiModalDataset, cfg, folder, transform, world=world, train=train, limit=limit
+    )
 
 
 def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:

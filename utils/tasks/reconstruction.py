@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -49,7 +50,7 @@ class ConstantBaseline:
         Raises:
             UserError: None of the samples can be read.
         """
-        values: dict[str, list[Tensor]] = {m.name: [] for m in task.outputs}
+        fits: dict[str, _Fit] = {m.name: _fit_of(m) for m in task.outputs}
         problems: list[str] = []
         for batch in batches:
             problems += [bad.problem for bad in batch.bad]
@@ -59,15 +60,10 @@ class ConstantBaseline:
             for m in task.outputs:
                 present = targets.present.get(m.data_name)
                 if present is None or present.any():
-                    values[m.name].append(_target_values(task, m, targets))
-        if not all(values.values()):
+                    fits[m.name].add(_target_values(task, m, targets))
+        if not all(fit.seen for fit in fits.values()):
             raise UserError(f"none of the training samples can be read:\n{bullet_list(problems)}")
-        self.constants = {
-            m.name: _class_log_frequencies(values[m.name], m.num_classes)
-            if m.is_labels
-            else _best_constants(values[m.name], median=m.loss == "l1")
-            for m in task.outputs
-        }
+        self.constants = {name: fit.constants() for name, fit in fits.items()}
 
     def patches(self, name: str, like: Tensor) -> Tensor:
         """Prediction as patch vectors with the shape of ``like`` (B, N, C*P*P)."""
@@ -241,21 +237,70 @@ def _target_values(task: PretrainTask, m: Modality, targets: Targets) -> Tensor:
     return values.permute(2, 0, 1, 3).flatten(1)
 
 
-def _best_constants(values: Sequence[Tensor], median: bool) -> Tensor:
-    """(C,) mean or median of (C, values); the median of large sets uses a regular subsample."""
-    if not median:
-        total = torch.stack([v.double().sum(dim=1) for v in values]).sum(dim=0)
-        return (total / sum(v.shape[1] for v in values)).float()
-    step = max(1, sum(v.numel() for v in values) // MAX_BASELINE_VALUES)
-    return torch.cat([v[:, ::step] for v in values], dim=1).median(dim=1).values
+class _Fit(ABC):
+    """Streaming fit of the best constants of a modality."""
+
+    seen = 0
+
+    @abstractmethod
+    def add(self, values: Tensor) -> None:
+        """Add what :func:`_target_values` returns."""
+
+    @abstractmethod
+    def constants(self) -> Tensor:
+        """(C,) constants."""
 
 
-def _class_log_frequencies(counts: Sequence[Tensor], num_classes: int) -> Tensor:
-    """(K,) log frequencies of the classes; absent classes count as half a pixel."""
-    total = torch.zeros(num_classes, dtype=torch.float64)
-    for count in counts:
-        total[: len(count)] += count.cpu()
-    return (total.clamp_min(0.5) / total.sum()).log().float()
+class _Mean(_Fit):
+    """Mean per channel."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        self.total = self.total + values.double().sum(dim=1).cpu()
+        self.seen += values.shape[1]
+
+    def constants(self) -> Tensor:
+        return (self.total / self.seen).float()
+
+
+class _Median(_Fit):
+    """Median per channel, of every ``stride``-th value, so that at most twice 2^22 are kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self.stride = 1
+
+    def add(self, values: Tensor) -> None:
+        self.kept.append(values[:, -self.seen % self.stride :: self.stride].cpu())
+        self.seen += values.shape[1]
+        while sum(v.numel() for v in self.kept) > 2 * MAX_BASELINE_VALUES:
+            self.kept = [torch.cat(self.kept, dim=1)[:, ::2]]
+            self.stride *= 2
+
+    def constants(self) -> Tensor:
+        return torch.cat(self.kept, dim=1).median(dim=1).values
+
+
+class _ClassLogFrequencies(_Fit):
+    """Logits that give the class frequencies; classes that never occur count half a pixel."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = torch.zeros(num_classes, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        self.counts[: len(values)] += values.cpu()
+        self.seen += 1
+
+    def constants(self) -> Tensor:
+        return (self.counts.clamp_min(0.5) / self.counts.sum()).log().float()
+
+
+def _fit_of(m: Modality) -> _Fit:
+    if m.is_labels:
+        return _ClassLogFrequencies(m.num_classes)
+    return _Median() if m.loss == "l1" else _Mean()
 
 
 def build_evaluators(
@@ -271,19 +316,15 @@ def build_evaluators(
 
     The constant baseline is fitted to ``train_set`` without augmentation.
     """
-    eval_set = build_eval_set(cfg, path, task.modalities)
+    eval_set = build_eval_set(cfg, path, task.modalities, world)
     plain_train_set = MultiModalDataset(
         train_set.folder, eval_set.transform, skip_bad=train_set.skip_bad
     )
     keys = spread_keys(plain_train_set, MAX_BASELINE_SAMPLES)
     size = cfg.data.eval_batch_size or cfg.runtime.batch_size
-    baseline = ConstantBaseline(
-        task,
-        (
-            collate([plain_train_set[key] for key in keys[i : i + size]])
-            for i in range(0, len(keys), size)
-        ),
-    )
+    parts = (keys[i : i + size] for i in range(0, len(keys), size))
+    batches = (collate([plain_train_set[key] for key in part]) for part in parts)
+    baseline = world.broadcast_from_main(lambda: ConstantBaseline(task, batches))
     predictor = FixedMaskPredictor(task, world.device, precision)
     loader = eval_loader(cfg, eval_set, world)
     evaluators: list[Evaluator] = [ReconstructionEvaluator(predictor, loader, baseline, world)]

@@ -288,8 +288,14 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         dataset = build_dataset(
             SegmentationDataset,
             self.cfg,
-            MultiModalFolder(path, transform.modalities, skip_incomplete=skip),
+            MultiModalFolder(
+                path,
+                transform.modalities,
+                skip_incomplete=skip,
+                find=self.find_index,
+            ),
             transform,
+            world=self.world,
             train=train,
             limit=limit,
             target=self.stored,

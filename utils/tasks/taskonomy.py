@@ -100,5 +100,8 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
             limit,
             views=listed_views(root, subset),
             skip_incomplete=train and self.cfg.data.skips_bad,
+            find=self.find_index,
         )
-        return build_dataset(TaskonomyDataset, self.cfg, folder, transform, train=train)
+        return build_dataset(
+            TaskonomyDataset, self.cfg, folder, transform, world=self.world, train=train
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images.pack import AnyPath
+from multimae.images.listing import Stamp, stamp_of
+from multimae.images.pack import PACK_FILE, AnyPath
 from multimae.images.pack.layout import (
     DTYPES,
     FILES,
@@ -50,8 +52,12 @@ class PackedFolder:
         names: ``sub-folder/name.extension`` as bytes, sorted.
     """
 
-    def __init__(self, folder: AnyPath) -> None:
+    def __init__(self, folder: AnyPath, *, check: bool = True) -> None:
         """Open the index; sizes of all shards are checked.
+
+        Args:
+            folder: Folder of the shards.
+            check: Check every record and name, unless that was done since the files changed.
 
         Raises:
             UserError: Files are missing, damaged or of the wrong size.
@@ -61,6 +67,10 @@ class PackedFolder:
         self._check_sizes()
         self._records = cast(Records, _load(self._index_file(INDEX_FILE)))
         self.names = cast(npt.NDArray[np.bytes_], _load(self._index_file(NAMES_FILE)))
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
+        if not check:
+            return
         try:
             check_index(self.contents, self._records, self.names)
         except ValueError as err:
@@ -68,7 +78,13 @@ class PackedFolder:
                 f"{folder / INDEX_FILE} and {NAMES_FILE} are not an index of "
                 f"{self.contents.count} files ({err}). Copy the pack again, or pack the data again."
             ) from err
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def stamps(self) -> list[Stamp]:
+        """Stamps of ``pack.json`` and the index; none behind a URL."""
+        if not isinstance(self.folder, Path):
+            return []
+        files = (PACK_FILE, INDEX_FILE, NAMES_FILE)
+        return [stamp_of(os.fsencode(self.folder / name)) for name in files]
 
     def __len__(self) -> int:
         """Number of files."""
@@ -76,7 +92,11 @@ class PackedFolder:
 
     def __getstate__(self) -> dict[str, object]:
         """Drop open files; a spawned worker opens its own."""
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a lock."""
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def record(self, index: int) -> np.void:
         """Position and kind of a file."""
@@ -182,7 +202,8 @@ class PackedFolder:
     def _bytes(self, file: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
         values = np.empty(size, np.uint8)
         try:
-            read = os.preadv(self._stream(file).fileno(), [values.data], offset) if size else 0
+            with self._lock:  # another thread may close the file
+                read = os.preadv(self._stream(file).fileno(), [values.data], offset) if size else 0
         except OSError as err:
             raise ImageError(f"{self.folder / file}: cannot be read ({err}).") from err
         if read < size:

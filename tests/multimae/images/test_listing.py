@@ -25,7 +25,7 @@ def names_of(keys: list[bytes]) -> Names:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_merging_is_the_sorted_union(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_BLOCK", 3)
+    monkeypatch.setattr(listing, "BLOCK", 3)
     draw = random.Random(seed)
     every = {b"".join(draw.choices(LETTERS, k=draw.randint(1, 4))) for _ in range(30)}
     lists = [sorted(k for k in every if draw.random() < 0.8) for _ in range(3)]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from multimae.images.folders import MultiModalFolder, sub_folders
+from multimae.images.folders import FindIndex, MultiModalFolder, list_now, sub_folders
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.inference.truth import MASK_VALID, SATURATED, ZBUFFER
@@ -85,6 +85,7 @@ class TaskonomyFolder(MultiModalFolder):
         *,
         views: Sequence[str] | None = None,
         skip_incomplete: bool = False,
+        find: FindIndex = list_now,
     ) -> None:
         """Scan the folders.
 
@@ -95,12 +96,13 @@ class TaskonomyFolder(MultiModalFolder):
             limit: Largest number of views.
             views: ``building/point_P_view_V`` of the subset, in order; all, by name, if ``None``.
             skip_incomplete: Skip views that lack a file.
+            find: As in the base class.
 
         Raises:
             UserError: As the base class; also if no view is left.
         """
         self.buildings, self.limit, self.views = buildings, limit, views
-        super().__init__(root, modalities, skip_incomplete=skip_incomplete)
+        super().__init__(root, modalities, skip_incomplete=skip_incomplete, find=find)
         if not len(self):
             raise UserError(
                 f"no view of {len(buildings)} buildings in {root}: check the split file and the "
@@ -111,6 +113,11 @@ class TaskonomyFolder(MultiModalFolder):
         """``_domain_{task}``."""
         task = VALID if modality.data_folder == MASK_VALID else modality.data_folder
         return f"_domain_{task}"
+
+    @property
+    def selection(self) -> object:
+        """Buildings, list of views and limit."""
+        return sorted(self.buildings), self.limit, self.views
 
     def select(self, names: list[str]) -> list[str]:
         """The first views of the subset's list."""
