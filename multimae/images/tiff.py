@@ -364,8 +364,6 @@ def _decode(page: Any) -> Array:
     values: Array = page.asarray(maxworkers=1)
     if page.axes == "SYX":
         values = np.moveaxis(values, 0, -1)
-    if values.dtype.byteorder == ">":
-        values = values.astype(values.dtype.newbyteorder("="))
     return values
 
 
