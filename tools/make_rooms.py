@@ -20,8 +20,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from multimae.specs.errors import run_command
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
@@ -92,4 +90,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from multimae.specs.errors import run_command
+
     run_command(main)
