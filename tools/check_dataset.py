@@ -5,8 +5,9 @@
 
 Reads 500 evenly spaced samples, or all with --full; the names and sizes of all files are always
 compared. Writes to --out: report.html (self-contained), findings.json, statistics.json (means,
-standard deviations and class weights in the units of the model's specs) and manifest.json (size and
-hash of every file). Exit code: 0 no errors, 1 errors found, 2 invalid call.
+standard deviations and class weights in the units of the model's specs), manifest.json (size and
+hash of every file) and class_weights_MODALITY.json of DIR for --class_weights. Exit code: 0 no
+errors, 1 errors found, 2 invalid call.
 """
 
 from __future__ import annotations

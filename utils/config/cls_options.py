@@ -12,6 +12,8 @@ from utils.config.finetune_options import (
     FinetuneDataOptions,
     FinetuneModelOptions,
     FinetuneOptimOptions,
+    class_weights_option,
+    weight_problems,
 )
 from utils.config.options import RuntimeOptions
 
@@ -51,6 +53,7 @@ class ClsDataOptions(FinetuneDataOptions):
     mixup_prob: float = option(1.0, "Probability of either", within="[0, 1]")
     mixup_switch_prob: float = option(0.5, "Probability of CutMix if both are on", within="[0, 1]")
     mixup_mode: Literal["batch", "pair", "elem"] = option("batch", "What shares one draw")
+    class_weights: tuple[str, ...] | None = class_weights_option()
 
     @property
     def mixes(self) -> bool:
@@ -60,6 +63,7 @@ class ClsDataOptions(FinetuneDataOptions):
     def problems(self) -> Iterator[str]:
         """Invalid ranges."""
         yield from super().problems()
+        yield from weight_problems(self.class_weights)
         if self.cutmix_minmax is not None and len(self.cutmix_minmax) != 2:
             yield "cutmix_minmax: give two numbers"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from multimae.specs.heads import HeadKind, HeadOptions
 from utils.config.fields import option
@@ -31,6 +31,25 @@ class FinetuneDataOptions(DataOptions):
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
+
+
+def class_weights_option() -> Any:
+    """Declare ``class_weights`` of a task with cross-entropy."""
+    return option(
+        None,
+        "Weights of the classes in the loss: balanced (median frequency of the training labels), a "
+        "JSON or YAML file by class name or id, or one number per class",
+    )
+
+
+def weight_problems(option: Sequence[str] | None) -> Iterator[str]:
+    """What is wrong with the values of ``class_weights``."""
+    if option is not None:
+        from utils.data.sets.class_weights import option_problem
+
+        problem = option_problem(option)
+        if problem:
+            yield f"class_weights: {problem}"
 
 
 @dataclass(frozen=True)

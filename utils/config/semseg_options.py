@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from multimae.specs.modalities import Modality, ModalityTable
 from utils.config.fields import option
-from utils.config.finetune_options import DenseModelOptions, FinetuneConfig, FinetuneDataOptions
+from utils.config.finetune_options import (
+    DenseModelOptions,
+    FinetuneConfig,
+    FinetuneDataOptions,
+    class_weights_option,
+    weight_problems,
+)
 from utils.config.options import RuntimeOptions, split_names
 
 # A pseudo-labelled input is stored under the adapter of what it imitates (SPEC section 6).
@@ -42,6 +48,7 @@ class SemsegDataOptions(FinetuneDataOptions):
     )
     aug_name: Literal["simple"] = option("simple", "Augmentation")
     label_folder: str = option("semseg", "Folder of the label maps")
+    class_weights: tuple[str, ...] | None = class_weights_option()
 
     @property
     def in_names(self) -> tuple[str, ...]:
@@ -95,6 +102,7 @@ class SemsegDataOptions(FinetuneDataOptions):
     def problems(self) -> Iterator[str]:
         """Inputs that read the labels."""
         yield from super().problems()
+        yield from weight_problems(self.class_weights)
         table = self.table() if not list(super().problems()) else {}
         for name in self.in_names:
             if name in table and table[name].data_folder == self.label_folder:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from multimae.criterion import mean_of_sum
 from multimae.images.folders import MultiModalFolder
 from multimae.inference.truth import ClassScores
 from multimae.multimae import MultiViT
@@ -32,6 +34,7 @@ from utils.data.sets.class_folders import (
     find_classes,
     mix,
 )
+from utils.data.sets.class_weights import describe_weights, resolve_weights
 from utils.distributed.world import World
 from utils.tasks.base import StepOutput, StepPosition
 from utils.tasks.finetuning import (
@@ -56,9 +59,11 @@ class ClassificationTask(FinetuneTask):
         inputs: Sequence[Modality],
         classes: ClassIndex,
         options: ClsDataOptions,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         """Set up Mixup, CutMix and random erasing from ``options``."""
         super().__init__(model, inputs)
+        self.set_class_weights(class_weights)
         self.classes, self.smoothing = classes, options.smoothing
         self.mixup: Any = _mixup(options, len(classes)) if options.mixes else None
         self.reprob, self.remode, self.recount = options.reprob, options.remode, options.recount
@@ -73,18 +78,21 @@ class ClassificationTask(FinetuneTask):
         soft: Tensor | None = None
         if self.mixup is not None:
             x, soft = mix(self.mixup, x, labels, self.inputs)
-        logits, counts = self.predict(x)[HEAD].float(), position.counts
+        logits = self.predict(x)[HEAD].float()
         if soft is not None:
-            losses = -(soft * logits.log_softmax(dim=1)).sum(dim=1)
-            return StepOutput(losses.mean() if counts is None else losses.sum() / counts[0], {})
-        reduction = "mean" if counts is None else "sum"
-        loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.smoothing)
-        return StepOutput(loss if counts is None else loss / counts[0], {})
+            weights = 1.0 if self.class_weights is None else self.class_weights
+            total = -(weights * soft * logits.log_softmax(dim=1)).sum()
+        else:
+            total = F.cross_entropy(
+                logits, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing
+            )
+        count = self.total_weight(labels) if position.counts is None else position.counts[0]
+        return StepOutput(mean_of_sum(total, count), {})
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Number of samples."""
+        """Number of samples, or the sum of the weights of their classes, before Mixup."""
         device = next(iter(batch.images.values())).device
-        return torch.full((1,), len(batch), device=device)
+        return self.total_weight(self.classes.ids(batch.names, device)).reshape(1)
 
     def _erase(self, images: Tensor) -> Tensor:
         from timm.data.random_erasing import RandomErasing
@@ -217,7 +225,30 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
-        return ClassificationTask(built, self.inputs, self.classes, self.cfg.data)
+        return ClassificationTask(
+            built, self.inputs, self.classes, self.cfg.data, self.class_weights
+        )
+
+    @cached_property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Weights of the classes in the training loss."""
+        option, names = self.cfg.data.class_weights, self.classes.names
+        if option is None or self.cfg.scores_only:
+            return None
+        folder, ids = self.train_folder, range(len(self.classes))
+
+        def count() -> tuple[Any, Any]:
+            found = self.classes.ids([folder.name(i) for i in range(len(folder))])
+            return found.bincount(minlength=len(ids)).numpy(), np.full(len(ids), len(folder))
+
+        return self.world.broadcast_from_main(lambda: resolve_weights(option, names, ids, count))
+
+    def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
+        """Add the class weights."""
+        yield from super().describe(dataset)
+        if self.class_weights is not None and dataset.folder is self.train_folder:
+            names = self.classes.names
+            yield describe_weights(self.class_weights, names, range(len(names)))
 
     @property
     def _crop_pct(self) -> float:

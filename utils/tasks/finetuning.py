@@ -57,6 +57,7 @@ class FinetuneTask(Task):
     """MultiViT with heads, and its input modalities."""
 
     model: MultiViT
+    class_weights: Tensor | None
 
     def __init__(self, model: MultiViT, inputs: Sequence[Modality]) -> None:
         """Wrap ``model`` with the input modalities ``inputs``."""
@@ -64,6 +65,32 @@ class FinetuneTask(Task):
         self.model = model
         self.inputs = tuple(inputs)
         self._all_layers = reads_all_layers(model)
+
+    def set_class_weights(self, weights: Sequence[float] | None) -> None:
+        """Weight the classes in cross-entropy; checkpoints store the weights."""
+        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.register_buffer("class_weights", tensor)
+
+    def total_weight(self, labels: Tensor, ignored: int = -1) -> Tensor:
+        """Sum of the weights of the classes ``labels``; without weights, their number."""
+        if self.class_weights is None:
+            return (labels != ignored).sum()
+        void = labels == ignored
+        return self.class_weights[labels.masked_fill(void, 0)].masked_fill(void, 0.0).sum()
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that the class weights are the same.
+
+        Raises:
+            ValueError: They differ.
+        """
+        own, saved = self.class_weights, state.get("class_weights")
+        if own is not None and saved is not None and not torch.allclose(own.cpu(), saved.cpu()):
+            worst = int((own.cpu() - saved.cpu()).abs().argmax())
+            raise ValueError(
+                f"class weights changed, of class {worst} from {saved[worst]:g} to {own[worst]:g}"
+            )
+        super().load_extra_state_dict(state)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Model inputs."""

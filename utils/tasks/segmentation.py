@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.sample_checks import LabelTable, label_tables
+from utils.data.sets.class_weights import describe_weights, resolve_weights
 from utils.data.sets.label_maps import (
     SegmentationDataset,
     check_same_classes,
@@ -68,6 +70,7 @@ class SegmentationTask(FinetuneTask):
         zero_is_void: bool,
         learn_padding: bool = False,
         valid_name: str | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         """Set up the task.
 
@@ -79,8 +82,11 @@ class SegmentationTask(FinetuneTask):
             zero_is_void: Stored label 0 is void, and classes start at 1.
             learn_padding: Padding is an extra class in the loss; stored void is ignored.
             valid_name: Map of valid pixels for scalar inputs.
+            class_weights: Weights of the classes in the loss; the weight of padding is 1.
         """
         super().__init__(model, inputs)
+        padding = [1.0] if learn_padding else []
+        self.set_class_weights(class_weights and [*class_weights, *padding])
         self.target, self.valid_name = target, valid_name
         self.zero_is_void, self.learn_padding = zero_is_void, learn_padding
 
@@ -107,14 +113,19 @@ class SegmentationTask(FinetuneTask):
     def loss(
         self, logits: Tensor, labels: Tensor, padding: Tensor, count: Tensor | None = None
     ) -> Tensor:
-        """Cross-entropy of logits (B, K, H, W), divided by ``count`` or the labelled pixels."""
+        """Cross-entropy of logits (B, K, H, W), divided by ``count`` or the labelled pixels.
+
+        With class weights, both are sums of the weights of the labelled pixels.
+        """
         labels = self._loss_labels(labels, padding)
-        total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-        return mean_of_sum(total, (labels != IGNORE).sum() if count is None else count)
+        total = F.cross_entropy(
+            logits.float(), labels, self.class_weights, ignore_index=IGNORE, reduction="sum"
+        )
+        return mean_of_sum(total, self.total_weight(labels, IGNORE) if count is None else count)
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Number of labelled pixels."""
-        return (self._loss_labels(*self.labels(batch)) != IGNORE).sum().reshape(1)
+        """Number of labelled pixels, or the sum of their class weights."""
+        return self.total_weight(self._loss_labels(*self.labels(batch)), IGNORE).reshape(1)
 
     def _loss_labels(self, labels: Tensor, padding: Tensor) -> Tensor:
         """Labels for the loss; with ``learn_padding``, padding is class ``num_classes``."""
@@ -203,6 +214,19 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         self.stored = replace(self.stored, no_data=tag)  # read as void
         self.modalities = [*self.inputs, *extra, self.stored]
 
+    @cached_property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """Weights of the classes in the training loss (collective)."""
+        option, names = self.cfg.data.class_weights, self.target.class_names
+        if option is None or self.cfg.scores_only:
+            return None
+        dataset = self.train_set()
+        table = self._table(dataset)
+        void = {0: (*table.class_names, "")[0], IGNORE: ""}
+        return self.world.broadcast_from_main(
+            lambda: resolve_weights(option, names, table.classes, dataset.class_pixels, void)
+        )
+
     def _class_names(self, root: str) -> tuple[str, ...]:
         data = self.cfg.data
         return reduced_class_names(
@@ -215,6 +239,9 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Yield statistics of the target labels and of label inputs."""
         yield from self._table(dataset).lines()
+        if self.class_weights is not None and dataset is self.train_set():
+            ids = self._table(dataset).classes
+            yield describe_weights(self.class_weights, self.target.class_names, ids)
         for table in label_tables(dataset):
             if table.name != self.target.name:
                 yield from table.lines()
@@ -233,6 +260,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
 
     def train_set(self) -> SegmentationDataset:
         """Training set of ``--data_path`` with augmentation, checked."""
+        return self._train_set
+
+    @cached_property
+    def _train_set(self) -> SegmentationDataset:
         transform = SegTrainTransform(self.modalities, self.cfg.model.input_size)
         return self._dataset(self.cfg.data.data_path, transform, None, train=True)
 
@@ -275,6 +306,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             zero_is_void=data.seg_reduce_zero_label,
             learn_padding=data.seg_use_void_label,
             valid_name=self.valid.name if self.valid else None,
+            class_weights=self.class_weights,
         )
 
     def _dataset(

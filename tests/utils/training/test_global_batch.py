@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -130,14 +130,14 @@ def taskonomy() -> tuple[Task, Batch]:
     return TaskonomyTask(model, inputs, targets, "mse"), batch_of(images)
 
 
-def classes(mixup: float) -> tuple[Task, Batch]:
+def classes(mixup: float, weights: Sequence[float] | None = None) -> tuple[Task, Batch]:
     inputs, index = select(make_table({}), ["rgb"]), ClassIndex(["a", "b"])
     target = Modality(
         "cls", "labels", num_classes=2, loss="cross_entropy", interpolation="nearest", plot="labels"
     )
     model = multivit(inputs, HeadSpec("cls", target, 2, LinearOptions()))
     options = ClsDataOptions(mixup=mixup, cutmix=0.0, smoothing=0.1)
-    return ClassificationTask(model, inputs, index, options), batch_of({"rgb": rgb()})
+    return ClassificationTask(model, inputs, index, options, weights), batch_of({"rgb": rgb()})
 
 
 def soft_targets(_: Any, x: Any, labels: Tensor, inputs: Any) -> tuple[Any, Tensor]:
@@ -155,11 +155,14 @@ CASES: dict[str, Case] = {
     "loss on unmasked": lambda: pretraining(SOME, loss_on_unmasked=True),
     "void": segmentation,
     "learnt void": lambda: segmentation(learn_padding=True),
+    "class weights": lambda: segmentation(class_weights=(1, 5, 0.2, 0, 3), learn_padding=True),
     "invalid depth, l1": lambda: depth("l1"),
     "invalid depth, mse": lambda: depth("mse"),
     "invalid depth, several heads": taskonomy,
     "label smoothing": lambda: classes(0.0),
     "soft targets": lambda: classes(0.8),
+    "label smoothing, class weights": lambda: classes(0.0, (1, 4)),
+    "soft targets, class weights": lambda: classes(0.8, (1, 4)),
 }
 
 

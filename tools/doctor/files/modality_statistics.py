@@ -14,6 +14,7 @@ from multimae.specs.modalities import Modality
 from tools.doctor.files.file_checks import valid_counts
 from tools.doctor.files.file_records import is_scalar_map
 from tools.doctor.files.histograms import Counts, Sums, add, add_sums, moments, quantile
+from utils.data.sets.class_weights import balanced_weights, median_frequency
 
 _VOID = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "unknown", "invalid"})
 # Metres per stored unit, and its name.
@@ -132,13 +133,27 @@ def class_weights(totals: Totals, skip: int | None = None) -> dict[str, list[flo
         used[skip] = False
     present = np.zeros(len(counts))
     present[: len(totals.present)] = totals.present[: len(counts)]
-    frequency = counts[used] / present[used]
     share = counts[used] / max(counts[used].sum(), 1)
-    median, inverse = np.zeros(len(counts)), np.zeros(len(counts))
+    median, inverse = median_frequency(counts * used, present), np.zeros(len(counts))
     if used.any():
-        median[used] = np.median(frequency) / frequency
         inverse[used] = 1 / np.log(1.02 + share)
     return {"median_frequency": median.tolist(), "inverse_log": inverse.tolist()}
+
+
+def class_weights_file(modality: Modality, totals: Totals) -> dict[str, float]:
+    """Content of a file for ``--class_weights``: balanced weights by class name or id.
+
+    Void and ``no_data`` have none.
+    """
+    names, skip = modality.class_names, {void_id(modality.class_names), modality.no_data}
+    ids = [i for i in range(modality.num_classes) if i not in skip]
+    counts = add(totals.counts[0], np.zeros(modality.num_classes, np.int64))
+    present = add(totals.present, np.zeros(modality.num_classes, np.int64))
+    weights = balanced_weights(counts[ids], present[ids])
+    return {
+        names[i] if i < len(names) else str(i): round(weight, 6)
+        for i, weight in zip(ids, weights, strict=True)
+    }
 
 
 def _classes(modality: Modality, totals: Totals) -> dict[str, Any]:

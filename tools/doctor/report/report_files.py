@@ -11,6 +11,7 @@ from typing import Any
 from multimae.specs.errors import UserError
 from multimae.weights.atomic import atomic_file
 from tools.doctor.examine import Diagnosis, SetReport
+from tools.doctor.files.modality_statistics import class_weights_file
 from tools.doctor.findings import count
 from tools.doctor.report.report_page import render_page
 
@@ -35,14 +36,18 @@ def write_report(diagnosis: Diagnosis, out: Path) -> list[Path]:
         # No indent: it selects an encoder ten times slower, and there may be millions of files.
         "manifest.json": _json({str(s.listing.root): _manifest(s) for s in diagnosis.sets}, None),
     }
+    for m in diagnosis.sets[0].listing.modalities:
+        totals = diagnosis.sets[0].result.totals[m.name]
+        if m.is_labels and totals.counts:
+            texts[f"class_weights_{m.name}.json"] = _json(class_weights_file(m, totals))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in texts:
             with atomic_file(out / name) as stream:
                 stream.write(texts[name].encode("utf-8", "backslashreplace"))  # surrogates
     except OSError as err:
         raise UserError(f"{out}: cannot be written ({err.strerror or err}).") from err
-    return [out / name for name in FILES]
+    return [out / name for name in texts]
 
 
 def _json(content: Any, indent: int | None = 1) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder
 from multimae.images.pixels import ImageError, Pixels, size_of
-from multimae.inference.truth import MASK_VALID, label_problem, validity_mask, with_void
+from multimae.inference.truth import IGNORE, MASK_VALID, label_problem, validity_mask, with_void
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
@@ -67,6 +70,36 @@ class SegmentationDataset(MultiModalDataset):
             pixels[self.target.name] = with_void(labels, self.target)
             problems = self._label_problems(index, pixels)
         return pixels, problems
+
+    def class_pixels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Read the label map of every sample.
+
+        Returns:
+            By class, its pixels, and the pixels of all label maps that contain it.
+
+        Raises:
+            UserError: A label map cannot be read. Not with ``skip_bad``.
+        """
+        pixels, present = np.zeros((2, IGNORE + 1), np.int64)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for counts in pool.map(self._ids, range(len(self))):
+                pixels += counts
+                present += np.where(counts > 0, counts.sum(), 0)
+        first = int(self.zero_is_void)
+        classes = slice(first, first + self.num_classes)
+        return pixels[classes], present[classes]
+
+    def _ids(self, index: int) -> npt.NDArray[np.int64]:
+        """Pixels of the label map of a sample by stored id."""
+        index = self._folder_index(index)
+        try:
+            labels = self.folder.read(index, self.target, self.patch_size)
+        except ImageError as err:
+            if not self.skip_bad:
+                raise UserError(str(err)) from err
+            return np.zeros(IGNORE + 1, np.int64)
+        stored = with_void(np.asarray(labels), self.target)
+        return np.bincount(stored.reshape(-1), minlength=IGNORE + 1)
 
     def _label_problems(self, index: int, pixels: dict[str, Pixels]) -> list[str]:
         path = self.folder.path(index, self.target)
