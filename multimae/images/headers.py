@@ -15,13 +15,15 @@ _PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb
 MAX_NPY_HEADER = 4096
 
 
-def encoding_of_data(data: bytes, picture_format: str, exact: bool) -> tuple[Encoding, int]:
+def encoding_of_data(data: bytes, picture_format: str) -> tuple[Encoding, int]:
     """Read how a JPEG 2000, WebP or AVIF file stores its samples.
+
+    JPEG 2000 counts as lossy: the reversible transform alone does not make a file lossless, as
+    encoders reach a target size by dropping coding passes.
 
     Args:
         data: The file.
         picture_format: Its format.
-        exact: Whether a JPEG 2000 is lossless only if nothing was cut off its coefficients.
 
     Returns:
         The encoding, and the bits of the values of a grey JPEG 2000 (0: unknown).
@@ -30,14 +32,32 @@ def encoding_of_data(data: bytes, picture_format: str, exact: bool) -> tuple[Enc
         ValueError: Signed samples, samples of more than 16 bits, or a damaged header.
     """
     if picture_format == "JPEG2000":
-        from multimae.images.jpeg2000 import encoding_of_jpeg2000
-
-        return encoding_of_jpeg2000(data, exact)
+        bits, count = _jpeg2000_samples(data)
+        is_wide_colour = bits > 8 and count > 1
+        return Encoding(16 if is_wide_colour else 0, lossy=True), bits if count == 1 else 0
     if picture_format == "AVIF":
         found = data.find(b"av1C")
         is_wide = 0 <= found < len(data) - 6 and bool(data[found + 6] & 0x60)
         return Encoding(16 if is_wide else 0, lossy=True), 0
     return Encoding(0, lossy=is_lossy_webp(data)), 0
+
+
+def _jpeg2000_samples(data: bytes) -> tuple[int, int]:
+    """Bits and number of channels, from the SIZ marker (ISO/IEC 15444-1, A.5.1)."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    try:
+        (count,) = struct.unpack_from(">H", data, start + 40)
+        depths = {data[start + 42 + 3 * i] for i in range(count)}
+    except (struct.error, IndexError) as err:
+        raise ValueError("damaged JPEG 2000 header") from err
+    if start < 0 or not depths:
+        raise ValueError("no JPEG 2000 codestream")
+    bits = max(depth & 0x7F for depth in depths) + 1
+    if any(depth & 0x80 for depth in depths) or bits > 16:
+        raise ValueError(f"JPEG 2000 with signed samples or {bits} bits, which are not read")
+    if len(depths) > 1 or bits < 8:
+        raise ValueError("JPEG 2000 with channels of fewer than 8, or different bits")
+    return bits, count
 
 
 def is_lossy_webp(data: bytes) -> bool:

@@ -217,8 +217,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
             if image.format in ("JPEG2000", "WEBP", "AVIF"):
                 from multimae.images.headers import encoding_of_data
 
-                exact = bool(exact_content(modality))
-                encoding, bits = encoding_of_data(data, image.format, exact)
+                encoding, bits = encoding_of_data(data, image.format)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:

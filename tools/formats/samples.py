@@ -186,7 +186,7 @@ def _jpeg_2000() -> Iterator[Sample]:
     raw = jp2(IDS, no_jp2=True)
     yield Sample("JPEG 2000 codestream", "j2k", raw, IDS)
     lossy: dict[str, Any] = {"irreversible": True, "quality_mode": "dB", "quality_layers": [50]}
-    cut: dict[str, Any] = {"irreversible": False, "quality_layers": [4]}
+    cut: dict[str, Any] = {"irreversible": False, "quality_layers": [4]}  # lacks coding passes
     fine: dict[str, Any] = {"irreversible": True}
     smooth = _ramp(4)[..., 0].astype(np.uint16) * 200
     for name, how in (("9/7", lossy), ("5/3 truncated", cut)):

@@ -36,42 +36,10 @@ def test_jpeg_2000_depth_has_the_values_written(tmp_path: Path, suffix: str) -> 
     Image.fromarray(values).save(path, "JPEG2000", irreversible=False)
     np.testing.assert_array_equal(read(path, DEPTH), values)
     ids = (COLOURS[..., 0] % 200).astype(np.uint8)
-    Image.fromarray(ids).save(path, "JPEG2000", irreversible=False)
-    np.testing.assert_array_equal(read(path, LABELS), ids)
-    Image.fromarray(ids).save(path, "JPEG2000", irreversible=True)
-    assert "changes values" in message_of(read, path, LABELS)
-
-
-BLOCKS = np.kron(RNG.integers(0, 130, (15, 20)), np.ones((8, 8))).astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"tile_size": (64, 50)},
-        {"progression": "RLCP", "precinct_size": (64, 32)},
-        {"progression": "RPCL", "num_resolutions": 3},
-        {"progression": "CPRL", "codeblock_size": (16, 16)},
-        {"num_resolutions": 1},
-        {"no_jp2": True},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("noisy", [False, True])
-def test_jpeg_2000_without_its_last_passes_holds_no_ids(
-    tmp_path: Path, how: dict[str, Any], noisy: bool
-) -> None:
-    path = tmp_path / "a.jp2"
-    ids = RNG.integers(0, 130, BLOCKS.shape, np.uint8) if noisy else BLOCKS
-    for rates in (None, [20, 1]):
-        Image.fromarray(ids).save(path, irreversible=False, quality_layers=rates, **how)
-        np.testing.assert_array_equal(read(path, LABELS), ids)
-    for rates in ([4], [30, 8], [200]):
-        Image.fromarray(ids).save(path, irreversible=False, quality_layers=rates, **how)
-        if not np.array_equal(np.asarray(Image.open(path)), ids):
-            assert "class ids" in message_of(read, path, LABELS)
-            assert "values of 16 bits" in message_of(read, path, DEPTH)
+    for irreversible in (False, True):  # a reversible file may lack coding passes
+        Image.fromarray(ids).save(path, "JPEG2000", irreversible=irreversible)
+        assert "class ids" in message_of(read, path, LABELS)
+        assert "values of 16 bits" in message_of(read, path, DEPTH)
 
 
 def test_floats_and_depth_are_not_read_from_lossy_files(tmp_path: Path) -> None:
