@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from urllib.request import Request, urlopen
 
 
@@ -49,6 +49,15 @@ def http_server(root: Path, **options: object) -> Iterator[FileServer]:
             path = state.root / unquote(self.path).lstrip("/")
             if drop and number % (2 * state.drop_every):
                 self.close_connection = True
+                return
+            if path.is_dir() and not state.status:
+                links = [f"{quote(p.name)}{'/' * p.is_dir()}" for p in sorted(path.iterdir())]
+                page = "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
                 return
             if state.status or not path.is_file():
                 self.send_response(state.status or 404)

@@ -9,7 +9,7 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -30,6 +30,7 @@ from multimae.specs.errors import UserError
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, atomic_file, remove_leftovers, write_hashed
 from tools.common.jobs import PRESENT, Tally, run_jobs
+from tools.pack.members import Members
 from tools.pack.sources import Source
 
 PACKED, FULL_SIZE = "packed", "packed at full size (cannot be downscaled)"
@@ -59,7 +60,7 @@ class PackOptions:
 class _Job:
     """One shard of a modality."""
 
-    source: Path
+    source: Path | Members
     target: Path
     shard: int
     names: tuple[bytes, ...]
@@ -69,10 +70,14 @@ class _Job:
         """Hash of format and options, and of the names, sizes and times of the files."""
         hashed = blake2b(json.dumps(asdict(self.options)).encode(), digest_size=DIGEST_BYTES)
         hashed.update(str(layout.VERSION).encode())
-        source = Source(self.source)
+        source = self.open_source()
         for name in self.names:
             hashed.update(name + b"\0" + source.fingerprint(name) + b"\n")
         return hashed.hexdigest()
+
+    def open_source(self) -> Source | Members:
+        """Reader of the original files."""
+        return self.source if isinstance(self.source, Members) else Source(self.source)
 
     @property
     def table(self) -> Path:
@@ -85,13 +90,17 @@ class _Job:
 
 
 def write_packs(
-    listing: dict[str, list[bytes]], source: Path, out: Path, options: PackOptions, workers: int
+    listing: Mapping[str, Sequence[bytes]],
+    source: Path | Mapping[str, Members],
+    out: Path,
+    options: PackOptions,
+    workers: int,
 ) -> Tally:
     """Pack modality folders; finished shards of an interrupted run are kept.
 
     Args:
         listing: Sorted ``sub-folder/name.extension`` by modality folder.
-        source: Data root.
+        source: Data root, or the files of every modality folder.
         out: Folder of the packs.
         options: How images are packed.
         workers: Processes.
@@ -108,8 +117,9 @@ def write_packs(
     step = options.images_per_shard
     for folder, names in listing.items():
         jobs = [
-            _Job(source / folder, out / folder, i // step, tuple(names[i : i + step]), options)
+            _Job(_part(source, folder, chunk), out / folder, i // step, chunk, options)
             for i in range(0, len(names), step)
+            for chunk in [tuple(names[i : i + step])]
         ]
         if _is_packed(jobs):
             tally[folder, PRESENT] += len(names)
@@ -122,6 +132,12 @@ def write_packs(
     for jobs in todo:
         _finish(jobs, [name for job in jobs for name in job.names], options)
     return tally
+
+
+def _part(
+    source: Path | Mapping[str, Members], folder: str, names: Sequence[bytes]
+) -> Path | Members:
+    return source / folder if isinstance(source, Path) else source[folder].only(names)
 
 
 def copy_loose_files(source: Path, out: Path, links: bool = True) -> None:
@@ -180,12 +196,12 @@ def _write_records(
 ) -> Counter[str]:
     """Write all records of a shard, and the original files of those stored as pixels."""
     offset = file_offset = 0
-    source = Source(job.source)
+    source = job.open_source()
     outcomes: Counter[str] = Counter()
     for record, name in zip(records, job.names, strict=True):
         suffix = Path(os.fsdecode(name)).suffix.lower()
         data = source.read(name)
-        small = downscale(data, suffix, job.source.name, job.options.max_size)
+        small = downscale(data, suffix, job.target.name, job.options.max_size)
         outcomes[PACKED if small is not None else FULL_SIZE] += 1
         data = data if small is None else small
         values = pixels_to_store(data, suffix, job.options.jpeg == "keep")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from multimae.weights.atomic import Written, write_hashed
 
+T = TypeVar("T")
 ATTEMPTS = 8
 """Reads of the same bytes; with the delays between them they cover half a minute."""
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 16.0
@@ -237,6 +238,44 @@ def find_packs(root: RemotePath, modalities: Sequence[Modality]) -> dict[str, Re
     return folders
 
 
+def list_files(url: str) -> list[tuple[str, str, str]]:
+    """Path below ``url``, URL, and size and time or tag of every file.
+
+    Raises:
+        UserError: The store cannot be listed.
+    """
+    root = url.rstrip("/")
+    fs = _client(root)
+    # Walking folder by folder omits those that cannot be listed, unless told otherwise.
+    walks = root.partition("://")[0] in ("http", "https", "file", "memory")
+    options = {"on_error": "raise"} if walks else {}
+
+    def read(_: Sequence[int]) -> list[Any]:
+        try:
+            return [fs.find(root, detail=True, **options)]
+        except Exception as err:  # each library has its own
+            return [err]
+
+    try:
+        (found,) = _retry(read, [root])
+    except FileNotFoundError as err:
+        raise UserError(f"{root}: there is no such folder, or it cannot be listed.") from err
+    from fsspec.core import url_to_fs
+
+    start = len(url_to_fs(root)[1])
+    files = []
+    for path, info in sorted(found.items()):
+        name = path[start:].lstrip("/")
+        if "?" in name and root.startswith("http"):
+            continue  # a link that sorts the listing
+        tags = [info.get(k) for k in ("size", "ETag", "etag", "mtime", "LastModified", "created")]
+        version = " ".join(str(tag) for tag in tags if tag is not None)
+        files.append((name, f"{root}/{name}", version))
+    if not files:
+        raise UserError(f"{root}: no files are listed there. Check the URL.")
+    return files
+
+
 def fetch(ranges: Sequence[ByteRange]) -> list[bytes]:
     """Bytes of ranges below one URL, read concurrently; failed reads are repeated.
 
@@ -272,15 +311,15 @@ def _checked_size(wanted: ByteRange, data: bytes | BaseException) -> bytes | Bas
 
 
 def _retry(
-    read: Callable[[Sequence[int]], list[bytes | BaseException]], urls: Sequence[str]
-) -> list[bytes]:
+    read: Callable[[Sequence[int]], list[T | BaseException]], urls: Sequence[str]
+) -> list[T]:
     """Results of ``read``, called with the indices that have none, until all have one.
 
     Raises:
         FileNotFoundError: A file is missing; its only argument is the URL.
         UserError: A read failed every time, or for a reason that does not change.
     """
-    found: dict[int, bytes] = {}
+    found: dict[int, T] = {}
     failed: dict[int, BaseException] = {}
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -288,8 +327,8 @@ def _retry(
             time.sleep(random.SystemRandom().uniform(0.5, 1) * delay)
         pending = [i for i in range(len(urls)) if i not in found]
         results = dict(zip(pending, read(pending), strict=True))
-        found |= {i: r for i, r in results.items() if isinstance(r, bytes)}
-        failed = {i: r for i, r in results.items() if not isinstance(r, bytes)}
+        found |= {i: r for i, r in results.items() if not isinstance(r, BaseException)}
+        failed = {i: r for i, r in results.items() if isinstance(r, BaseException)}
         for i, err in failed.items():
             if isinstance(err, FileNotFoundError):
                 raise FileNotFoundError(urls[i]) from err
