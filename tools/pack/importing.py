@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from multimae.images.pack.layout import to_path
+from multimae.images.pack import to_path
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError
 from tools.pack.members import Entry, Inventory, Members, Spool, folder_name, version_of

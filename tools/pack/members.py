@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal, NamedTuple
 
-from multimae.images.pack.layout import to_path
+from multimae.images.pack import to_path
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError, bullet_list
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multimae.images.folders import MultiModalFolder
+from multimae.images.pack import AnyPath
 from multimae.images.pixels import Pixels
 from multimae.inference.truth import (
     MASK_THRESHOLD,
@@ -204,7 +204,7 @@ class DepthFinetuning(Finetuning[RegressionTask]):
 
 
 def depth_warnings(
-    found: tuple[float, float], scale: float, root: Path, *, explicit: bool
+    found: tuple[float, float], scale: float, root: AnyPath, *, explicit: bool
 ) -> Iterator[str]:
     """Report true depth that ``scale``, in metres per stored unit, makes too near or far.
 
