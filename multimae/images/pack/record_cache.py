@@ -69,7 +69,8 @@ class RecordCache:
             UserError: The folder cannot be written.
         """
         self.folder, self.limit = folder, limit
-        self._since, self._full = time.time(), not limit
+        self._since = time.time() - 1  # times of files are less precise
+        self._full = not limit
         if limit:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
