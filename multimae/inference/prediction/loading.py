@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.inputs import Framed, stack
+from multimae.images.pack import AnyPath
 from multimae.images.pixels import ImageError, Pixels, size_of
 from multimae.inference.prediction.predictor import Predictor
 from multimae.inference.prediction.samples import Samples
@@ -114,7 +114,7 @@ class Masks:
             UserError: Samples come from single files, or lack a map.
         """
         self._samples, self._row = samples, mask_modality()
-        self._folders: dict[Path, tuple[MultiModalFolder, dict[str, int]]] = {}
+        self._folders: dict[AnyPath, tuple[MultiModalFolder, dict[str, int]]] = {}
         for index in range(len(samples)):
             found = samples.folder_of(index)
             root = found[0].root if found else None
