@@ -219,7 +219,7 @@ def _variant(
 
 
 def compare(found: Sequence[Variant], samples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Compare every variant's tensors with the baseline's on ``samples`` samples.
+    """Compare every variant's tensors with the baseline's on ``format_samples`` samples.
 
     Repeats the data set in further epochs if it has fewer samples.
     """

@@ -22,7 +22,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.specs.errors import run_command
-from tools.formats.samples import samples
+from tools.formats.format_samples import samples
 from tools.formats.verdicts import COLUMNS, WAYS, Row, build_table
 
 GOOD = ("right", "refused")

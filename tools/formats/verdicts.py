@@ -20,7 +20,7 @@ from tools import pack_dataset
 from tools.doctor.files.file_checks import check_file
 from tools.doctor.files.file_listing import list_files
 from tools.doctor.findings import Finding
-from tools.formats.samples import HEIGHT, WIDTH, Sample
+from tools.formats.format_samples import HEIGHT, WIDTH, Sample
 
 COLUMNS = ("rgb", "labels", "depth", "float")
 WAYS = ("plain", "packed", "doctor")

@@ -25,7 +25,7 @@ from utils.tasks.base import Evaluator, Task
 from utils.tasks.loaders import train_loader
 from utils.training.loop import TrainingRun, fit
 from utils.training.nonfinite import NonFinite
-from utils.training.schedule import make_run_plan
+from utils.training.schedule import RunPlan, make_run_plan
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Precision, Stepper
 
@@ -116,10 +116,7 @@ def train(
     checkpoint = find_checkpoint(cfg.checkpoint, world, info)
     report = _load_start(job, task, train_set, info) if checkpoint is None else ""
     state = _initial_state(job, task, precision, train_set, plan.global_batch)
-    info(f"{len(train_set)} images, {plan.describe()}")
-    for problem in plan.warnings(cfg.optim, cfg.optim.rates["blr"]):
-        info(f"warning: {problem}")
-    for line in job.describe(train_set):
+    for line in _describe_run(job, plan, train_set):
         info(line)
     if checkpoint is None:
         state.start_at(cfg.runtime.start_epoch, steps)
@@ -152,6 +149,13 @@ def train(
     record_start(paths, cfg, world, info, resumed=resumed, report=report)
     fit(run)
     return state
+
+
+def _describe_run(job: Job[TaskT], plan: RunPlan, train_set: MultiModalDataset) -> Iterator[str]:
+    yield f"{len(train_set)} images, {plan.describe()}"
+    for problem in plan.warnings(job.cfg.optim, job.cfg.optim.rates["blr"]):
+        yield f"warning: {problem}"
+    yield from job.describe(train_set)
 
 
 def _compare_eval_set(state: TrainState, evaluators: Sequence[Evaluator], info: Info) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tools import format_table
 from tools.formats import verdicts
-from tools.formats.samples import GREY, IDS, Sample, samples
+from tools.formats.format_samples import GREY, IDS, Sample, samples
 from tools.formats.verdicts import COLUMNS, WAYS, Row, build_table, judge, modality_of
 
 REPO = Path(__file__).parents[3]
