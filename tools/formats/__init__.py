@@ -1,4 +1,4 @@
-"""Which formats are read, and how: ``format_samples`` writes files, ``verdicts`` reads and judges them.
+"""Which formats are read: ``format_samples`` writes files, ``verdicts`` reads and judges them.
 
 Command: ``tools/format_table.py``.
 """
