@@ -179,7 +179,9 @@ class MultiModalFolder:
             total, used = found + reasons.total(), min(found, len(self))
             counts = ", ".join(f"{n} {reason}" for reason, n in unused.most_common() if n)
             if counts:
-                lines.append(f"{self.root / name}: {used} of {total} files used: {counts} ignored")
+                lines.append(
+                    f"{self._folders[name]}: {used} of {total} files used: {counts} ignored"
+                )
         return lines
 
     def suffix(self, modality: Modality) -> str:

@@ -70,6 +70,11 @@ class SampleDataset(Dataset[Item]):
         """Number of samples to read."""
         return len(self.indices)
 
+    def __getitems__(self, positions: Sequence[int]) -> list[Item]:
+        """Samples of a batch."""
+        self.samples.prefetch([self.indices[position] for position in positions])
+        return [self[position] for position in positions]
+
     def __getitem__(self, position: int) -> Item:
         """Sample ``indices[position]``."""
         index = self.indices[position]

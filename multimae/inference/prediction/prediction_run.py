@@ -329,7 +329,7 @@ def _claim(options: PredictionOptions, model: MultiMAE, samples: Samples) -> Non
     """
     out, path = options.out.resolve(), options.out / RECORD_FILE
     for root in samples.roots:
-        if root.is_dir() and (out == root or root in out.parents):
+        if isinstance(root, Path) and root.is_dir() and (out == root or root in out.parents):
             raise UserError(
                 f"--out {options.out} lies in the input {root}: its pictures would be inputs of "
                 "the next run. Choose a folder outside."

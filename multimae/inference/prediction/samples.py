@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.pack import is_packed
+from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES, read
@@ -37,7 +37,7 @@ class DomainFolder(MultiModalFolder):
 
 
 def open_folder(
-    root: Path, modalities: Sequence[Modality], *, skip_incomplete: bool = False
+    root: AnyPath, modalities: Sequence[Modality], *, skip_incomplete: bool = False
 ) -> MultiModalFolder:
     """Index a data root; names may end in ``_domain_{folder}``.
 
@@ -50,11 +50,11 @@ def open_folder(
     return kind(root, modalities, skip_incomplete=skip_incomplete)
 
 
-def _first_name(folder: Path) -> str:
+def _first_name(folder: AnyPath) -> str:
     """Name, without extension, of some image of a modality folder; empty if it has none."""
     if is_packed(folder):
         return os.path.splitext(os.fsdecode(PackedFolder(folder).names[0]))[0]
-    for _, _, files in os.walk(folder):
+    for _, _, files in os.walk(folder) if isinstance(folder, Path) else ():
         for name in files:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in SUFFIXES:
@@ -114,14 +114,14 @@ class Samples:
         self._spec, self._chosen = spec, _chosen(names, spec)
         self.bad: list[tuple[str, str]] = []
         self.notes: list[str] = []
-        self.roots: list[Path] = []
+        self.roots: list[AnyPath] = []
         self._sources: list[Source] = []
         self._rows: list[Sequence[Modality]] = []
         given: dict[tuple[str, ...], str] = {}
         files: dict[Path, list[tuple[str, Path]]] = {}
         for text in inputs:
-            path = Path(text)
-            if path.is_dir():
+            path = to_path(text)
+            if not isinstance(path, Path) or path.is_dir():
                 self._add_folder(path)
                 given.setdefault(_names(self._rows[-1]), text)
             else:
@@ -164,20 +164,30 @@ class Samples:
         source, i = self._where[index]
         return {m.name: self._sources[source].read(i, m) for m in self._rows[source]}
 
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Fetch the records of samples in packs behind URLs, many at a time."""
+        by_source: dict[int, list[int]] = {}
+        for source, i in (self._where[index] for index in indices):
+            by_source.setdefault(source, []).append(i)
+        for number, found in by_source.items():
+            source_ = self._sources[number]
+            if isinstance(source_, MultiModalFolder):
+                source_.prefetch(found)
+
     def folder_of(self, index: int) -> tuple[MultiModalFolder, int] | None:
         """Data root of a sample and its index there; ``None`` for single files."""
         source, i = self._where[index]
         found = self._sources[source]
         return (found, i) if isinstance(found, MultiModalFolder) else None
 
-    def _add(self, source: Source, rows: Sequence[Modality], root: Path) -> None:
+    def _add(self, source: Source, rows: Sequence[Modality], root: AnyPath) -> None:
         self._sources.append(source)
         self._rows.append(rows)
-        self.roots.append(root.resolve())
+        self.roots.append(root.resolve() if isinstance(root, Path) else root)
 
-    def _add_folder(self, path: Path) -> None:
+    def _add_folder(self, path: AnyPath) -> None:
         """Add a data root, or a folder of one modality."""
-        path = path.resolve()
+        path = path.resolve() if isinstance(path, Path) else path
         rows = [m for m in self._spec.inputs if (path / m.data_folder).is_dir()]
         if is_packed(path) or not rows:
             named = [m for m in self._spec.inputs if m.data_folder == path.name]
