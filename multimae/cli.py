@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        The exit code: 0, 1 if an ONNX file differs from its model, 2 for bad input or flags.
+        The exit code: 0; 1 if images are bad, or an ONNX file differs from its model; 2 for bad
+        input or flags.
     """
     escape_names()
     parser = _parser()

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from multimae.images.pixels import Array, ImageError, Pixels
 from multimae.images.preprocess import pixels_with_value, to_model_input
@@ -182,6 +181,8 @@ def valid_blocks(valid: Tensor) -> Tensor:
 
 def blur_edges(truth: Tensor) -> Tensor:
     """Blur by a 3 x 3 Gaussian of sigma 1, as the truth of edge_occlusion is."""
+    from torchvision.transforms.functional import gaussian_blur
+
     blurred: Tensor = gaussian_blur(truth, [3, 3], [1.0, 1.0])
     return blurred
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 DIGEST_BYTES = 16
-_SUFFIX = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
 _CHUNK = 2**22
 
 
@@ -55,7 +55,7 @@ def atomic_file(
         OSError: The folder is missing, not writable or full. The old file is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -114,7 +114,7 @@ def checksum(path: Path) -> Written:
 
 def remove_leftovers(folder: Path) -> list[Path]:
     """Delete temporary files that killed processes left in ``folder``."""
-    left = [p for p in folder.glob(f".*{_SUFFIX}") if p.is_file()]
+    left = [p for p in folder.glob(f".*{TEMPORARY_SUFFIX}") if p.is_file()]
     for path in left:
         path.unlink(missing_ok=True)
     return left

@@ -33,6 +33,8 @@ OPTIONAL = {
     "fast_decode.py": {"simplejpeg"},
     "tiff.py": {"tifffile", "imagecodecs"},
     "remote.py": {"fsspec", "aiohttp"},
+    "truth.py": {"torchvision"},
+    "prediction_run.py": {"tqdm"},
 }
 
 

@@ -44,6 +44,7 @@ from multimae.plotting.colours import Picture
 from multimae.specs.errors import RunError, UserError
 from multimae.specs.heads import HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
+from multimae.weights.atomic import TEMPORARY_SUFFIX, remove_leftovers
 
 RECORD_FILE = "predict.json"
 """Model and options of the outputs beside it."""
@@ -101,7 +102,7 @@ class _Run:
         if not known:
             raise UserError(
                 f"--truth {root}: no truth has the name of an image, such as "
-                f"{shown(self.samples.names[0])}. Names are paths below the folder, without the "
+                f"{self.samples.names[0]}. Names are paths below the folder, without the "
                 "extension."
             )
         if known < len(self.samples):
@@ -181,7 +182,7 @@ def run(options: PredictionOptions) -> int:
         outputs = job.outputs()
         _claim(options, job.model, job.samples)
         for note in job.samples.notes:
-            print(shown(note))
+            print(note)
         pending = [
             i
             for i, name in enumerate(job.samples.names)
@@ -357,6 +358,8 @@ def _claim(options: PredictionOptions, model: MultiMAE, samples: Samples) -> Non
                 f"{options.out} holds outputs of {listed}. Choose another --out, or replace them "
                 "with --overwrite."
             )
+        for folder in {p.parent for p in out.rglob(f".*{TEMPORARY_SUFFIX}")}:
+            remove_leftovers(folder)
         return
     if out.is_dir() and any(out.iterdir()) and not path.is_file():
         raise UserError(
@@ -373,7 +376,7 @@ def _summary(job: _Run, outputs: Mapping[str, HeadOutput], pending: int, kept: i
     written = pending - len({name for name, p in job.bad if not p.startswith("not scored")})
     text = f"{written} images predicted into {job.options.out}"
     text += f", {kept} kept from before" if kept else ""
-    print(shown(text + (f", {unusable} bad" if unusable else "")))
+    print(text + (f", {unusable} bad" if unusable else ""))
     for output in outputs.values():
         clipped = output.clipped if isinstance(output, ValueOutput) else 0
         if clipped:
@@ -392,10 +395,4 @@ def _summary(job: _Run, outputs: Mapping[str, HeadOutput], pending: int, kept: i
 def report_bad(name: str, problem: str) -> None:
     """Name a bad sample on stderr."""
     text = problem if name in problem else f"{name}: {problem}"
-    tqdm.write(shown(f"bad: {text}"), file=sys.stderr)
-
-
-def shown(text: str) -> str:
-    """Text that any terminal can print; names need not be UTF-8."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    tqdm.write(f"bad: {text}", file=sys.stderr)

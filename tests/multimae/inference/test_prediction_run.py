@@ -143,6 +143,7 @@ def test_a_run_is_resumed_and_nothing_is_predicted_twice(tmp_path: Path) -> None
     complete = files(out)
     (out / "semseg/2.png").unlink()
     (out / "semseg/1.png").write_bytes(b"kept")
+    (out / "semseg/.2.png.123.tmp").write_bytes(b"killed while it was written")
     assert predict(model, root, out) == 0
     assert files(out) == {**complete, "semseg/1.png": b"kept"}
     assert predict(model, root, out, "--overwrite") == 0
