@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # training does not import inference modules
     from multimae.inference.encode import Encoding, Pool
     from multimae.inference.predict import Prediction
     from multimae.inference.reconstruct import Reconstruction, Visible
+    from multimae.nn.tokens import Size
 
 
 class MultiMAE(MultiModalTransformer, Pretrained):
@@ -178,17 +179,41 @@ class MultiMAE(MultiModalTransformer, Pretrained):
         return reconstruct(self, self.spec, self._load(images), visible, alphas=alphas, seed=seed)
 
     @overload
-    def predict(self, images: Sequence[Mapping[str, ImageLike]]) -> list[dict[str, Prediction]]: ...
-    @overload
-    def predict(self, images: Mapping[str, ImageLike] | ImageLike) -> dict[str, Prediction]: ...
     def predict(
-        self, images: Mapping[str, ImageLike] | ImageLike | Sequence[Mapping[str, ImageLike]]
+        self,
+        images: Sequence[Mapping[str, ImageLike]],
+        *,
+        tile: bool | int | Size = ...,
+        overlap: float = ...,
+        tta: str = ...,
+    ) -> list[dict[str, Prediction]]: ...
+    @overload
+    def predict(
+        self,
+        images: Mapping[str, ImageLike] | ImageLike,
+        *,
+        tile: bool | int | Size = ...,
+        overlap: float = ...,
+        tta: str = ...,
+    ) -> dict[str, Prediction]: ...
+    def predict(
+        self,
+        images: Mapping[str, ImageLike] | ImageLike | Sequence[Mapping[str, ImageLike]],
+        *,
+        tile: bool | int | Size = False,
+        overlap: float = 0.25,
+        tta: str = "",
     ) -> dict[str, Prediction] | list[dict[str, Prediction]]:
         """Run the heads of a fine-tuned model on an image, or on each of a list.
 
         Args:
             images: Modality -> Pillow image, array of stored values or file; a list of such
                 mappings; or a single image of the first input.
+            tile: Predict dense heads by tiles at the image's resolution, of any size: ``(h, w)``,
+                a side, or ``True`` for the model's input size. See
+                :mod:`multimae.inference.tiling.tiles`.
+            overlap: Least share of a tile that the next one covers, too.
+            tta: Average over ``flip``, ``scales`` (0.75, 1, 1.25) or given ones, joined by commas.
 
         Returns:
             Head -> :class:`~multimae.inference.predict.ClassPrediction` (names, probabilities),
@@ -197,16 +222,28 @@ class MultiMAE(MultiModalTransformer, Pretrained):
             image.
 
         Raises:
-            ValueError: Invalid images, or a model without heads.
+            ValueError: Invalid images or options, or a model without heads.
         """
         if isinstance(images, list | tuple):
-            return [self._predict(sample) for sample in images]
-        return self._predict(cast("Images", images))
+            return [self._predict(sample, tile, overlap, tta) for sample in images]
+        return self._predict(cast("Images", images), tile, overlap, tta)
 
-    def _predict(self, images: Images) -> dict[str, Prediction]:
-        from multimae.inference.predict import predict
+    def _predict(
+        self, images: Images, tile: bool | int | Size, overlap: float, tta: str
+    ) -> dict[str, Prediction]:
+        if tile is False and not tta:
+            from multimae.inference.predict import predict
 
-        return predict(self, self.spec, self._load(images))[0]
+            return predict(self, self.spec, self._load(images))[0]
+        from multimae.inference.tiling.tiles import TileOptions, predict_augmented, predict_tiles
+        from multimae.inference.tiling.tta import Augmentation
+
+        augmentation = Augmentation.parse(tta)
+        if tile is False:
+            return predict_augmented(self, self.spec, self._load(images), augmentation)
+        size = None if tile is True else (tile, tile) if isinstance(tile, int) else tile
+        options = TileOptions(size, overlap, augmentation)
+        return predict_tiles(self, self.spec, images, options, self.global_tokens.device)
 
     def _load(self, images: Images | ImageLike | Tensor) -> Inputs:
         from multimae.images.inputs import Inputs, load_inputs

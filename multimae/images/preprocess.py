@@ -20,7 +20,12 @@ ROBUST_RANGE = (0.1, 0.9)
 ROBUST_EPS = 1e-6
 
 
-def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None) -> Tensor:
+def to_model_input(
+    raw: Tensor,
+    modality: Modality,
+    valid: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Convert stored values to model input.
 
     Args:
@@ -28,6 +33,8 @@ def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None)
         modality: Modality of the values.
         valid: Bool ``(B, 1, H, W)``, for images. Other pixels are ignored in statistics and become
             0 after normalisation; all are valid if ``None``.
+        statistics: Mean and deviation for ``robust`` normalization, of the image that ``raw`` is
+            a part of; default: those of ``raw``.
 
     Returns:
         Images: float32 ``(B, C, H, W)``, normalised as ``modality.normalization`` says. Labels:
@@ -51,7 +58,8 @@ def to_model_input(raw: Tensor, modality: Modality, valid: Tensor | None = None)
         )
     if modality.normalization == "robust":
         counted = has_value if modality.robust_pixels == "all" else valid
-        x = standardize_robust(raw, counted, _eps(modality))
+        mean, std = statistics or _statistics(raw, counted, _eps(modality))
+        x = (raw.float() - mean) / std
     else:
         scale, shift = _affine(modality, raw.device)
         x = torch.addcmul(shift, raw.float(), scale)
@@ -73,10 +81,14 @@ def pixels_with_value(raw: Tensor, modality: Modality) -> Tensor | None:
     return ~same if modality.is_labels else ~same.any(dim=1, keepdim=True)
 
 
-def statistics_of(raw: Tensor, modality: Modality) -> tuple[Tensor, Tensor]:
-    """:func:`robust_statistics` of the pixels with a value."""
-    valid, eps = pixels_with_value(raw, modality), _eps(modality)
-    return robust_statistics(raw, eps) if valid is None else _valid_statistics(raw, valid, eps)
+def statistics_of(
+    raw: Tensor, modality: Modality, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`robust_statistics` of the pixels with a value, and ``valid`` if given."""
+    known = pixels_with_value(raw, modality)
+    if known is not None:
+        valid = known if valid is None else valid & known
+    return _statistics(raw, valid, _eps(modality))
 
 
 def from_model_output(
@@ -181,8 +193,12 @@ def standardize_robust(x: Tensor, valid: Tensor | None = None, eps: float = ROBU
     Raises:
         ValueError: Fewer than 3 values per sample.
     """
-    mean, std = robust_statistics(x, eps) if valid is None else _valid_statistics(x, valid, eps)
+    mean, std = _statistics(x, valid, eps)
     return (x.float() - mean) / std
+
+
+def _statistics(x: Tensor, valid: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    return robust_statistics(x, eps) if valid is None else _valid_statistics(x, valid, eps)
 
 
 def robust_statistics(x: Tensor, eps: float = ROBUST_EPS) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from multimae.images.pixels import (
     array_pixels,
     check_encoding,
     checked,
+    exact_content,
     without_alpha,
 )
 from multimae.specs.modalities import Modality
@@ -144,6 +145,28 @@ def gdal_no_data(source: Path | bytes) -> float | None:
             return _no_data(file.pages.first)
     except Exception:  # reading the pixels reports it
         return None
+
+
+def is_plain(path: Path, modality: Modality) -> bool:
+    """Whether GDAL's values of a TIFF file are those that :func:`read_tiff` returns.
+
+    False for turned, inverted, converted or lossy images, and for several pages.
+    """
+    from tifffile import TiffFile
+
+    logging.getLogger("tifffile").disabled = True
+    with TiffFile(path) as file:
+        page = file.pages.first
+        bits = page.bitspersample
+        colours = (_GREY, _RGB, *([_PALETTE] if modality.is_labels else []))
+        return (
+            _tag(page, _ORIENTATION, 1) == 1
+            and page.photometric in colours
+            and (bits if isinstance(bits, int) else max(bits)) >= 8
+            and page.compression in _COMPRESSIONS - {_LERC, _WEBP}
+            and not (page.compression == _JPEG and exact_content(modality))
+            and len(list(_channel_pages(file))) == 1
+        )
 
 
 def _check_no_data(bands: Bands, modality: Modality) -> None:

@@ -54,9 +54,9 @@ class LabelPrediction:
     """Class of every pixel.
 
     Attributes:
-        ids: (H, W), class ids from 0.
+        ids: (H, W), class ids from 0; -1 where no input of a tiled image has a value.
         names: Class names by id; empty if the spec has none.
-        logits: (K, h, w) at the model's resolution, without padding.
+        logits: (K, h, w) at the model's resolution, without padding; empty for large tiled images.
         target: Target modality.
         view: Box of the image that (H, W) covers.
         confidence: (H, W), softmax of the predicted class, float32; ``None`` if not asked for.
@@ -74,11 +74,12 @@ class LabelPrediction:
         return to_picture(torch.from_numpy(self.ids + 1), with_void(self.target))
 
     def shares(self) -> dict[str, float]:
-        """Share of the pixels by class, the largest first."""
-        ids, counts = np.unique(self.ids, return_counts=True)
+        """Share of the pixels with a class by class, the largest first."""
+        known = self.ids[self.ids >= 0]
+        ids, counts = np.unique(known, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {
-            self.names[i] if self.names else str(i): count / self.ids.size
+            self.names[i] if self.names else str(i): count / known.size
             for i, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
         }
 
@@ -189,23 +190,38 @@ def _most_probable(
         part = slice(first, first + band)
         values = torch.lerp(logits[:, above[part]], logits[:, below[part]], weight[part])
         values = _resize(values, (values.shape[1], width))
-        best = values.max(dim=0)
-        ids.append(best.indices.cpu())
-        if confidence:
-            shares.append((best.values - values.logsumexp(dim=0)).exp().cpu())
-    return torch.cat(ids).numpy(), torch.cat(shares).numpy() if confidence else None
+        found, share = classes_of(values, confidence=confidence)
+        ids.append(found)
+        if share is not None:
+            shares.append(share)
+    return np.concatenate(ids), np.concatenate(shares) if confidence else None
+
+
+def classes_of(
+    logits: Tensor, *, confidence: bool = False
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
+    """Class of every pixel of logits (K, H, W), and its softmax with ``confidence``."""
+    best = logits.max(dim=0)
+    if not confidence:
+        return best.indices.cpu().numpy(), None
+    share = (best.values - logits.logsumexp(dim=0)).exp()
+    return best.indices.cpu().numpy(), share.cpu().numpy()
 
 
 def _values(head: HeadSpec, output: Tensor, view: View) -> ValuePrediction:
-    target, size = head.target, (view.height, view.width)
+    values = to_unit(head, _resize(output, (view.height, view.width)))
+    return ValuePrediction(values, head.unit, output, head.target, view)
+
+
+def to_unit(head: HeadSpec, output: Tensor) -> npt.NDArray[np.float32]:
+    """Values (H, W) or (H, W, C) in the head's unit, of its output (C, H, W) on the CPU."""
+    target = head.target
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (target.mean, target.std))
-    values = _resize(output, size) * std + mean
+    values = output * std + mean
     if head.unit:
         values = values * (target.max_value * head.scale)
     array: npt.NDArray[Any] = values.permute(1, 2, 0).numpy()
-    if array.shape[2] == 1:
-        array = array[..., 0]
-    return ValuePrediction(array, head.unit, output, target, view)
+    return array[..., 0] if array.shape[2] == 1 else array
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:

@@ -32,6 +32,7 @@ OPTIONAL = {
     "readers.py": {"simplejpeg", "torchvision"},  # faster decoders
     "fast_decode.py": {"simplejpeg"},
     "tiff.py": {"tifffile", "imagecodecs"},
+    "rasters.py": {"rasterio"},
     "remote.py": {"fsspec", "aiohttp"},
     "truth.py": {"torchvision"},
     "prediction_run.py": {"tqdm"},
