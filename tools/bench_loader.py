@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from multimae.images.folders import MultiModalFolder
+from multimae.images.pack import AnyPath, to_path
 from multimae.images.preprocess import prepare
 from multimae.specs.errors import run_command
 from multimae.specs.modalities import Modality, make_table, select
@@ -187,7 +188,7 @@ def table() -> list[Modality]:
     return select(known, NAMES)
 
 
-def variants(root: Path, packs: dict[str, Path], settings: Settings) -> list[Variant]:
+def variants(root: Path, packs: Mapping[str, AnyPath], settings: Settings) -> list[Variant]:
     """Baseline, plain folder and packs; all but the baseline also with fast decoding."""
     modalities = table()
     base = BaseDataset(root, settings.seed)
@@ -331,6 +332,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="samples per batch (32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of order and crops (0)")
     parser.add_argument("--normalise", action="store_true", help="time normalisation as well")
+    parser.add_argument("--urls", nargs="+", default=[], help="URLs of copies of the data's pack")
     packs = ("packed", "packed_zlib", "packed_raw")
     parser.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
     return parser.parse_args(argv)
@@ -348,7 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {}
     for name, root in roots.items():
         print(f"\n{name}: {root}")
-        found = variants(root, make_packs(root, args.work, args.packs), settings)
+        packs: dict[str, AnyPath] = {**make_packs(root, args.work, args.packs)}
+        packs |= {url.partition(":")[0]: to_path(url) for url in args.urls}
+        found = variants(root, packs, settings)
         interleave(found, settings.rounds)
         numbers = report(found, compare(found, args.compared, args.seed))
         result |= {f"{name}/{variant}": entry for variant, entry in numbers.items()}

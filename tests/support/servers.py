@@ -64,15 +64,17 @@ def http_server(root: Path, **options: object) -> Iterator[FileServer]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            data = path.read_bytes()
             asked = self.headers.get("Range") if state.ranges else None
             if asked:
-                first, last = asked.removeprefix("bytes=").split("-")
-                total = len(data)
-                data = data[int(first) : int(last) + 1]
+                first, last = map(int, asked.removeprefix("bytes=").split("-"))
+                with path.open("rb") as stream:
+                    stream.seek(first)
+                    data = stream.read(last + 1 - first)
                 self.send_response(206)
+                total = path.stat().st_size
                 self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
             else:
+                data = path.read_bytes()
                 self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

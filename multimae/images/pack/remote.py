@@ -40,6 +40,10 @@ _clients: dict[tuple[int, str], Any] = {}
 closing them would close the parent's connections."""
 
 
+class ForbiddenError(UserError):
+    """The server refuses access to a file."""
+
+
 class ByteRange(NamedTuple):
     """``size`` bytes of a URL from ``start``."""
 
@@ -87,10 +91,13 @@ class RemotePath:
         return self if above.endswith("/") else RemotePath(above)
 
     def exists(self) -> bool:
-        """Whether there is a file; a folder does not count."""
+        """Whether there is a file; a folder does not count.
+
+        S3 answers "forbidden" for missing files if the user may not list the bucket.
+        """
         try:
             return len(self._read(0, 1)) > 0
-        except FileNotFoundError:
+        except (FileNotFoundError, ForbiddenError):
             return False
 
     is_file = exists
@@ -233,7 +240,7 @@ def find_packs(root: RemotePath, modalities: Sequence[Modality]) -> dict[str, Re
         raise UserError(
             f"{root} has no pack of these modalities:\n{bullet_list(missing)}\nOver the network "
             "only packs are read: pack the data with tools/pack_dataset.py and upload the folder, "
-            "or check the URL."
+            "or check the URL and the permissions."
         )
     return folders
 
@@ -333,7 +340,9 @@ def _retry(
             if isinstance(err, FileNotFoundError):
                 raise FileNotFoundError(urls[i]) from err
             if _is_final(err):
-                raise UserError(f"{urls[i]}: cannot be read ({_reason(err)}).") from err
+                forbidden = isinstance(err, PermissionError) or getattr(err, "status", 0) == 403
+                kind = ForbiddenError if forbidden else UserError
+                raise kind(f"{urls[i]}: cannot be read ({_reason(err)}).") from err
         if not failed:
             return [found[i] for i in range(len(urls))]
     i, err = next(iter(failed.items()))

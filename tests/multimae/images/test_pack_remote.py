@@ -17,16 +17,18 @@ import torch
 from multimae.images.folders import MultiModalFolder, read_class_names, sub_folders
 from multimae.images.pack import remote, to_path
 from multimae.images.pack.reading import PackedFolder
-from multimae.images.pack.record_cache import RecordCache
+from multimae.images.pack.record_cache import RecordCache, cache_limit
 from multimae.specs.errors import UserError
-from tests.support.image_folders import MODALITIES, RGB, message_of, write_folder
+from tests.support.image_folders import DEPTH, MODALITIES, RGB, message_of, write_folder
 from tests.support.servers import FileServer, http_server, s3_server
 from tools.pack.packing import PackOptions, copy_loose_files, write_packs
 from tools.pack.sources import list_images
+from utils.config.options import RuntimeOptions
 from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import GlobalBatchSampler
 from utils.data.sets.class_folders import data_root
 from utils.data.transforms import TrainTransform
+from utils.distributed.world import init_world
 
 Batches = list[tuple[list[str], dict[str, torch.Tensor]]]
 
@@ -155,6 +157,38 @@ def test_a_read_that_never_succeeds_ends_with_url_and_reason(
     assert f"{server.url}/rgb/00000.shard" in message
     assert str(status) in message or status == 404 and "missing" in message
     assert len(server.requests) == requests
+    if status != 503:
+        assert read_class_names(server.url) is None
+        assert f"{server.url}/rgb/pack.json" in message_of(MultiModalFolder, server.url, [RGB])
+
+
+def test_a_batch_is_fetched_before_it_is_read(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTIMAE_CACHE_GB", "0")
+    folder = MultiModalFolder(server.url, MODALITIES)
+    folder.prefetch([3, 8])
+    before = len(server.requests)
+    for m in (RGB, DEPTH):
+        folder.read(8, m)
+        folder.read(3, m)
+    assert len(server.requests) == before
+    folder.read(3, RGB)
+    assert len(server.requests) == before + 1
+
+
+def test_the_index_is_fetched_once(server: FileServer) -> None:
+    MultiModalFolder(server.url, MODALITIES)
+    fetched = [path for path, _ in server.requests if path.endswith(".npy")]
+    assert len(fetched) == 5, "depth and semseg have the same names"
+    MultiModalFolder(server.url, MODALITIES)
+    assert sum(path.endswith(".npy") for path, _ in server.requests) == 5
+
+
+def test_the_option_limits_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTIMAE_CACHE_GB", "10")
+    init_world(RuntimeOptions(device="cpu", data_cache_gb=0.5))
+    assert cache_limit() == 500_000_000
 
 
 def test_a_wrong_checksum_is_named(packed: Path, tmp_path: Path, cache: Path) -> None:

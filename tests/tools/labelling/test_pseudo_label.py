@@ -36,7 +36,7 @@ from utils.data.samplers import SampleKey
 from utils.tasks.pretraining import build_train_set, run_modalities
 from utils.training.stepper import choose_precision
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 PUBLISHED = REPO / "cfgs/pretrain/multimae-b_98_rgb+-depth-semseg_1600e.yaml"
 transformers = pytest.importorskip("transformers")
 CPU, TABLE = torch.device("cpu"), make_table()
