@@ -75,6 +75,7 @@ class Pretraining(Job[PretrainTask]):
         self.start = start_weights(cfg)
         self.inputs, self.outputs = run_modalities(cfg, self.start, world)
         self.modalities = (*self.inputs, *self.outputs)
+        self.mix = cfg.data.mix
 
     def build_task(self) -> PretrainTask:
         """MultiMAE and its losses."""
@@ -100,12 +101,21 @@ class Pretraining(Job[PretrainTask]):
         logger: RunLogger,
     ) -> Sequence[Evaluator]:
         """Masked losses and pictures of ``--eval_data_path``."""
-        path = self.cfg.data.eval_data_path
-        if not path:
-            return []
-        from utils.tasks.reconstruction import build_evaluators
+        evaluators: list[Evaluator] = []
+        if self.cfg.data.sources:
+            from utils.data.mixing import SourceCounts
 
-        return build_evaluators(self.cfg, path, task, train_set, self.world, precision, logger)
+            runtime, update_freq = self.cfg.runtime, self.cfg.optim.update_freq
+            global_batch = runtime.batch_size * self.world.size * update_freq
+            evaluators.append(SourceCounts(train_set, global_batch))
+        path = self.cfg.data.eval_data_path
+        if path:
+            from utils.tasks.reconstruction import build_evaluators
+
+            evaluators += build_evaluators(
+                self.cfg, path, task, train_set, self.world, precision, logger
+            )
+        return evaluators
 
 
 if __name__ == "__main__":

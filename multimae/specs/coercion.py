@@ -46,7 +46,8 @@ def coerce(value: Any, hint: Any) -> Any:
     Args:
         value: Value from YAML or the command line.
         hint: ``bool | int | float | str``, a ``Literal`` of strings, ``tuple[T, ...]``,
-            ``tuple[T, T]``, ``T | None``, or a class, whose instances are returned unchanged.
+            ``tuple[T, T]``, ``T | None``, ``T | tuple[U, ...]``, or a class, whose instances are
+            returned unchanged.
 
     Raises:
         ValueError: Invalid value; the message names the expected type.
@@ -77,11 +78,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def _coerce_optional(value: Any, args: tuple[Any, ...]) -> Any:
-    """Convert to ``T | None``; the strings ``none`` and ``null`` mean ``None``."""
-    if value is None or str(value).lower() in _NONE:
+    """Convert to ``T | None`` (``none`` and ``null`` mean ``None``) or ``T | tuple[U, ...]``."""
+    if type(None) in args and (value is None or str(value).lower() in _NONE):
         return None
-    (member,) = (arg for arg in args if arg is not type(None))
-    return coerce(value, member)
+    first, *others = (arg for arg in args if arg is not type(None))
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    lists = [arg for arg in others if get_origin(arg) is tuple and is_list]
+    return coerce(value, lists[0] if lists else first)
 
 
 def _coerce_scalar(value: Any, hint: type) -> Any:

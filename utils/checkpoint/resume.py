@@ -127,6 +127,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+def _shares(mix: Sequence[tuple[str, float]]) -> str:
+    """Folders of a mix with their shares."""
+    return ", ".join(f"{share:.1%} {path}" for path, share in mix) or "one folder"
+
+
 def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """Yield differences other than changed options."""
     saved = checkpoint.get("identity")
@@ -134,6 +139,9 @@ def _compare_identity(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> 
     batch = saved.get("global_batch", checkpoint.get("global_batch"))
     if batch and own["global_batch"] and batch != own["global_batch"]:
         yield f"batch_size x update_freq x processes: {batch} -> {own['global_batch']}"
+    old_mix, mix = (_plain(identity.get("mix") or []) for identity in (saved, own))
+    if old_mix != mix:
+        yield f"data_path: {_shares(old_mix)} -> {_shares(mix)}"
     for key in ("samples", "modalities", "parameters"):
         old, new = (_plain(identity.get(key)) for identity in (saved, own))
         if old is None or new is None or old == new:

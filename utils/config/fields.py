@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from multimae.specs.coercion import coerce
 
@@ -81,9 +82,9 @@ class Option:
 
     @property
     def base_hint(self) -> Any:
-        """Annotated type without ``| None``."""
+        """Annotated type without ``| None`` and further alternatives, which only YAML has."""
         members = [arg for arg in get_args(self.hint) if arg is not type(None)]
-        return members[0] if type(None) in get_args(self.hint) else self.hint
+        return members[0] if get_origin(self.hint) in (Union, UnionType) else self.hint
 
     @property
     def is_bool(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from utils.config.fields import option
 from utils.config.options import (
@@ -22,6 +23,11 @@ from utils.config.options import (
 class PretrainDataOptions(DataOptions):
     """Data."""
 
+    data_path: str | tuple[Mapping[str, Any], ...] = option(  # type: ignore[assignment]
+        "ADD_DATA_PATH_HERE",
+        "Training images: one sub-folder per modality, same file names; in YAML also a list of "
+        "{path, weight} to sample from",
+    )
     in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
     out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
     missing: Literal["error", "allow"] = option(
@@ -37,9 +43,35 @@ class PretrainDataOptions(DataOptions):
         (3 / 4, 4 / 3), "Smallest and largest width / height of a crop", within="(0, inf)"
     )
 
+    @property
+    def sources(self) -> tuple[Mapping[str, Any], ...]:
+        """Training folders with their weights; empty for a single folder."""
+        return () if isinstance(self.data_path, str) else self.data_path
+
+    @property
+    def mix(self) -> list[tuple[str, float]]:
+        """Paths and normalized weights of ``sources``."""
+        total = sum(source["weight"] for source in self.sources)
+        return [(s["path"], round(s["weight"] / total, 9)) for s in self.sources]
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Training folders."""
+        if isinstance(self.data_path, str):
+            return (self.data_path,)
+        return tuple(str(source.get("path", "")) for source in self.data_path)
+
     def problems(self) -> Iterator[str]:
-        """Invalid modalities, empty ranges."""
+        """Invalid modalities, empty ranges, invalid sources."""
         yield from super().problems()
+        if not self.roots:
+            yield "data_path: the list is empty"
+        for i, source in enumerate(self.sources):
+            weight = source.get("weight")
+            if set(source) != {"path", "weight"} or not isinstance(source["path"], str):
+                yield f"data_path: entry {i} is {dict(source)}; expected {{path: ..., weight: ...}}"
+            elif not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                yield f"data_path: weight {weight!r} of {source['path']} is not above 0"
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, key)
             if low > high:
@@ -179,6 +211,8 @@ class PretrainConfig(RunConfig):
             table = self.table()
         except ValueError:  # the data section reports it
             return
+        if self.data.sources and any(m.normalization == "computed" for m in table.values()):
+            yield "data_path: normalization computed needs a single folder; set mean and std"
         used = tuple(dict.fromkeys((*self.in_names, *outputs, *self.out_names)))
         yield from self.data.unused_problems(used)
         size, patch = self.model.input_size, self.model.patch_size

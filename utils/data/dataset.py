@@ -123,6 +123,10 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         samples.block = getattr(keys, "block", None)
         return samples
 
+    def sampler(self, *args: Any, **options: Any) -> GlobalBatchSampler:
+        """Sampler of training batches; arguments of :class:`GlobalBatchSampler`."""
+        return GlobalBatchSampler(*args, **options)
+
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
         return self.folder.name(self._folder_index(index))

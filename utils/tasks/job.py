@@ -45,6 +45,7 @@ class Job(ABC, Generic[TaskT]):
         start: Weights to start from; ``None`` for initial ones.
         starts_with_heads: Also load their decoders and heads.
         modalities: Modalities in order; must not change on resume.
+        mix: Training folders and their shares, of a mix; must not change on resume.
         skip_grad: Gradient norm above which steps are skipped.
     """
 
@@ -54,6 +55,7 @@ class Job(ABC, Generic[TaskT]):
     start: StartWeights | None = None
     starts_with_heads = False
     modalities: Sequence[Modality]
+    mix: Sequence[tuple[str, float]] = ()
     skip_grad: float | None = None
 
     @abstractmethod
@@ -190,6 +192,7 @@ def _initial_state(
         identity={
             "samples": train_set.fingerprint(),
             "modalities": [m.name for m in job.modalities],
+            "mix": list(job.mix),
         },
         full_model_builder=full_model_builder,
     )

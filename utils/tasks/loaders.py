@@ -138,7 +138,7 @@ def train_loader(
     cfg: RunConfig, dataset: MultiModalDataset, world: World
 ) -> tuple[DataLoader[Any], GlobalBatchSampler]:
     """Training loader of this rank, and its sampler."""
-    sampler = GlobalBatchSampler(
+    sampler = dataset.sampler(
         len(dataset),
         cfg.runtime.batch_size,
         rank=world.rank,

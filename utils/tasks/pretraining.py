@@ -297,7 +297,11 @@ def run_modalities(
 
         source, spec = trained_spec(newest_checkpoint(cfg.checkpoint), start)
         cfg, _ = with_trained_inputs(cfg, spec, source, computes_statistics=True)
-    names = read_class_names(cfg.data.data_path) if cfg.data.data_path else None
+    names = read_class_names(cfg.data.roots[0]) if cfg.data.roots[0] else None
+    if cfg.data.sources:
+        from utils.data.mixing import common_class_names
+
+        names = common_class_names(cfg.data.roots)
     if names is None:
         from multimae.specs.class_names import COCO_CLASSES
 
@@ -309,12 +313,11 @@ def run_modalities(
         for name, m in cfg.table().items()
     }
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
-    wanted = with_no_data_tags(wanted, cfg.data.data_path, cfg.data.eval_data_path)
+    wanted = with_no_data_tags(wanted, *cfg.data.roots, cfg.data.eval_data_path)
     if any(m.normalization == "computed" for m in wanted):
         from utils.data.statistics import resolve_statistics
 
-        find = index_finder(cfg, world)
-        wanted = resolve_statistics(wanted, cfg.data.data_path, world, find)
+        wanted = resolve_statistics(wanted, cfg.data.roots[0], world, index_finder(cfg, world))
     filled = {m.name: m for m in wanted}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
 
@@ -330,7 +333,15 @@ def build_train_set(
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    return _dataset(cfg, cfg.data.data_path, transform, world, train=True)
+    folders = [_folder(cfg, root, transform, world, train=True) for root in cfg.data.roots]
+    if not cfg.data.sources:
+        return build_dataset(MultiModalDataset, cfg, folders[0], transform, world=world, train=True)
+    from utils.data.mixing import MixedDataset, MixedFolder
+
+    weights = [float(source["weight"]) for source in cfg.data.sources]
+    return build_dataset(
+        MixedDataset, cfg, MixedFolder(folders), transform, world=world, train=True, weights=weights
+    )
 
 
 def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator[str]:
@@ -353,7 +364,9 @@ def build_eval_set(
 ) -> MultiModalDataset:
     """Evaluation set of ``path``: at most ``--max_val_images`` samples, centre-cropped."""
     transform = EvalTransform(modalities, cfg.model.input_size)
-    return _dataset(cfg, path, transform, world, limit=cfg.data.max_val_images)
+    folder = _folder(cfg, path, transform, world, train=False)
+    limit = cfg.data.max_val_images
+    return build_dataset(MultiModalDataset, cfg, folder, transform, world=world, limit=limit)
 
 
 def model_spec(
@@ -448,15 +461,9 @@ def pretrain_optimizer(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.O
     )  # fmt: skip
 
 
-def _dataset(
-    cfg: PretrainConfig,
-    path: str,
-    transform: JointTransform,
-    world: World,
-    *,
-    train: bool = False,
-    limit: int | None = None,
-) -> MultiModalDataset:
+def _folder(
+    cfg: PretrainConfig, path: str, transform: JointTransform, world: World, *, train: bool
+) -> MultiModalFolder:
     skip, allow = train and cfg.data.skips_bad, cfg.data.missing == "allow"
     folder = MultiModalFolder(
         path,
@@ -466,9 +473,7 @@ def _dataset(
         find=index_finder(cfg, world),
     )
     _check_patterns(cfg, folder)
-    return build_dataset(
-        MultiModalDataset, cfg, folder, transform, world=world, train=train, limit=limit
-    )
+    return folder
 
 
 def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
