@@ -95,14 +95,22 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
         help="print the metrics of --eval, and write DIR/metrics.json: a data root, a folder of "
         "truths with the names of the images, or class folders",
     )  # fmt: skip
-    group.add_argument(
-        "--seg_reduce_zero_label", action=argparse.BooleanOptionalAction, default=None,
-        help="stored label 0 is void and classes count from 1 (as the weights say)",
+    _add_switch(
+        group, "seg_reduce_zero_label", "no_seg_reduce_zero_label",
+        "stored label 0 is void and classes count from 1 (as the weights say)",
     )  # fmt: skip
-    group.add_argument(
-        "--use_mask_valid", action=argparse.BooleanOptionalAction, default=None,
-        help="read mask_valid from the data root (as the weights say, where it exists)",
+    _add_switch(
+        group, "use_mask_valid", "no_mask_valid",
+        "read mask_valid from the data root (as the weights say, where it exists)",
     )  # fmt: skip
+
+
+def _add_switch(group: argparse._ArgumentGroup, on: str, off: str, text: str) -> None:
+    """Add a flag and its opposite; ``None`` if neither is given."""
+    group.add_argument(f"--{on}", action="store_true", default=None, help=text)
+    group.add_argument(
+        f"--{off}", dest=on, action="store_false", default=None, help=f"the opposite of --{on}"
+    )
 
 
 def _add_computation(parser: argparse.ArgumentParser, default: PredictionOptions) -> None:
@@ -117,16 +125,23 @@ def _add_computation(parser: argparse.ArgumentParser, default: PredictionOptions
 
     group = parser.add_argument_group("computation")
     group.add_argument(
-        "--batch_size", type=_positive, default=default.batch_size, help="(%(default)s)"
+        "--batch_size",
+        type=_positive,
+        default=default.batch_size,
+        help="images at a time (%(default)s)",
     )
     group.add_argument(
         "--num_workers", type=_count, default=default.num_workers,
         help="processes that decode images (%(default)s)",
     )  # fmt: skip
-    group.add_argument("--device", default=default.device, help="cpu, cuda, ... (%(default)s)")
+    group.add_argument(
+        "--device",
+        default=default.device,
+        help="cpu, cuda, cuda:N or mps; auto: cuda if there is one (%(default)s)",
+    )
     group.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default=default.precision,
-        help="(%(default)s)",
+        help="autocast type; auto: the best of the device (%(default)s)",
     )  # fmt: skip
 
 

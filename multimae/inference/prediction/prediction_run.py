@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import blake2b
@@ -141,6 +141,8 @@ class _Run:
         zero_is_void = options.seg_reduce_zero_label
         if zero_is_void is None:
             zero_is_void = first_id_is_void(head)
+        if zero_is_void is None and self.truth is not None:
+            zero_is_void = self.truth.zero_is_void
         if zero_is_void is None:
             self.samples.notes.append(
                 "the weights do not say whether label 0 is void: ids count from 0; if it was in "
@@ -180,7 +182,7 @@ def run(options: PredictionOptions) -> int:
     with torch.inference_mode():
         job = _Run(options)
         outputs = job.outputs()
-        _claim(options, job.model, job.samples)
+        _claim(options, job.model, job.samples, outputs.values())
         for note in job.samples.notes:
             print(note)
         pending = [
@@ -322,7 +324,9 @@ def model_digest(model: MultiMAE) -> str:
     return digest.hexdigest()
 
 
-def _claim(options: PredictionOptions, model: MultiMAE, samples: Samples) -> None:
+def _claim(
+    options: PredictionOptions, model: MultiMAE, samples: Samples, outputs: Iterable[HeadOutput]
+) -> None:
     """Write ``predict.json``, or compare it with that of an earlier run.
 
     Raises:
@@ -337,7 +341,10 @@ def _claim(options: PredictionOptions, model: MultiMAE, samples: Samples) -> Non
             )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {options.out} is not a folder.")
-    chosen = {name: asdict(options)[name] for name in (*_FIXED, "seg_reduce_zero_label")}
+    chosen = {name: asdict(options)[name] for name in _FIXED}
+    chosen["seg_reduce_zero_label"] = any(
+        bool(output.first) for output in outputs if isinstance(output, LabelOutput)
+    )
     record = {
         "model": options.model,
         "digest": model_digest(model),

@@ -51,9 +51,11 @@ class Truth(ABC):
     Attributes:
         modalities: Modalities of its files, to be framed with the inputs.
         scores: Metrics so far.
+        zero_is_void: Whether stored label 0 is void; ``None`` where truth is no label map.
     """
 
     modalities: tuple[Modality, ...] = ()
+    zero_is_void: bool | None = None
     scores: Scores
 
     @abstractmethod
@@ -172,7 +174,7 @@ class _Labels(_Files):
     def __init__(
         self, root: Path, head: HeadSpec, device: torch.device, zero_is_void: bool
     ) -> None:
-        self._head, self._zero_is_void = head, zero_is_void
+        self._head, self.zero_is_void = head, zero_is_void
         target = replace(stored_target(head.target), name=f"true_{head.target.name}")
         target = replace(target, folder=head.target.data_folder)
         super().__init__(root, [head.name], [target])
@@ -185,7 +187,7 @@ class _Labels(_Files):
         pixels[target.name] = labels = with_void(np.asarray(pixels[target.name]), target)
         path, classes = self._folder.path(self._index[name], target), self._head.target.num_classes
         largest = max(size, size_of(labels))
-        problem = label_problem(labels, path, largest, classes, self._zero_is_void)
+        problem = label_problem(labels, path, largest, classes, bool(self.zero_is_void))
         if problem:
             raise ImageError(problem)
         return pixels
@@ -194,7 +196,7 @@ class _Labels(_Files):
         logits = outputs[self._head.name]
         stored = samples.images[self.modalities[0].name].to(logits.device)
         inside = samples.mask.to(logits.device)
-        self.scores.update(logits, class_labels(stored, inside, self._zero_is_void), ~inside)
+        self.scores.update(logits, class_labels(stored, inside, bool(self.zero_is_void)), ~inside)
 
 
 class _Depth(_Files):

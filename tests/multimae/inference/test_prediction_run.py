@@ -272,3 +272,29 @@ def test_reconstruction(tmp_path: Path) -> None:
     assert (tmp_path / "rgb/depth/a/000.tiff").exists()  # in standard deviations
     shutil.rmtree(tmp_path / "rgb")
     assert predict(model, data / "rgb", tmp_path / "rgb", "--visible", "100") == 2
+
+
+def test_flags_override_what_the_weights_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of earlier versions do not say whether label 0 is void."""
+    root = photos(tmp_path / "photos", "0.jpg")
+    model = segmenter(tmp_path / "m.safetensors", zero_is_void=None)
+    maps = {}
+    for name, flags in {
+        "unknown": [], "void": ["--seg_reduce_zero_label"], "class": ["--no_seg_reduce_zero_label"]
+    }.items():  # fmt: skip
+        assert predict(model, root, tmp_path / name, *flags) == 0
+        maps[name] = np.asarray(Image.open(tmp_path / name / "semseg/0.png"))
+        assert ("--seg_reduce_zero_label" in capsys.readouterr().out) == (not flags)
+    assert np.array_equal(maps["void"], maps["class"] + 1)
+    assert np.array_equal(maps["unknown"], maps["class"])
+    truth = tmp_path / "truth"  # whose classes.json tells
+    shutil.copytree(tmp_path / "void", truth)
+    assert predict(model, root, tmp_path / "scored", "--truth", truth) == 0
+    assert json.loads((tmp_path / "scored/metrics.json").read_text())["mean_iou"] == 100
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "scored/semseg/0.png")), maps["void"])
+    assert predict(model, root, tmp_path / "scored") == 2  # would count from 0
+    (truth / "classes.json").unlink()
+    assert predict(model, root, tmp_path / "unclear", "--truth", truth) == 2
+    assert "--no_seg_reduce_zero_label" in capsys.readouterr().err
