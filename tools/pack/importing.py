@@ -131,7 +131,7 @@ def _add_tar(inventory: Inventory, path: Path, options: ImportOptions, spool: Sp
         for folder, column in options.columns.items()
         for extension in column.split(",")
     }
-    version, size = version_of(path), path.stat().st_size
+    version = version_of(path)
     with tarfile.open(path) as archive:
         for member in archive:
             where = PurePosixPath(member.name)
@@ -141,8 +141,6 @@ def _add_tar(inventory: Inventory, path: Path, options: ImportOptions, spool: Sp
             key, extension = str(where.parent / stem), extension.lower()
             if not member.isfile() or member.issparse():
                 raise UserError(f"{path}: {member.name} is not a regular file. Remove it.")
-            if member.offset_data + member.size > size and spool is None:
-                raise UserError(f"{path}: {member.name} ends too early. Copy the file again.")
             content = None
             if spool is not None or extension == options.class_column:
                 stream = archive.extractfile(member)
