@@ -162,9 +162,14 @@ def report_runs(samples: int, work_dir: Path, processes: int) -> None:
     base_s, base_mb = measure_run(work_dir / "few", work_dir, processes, 1)
     print(f"{'start':<24}{'to the step':>12}{'above few':>12}{'peak':>10}{'above few':>12}")
     print(f"{'8 samples':<24}{base_s:>10.1f} s{'':>12}{base_mb:>7.0f} MB", flush=True)
+    base = {1: (base_s, base_mb), 2: measure_run(work_dir / "few", work_dir, processes, 2)}
+    print(
+        f"{'8 samples, resumed':<24}{base[2][0]:>10.1f} s{'':>12}{base[2][1]:>7.0f} MB", flush=True
+    )
     for name in ("plain", "packed"):
         for step, label in ((1, "first"), (2, "resumed")):
             seconds, mb = measure_run(work_dir / name, work_dir, processes, step)
+            base_s, base_mb = base[step]
             print(
                 f"{f'{name}, {label}':<24}{seconds:>10.1f} s{seconds - base_s:>10.1f} s"
                 f"{mb:>7.0f} MB{mb - base_mb:>9.0f} MB",

@@ -34,6 +34,7 @@ SHARD, FILES = "shard", "files"
 VERSION = 2
 """Since 2: :func:`record_checksum`, and TIFF files as files."""
 _NOT_A_NAME = re.compile(rb"(?:^|[\0/])\.{0,2}(?=[\0/]|$)")  # among names joined by NUL
+_NAMES_AT_A_TIME = 2**16
 _MAX_INFLATION = 1040  # DEFLATE shrinks at most 1032 times
 
 
@@ -174,10 +175,11 @@ def check_index(contents: Contents, records: Records, names: npt.NDArray[np.byte
         raise ValueError(f"it holds {records.dtype} and {names.dtype}")
     if not len(records) == len(names) == contents.count:
         raise ValueError(f"{len(records)} records, {len(names)} names, {contents.count} files")
-    listed = names.tolist()
-    joined = b"\0".join(listed)
-    if listed and (_NOT_A_NAME.search(joined) or joined.count(b"\0") >= len(listed)):
-        raise ValueError("a name is empty or outside the folder")
+    for first in range(0, len(names), _NAMES_AT_A_TIME):
+        listed = names[first : first + _NAMES_AT_A_TIME].tolist()
+        joined = b"\0".join(listed)
+        if _NOT_A_NAME.search(joined) or joined.count(b"\0") >= len(listed):
+            raise ValueError("a name is empty or outside the folder")
     _refuse(names[1:] <= names[:-1], names[1:], "names are not sorted and unique")
     for problem, bad in _bad_records(contents, records):
         _refuse(bad, names, problem)
