@@ -28,6 +28,7 @@ if __package__ in (None, ""):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from multimae.specs.errors import UserError, run_command
+from multimae.specs.label_map import parse_label_map
 from multimae.specs.modalities import ModalityTable, default_table, select
 from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset
 from tools.doctor.findings import Finding, count
@@ -121,8 +122,14 @@ def _with_void(table: ModalityTable, content: dict[str, Any]) -> ModalityTable:
     if not isinstance(count, int):
         return table
     ids = count + bool(content.get("seg_reduce_zero_label"))
+    fields = {
+        "suffix": str(content.get("label_suffix") or ""),
+        "label_map": parse_label_map(content.get("label_map") or {}),
+    }
     return {
-        name: dataclasses.replace(m, num_classes=ids, no_data=255.0) if name == SEGMENTED else m
+        name: dataclasses.replace(m, num_classes=ids, no_data=255.0, **fields)
+        if name == SEGMENTED
+        else m
         for name, m in table.items()
     }
 

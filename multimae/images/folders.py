@@ -186,7 +186,7 @@ class MultiModalFolder:
 
     def suffix(self, modality: Modality) -> str:
         """Ending of every file name of a modality, before the extension."""
-        return ""
+        return modality.suffix
 
     @property
     def selection(self) -> object:

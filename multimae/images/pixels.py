@@ -243,7 +243,7 @@ def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     channels = 1 if values.ndim == 2 else values.shape[-1]
-    want = 1 if modality.is_labels else modality.num_channels
+    want = modality.file_channels
     if values.ndim not in (2, 3) or channels != want:
         shape = "(H, W)" if want == 1 else f"(H, W, {want})"
         raise ImageError(
@@ -308,16 +308,29 @@ def _floats(values: Array, source: object, modality: Modality) -> Array:
 
 
 def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
+    if modality.has_colour_labels:
+        if image.mode in _TO_RGB:
+            _check_opaque(image, source, modality)
+            image = image.convert("RGB")
+        return class_ids(np.asarray(image), source, modality)
     if image.mode not in {"1", "L", "P"} | _WIDE:
         raise ImageError(
             f"{source}: modality '{modality.name}' holds class ids, which need a single-channel or "
-            f"palette image; this one has mode {image.mode}. Map its colours to ids first."
+            f"palette image; this one has mode {image.mode}. Map its colours to ids: label_map "
+            "{'#rrggbb': id}."
         )
     return class_ids(np.asarray(image), source, modality)
 
 
 def class_ids(ids: Array, source: object, modality: Modality) -> Array:
-    """Check that the modality has every class id."""
+    """Apply the ``label_map``; check that the modality has every class id."""
+    if modality.label_map:
+        from multimae.specs.label_map import map_labels
+
+        try:
+            ids = map_labels(ids, modality.label_map)
+        except ValueError as err:
+            raise ImageError(f"{source}: modality '{modality.name}': {err}") from err
     known = ids if modality.no_data is None else ids[ids != modality.no_data]
     low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
     if low < 0 or high >= modality.num_classes:

@@ -96,14 +96,14 @@ def read_tiff(data: bytes, source: object, modality: Modality, max_pixels: float
         ImageError: The file does not fit the modality or cannot be read exactly.
     """
     try:
-        bands = read_bands(data, 1 if modality.is_labels else modality.num_channels, max_pixels)
+        bands = read_bands(data, modality.file_channels, max_pixels)
         return _pixels(bands, source, modality)
     except TiffError as err:
         raise ImageError(f"{source}: modality '{modality.name}': the file {err}.") from err
 
 
 def _pixels(bands: Bands, source: object, modality: Modality) -> Pixels:
-    values, want = bands.values, 1 if modality.is_labels else modality.num_channels
+    values, want = bands.values, modality.file_channels
     _check_no_data(bands, modality)
     check_encoding(Encoding(0, bool(bands.lossy)), bands.lossy, source, modality)
     if bands.has_alpha and values.shape[-1] != want:
@@ -122,7 +122,7 @@ def _pixels(bands: Bands, source: object, modality: Modality) -> Pixels:
         if bands.palette is None:
             scaled = values.astype(np.uint8) * np.uint8(255 // (2**bands.bits - 1))
             return checked(Image.fromarray(scaled), source, modality, Encoding(bands.bits))
-    if bands.palette is not None and not modality.is_labels:
+    if bands.palette is not None and (not modality.is_labels or modality.has_colour_labels):
         if not is_byte:
             raise TiffError("has a palette of more than 256 colours, which is not read")
         image = Image.fromarray(values)
@@ -171,7 +171,7 @@ def is_plain(path: Path, modality: Modality) -> bool:
 
 def _check_no_data(bands: Bands, modality: Modality) -> None:
     """Refuse pixels that GDAL's tag declares empty, and the modality does not."""
-    if bands.no_data is None:
+    if bands.no_data is None or modality.label_map:
         return
     with np.errstate(over="ignore"):
         empty = np.float64(np.float32(bands.no_data))

@@ -41,6 +41,17 @@ def stored_target(target: Modality) -> Modality:
     return dataclasses.replace(target, num_classes=IGNORE + 1, class_names=())
 
 
+def with_no_data(target: Modality, stored: float | None) -> Modality:
+    """Add the stored value of empty pixels, which are void."""
+    if stored is None:
+        return target
+    if target.label_map:
+        from multimae.specs.label_map import with_stored_void
+
+        return dataclasses.replace(target, label_map=with_stored_void(target.label_map, stored))
+    return dataclasses.replace(target, no_data=stored)
+
+
 def mask_modality() -> Modality:
     """Modality of the maps of valid pixels."""
     return Modality(MASK_VALID, num_channels=1, interpolation="nearest", plot="scalar")

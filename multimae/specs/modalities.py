@@ -23,6 +23,8 @@ from multimae.specs.coercion import coerce, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+VOID = 255
+"""Class id of pixels without a class in a ``label_map``."""
 UNIT_16_BIT = 65536.0
 """``robust_unit`` of 16-bit depth in pre-training (SPEC section 5)."""
 
@@ -47,6 +49,7 @@ class Modality:
         stride: Resolution in the model is ``1/stride`` of full resolution.
         patch_size: Patch side in full-resolution pixels; ``None``: the model's.
         folder: Sub-folder of the data root; ``None``: ``name``.
+        suffix: Ending of the file names before the extension; other files are ignored.
         storage: File format: ``integer`` (8 or 16 bits, see ``max_value``) or ``float``.
         normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: standardised per
             sample with the mean and variance of the middle 80 % of ``x / robust_unit`` (SPEC
@@ -72,6 +75,9 @@ class Modality:
             not an input (``norm_rgb`` from ``rgb``).
         dim_class_emb: Width of the class embedding of ``labels``.
         class_names: Names by class id, for legends.
+        label_map: Stored ids or colours and the class ids that they mean, see
+            :mod:`multimae.specs.label_map`; empty: stored ids are class ids. Class id 255 is
+            ``no_data``. Other fields are about class ids.
         plot: Display: colours, colour map, grey, palette, or directions.
         plot_channels: Channels to display: three as RGB, or one; empty: the first ones.
     """
@@ -83,6 +89,7 @@ class Modality:
     stride: int = 1
     patch_size: int | None = None
     folder: str | None = None
+    suffix: str = ""
     storage: Storage = "integer"
     normalization: Normalization = "mean_std"
     robust_unit: float = 1.0
@@ -101,6 +108,7 @@ class Modality:
     class_names: tuple[str, ...] = ()
     plot: Plot = "rgb"
     plot_channels: tuple[int, ...] = ()
+    label_map: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check for contradictory fields."""
@@ -109,6 +117,9 @@ class Modality:
         elif self.no_data is not None and self.storage == "float":
             # Pixels are float32, where -99.9 is -99.90000153.
             object.__setattr__(self, "no_data", _as_float32(self.no_data))
+        has_void = any(entry.endswith(f"={VOID}") for entry in self.label_map)
+        if has_void and self.no_data is None and self.num_classes <= VOID:
+            object.__setattr__(self, "no_data", float(VOID))
         problems = list(self._problems())
         if problems:
             raise ValueError(f"modality '{self.name}': " + "; ".join(problems))
@@ -126,6 +137,8 @@ class Modality:
             yield "stride and patch_size must be >= 1"
         if self.max_value <= 0:
             yield "max_value must be positive"
+        if {"/", "\\"} & set(self.suffix):
+            yield "suffix is the ending of a file name, without folders"
         if self.robust_unit <= 0:
             yield "robust_unit must be positive"
         if self.loss_weight < 0:
@@ -140,6 +153,11 @@ class Modality:
             yield "labels need interpolation: nearest (ids must not be blended)"
         if self.storage != "integer" or self.normalization == "computed":
             yield "labels are integers without normalisation"
+        targets = {int(entry.rpartition("=")[2]) for entry in self.label_map}
+        # A target whose id 0 is void has one class id more than classes.
+        wrong = [t for t in targets if t > self.num_classes and t not in (VOID, self.no_data)]
+        if wrong:
+            yield f"label_map: class id {min(wrong)} is not below num_classes {self.num_classes}"
 
     def _image_problems(self) -> Iterator[str]:
         channels = self.num_channels
@@ -155,6 +173,8 @@ class Modality:
         for key in ("hflip_negate", "plot_channels"):
             if any(not 0 <= c < channels for c in getattr(self, key)):
                 yield f"{key} must be channel indices below {channels}"
+        if self.label_map:
+            yield "label_map is for kind: labels"
         if self.plot in _DIRECTIONS and channels != 3:
             yield f"plot: {self.plot} needs num_channels: 3"
         if self.no_data is not None and self.interpolation != "nearest":
@@ -166,6 +186,16 @@ class Modality:
     def is_labels(self) -> bool:
         """Whether pixels are class ids."""
         return self.kind == "labels"
+
+    @property
+    def has_colour_labels(self) -> bool:
+        """Whether files show class ids as colours."""
+        return bool(self.label_map) and self.label_map[0].startswith("#")
+
+    @property
+    def file_channels(self) -> int:
+        """Channels of the files."""
+        return (3 if self.has_colour_labels else 1) if self.is_labels else self.num_channels
 
     @property
     def is_photo(self) -> bool:
@@ -199,7 +229,7 @@ def _as_float32(value: float) -> float:
 
 
 NOT_PREPARATION = (
-    *("name", "folder", "source", "loss", "loss_weight", "norm_pix", "plot_channels"),
+    *("name", "folder", "suffix", "source", "loss", "loss_weight", "norm_pix", "plot_channels"),
 )
 PREPARATION = tuple(f.name for f in dataclasses.fields(Modality) if f.name not in NOT_PREPARATION)
 """Fields that determine how stored values become tokens."""
@@ -329,6 +359,10 @@ def _coerce_fields(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any]
             )
             continue
         try:
+            if key == "label_map":
+                from multimae.specs.label_map import parse_label_map
+
+                value = parse_label_map(value)
             fields[key] = coerce(value, _HINTS[key])
         except ValueError as err:
             problems.append(f"modality '{name}': {key}: {err}")

@@ -29,7 +29,8 @@ def prepared_as(
     differing = []
     for field in PREPARATION:
         own, theirs = getattr(declared, field), getattr(trained, field)
-        if field == "class_names" and not theirs:
+        mapped_by_user = field == "label_map" and field in explicit  # to the weights' class ids
+        if mapped_by_user or (field == "class_names" and not theirs):
             values[field] = own
         elif field in explicit and (
             text := differing_fields(declared, trained, [field], patch_size)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from multimae.images.folders import CLASSES_FILE, read_class_names, with_no_data_tags
 from multimae.images.pixels import ImageError, check_readable, range_problems
 from multimae.specs.errors import RunError, UserError
+from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from tools.doctor.alignment.agreement import PairSummary, summarise_pairs
 from tools.doctor.alignment.edges import Floats
@@ -191,6 +192,8 @@ def _with_class_names(
     ]
     if names is None or len(unnamed) != 1:
         return tuple(modalities)
+    (first,) = unnamed
+    names = mapped_names(names, first.label_map)
     return tuple(
         dataclasses.replace(modality, class_names=names) if modality in unnamed else modality
         for modality in modalities

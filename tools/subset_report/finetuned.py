@@ -28,6 +28,7 @@ from multimae.inference.truth import IGNORE, stored_target
 from multimae.multimae import MultiMAE
 from multimae.specs.errors import UserError
 from multimae.specs.heads import MM_PER_M, HeadOptions, HeadSpec, LinearOptions
+from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
@@ -190,6 +191,7 @@ def _truth(head: HeadSpec, data: str | Path) -> _Truth:
     if not head.target.is_labels:
         return _Truth(head.target)
     names, classes = read_class_names(data), head.target.class_names
+    names = mapped_names(names or (), head.target.label_map)
     first = int(bool(names) and len(names or ()) == head.target.num_classes + 1)
     if names and classes and names[first:] != classes:
         raise UserError(

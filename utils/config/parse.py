@@ -226,6 +226,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
+        node.value = [(_scalar_key(key), value) for key, value in node.value]
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
@@ -236,6 +237,14 @@ class _Loader(yaml.SafeLoader):
                 )
             seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+def _scalar_key(node: yaml.Node) -> yaml.Node:
+    """A list as a key, such as the colour ``[128, 64, 128]``, as text."""
+    if not isinstance(node, yaml.SequenceNode):
+        return node
+    text = ", ".join(str(item.value) for item in node.value)
+    return yaml.ScalarNode("tag:yaml.org,2002:str", f"[{text}]", node.start_mark, node.end_mark)
 
 
 class _Dumper(yaml.SafeDumper):

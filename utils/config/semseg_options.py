@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from multimae.specs.modalities import Modality, ModalityTable
+from multimae.specs.label_map import parse_label_map, targets_of
+from multimae.specs.modalities import VOID, Modality, ModalityTable
 from utils.config.fields import option
 from utils.config.finetune_options import (
     DenseModelOptions,
@@ -48,6 +49,12 @@ class SemsegDataOptions(FinetuneDataOptions):
     )
     aug_name: Literal["simple"] = option("simple", "Augmentation")
     label_folder: str = option("semseg", "Folder of the label maps")
+    label_suffix: str = option("", "Ending of the label maps' names, such as _gtFine_labelIds")
+    label_map: Mapping[str, Any] = option(
+        dict,
+        "Stored ids or colours of the label maps and their classes: {7: 0, default: 255}, "
+        "{'#804080': 0}; 255: void",
+    )
     class_weights: tuple[str, ...] | None = class_weights_option()
 
     @property
@@ -97,12 +104,21 @@ class SemsegDataOptions(FinetuneDataOptions):
             loss="cross_entropy",
             plot="labels",
             class_names=class_names,
+            suffix=self.label_suffix,
+            label_map=parse_label_map(self.label_map),
         )
 
     def problems(self) -> Iterator[str]:
         """Inputs that read the labels."""
         yield from super().problems()
         yield from weight_problems(self.class_weights)
+        highest = self.num_classes - 1 + self.seg_reduce_zero_label
+        try:
+            ids = targets_of(parse_label_map(self.label_map)) - {VOID}
+            if ids and max(ids) > highest:
+                yield f"label_map: class id {max(ids)} is above {highest} (num_classes)"
+        except ValueError as err:
+            yield f"label_map: {err}"
         table = self.table() if not list(super().problems()) else {}
         for name in self.in_names:
             if name in table and table[name].data_folder == self.label_folder:

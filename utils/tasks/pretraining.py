@@ -306,12 +306,7 @@ def run_modalities(
         from multimae.specs.class_names import COCO_CLASSES
 
         names = COCO_CLASSES  # of the published pseudo labels
-    table = {
-        name: replace(m, class_names=names)
-        if m.is_labels and not m.class_names and len(names) == m.num_classes
-        else m
-        for name, m in cfg.table().items()
-    }
+    table = {name: _with_class_names(m, names) for name, m in cfg.table().items()}
     wanted = select(table, tuple(dict.fromkeys((*cfg.in_names, *cfg.out_names))))
     wanted = with_no_data_tags(wanted, *cfg.data.roots, cfg.data.eval_data_path)
     if any(m.normalization == "computed" for m in wanted):
@@ -320,6 +315,17 @@ def run_modalities(
         wanted = resolve_statistics(wanted, cfg.data.roots[0], world, index_finder(cfg, world))
     filled = {m.name: m for m in wanted}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
+
+
+def _with_class_names(m: Modality, names: Sequence[str]) -> Modality:
+    """Name the classes of labels, if there is one name per class."""
+    if not m.is_labels or m.class_names:
+        return m
+    if m.label_map:
+        from multimae.specs.label_map import mapped_names
+
+        names = mapped_names(names, m.label_map)
+    return replace(m, class_names=tuple(names)) if len(names) == m.num_classes else m
 
 
 def build_train_set(

@@ -17,15 +17,24 @@ from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder, no_data_tag, read_class_names
+from multimae.images.pack import AnyPath
 from multimae.images.preprocess import prepare_padded
 from multimae.inference.metrics import SegmentationMeter
-from multimae.inference.truth import IGNORE, LabelScores, class_labels, mask_modality, stored_target
+from multimae.inference.truth import (
+    IGNORE,
+    LabelScores,
+    class_labels,
+    mask_modality,
+    stored_target,
+    with_no_data,
+)
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture, with_void
 from multimae.plotting.predictions import prediction_grid
 from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadSpec
+from multimae.specs.label_map import mapped_names, parse_label_map
 from multimae.specs.modalities import Modality
 from utils.config.finetune_options import Split
 from utils.config.semseg_options import SemsegConfig
@@ -204,14 +213,14 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             check_same_classes(names, trained.target.class_names, root, "the weights")
             names = names or trained.target.class_names
         names = names or published_class_names(data.dataset_name, data.num_classes)
-        self.target = data.target(names)
+        self.target = replace(data.target(names), label_map=self._label_map)
         self.valid: Modality | None = None
         if data.use_mask_valid and any(m.plot == "scalar" for m in self.inputs):
             self.valid = mask_modality()
         extra = [self.valid] if self.valid else []
         self.stored = stored_target(self.target)
         tag = world.broadcast_from_main(lambda: no_data_tag(self.stored, *self.roots))
-        self.stored = replace(self.stored, no_data=tag)  # read as void
+        self.stored = with_no_data(self.stored, tag)
         self.modalities = [*self.inputs, *extra, self.stored]
 
     @cached_property
@@ -230,11 +239,24 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
     def _class_names(self, root: str) -> tuple[str, ...]:
         data = self.cfg.data
         return reduced_class_names(
-            read_class_names(root),
+            self._stored_names(root),
             data.num_classes,
             data.seg_reduce_zero_label,
             f"{root}/{CLASSES_FILE}",
         )
+
+    def _stored_names(self, root: AnyPath | str) -> tuple[str, ...]:
+        """Names of the ids of label maps, void included, after the ``label_map``."""
+        names = read_class_names(root) or ()
+        return mapped_names(names, self._label_map) if self._label_map else names
+
+    @property
+    def _label_map(self) -> tuple[str, ...]:
+        """The label map of the options; if unset, that of the weights to evaluate."""
+        data, trained = self.cfg.data, self.trained_head(HEAD)
+        if trained is not None and "label_map" not in data.set_by_user:
+            return trained.target.label_map
+        return parse_label_map(data.label_map)
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Yield statistics of the target labels and of label inputs."""
@@ -248,7 +270,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
 
     def _table(self, dataset: MultiModalDataset) -> LabelTable:
         reduced, classes = self.cfg.data.seg_reduce_zero_label, self.target.num_classes
-        void = (read_class_names(dataset.folder.root) or ("void",))[:1] if reduced else ()
+        void = (self._stored_names(dataset.folder.root) or ("void",))[:1] if reduced else ()
         return LabelTable(
             self.target.name,
             dataset.folder.root,

@@ -192,7 +192,7 @@ class Samples:
         if is_packed(path) or not rows:
             named = [m for m in self._spec.inputs if m.data_folder == path.name]
             row = self._single("a folder of images") if self._chosen or not named else named[0]
-            rows, root = [replace(row, folder=path.name)], path.parent
+            rows, root = [replace(row, folder=path.name, suffix="")], path.parent
         else:
             rows, root = self._chosen or rows, path
         folder = open_folder(root, rows, skip_incomplete=True)

@@ -39,6 +39,7 @@ from multimae.inference.truth import (
 )
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.heads import HeadSpec, LinearOptions
+from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 
@@ -118,6 +119,7 @@ def _zero_is_void(root: Path, head: HeadSpec) -> bool:
     if known is not None:
         return known
     names = read_class_names(root) or read_class_names(root.parent) or ()
+    names = mapped_names(names, head.target.label_map)
     for first in (0, 1):
         if len(names) == head.target.num_classes + first and head.target.class_names in (
             (),

@@ -138,6 +138,9 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
         for index in range(len(pack)):
             name = pack.name(index)
             key, size = name.rpartition(".")[0], int(pack.record(index)["size"])
+            if not key.endswith(modality.suffix):
+                continue
+            key = key.removesuffix(modality.suffix)
             found[key] = File(f"{top}/{name}", size, str(top), index)
     pending: list[tuple[str, str, tuple[str, ...]]] = [] if found else [("", str(top), ())]
     for prefix, folder, above in pending:
@@ -153,9 +156,9 @@ def _list(listing: Listing, modality: Modality) -> dict[str, File]:
             if entry.is_dir():
                 if os.path.realpath(entry.path) not in above:  # as training: no link to one above
                     pending.append((f"{prefix}{entry.name}/", entry.path, above))
-            elif stem and (dot + suffix).lower() in SUFFIXES:
+            elif stem.endswith(modality.suffix) and stem and (dot + suffix).lower() in SUFFIXES:
                 images += 1
-                key = prefix + stem
+                key = prefix + stem.removesuffix(modality.suffix)
                 if key in found:
                     text = f"and {found[key].path} have the same name: keep one."
                     note("error", "two-files", text, entry.path)
@@ -187,7 +190,11 @@ def _missing(listing: Listing) -> Iterator[Finding]:
         lacking = [key for key in union if key not in files] if files else []
         suffixes = Counter(Path(f.path).suffix for f in files.values()) if lacking else Counter()
         for key in lacking:
-            path = listing.root / modality.data_folder / (key + suffixes.most_common(1)[0][0])
+            path = (
+                listing.root
+                / modality.data_folder
+                / (key + modality.suffix + suffixes.most_common(1)[0][0])
+            )
             have = next(f.path for f in listing.sample(key).values())
             yield Finding(
                 "error",
