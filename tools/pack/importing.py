@@ -109,7 +109,7 @@ def _add_file(inventory: Inventory, path: Path, options: ImportOptions, spool: S
         elif name.endswith(".zip"):
             _add_tree(inventory, _zip_files(inventory, path), options)
         else:
-            from tools.pack.tables import add_table, table_files  # needs pyarrow
+            from tools.pack.image_tables import add_table, table_files  # needs pyarrow
 
             _require_columns(path, options, "rgb=image")
             for file in table_files(path):
