@@ -115,7 +115,7 @@ class MultiModalFolder:
         self._index = find(key, lambda: self._list(skip_incomplete, allow_missing))
         if self._index.entry is not None:
             packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
-            self._packs = {n: _open_pack(path, check=False) for n, path in packed}
+            self._packs = {n: open_pack(path, check=False) for n, path in packed}
         self.incomplete = [(to_path(path), problem) for path, problem in self._index.incomplete]
 
     def _key(self, *options: bool) -> str:
@@ -127,7 +127,7 @@ class MultiModalFolder:
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
         """List the folders and pair their files."""
         packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
-        self._packs = {n: _open_pack(path) for n, path in packed}
+        self._packs = {n: open_pack(path) for n, path in packed}
         listings: dict[str, Listing] = {}
         for m in self.modalities:
             listings[m.name] = found = self._listing(m)
@@ -450,7 +450,7 @@ def common_no_data(m: Modality, files: Iterable[tuple[str, Path | bytes]]) -> fl
 def _first_tiffs(folder: AnyPath) -> Iterator[tuple[str, Path | bytes]]:
     """A few TIFF files of a modality folder, plain or packed."""
     if is_packed(folder):
-        pack = _open_pack(folder)
+        pack = open_pack(folder)
         names = [pack.name(i).lower() for i in range(min(_PROBED, len(pack)))]
         tiffs = [i for i, name in enumerate(names) if name.endswith(TIFF_SUFFIXES)]
         for i in tiffs[:: max(1, len(tiffs) // _PROBED_TAGS)]:
@@ -498,7 +498,8 @@ def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
+def open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
+    """Packed modality folder, local or behind a URL; ``check`` the sizes of local shards."""
     if not isinstance(folder, Path):
         from multimae.images.pack.remote import RemotePack
 
@@ -511,6 +512,6 @@ def _open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
 def sub_folders(folder: AnyPath) -> list[str]:
     """Sorted names of the sub-folders of a modality folder, plain or packed."""
     if not isinstance(folder, Path) or is_packed(folder):
-        names = _open_pack(folder).names
+        names = open_pack(folder).names
         return sorted({os.fsdecode(name).partition("/")[0] for name in names if b"/" in name})
     return sorted(p.name for p in folder.iterdir() if p.is_dir())

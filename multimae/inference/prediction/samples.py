@@ -14,9 +14,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, open_pack
 from multimae.images.pack import AnyPath, is_packed, to_path
-from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES, read
 from multimae.specs.coercion import did_you_mean
@@ -53,7 +52,7 @@ def open_folder(
 def _first_name(folder: AnyPath) -> str:
     """Name, without extension, of some image of a modality folder; empty if it has none."""
     if is_packed(folder):
-        return os.path.splitext(os.fsdecode(PackedFolder(folder).names[0]))[0]
+        return os.path.splitext(os.fsdecode(open_pack(folder).names[0]))[0]
     for _, _, files in os.walk(folder) if isinstance(folder, Path) else ():
         for name in files:
             stem, suffix = os.path.splitext(name)

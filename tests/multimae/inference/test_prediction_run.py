@@ -22,6 +22,7 @@ from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, default_table
 from tests.support.image_folders import save
 from tests.support.scenes import write_scenes
+from tests.support.servers import http_server
 from tools import pack_dataset
 
 RGB = default_table()["rgb"]
@@ -185,6 +186,9 @@ def test_data_roots_and_packs_feed_the_modalities_they_hold(tmp_path: Path) -> N
     assert pack_dataset.main(["--data_path", str(data), "--out", str(packed)]) == 0
     assert predict(model, data, tmp_path / "both") == 0
     assert predict(model, packed, tmp_path / "packed_both") == 0
+    with http_server(packed) as server:
+        assert predict(model, server.url, tmp_path / "url") == 0
+    assert files(tmp_path / "url/semseg") == files(tmp_path / "packed_both/semseg")
     assert predict(model, data / "rgb", tmp_path / "rgb") == 0
     assert predict(model, packed / "rgb", tmp_path / "packed_rgb") == 0
     assert predict(model, data, tmp_path / "only_rgb", "--inputs", "rgb") == 0
