@@ -179,7 +179,10 @@ def test_nothing_is_written_over_data(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (data / "predict.json").exists()
 
 
-def test_data_roots_and_packs_feed_the_modalities_they_hold(tmp_path: Path) -> None:
+def test_data_roots_and_packs_feed_the_modalities_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTIMAE_CACHE", str(tmp_path / "cache"))
     data = write_scenes(tmp_path / "data", 4)
     model = segmenter(tmp_path / "m.safetensors")
     packed = tmp_path / "packed"
