@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
@@ -25,10 +25,12 @@ import numpy.typing as npt
 from multimae.images.listing import (
     ABSENT,
     LAYOUT,
+    FindIndex,
     Listing,
     Names,
     SampleIndex,
     list_folder,
+    list_now,
     merge,
     paired,
     refuse_incomplete,
@@ -49,16 +51,9 @@ CLASSES_FILE = "classes.json"
 TIFF_SUFFIXES = (".tif", ".tiff")
 _PROBED, _PROBED_TAGS = 256, 16  # files of a folder among which TIFF files are looked for, and read
 _LARGEST = 65535
-FindIndex = Callable[[str, Callable[[], SampleIndex]], SampleIndex]
-"""Finds the index with a key, or calls the function, which lists the samples."""
 _INDEX_VERSION = 1
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 """A pack may hold JPEG files as pixels under these names only."""
-
-
-def list_now(key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
-    """A :data:`FindIndex` that keeps nothing."""
-    return list_samples()
 
 
 def stored_modalities(modalities: Sequence[Modality]) -> tuple[Modality, ...]:
@@ -316,27 +311,6 @@ class MultiModalFolder:
         path = self._folders[have.name] / f"{key}{self.suffix(have)}{extension}"
         missing = ", ".join(f"'{n}' ({self._folders[n]})" for n, i in at.items() if i < 0)
         return str(path), f"{path}: no file of the same name for modality {missing}."
-
-
-class SamplePaths(Mapping[str, AnyPath]):
-    """Files of a sample by modality, for messages."""
-
-    def __init__(self, folder: MultiModalFolder, index: int) -> None:
-        """``index``: the sample."""
-        self._folder, self._index = folder, index
-        self._modalities = {m.name: m for m in folder.modalities}
-
-    def __getitem__(self, name: str) -> AnyPath:
-        """File of a modality."""
-        return self._folder.path(self._index, self._modalities[name])
-
-    def __iter__(self) -> Iterator[str]:
-        """The modalities."""
-        return iter(self._modalities)
-
-    def __len__(self) -> int:
-        """Number of modalities."""
-        return len(self._modalities)
 
 
 def _modality_folders(root: str | AnyPath, modalities: Sequence[Modality]) -> Mapping[str, AnyPath]:

@@ -10,7 +10,7 @@ import os
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -141,6 +141,15 @@ class SampleIndex:
     def num_files(self) -> int:
         """Images of all modalities."""
         return sum(self.found.values())
+
+
+FindIndex = Callable[[str, Callable[[], SampleIndex]], SampleIndex]
+"""Finds the index with a key, or calls the function, which lists the samples."""
+
+
+def list_now(key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
+    """A :data:`FindIndex` that keeps nothing."""
+    return list_samples()
 
 
 @dataclass

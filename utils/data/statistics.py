@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import FindIndex, MultiModalFolder, list_now, with_no_data_tags
+from multimae.images.folders import MultiModalFolder, with_no_data_tags
+from multimae.images.listing import FindIndex, list_now
 from multimae.images.pack import AnyPath
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError

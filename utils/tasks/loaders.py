@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from multimae.images.folders import FindIndex, MultiModalFolder
-from multimae.images.listing import SampleIndex
+from multimae.images.folders import MultiModalFolder
+from multimae.images.listing import FindIndex, SampleIndex
 from utils.config.options import RunConfig
 from utils.data.dataset import (
     MultiModalDataset,
