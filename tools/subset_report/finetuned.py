@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.folders import MultiModalFolder, SamplePaths, read_class_names
+from multimae.images.folders import MultiModalFolder, read_class_names
 from multimae.images.inputs import Inputs, load_inputs
 from multimae.images.pixels import ImageError, check_same_view
 from multimae.images.views import View, nearest
@@ -32,6 +32,7 @@ from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
+from utils.data.dataset import SamplePaths
 
 _BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 
