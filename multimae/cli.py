@@ -1,5 +1,6 @@
-"""The ``multimae`` command: predictions, what a weight file holds, conversion, export.
+"""The ``multimae`` command: configs, predictions, facts about weights, conversion, export.
 
+    multimae init DATA --task semseg
     multimae predict weights/multimae-tiny_rooms-semseg.safetensors photos --out predicted --overlay
     multimae info weights/multimae-tiny_rooms.safetensors
     multimae convert vit.pth multimae.pth --to multimae
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from multimae import __version__
 from multimae.inference.prediction.prediction_options import DESCRIPTION, add_arguments
 from multimae.specs.errors import UserError, escape_names, print_error
+from multimae.specs.survey.init_command import INIT_DESCRIPTION, add_init_arguments, init
 
 if TYPE_CHECKING:
     from multimae.multimae import MultiMAE
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "predict":
         return predict(args)
+    if args.command == "init":
+        return exit_code(lambda: init(args.data, args.task, args.out))
     if args.command == "info":
         return exit_code(lambda: info(args.weights))
     if args.command == "convert":
@@ -233,6 +237,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(command)
+
+    command = commands.add_parser(
+        "init",
+        help="look at a data folder and write a config for it",
+        description=INIT_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_init_arguments(command)
 
     command = commands.add_parser("info", help="show modalities, size, heads and statistics")
     command.add_argument("weights", help="weight file, model folder or hub repository")

@@ -22,7 +22,7 @@ SLOW = {
     *("test_convert", "test_doctor", "test_bench_step", "test_heads", "test_timm", "test_hubconf"),
     *("test_prepare_ade20k", "test_probe", "test_bad_counting", "test_wheel", "test_trace_batch"),
     *("test_house", "test_finetuning_two_processes", "test_make_pictures", "test_resuming"),
-    *("test_lock",),
+    *("test_lock", "test_start_config"),
 }
 
 

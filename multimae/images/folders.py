@@ -327,11 +327,11 @@ def _modality_folders(root: str | AnyPath, modalities: Sequence[Modality]) -> Ma
     if not root.is_dir():
         raise UserError(f"data path {root} is not a folder. It must hold {LAYOUT}.")
     present = sorted(p.name for p in root.iterdir() if p.is_dir())
-    if not present:
+    if not present and any(m.data_folder != "." for m in modalities):
         raise UserError(f"data path {root} has no folders in it. It must hold {LAYOUT}.")
     problems = []
     for m in modalities:
-        if m.data_folder not in present:
+        if m.data_folder not in (*present, "."):
             near = did_you_mean(m.data_folder, present)
             problems.append(f"modality '{m.name}': no folder {root / m.data_folder}{near}")
     if problems:

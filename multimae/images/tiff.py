@@ -230,6 +230,25 @@ def read_bands(data: bytes, num_channels: int, max_pixels: float) -> Bands:
         raise TiffError(f"cannot be decoded ({reason:.200}){missing}") from err
 
 
+def count_pages(data: bytes) -> int:
+    """Number of pages that hold channels.
+
+    Raises:
+        TiffError: The file is damaged, or tifffile is missing.
+    """
+    try:
+        from tifffile import TiffFile
+    except ImportError as err:
+        raise TiffError("is a TIFF, which needs `pip install 'multimae[tiff]'`") from err
+    _check_pages(data)
+    logging.getLogger("tifffile").disabled = True
+    try:
+        with TiffFile(io.BytesIO(data)) as file:
+            return sum(1 for _ in _channel_pages(file))
+    except Exception as err:
+        raise TiffError(f"cannot be decoded ({str(err) or type(err).__name__:.200})") from err
+
+
 def _check_pages(data: bytes) -> None:
     """Follow the chain of pages; raise if it is broken, endless or too long."""
     order = "<" if data[:2] == b"II" else ">"

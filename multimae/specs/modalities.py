@@ -25,6 +25,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VOID = 255
 """Class id of pixels without a class in a ``label_map``."""
+VOID_NAMES = frozenset({
+    "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
+    "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
+    "nodata", "no_data", "no data", "other",
+})  # fmt: skip
+"""Names of an id 0 that is no class."""
 UNIT_16_BIT = 65536.0
 """``robust_unit`` of 16-bit depth in pre-training (SPEC section 5)."""
 
@@ -48,7 +54,7 @@ class Modality:
         num_classes: Number of class ids of ``labels``: valid ids are ``0..num_classes-1``.
         stride: Resolution in the model is ``1/stride`` of full resolution.
         patch_size: Patch side in full-resolution pixels; ``None``: the model's.
-        folder: Sub-folder of the data root; ``None``: ``name``.
+        folder: Sub-folder of the data root, or ``.`` for the root itself; ``None``: ``name``.
         suffix: Ending of the file names before the extension; other files are ignored.
         storage: File format: ``integer`` (8 or 16 bits, see ``max_value``) or ``float``.
         normalization: ``mean_std``: ``(x / max_value - mean) / std``. ``robust``: standardised per

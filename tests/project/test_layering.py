@@ -36,6 +36,7 @@ OPTIONAL = {
     "remote.py": {"fsspec", "aiohttp"},
     "truth.py": {"torchvision"},
     "prediction_run.py": {"tqdm"},
+    "start_config.py": {"yaml"},
 }
 
 

@@ -12,16 +12,10 @@ import numpy.typing as npt
 from multimae.images.pack import AnyPath
 from multimae.images.pixels import range_problems
 from multimae.specs.errors import UserError
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import VOID_NAMES, Modality
 from utils.data.dataset import MultiModalDataset
 
 MAX_NAMES = 20
-VOID_NAMES = frozenset({
-    "", "void", "unlabeled", "unlabelled", "unlabel", "not labeled", "not labelled", "unannotated",
-    "unknown", "undefined", "unclassified", "ignore", "ignored", "invalid", "none", "null",
-    "nodata", "no_data", "no data", "other",
-})  # fmt: skip
-"""Names of an id 0 that is no class."""
 
 
 @dataclass(frozen=True)

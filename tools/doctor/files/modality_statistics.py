@@ -11,21 +11,13 @@ import numpy as np
 
 from multimae.images.pixels import storage_dtype
 from multimae.specs.modalities import Modality
+from multimae.specs.survey.guess_modality import depth_unit
 from tools.doctor.files.file_checks import valid_counts
 from tools.doctor.files.file_records import is_scalar_map
 from tools.doctor.files.histograms import Counts, Sums, add, add_sums, moments, quantile
 from utils.data.sets.class_weights import balanced_weights, median_frequency
 
 _VOID = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "unknown", "invalid"})
-# Metres per stored unit, and its name.
-_UNITS = (
-    (1e-3, "millimetres"),
-    (1 / 512, "1/512 m"),
-    (1 / 256, "1/256 m"),
-    (1e-2, "centimetres"),
-    (1e-4, "tenths of a millimetre"),
-)
-_PLAUSIBLE = (0.4, 60.0)
 
 
 @dataclass
@@ -187,13 +179,11 @@ def guess_unit(modality: Modality, valid: Mapping[str, float]) -> str:
     median, far = valid["p50"], valid["p95"]
     if math.isnan(median):
         return "no valid values"
-    for metres, name in _UNITS:
-        if (
-            storage_dtype(modality).itemsize > 1
-            and _PLAUSIBLE[0] <= median * metres <= _PLAUSIBLE[1]
-        ):
-            return (
-                f"{name}, if it is depth: median {median * metres:.2f} m, 95 % below "
-                f"{far * metres:.2f} m"
-            )
+    unit = depth_unit(median) if storage_dtype(modality).itemsize > 1 else None
+    if unit is not None:
+        metres, name = unit
+        return (
+            f"{name}, if it is depth: median {median * metres:.2f} m, 95 % below "
+            f"{far * metres:.2f} m"
+        )
     return f"relative or unknown: median {median:g}, 95 % below {far:g} of {modality.max_value:g}"

@@ -1,0 +1,99 @@
+"""Configs that ``multimae init`` writes run unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_finetuning_cls
+import run_finetuning_depth
+import run_finetuning_semseg
+import run_pretraining_multimae
+from multimae.cli import main
+from tests.support.scenes import write_scenes
+from tools.rooms.derived_modalities import derive
+
+SCRIPTS = {
+    "pretrain": run_pretraining_multimae.main,
+    "semseg": run_finetuning_semseg.main,
+    "depth": run_finetuning_depth.main,
+    "cls": run_finetuning_cls.main,
+}
+
+
+def scenes(root: Path) -> Path:
+    write_scenes(root, 4)
+    shutil.rmtree(root / "normals")
+    return root
+
+
+def splits(root: Path) -> Path:
+    scenes(root / "train")
+    scenes(root / "val")
+    return root
+
+
+def thermal(root: Path) -> Path:
+    derive(scenes(root), ["thermal"])
+    for name in ("depth", "semseg"):
+        shutil.rmtree(root / name)
+    return root
+
+
+def bands(root: Path) -> Path:
+    derive(scenes(root), ["edges", "multispectral"])
+    return root
+
+
+def palette_masks(root: Path) -> Path:
+    scenes(root)
+    shutil.rmtree(root / "depth")
+    (root / "rgb").rename(root / "images")
+    for path in (root / "semseg").rglob("*.png"):
+        ids = np.array(Image.open(path))
+        ids[:3] = 255
+        mask = Image.fromarray(ids).convert("P")
+        mask.putpalette([11 * i % 256 for i in range(768)])
+        mask.save(path)
+    (root / "semseg").rename(root / "masks")
+    return root
+
+
+def class_folders(root: Path) -> Path:
+    for split in ("train", "val"):
+        write_scenes(root.with_name("scenes") / split, 4)
+        shutil.move(root.with_name("scenes") / split / "rgb", root / split)
+    return root
+
+
+@pytest.mark.parametrize(
+    "make, task",
+    [
+        (splits, "pretrain"),
+        (splits, "semseg"),
+        (scenes, "depth"),
+        (scenes, "cls"),
+        (thermal, "pretrain"),
+        (bands, "pretrain"),
+        (bands, "semseg"),
+        (palette_masks, "semseg"),
+        (palette_masks, "pretrain"),
+        (class_folders, "cls"),
+        (class_folders, "pretrain"),
+    ],
+)
+def test_written_config_runs(
+    make: object, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(make)
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "data")
+    assert main(["init", "data", "--task", task, "--out", "own.yaml"]) == 0
+    SCRIPTS[task](["--config", "own.yaml", "--epochs", "1", "--max_steps", "2", "--device", "cpu"])
+    lines = (tmp_path / "output/own/log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 2
