@@ -158,7 +158,8 @@ def is_plain(path: Path, modality: Modality) -> bool:
     with TiffFile(path) as file:
         page = file.pages.first
         bits = page.bitspersample
-        colours = (_GREY, _RGB, *([_PALETTE] if modality.is_labels else []))
+        ids = modality.is_labels and not modality.label_map  # a map may name colours
+        colours = (_GREY, _RGB, *([_PALETTE] if ids else []))
         return (
             _tag(page, _ORIENTATION, 1) == 1
             and page.photometric in colours

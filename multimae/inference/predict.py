@@ -107,7 +107,8 @@ class ValuePrediction:
         return to_picture(self.normalized, self.target)
 
 
-Prediction = ClassPrediction | LabelPrediction | ValuePrediction
+DensePrediction = LabelPrediction | ValuePrediction
+Prediction = ClassPrediction | DensePrediction
 
 
 @torch.inference_mode()

@@ -211,6 +211,11 @@ class Modality:
         return is_colour and is_8_bit_rgb and self.no_data is None
 
     @property
+    def mirrored_channels(self) -> tuple[int, ...]:
+        """``hflip_negate``; without it the x component of normals, as old weights lack it."""
+        return self.hflip_negate or (0,) * (self.plot in _DIRECTIONS)
+
+    @property
     def out_channels(self) -> int:
         """Channels a decoder predicts: ``num_channels`` or one logit per class."""
         return self.num_classes if self.is_labels else self.num_channels

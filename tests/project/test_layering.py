@@ -37,6 +37,7 @@ OPTIONAL = {
     "truth.py": {"torchvision"},
     "prediction_run.py": {"tqdm"},
     "start_config.py": {"yaml"},
+    "tiled_run.py": {"tqdm"},
 }
 
 

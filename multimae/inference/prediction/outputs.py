@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,6 +28,9 @@ from multimae.inference.predict import (
     Prediction,
     ValuePrediction,
 )
+from multimae.inference.tiling.rasters import Georeference, TiffRows
+from multimae.inference.tiling.row_files import NpyRows, PngRows, RowFile
+from multimae.nn.tokens import Size
 from multimae.plotting.colours import VOID_GREY, Picture, label_palette
 from multimae.plotting.overlays import class_overlay, label_overlay, value_overlay
 from multimae.specs.errors import UserError
@@ -52,11 +55,13 @@ class HeadOutput(ABC):
 
     Attributes:
         name: Of the head; its files lie in ``out/name``.
+        georeference: Where a sample lies, if GeoTIFF files are to keep it.
     """
 
     def __init__(self, out: Path, name: str, *, overlay: bool = False) -> None:
         """``overlay``: also draw predictions over photos."""
         self.out, self.name, self.overlay = out, name, overlay
+        self.georeference: Callable[[str], Georeference | None] = lambda sample: None
 
     @abstractmethod
     def is_complete(self, sample: str) -> bool:
@@ -92,6 +97,7 @@ class LabelOutput(HeadOutput):
         first_colour: int = 1,
         overlay: bool = False,
         confidence: bool = False,
+        tiff: bool = False,
     ) -> None:
         """Choose how ids are stored.
 
@@ -104,9 +110,10 @@ class LabelOutput(HeadOutput):
             first_colour: Number of the colour of class 0; colour 0 is that of void.
             overlay: Also draw predictions over photos.
             confidence: Also write confidence.
+            tiff: Write GeoTIFF files for samples that are GeoTIFF files.
         """
         super().__init__(out, name, overlay=overlay)
-        self.target, self.confidence = target, confidence
+        self.target, self.confidence, self.tiff = target, confidence, tiff
         self.first = int(zero_is_void)
         self.is_wide = target.num_classes + self.first > VOID
         self.void = 0 if zero_is_void else _WIDE_VOID if self.is_wide else VOID
@@ -114,26 +121,62 @@ class LabelOutput(HeadOutput):
         colours = label_palette(target.num_classes + first_colour)[first_colour:]
         palette[self.first : self.first + len(colours)] = colours[: 256 - self.first]
         palette[self.void % 256] = VOID_GREY
-        self._palette, self._first_colour = palette.tobytes(), first_colour
+        self._palette, self._first_colour = palette, first_colour
 
     def is_complete(self, sample: str) -> bool:
         """See the base class."""
-        paths = [self.path(sample, ".png")]
-        paths += [self.path(sample, ".png", "confidence")] * self.confidence
-        paths += [self.path(sample, ".jpg", "overlay")] * self.overlay
-        return all(path.exists() for path in paths)
+        suffixes = (".png", ".tiff")[: 1 + self.tiff]
+        kinds = ["", *["confidence"] * self.confidence]
+        drawn = not self.overlay or self.path(sample, ".jpg", "overlay").exists()
+        return drawn and all(
+            any(self.path(sample, suffix, kind).exists() for suffix in suffixes) for kind in kinds
+        )
 
     def write(self, sample: str, prediction: Outcome, photo: Picture | None) -> None:
         """See the base class."""
         assert isinstance(prediction, LabelPrediction)
-        write_bytes(self.path(sample, ".png"), encode_picture(self.image(prediction), "PNG"))
-        if prediction.confidence is not None:
-            levels = np.rint(255 * prediction.confidence).astype(np.uint8)
-            grey = Image.fromarray(on_canvas(levels, prediction.view, 0))
-            write_bytes(self.path(sample, ".png", "confidence"), encode_picture(grey, "PNG"))
+        where = self.georeference(sample)
+        if where is not None:
+            rows = self.rows(prediction)
+            _write_rows(self.open_rows(sample, prediction.view.image_size, where), rows)
+        else:
+            write_bytes(self.path(sample, ".png"), encode_picture(self.image(prediction), "PNG"))
+            if prediction.confidence is not None:
+                grey = Image.fromarray(self.rows(prediction)["confidence"])
+                write_bytes(self.path(sample, ".png", "confidence"), encode_picture(grey, "PNG"))
         if photo is not None:
-            ids = on_canvas(prediction.ids, prediction.view, -1)
-            self._write_overlay(sample, label_overlay(photo, ids, self.target, self._first_colour))
+            self.draw(sample, photo, on_canvas(prediction.ids, prediction.view, -1))
+
+    def draw(self, sample: str, photo: Picture, ids: Array) -> None:
+        """Write the overlay of ids (h, w); -1 has no class."""
+        self._write_overlay(sample, label_overlay(photo, ids, self.target, self._first_colour))
+
+    def open_rows(self, sample: str, size: Size, where: Georeference | None) -> dict[str, RowFile]:
+        """Open the files of a sample of ``size`` (H, W) to write them row by row."""
+        dtype = np.uint16 if self.is_wide else np.uint8
+        palette = None if self.is_wide else self._palette
+        files: dict[str, RowFile] = {}
+        if self.tiff and where is not None:
+            files[""] = TiffRows(
+                self.path(sample, ".tiff"), size, dtype, no_data=self.void, palette=palette,
+                georeference=where,
+            )  # fmt: skip
+            if self.confidence:
+                path = self.path(sample, ".tiff", "confidence")
+                files["confidence"] = TiffRows(path, size, np.uint8, georeference=where)
+            return files
+        files[""] = PngRows(self.path(sample, ".png"), size, dtype, palette=palette)
+        if self.confidence:
+            files["confidence"] = PngRows(self.path(sample, ".png", "confidence"), size, np.uint8)
+        return files
+
+    def rows(self, band: LabelPrediction) -> dict[str, Array]:
+        """Rows for the files of :meth:`open_rows`."""
+        rows = {"": self.stored(band)}
+        if band.confidence is not None:
+            levels = np.rint(255 * band.confidence).astype(np.uint8)
+            rows["confidence"] = on_canvas(levels, band.view, 0)
+        return rows
 
     def finish(self, samples: Sequence[str]) -> None:
         """Write ``classes.json``, which names the classes of label maps beside it."""
@@ -151,7 +194,7 @@ class LabelOutput(HeadOutput):
         """Picture of the ids: mode P in the colours of all pictures, or 16 bits."""
         image = Image.fromarray(self.stored(prediction))
         if not self.is_wide:
-            image.putpalette(self._palette)
+            image.putpalette(self._palette.tobytes())
         return image
 
 
@@ -206,7 +249,7 @@ class ValueOutput(HeadOutput):
             UserError: PNG cannot hold the values.
         """
         super().__init__(out, name, overlay=overlay)
-        self.kind, self.levels, self.unit = kind, levels, unit
+        self.kind, self.levels, self.channels, self.unit = kind, levels, channels, unit
         self.clipped = 0
         wide = levels.top > 255
         if kind == "png" and (channels > 3 or (wide and channels > 1)):
@@ -225,21 +268,48 @@ class ValueOutput(HeadOutput):
         """See the base class."""
         assert isinstance(prediction, ValuePrediction)
         values = on_canvas(prediction.values, prediction.view, np.nan)
-        write_bytes(self.path(sample, f".{self.kind}"), self.encode(values))
+        where = self.georeference(sample)
+        if where is not None:
+            size = prediction.view.image_size
+            _write_rows(self.open_rows(sample, size, where), {"": values})
+        else:
+            write_bytes(self.path(sample, f".{self.kind}"), self.encode(values))
         if photo is not None:
-            self._write_overlay(sample, value_overlay(photo, values, self.name, self.unit))
+            self.draw(sample, photo, values)
+
+    def draw(self, sample: str, photo: Picture, values: Array) -> None:
+        """Write the overlay of values (h, w) or (h, w, C); NaN has no value."""
+        self._write_overlay(sample, value_overlay(photo, values, self.name, self.unit))
+
+    def open_rows(self, sample: str, size: Size, where: Georeference | None) -> dict[str, RowFile]:
+        """Open the file of a sample of ``size`` (H, W) to write it row by row."""
+        path = self.path(sample, f".{self.kind}")
+        channels = self.channels
+        if self.kind == "tiff":
+            options: dict[str, Any] = {"channels": channels, "georeference": where}
+            return {"": TiffRows(path, size, np.float32, no_data=np.nan, **options)}
+        if self.kind == "npy":
+            shape = (*size, channels) if channels > 1 else size
+            return {"": NpyRows(path, shape, np.float32)}
+        dtype = np.uint8 if self.levels.top <= 255 else np.uint16
+        return {"": PngRows(path, size, dtype, channels=3 if channels > 1 else 1)}
+
+    def rows(self, band: ValuePrediction) -> dict[str, Array]:
+        """Rows for the file of :meth:`open_rows`."""
+        return {"": self._stored(band.values) if self.kind == "png" else band.values}
 
     def encode(self, values: Array) -> bytes:
         """Bytes of a file of values (H, W) or (H, W, C); NaN has no value."""
         if self.kind == "png":
-            return self._png(values)
+            return encode_picture(Image.fromarray(self._stored(values)), "PNG")
         if self.kind == "tiff":
             return _tiff(values)
         stream = io.BytesIO()
         np.save(stream, values)
         return stream.getvalue()
 
-    def _png(self, values: Array) -> bytes:
+    def _stored(self, values: Array) -> Array:
+        """Levels of a PNG."""
         scale, top = self.levels.scale, self.levels.top
         known = np.isfinite(values)
         levels = np.rint(np.where(known, values, 0).astype(np.float64) * scale)
@@ -248,7 +318,7 @@ class ValueOutput(HeadOutput):
         levels = np.where(known, levels, 0).astype(np.uint8 if top <= 255 else np.uint16)
         if levels.ndim == 3 and levels.shape[2] == 2:
             levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=2)
-        return encode_picture(Image.fromarray(levels), "PNG")
+        return levels
 
 
 class PictureOutput(HeadOutput):
@@ -262,6 +332,18 @@ class PictureOutput(HeadOutput):
         """See the base class."""
         assert isinstance(prediction, Image.Image)
         write_bytes(self.path(sample, ".png"), encode_picture(prediction, "PNG"))
+
+
+def _write_rows(files: Mapping[str, RowFile], rows: Mapping[str, Array]) -> None:
+    """Write all rows of a sample."""
+    keep = False
+    try:
+        for kind, file in files.items():
+            file.write(rows[kind])
+        keep = True
+    finally:
+        for file in files.values():
+            file.close(keep=keep)
 
 
 def _tiff(values: Array) -> bytes:

@@ -6,7 +6,7 @@ import argparse
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 DESCRIPTION = """\
 Run a fine-tuned model over images, or let a pre-trained one reconstruct them.
@@ -39,6 +39,9 @@ class PredictionOptions:
     truth: Path | None = None
     seg_reduce_zero_label: bool | None = None
     use_mask_valid: bool | None = None
+    tile: tuple[int, int] | bool = False
+    overlap: float = 0.25
+    tta: str = ""
     visible: str = "1/6"
     seed: int = 0
     batch_size: int = 8
@@ -49,7 +52,10 @@ class PredictionOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> PredictionOptions:
         """Options of parsed arguments."""
-        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+        values = {f.name: getattr(args, f.name) for f in fields(cls)}
+        sides = args.tile
+        values["tile"] = sides is not None and (tuple(sides * 2)[:2] or True)
+        return cls(**values)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +90,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topk", type=_positive, default=default.topk, help="classes per image (%(default)s)"
     )
     group.add_argument("--overwrite", action="store_true", help="replace the outputs in DIR")
+    _add_tiles(parser, default)
     _add_scores(parser)
     _add_computation(parser, default)
+
+
+def _add_tiles(parser: argparse.ArgumentParser, default: PredictionOptions) -> None:
+    group = parser.add_argument_group("large images")
+    group.add_argument(
+        "--tile", metavar="N", type=_positive, nargs="*", default=None, action=_Tile,
+        help="predict by tiles of H W pixels, or N by N (the model's input size), at the "
+        "resolution of the image",
+    )  # fmt: skip
+    group.add_argument(
+        "--overlap", type=float, default=default.overlap,
+        help="share of a tile that the next one covers, too (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tta", default=default.tta,
+        help="average over flip, scales (0.75,1,1.25) or given ones: flip,scales or flip,0.5,1,2",
+    )  # fmt: skip
+
+
+class _Tile(argparse.Action):
+    """At most two sides."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option: str | None = None,
+    ) -> None:  # fmt: skip
+        if len(values) > 2:
+            parser.error(f"--tile takes H W, one side, or nothing; got {len(values)} numbers")
+        setattr(namespace, self.dest, values)
 
 
 def _add_scores(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,10 +46,14 @@ from multimae.specs.heads import HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.weights.atomic import TEMPORARY_SUFFIX, remove_leftovers
 
+if TYPE_CHECKING:  # tiles are off by default
+    from multimae.inference.tiling.tiles import Tiler
+
 RECORD_FILE = "predict.json"
 """Model and options of the outputs beside it."""
 METRICS_FILE = "metrics.json"
 _FIXED = ("inputs", "format", "overlay", "confidence", "topk", "precision", "visible", "seed")
+_TILES = ("tile", "overlap", "tta")
 """Options that all outputs of a folder share."""
 _MAX_WRITERS = 8
 
@@ -89,8 +93,20 @@ class _Run:
                 "--confidence is for label maps; tables of classes have probabilities, and values "
                 "have no confidence."
             )
+        self._check_tiles()
         if not self.spec.heads and self.options.truth is not None:
             raise UserError("--truth is for fine-tuned models; this one reconstructs its inputs.")
+
+    def _check_tiles(self) -> None:
+        if self.options.tta and not self.spec.heads:
+            raise UserError("--tta is for fine-tuned models; this one reconstructs its inputs.")
+        try:
+            if self.options.tile is not False:
+                self.tiler()
+            elif self.options.tta:
+                self.predictor()
+        except ValueError as err:
+            raise UserError(str(err)) from err
 
     def _open_truth(self, root: Path) -> Truth:
         mask = self.options.use_mask_valid
@@ -115,10 +131,26 @@ class _Run:
         options, modalities = self.options, self.samples.modalities
         dtype = autocast_dtype(options.precision, self.device)
         kind = Predictor if self.spec.heads else Reconstructor
-        predictor = kind(self.model, modalities, self.device, dtype, confidence=options.confidence)
+        predictor = kind(
+            self.model, modalities, self.device, dtype, confidence=options.confidence,
+            tta=options.tta,
+        )  # fmt: skip
         if isinstance(predictor, Reconstructor):
             predictor.visible, predictor.seed = options.visible, options.seed
         return predictor
+
+    def tiler(self) -> Tiler:
+        """The model, ready to predict tiles."""
+        from multimae.inference.tiling.tiles import TileOptions, Tiler
+        from multimae.inference.tiling.tta import Augmentation
+
+        options = self.options
+        size = None if isinstance(options.tile, bool) else options.tile
+        tiles = TileOptions(size, options.overlap, Augmentation.parse(options.tta))
+        return Tiler(
+            self.model, self.spec, self.samples.modalities, tiles, device=self.device,
+            dtype=autocast_dtype(options.precision, self.device), batch_size=options.batch_size,
+        )  # fmt: skip
 
     def outputs(self) -> dict[str, HeadOutput]:
         """Files of every head."""
@@ -126,7 +158,11 @@ class _Run:
         if not self.spec.heads:
             outputs = {m.name: self._reconstructed(m) for m in reconstructed(self.spec)}
             return {**outputs, "reconstruction": PictureOutput(options.out, "reconstruction")}
-        return {head.name: self._output(head) for head in self.spec.heads}
+        outputs = {head.name: self._output(head) for head in self.spec.heads}
+        if options.format == "tiff":
+            for output in outputs.values():
+                output.georeference = self.samples.georeference
+        return outputs
 
     def _output(self, head: HeadSpec) -> HeadOutput:
         options = self.options
@@ -150,7 +186,7 @@ class _Run:
             )
         return LabelOutput(
             out, head.name, head.target, zero_is_void=bool(zero_is_void), overlay=overlay,
-            confidence=options.confidence,
+            confidence=options.confidence, tiff=options.format == "tiff",
         )  # fmt: skip
 
     def _reconstructed(self, m: Modality) -> HeadOutput:
@@ -195,7 +231,10 @@ def run(options: PredictionOptions) -> int:
             report_bad(*problem)
         try:
             todo = range(len(job.samples)) if job.truth is not None else pending
-            _predict(job, outputs, todo, set(pending))
+            if options.tile is False:
+                _predict(job, outputs, todo, set(pending))
+            else:
+                _predict_tiles(job, outputs, todo, set(pending))
             for output in outputs.values():
                 output.finish(job.samples.names)
         except OSError as err:
@@ -229,6 +268,24 @@ def _predict(
                     if index in pending:
                         writers.submit(names[index], sample, photo)
                 progress.update(len(group.indices))
+
+
+def _predict_tiles(
+    job: _Run, outputs: Mapping[str, HeadOutput], todo: Sequence[int], pending: set[int]
+) -> None:
+    """As :func:`_predict`, by tiles."""
+    from multimae.inference.prediction.tiled_run import TiledRun
+
+    run = TiledRun(
+        job.samples, job.tiler(), outputs, job.truth, _masks(job), job.options.confidence
+    )
+    with tqdm(total=len(todo), unit=" images", disable=None) as progress:
+        for index, problem in run.run(todo, pending):
+            if problem:
+                job.bad.append((job.samples.names[index], problem))
+                report_bad(*job.bad[-1])
+                progress.set_postfix(bad=len(job.bad))
+            progress.update()
 
 
 def _batches(
@@ -341,7 +398,9 @@ def _claim(
             )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {options.out} is not a folder.")
-    chosen = {name: asdict(options)[name] for name in _FIXED}
+    names = (*_FIXED, *(_TILES if options.tile or options.tta else ()))
+    # As read back from JSON.
+    chosen = json.loads(json.dumps({name: asdict(options)[name] for name in names}))
     chosen["seg_reduce_zero_label"] = any(
         bool(output.first) for output in outputs if isinstance(output, LabelOutput)
     )
@@ -355,7 +414,8 @@ def _claim(
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             differing = [k for k in ("digest", "inputs") if old[k] != record[k]]
-            differing += [k for k, v in chosen.items() if old["options"].get(k) != v]
+            keys = dict.fromkeys((*chosen, *old["options"]))
+            differing += [k for k in keys if old["options"].get(k) != chosen.get(k)]
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise UserError(f"{path} is damaged ({err!r}): choose another --out.") from err
         if differing:

@@ -41,6 +41,7 @@ class Predictor:
         dtype: torch.dtype | None = None,
         *,
         confidence: bool = False,
+        tta: str = "",
     ) -> None:
         """Take a model.
 
@@ -50,7 +51,14 @@ class Predictor:
             device: Device of the model.
             dtype: Autocast type; ``None`` is float32.
             confidence: Compute the confidence of labels.
+            tta: Average over it, see :class:`multimae.inference.tiling.tta.Augmentation`.
         """
+        if tta:
+            from multimae.inference.tiling.tta import Augmentation
+
+            self.augmentation: Augmentation | None = Augmentation.parse(tta)
+        else:
+            self.augmentation = None
         self.model, self.spec, self.modalities = model, model.spec, tuple(modalities)
         self.device, self.dtype, self.confidence = device, dtype, confidence
 
@@ -81,11 +89,22 @@ class Predictor:
         """
         inputs = self._inputs(samples)
         x = {name: _padded(value, batch_size) for name, value in inputs.x.items()}
-        with self._autocast():
-            outputs = head_outputs(self.model, x)
+        outputs = self._outputs(x)
         outputs = {name: output[: len(samples)] for name, output in outputs.items()}
         predictions = to_predictions(self.spec, outputs, inputs, confidence=self.confidence)
         return outputs, [dict(p) for p in predictions]
+
+    def _outputs(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.augmentation is None:
+            with self._autocast():
+                return head_outputs(self.model, x)
+        from multimae.inference.tiling.tta import augmented_outputs
+
+        def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            with self._autocast():
+                return head_outputs(self.model, inputs)
+
+        return augmented_outputs(forward, x, self.spec, self.augmentation)
 
     def _inputs(self, samples: Framed) -> Inputs:
         mask = samples.images.get(MASK_VALID)

@@ -14,10 +14,11 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from multimae.images.folders import MultiModalFolder, open_pack
+from multimae.images.folders import TIFF_SUFFIXES, MultiModalFolder, open_pack
 from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES, read
+from multimae.inference.tiling.rasters import Georeference, georeference_of
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
@@ -75,6 +76,10 @@ class FileList:
     def name(self, index: int) -> str:
         """Name of a file."""
         return self.files[index][0]
+
+    def path(self, index: int, modality: Modality) -> Path:
+        """A file."""
+        return self.files[index][1]
 
     def read(self, index: int, modality: Modality) -> Pixels:
         """Pixels of a file."""
@@ -147,6 +152,7 @@ class Samples:
         if not pairs:
             raise UserError(f"--only {only}: no name of {len(self._sources)} inputs matches it.")
         self._where = pairs
+        self._index: dict[str, int] | None = None
         self.names = [self._sources[s].name(i) for s, i in pairs]
         _refuse_equal_names(self.names)
 
@@ -162,6 +168,36 @@ class Samples:
         """
         source, i = self._where[index]
         return {m.name: self._sources[source].read(i, m) for m in self._rows[source]}
+
+    def images(self, index: int) -> dict[str, Path | Pixels]:
+        """Files of a sample by modality; pixels of those in packs or behind URLs.
+
+        Raises:
+            ImageError: One of these is bad.
+        """
+        source, i = self._where[index]
+        found, images = self._sources[source], dict[str, Path | Pixels]()
+        for m in self._rows[source]:
+            path = found.path(i, m)
+            if isinstance(path, Path) and path.is_file():
+                images[m.name] = path
+            else:
+                images[m.name] = found.read(i, m)
+        return images
+
+    def georeference(self, name: str) -> Georeference | None:
+        """Where a sample lies, if one of its files is a GeoTIFF.
+
+        Raises:
+            UserError: rasterio is missing.
+        """
+        if self._index is None:
+            self._index = {n: i for i, n in enumerate(self.names)}
+        source, i = self._where[self._index[name]]
+        paths = [self._sources[source].path(i, m) for m in self._rows[source]]
+        files = [p for p in paths if isinstance(p, Path) and p.suffix.lower() in TIFF_SUFFIXES]
+        found = [where for p in files if p.is_file() and (where := georeference_of(p))]
+        return max(found, key=lambda where: where.size, default=None)
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the records of samples in packs behind URLs, many at a time."""

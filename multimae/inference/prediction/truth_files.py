@@ -53,8 +53,10 @@ class Truth(ABC):
         modalities: Modalities of its files, to be framed with the inputs.
         scores: Metrics so far.
         zero_is_void: Whether stored label 0 is void; ``None`` where truth is no label map.
+        by_pixel: Whether pixels are scored one by one, so that an image can be scored in parts.
     """
 
+    by_pixel = False
     modalities: tuple[Modality, ...] = ()
     zero_is_void: bool | None = None
     scores: Scores
@@ -171,6 +173,7 @@ class _Files(Truth):
 class _Labels(_Files):
     """Label maps."""
 
+    by_pixel = True
     scores: LabelScores
 
     def __init__(
@@ -204,6 +207,7 @@ class _Labels(_Files):
 class _Depth(_Files):
     """Depth maps."""
 
+    by_pixel = True
     scores: DepthScores
 
     def __init__(self, root: Path, head: HeadSpec, device: torch.device, mask: bool) -> None:

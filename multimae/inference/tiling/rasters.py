@@ -111,7 +111,7 @@ class Raster:
     @property
     def georeference(self) -> Georeference | None:
         """Where the image lies, if the file says so."""
-        return georeference_of(self._file)
+        return _georeference(self._file)
 
     def cache_bytes(self, rows: int) -> int:
         """Bytes of the decoded blocks that ``rows`` rows touch."""
@@ -163,8 +163,18 @@ def open_raster(path: Path) -> Any:
         raise ImageError(f"{path}: cannot be read ({err}).") from err
 
 
-def georeference_of(file: Any) -> Georeference | None:
-    """Where an open file lies; ``None`` if it does not say."""
+def georeference_of(path: Path) -> Georeference | None:
+    """Where a TIFF file lies; ``None`` if it does not say.
+
+    Raises:
+        ImageError: It cannot be read.
+        UserError: rasterio is missing.
+    """
+    with open_raster(path) as file:
+        return _georeference(file)
+
+
+def _georeference(file: Any) -> Georeference | None:
     points, system = file.gcps
     if file.crs is None and file.transform.is_identity and not points:
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +27,7 @@ from multimae.images.pixels import ImageLike
 from multimae.images.preprocess import to_model_input
 from multimae.images.views import View
 from multimae.inference.predict import (
+    DensePrediction,
     LabelPrediction,
     Prediction,
     ValuePrediction,
@@ -177,22 +178,30 @@ class Tiler:
 
     @torch.inference_mode()
     def bands(
-        self, scene: Scene, *, confidence: bool = False, logits: bool = False
-    ) -> Iterator[dict[str, Prediction]]:
+        self,
+        scene: Scene,
+        *,
+        confidence: bool = False,
+        logits: bool = False,
+        on_block: Callable[[Block], None] | None = None,
+    ) -> Iterator[dict[str, DensePrediction]]:
         """Predict a scene as bands of full rows from top to bottom, by head.
 
         Args:
             scene: The images.
             confidence: Compute the confidence of labels.
             logits: Keep the logits of labels.
+            on_block: Called with the outputs of every block.
 
         Yields:
             Predictions whose view is the band. Where no input has a value, ids are
             :data:`VOID_ID`, values NaN and the confidence is 0.
         """
-        row: list[dict[str, Prediction]] = []
+        row: list[dict[str, DensePrediction]] = []
         width = 0
         for block, mask in self.blocks(scene):
+            if on_block is not None:
+                on_block(block)
             box = View(
                 scene.size, block.top, block.left, *next(iter(block.values.values())).shape[-2:]
             )
@@ -320,7 +329,7 @@ def _any_value(known: Sequence[Tensor | None], size: Size) -> Tensor | None:
 
 def _prediction(
     head: HeadSpec, output: Tensor, box: View, mask: Tensor | None, confidence: bool, logits: bool
-) -> Prediction:
+) -> DensePrediction:
     """Prediction of a block."""
     if not head.target.is_labels:
         values = to_unit(head, output.cpu())
@@ -337,11 +346,9 @@ def _prediction(
     return LabelPrediction(ids, head.target.class_names, kept, head.target, box, share)
 
 
-def _joined(parts: Sequence[Prediction], axis: int) -> Prediction:
+def _joined(parts: Sequence[DensePrediction], axis: int) -> DensePrediction:
     """Blocks side by side (``axis`` 1), or bands below each other (0)."""
-    first = parts[0]
-    assert not isinstance(first, tuple) and hasattr(first, "view")
-    views = [p.view for p in parts]  # type: ignore[union-attr]
+    first, views = parts[0], [p.view for p in parts]
     box = first.view._replace(
         height=first.view.height if axis else sum(v.height for v in views),
         width=sum(v.width for v in views) if axis else first.view.width,

@@ -111,12 +111,9 @@ def augmented_outputs(
 
 
 def mirrored(x: Tensor, modality: Modality) -> Tensor:
-    """Mirror model inputs or outputs, and the channels that change their sign with it.
-
-    The x component of normals does so whether or not old weights declare ``hflip_negate``.
-    """
+    """Mirror model inputs or outputs, and the channels that change their sign with it."""
     x = x.flip(-1)
-    channels = list(modality.hflip_negate) or [0] * (modality.plot == "normals")
+    channels = list(modality.mirrored_channels)
     if modality.is_labels or not channels:
         return x
     mean, std = (

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from multimae.images.folders import TIFF_SUFFIXES
 from multimae.images.pixels import (
     Array,
     ImageError,
@@ -36,7 +37,6 @@ from multimae.inference.tiling.rasters import Georeference, Mask, Raster, block_
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 
-TIFFS = (".tif", ".tiff")
 SAMPLED = 2**22
 """Pixels of an image from which statistics are computed."""
 _BAND = 256
@@ -142,7 +142,7 @@ def _open(image: ImageLike, m: Modality) -> _Source:
         suffix = path.suffix.lower()
         if suffix == ".npy":
             return _ArrayFile(path, m)
-        if suffix in TIFFS and path.is_file():
+        if suffix in TIFF_SUFFIXES and path.is_file():
             raster = Raster(path, m)
             if raster.fits:
                 return _RasterFile(raster)
@@ -195,7 +195,7 @@ class Scene:
         placed = [(n, s.georeference) for n, s in self._sources.items() if s.georeference]
         for name, where in placed[1:]:
             (first, reference) = placed[0]
-            problem = reference.problem(where)  # type: ignore[union-attr, arg-type]
+            problem = reference.problem(where)
             if problem:
                 raise ImageError(
                     f"{paths[name]}: modality '{name}' does not lie where '{first}' of the same "
@@ -250,6 +250,18 @@ class Scene:
         if mask is None:
             return values, None
         return values, torch.from_numpy(np.ascontiguousarray(nearest(mask, inner, out)))
+
+    def reduced(self, m: Modality, every: int) -> Pixels:
+        """A modality at ``1 / every`` of the full resolution."""
+        (height, width), parts = self.size, []
+        for top in range(0, height, every * max(1, _BAND // every)):
+            rows = min(every * max(1, _BAND // every), height - top)
+            box = View(self.size, top, 0, rows, width)
+            parts.append(self.read(m, box, (-(-rows // every), -(-width // every)))[0])
+        if m.is_labels:
+            return torch.cat(parts).numpy()
+        array: Array = torch.cat(parts, 1).permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(array[..., 0] if m.num_channels == 1 else array)
 
     def statistics(
         self, m: Modality, mask: Modality | None = None, threshold: int = 0
