@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from multimae.images import index_cache
-from multimae.images.listing import Listing, Names, merge, paired
+from multimae.images.index.listing import Listing, Names, merge, paired
 from multimae.images.pack import PACK_FILE
 from multimae.images.pack.layout import (
     INDEX_FILE,

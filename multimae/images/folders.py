@@ -9,20 +9,17 @@ error, or the sample is skipped; it never shifts the pairing of other samples.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.listing import (
+from multimae.images.index.listing import (
     ABSENT,
     LAYOUT,
     FindIndex,
@@ -33,14 +30,11 @@ from multimae.images.listing import (
     list_now,
     merge,
     paired,
-    refuse_incomplete,
-    refuse_look_alikes,
 )
 from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
-from multimae.images.readers import SUFFIXES, check_pixels, is_tiff, read_bytes, read_fast
-from multimae.specs.coercion import did_you_mean
-from multimae.specs.errors import UserError, bullet_list
+from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 
 if TYPE_CHECKING:
@@ -48,9 +42,6 @@ if TYPE_CHECKING:
 
 CLASSES_FILE = "classes.json"
 """Names of the classes of label images, by id; next to the modality folders."""
-TIFF_SUFFIXES = (".tif", ".tiff")
-_PROBED, _PROBED_TAGS = 256, 16  # files of a folder among which TIFF files are looked for, and read
-_LARGEST = 65535
 _INDEX_VERSION = 1
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 """A pack may hold JPEG files as pixels under these names only."""
@@ -132,12 +123,17 @@ class MultiModalFolder:
         names, positions = merge([listing.names for listing in listings.values()])
         present = positions >= 0
         everywhere = np.all(present, axis=0)
-        refuse_look_alikes(names, ~everywhere)
+        if not everywhere.all():
+            from multimae.images.index.listing_errors import refuse_look_alikes
+
+            refuse_look_alikes(names, ~everywhere)
         # Select among the names of any modality, as missing files must not change the subset.
         selected = self._selected(names)
         complete = selected if allow_missing else selected & everywhere
         incomplete = np.flatnonzero(selected & ~complete)
         if len(incomplete) and not (skip_incomplete and complete.any()):
+            from multimae.images.index.listing_errors import refuse_incomplete
+
             refuse_incomplete(self._folders, names, present, selected)
         problems = [
             self._missing_files(os.fsdecode(names[i]), listings, positions[:, i])
@@ -201,7 +197,7 @@ class MultiModalFolder:
         """Map the index."""
         self.__dict__.update(state)
         if isinstance(self._index, Path):
-            from multimae.images.index_cache import load
+            from multimae.images.index.index_cache import load
 
             self._index = load(self._index)
 
@@ -322,132 +318,12 @@ def _modality_folders(root: str | AnyPath, modalities: Sequence[Modality]) -> Ma
         from multimae.images.pack.remote import find_packs
 
         return find_packs(root, modalities)
-    if not root.exists():
-        raise UserError(f"data path {root} does not exist. It must hold {LAYOUT}.")
-    if not root.is_dir():
-        raise UserError(f"data path {root} is not a folder. It must hold {LAYOUT}.")
-    present = sorted(p.name for p in root.iterdir() if p.is_dir())
-    if not present and any(m.data_folder != "." for m in modalities):
-        raise UserError(f"data path {root} has no folders in it. It must hold {LAYOUT}.")
-    problems = []
-    for m in modalities:
-        if m.data_folder not in (*present, "."):
-            near = did_you_mean(m.data_folder, present)
-            problems.append(f"modality '{m.name}': no folder {root / m.data_folder}{near}")
-    if problems:
-        raise UserError(
-            f"modality folders are missing:\n{bullet_list(problems)}\n"
-            f"Folders in {root}: {', '.join(present)}. Create the missing ones, set `folder:` of "
-            "the modality in the config, or drop the modality from the in/out domains."
-        )
-    return {m.name: root / m.data_folder for m in modalities}
+    folders = {m.name: root / m.data_folder for m in modalities}
+    if not all(folder.is_dir() for folder in folders.values()):
+        from multimae.images.index.listing_errors import refuse_folders
 
-
-def with_no_data_tags(
-    modalities: Sequence[Modality], *roots: str | AnyPath | None
-) -> list[Modality]:
-    """Take ``no_data`` from TIFF files that declare it (GDAL_NODATA), where a spec has none.
-
-    Photos, label maps and modalities that are interpolated keep none: readers refuse their empty
-    pixels. A modality with a ``source`` gets the value of its source.
-
-    Args:
-        modalities: The modalities.
-        roots: Data roots; those that do not exist are skipped.
-
-    Raises:
-        UserError: Files of a modality declare different values.
-    """
-    shared = {m.data_name for m in modalities if m.norm_pix}
-    found = {
-        m.name: tag
-        for m in modalities
-        if m.source is None
-        and m.name not in shared
-        and takes_no_data_tag(m)
-        and (tag := no_data_tag(m, *roots)) is not None
-    }
-    return [
-        replace(m, no_data=found[m.data_name])
-        if m.data_name in found and takes_no_data_tag(m)
-        else m
-        for m in modalities
-    ]
-
-
-def takes_no_data_tag(m: Modality) -> bool:
-    """Whether a modality can have empty pixels and declares none."""
-    plain = m.no_data is None and not m.is_labels and not m.is_photo and not m.norm_pix
-    return plain and m.interpolation == "nearest"
-
-
-def no_data_tag(m: Modality, *roots: str | AnyPath | None) -> float | None:
-    """GDAL's no-data value of a modality's first TIFF files; ``None`` if they cannot have it.
-
-    Raises:
-        UserError: They declare different values.
-    """
-    folders = [to_path(root) / m.data_folder for root in roots if root]
-    return common_no_data(m, (file for folder in folders for file in _first_tiffs(folder)))
-
-
-def no_data_tag_of(file: Path | bytes) -> float | None:
-    """GDAL's no-data value of a TIFF file; ``None`` for others and without one."""
-    if isinstance(file, bytes) and not is_tiff(file):
-        return None
-    try:
-        from multimae.images.tiff import gdal_no_data
-
-        return gdal_no_data(file)
-    except ImportError:  # reading the file says what to install
-        return None
-
-
-def common_no_data(m: Modality, files: Iterable[tuple[str, Path | bytes]]) -> float | None:
-    """GDAL's no-data value of TIFF files, ``(name, path or bytes)``; see :func:`no_data_tag`."""
-    tags: dict[float, str] = {}
-    for name, file in files:
-        value = no_data_tag_of(file)
-        if value is not None and m.storage != "float" and not 0 <= value <= _LARGEST:
-            value = None  # the reader refuses such values, whatever they mean
-        if value is not None:
-            tags.setdefault(math.nan if math.isnan(value) else value, name)
-    if len(tags) > 1:
-        listed = ", ".join(f"{value:g} ({name})" for value, name in list(tags.items())[:2])
-        raise UserError(
-            f"modality '{m.name}': files declare different no-data values (GDAL_NODATA): {listed}. "
-            "Write all with one value."
-        )
-    return next(iter(tags), None)
-
-
-def _first_tiffs(folder: AnyPath) -> Iterator[tuple[str, Path | bytes]]:
-    """A few TIFF files of a modality folder, plain or packed."""
-    if is_packed(folder):
-        pack = open_pack(folder)
-        names = [pack.name(i).lower() for i in range(min(_PROBED, len(pack)))]
-        tiffs = [i for i, name in enumerate(names) if name.endswith(TIFF_SUFFIXES)]
-        for i in tiffs[:: max(1, len(tiffs) // _PROBED_TAGS)]:
-            data = pack.read(i)
-            if isinstance(data, bytes):
-                yield pack.name(i), data
-        return
-    if not isinstance(folder, Path):
-        return
-    files = islice(_files_below(folder), _PROBED)
-    paths = sorted(p for p in files if p.suffix.lower() in TIFF_SUFFIXES)
-    yield from ((str(p), p) for p in paths[:: max(1, len(paths) // _PROBED_TAGS)])
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Regular files, without listing large folders completely."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from _files_below(Path(entry.path))
-                elif entry.is_file():
-                    yield Path(entry.path)
+        refuse_folders(root, modalities)
+    return folders
 
 
 def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
@@ -473,7 +349,7 @@ def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
 
 
 def open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
-    """Packed modality folder, local or behind a URL; ``check`` the sizes of local shards."""
+    """Open the pack of a modality folder; ``check`` its index."""
     if not isinstance(folder, Path):
         from multimae.images.pack.remote import RemotePack
 

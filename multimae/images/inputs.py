@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.images.folders import TIFF_SUFFIXES, common_no_data, takes_no_data_tag
+from multimae.images.no_data_tags import TIFF_SUFFIXES, common_no_data, takes_no_data_tag
 from multimae.images.pixels import ImageLike, Pixels, check_same_view, size_of
 from multimae.images.preprocess import prepare, prepare_padded
 from multimae.images.readers import to_pixels

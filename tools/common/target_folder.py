@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimae.images.folders import CLASSES_FILE
-from multimae.images.listing import SETTINGS_FILE
+from multimae.images.index.listing import SETTINGS_FILE
 from multimae.specs.errors import UserError
 from tools.common.png import encode_png
 from tools.common.staging import staged, write_file

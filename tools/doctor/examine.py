@@ -14,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multimae.images.folders import CLASSES_FILE, read_class_names, with_no_data_tags
+from multimae.images.folders import CLASSES_FILE, read_class_names
+from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pixels import ImageError, check_readable, range_problems
 from multimae.specs.errors import RunError, UserError
 from multimae.specs.label_map import mapped_names

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multimae.images.listing import LAYOUT, list_folder, without_reader
+from multimae.images.index.listing import LAYOUT, list_folder
+from multimae.images.index.listing_errors import without_reader
 from multimae.images.pack import PACK_FILE, is_packed
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import ImageError

@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import MultiModalFolder, with_no_data_tags
-from multimae.images.listing import FindIndex, list_now
+from multimae.images.folders import MultiModalFolder
+from multimae.images.index.listing import FindIndex, list_now
+from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pack import AnyPath
 from multimae.images.pixels import ImageError
 from multimae.specs.errors import UserError

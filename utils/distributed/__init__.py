@@ -1,5 +1,6 @@
 """Several processes: ranks and collectives, FSDP2, stop signals, exit codes.
 
-Start at ``world.World``: rank, size, device, all-reduce. ``control`` agrees on stop and save flags
-between steps, ``sharding`` applies FSDP2, ``signals`` and ``script`` start and end a process.
+Start at ``world.World``: rank, size, device, all-reduce, flags that all ranks agree on.
+``script`` starts and ends a process, ``process_failures`` explains what other processes caused,
+``launch`` joins the group of several, ``sharding`` applies FSDP2.
 """

@@ -16,17 +16,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from multimae.specs.errors import RunError, UserError, escape_names, print_error
+from multimae.specs.errors import UserError, escape_names, print_error
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise
 GRACE_PERIOD_S = 15.0
 """Seconds for a process of a distributed run to react to a signal before it exits."""
-# Messages of gloo, NCCL and the store when a peer has died.
-_PEER_MESSAGES = (
-    "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused",
-    "socket", "nccl", "gloo", "timed out",
-)  # fmt: skip
 
 _acknowledged = threading.Event()
 
@@ -153,6 +148,8 @@ def run_script(main: Callable[[], object]) -> None:
         if not (err.everywhere and _rank()):
             print_error(err)
     except Exception as err:
+        from utils.distributed.process_failures import is_peer_failure
+
         code = 1
         if is_peer_failure(err):
             print(f"rank {_rank()}: ends because another process has ended", file=sys.stderr)
@@ -168,28 +165,6 @@ def run_script(main: Callable[[], object]) -> None:
     gc.freeze()
     if code:
         raise SystemExit(code)
-
-
-def is_peer_failure(error: BaseException) -> bool:
-    """Whether a collective failed because a peer died."""
-    if not dist.is_initialized():
-        return False
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _PEER_MESSAGES)
-
-
-def worker_killed(error: BaseException) -> RunError | None:
-    """Turn the error of a killed loader worker into a :class:`RunError`, else ``None``."""
-    died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    # Batches arrive through a socket, which may close before the worker is reported dead.
-    if died or isinstance(error, ConnectionError | EOFError):
-        return RunError(
-            f"a loader process was killed ({error}). Most often memory ran out: lower "
-            "--num_workers or --batch_size. Run the same command to resume from the last "
-            "checkpoint."
-        )
-    return None
 
 
 def _rank() -> int:

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import gc
-import itertools
-import json
 import os
-import platform
-import re
-import threading
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import Store
 
-from multimae.specs.errors import RunError, UserError
+from multimae.specs.errors import UserError
 from utils.config.options import RuntimeOptions
 
 TIMEOUT = timedelta(minutes=10)
-
-HEARTBEAT_S, SILENCE_S = 5.0, 120.0
-"""Of :meth:`World.once_per_machine`: seconds between signs of life, and without any."""
-_calls = itertools.count()
 
 T = TypeVar("T")
 
@@ -110,23 +97,9 @@ class World:
         """
         if self.store is None:
             return fn()
-        name = f"machine/{_machine()}/{next(_calls)}"
-        if self.store.add(f"{name}/first", 1) > 1:
-            return _wait_for_peer(self.store, name)
-        done, result = threading.Event(), json.dumps([None, "another process has failed"])
-        thread = threading.Thread(target=_beat, args=(self.store, name, done), daemon=True)
-        thread.start()
-        try:
-            value = fn()
-            result = json.dumps([value, None])
-        except UserError as err:
-            result = json.dumps([None, str(err)])
-            raise
-        finally:
-            done.set()
-            thread.join()
-            self.store.set(f"{name}/result", result)
-        return value
+        from utils.distributed.launch import call_once_per_machine
+
+        return call_once_per_machine(self.store, fn)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -136,39 +109,6 @@ class World:
 
 ALONE = World(0, 1, torch.device("cpu"))
 """A single process."""
-
-
-def _machine() -> str:
-    """Name of this machine that no other has."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return platform.node() + (boot.read_text().strip() if boot.is_file() else "")
-
-
-def _beat(store: Store, name: str, done: threading.Event) -> None:
-    while not done.wait(HEARTBEAT_S):
-        store.add(f"{name}/beat", 1)
-
-
-def _wait_for_peer(store: Store, name: str) -> str:
-    """Result of the process of this machine that calls the function of a collective."""
-    beat, heard = -1, time.monotonic()
-    while not store.check([f"{name}/result"]):
-        now = store.add(f"{name}/beat", 0)
-        if now != beat:
-            beat, heard = now, time.monotonic()
-        elif time.monotonic() - heard > SILENCE_S:
-            raise RunError(
-                f"the process of this machine ({platform.node()}) that lists the data folders has "
-                f"not responded for {SILENCE_S:.0f} s. See its messages above; a folder on a file "
-                "system that hangs is one cause."
-            )
-        time.sleep(0.05)
-    value, problem = json.loads(store.get(f"{name}/result"))
-    if problem is not None:
-        error = UserError(problem)
-        error.everywhere = True
-        raise error
-    return str(value)
 
 
 class Control(NamedTuple):
@@ -224,7 +164,9 @@ def init_world(options: RuntimeOptions) -> World:
     Raises:
         UserError: The device is not available.
     """
-    if "RANK" not in os.environ and not options.dist_on_itp:
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and not options.dist_on_itp:
+        from utils.distributed.launch import slurm_environment
+
         os.environ.update(slurm_environment(os.environ))
     prefix = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     names = prefix if options.dist_on_itp else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -244,70 +186,10 @@ def init_world(options: RuntimeOptions) -> World:
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        address = rendezvous(options.dist_url, rank, size, timeout=TIMEOUT)
-        store = fresh_store(next(iter(address))[0], rank, size)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=size,
-            timeout=TIMEOUT,
-        )
+        from utils.distributed.launch import join_group
+
+        store = join_group(options.dist_url, rank, size, device, TIMEOUT)
     return World(rank, size, device, store)
-
-
-def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Torchrun's variables from those of a task that srun started; empty elsewhere.
-
-    The first host is MASTER_ADDR, a port derived from the job id MASTER_PORT, unless they are set.
-    """
-    size = env.get("SLURM_NTASKS", "1")
-    if "SLURM_PROCID" not in env or "SLURM_STEP_ID" not in env or int(size) < 2:
-        return {}  # one process, or a batch script, which has the job's variables, too
-    host = env.get("MASTER_ADDR") or _first_host(env.get("SLURM_NODELIST", ""))
-    port = 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
-    return {
-        "RANK": env["SLURM_PROCID"],
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-        "MASTER_ADDR": host or env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
-        "MASTER_PORT": env.get("MASTER_PORT", str(port)),
-    }
-
-
-def _first_host(nodes: str) -> str:
-    """First of ``a[01-04,7],b``: ``a01``."""
-    found = re.match(r"([^,\[]*)(?:\[([^],-]*)[^]]*\])?([^,\[]*)", nodes)
-    return "".join(part or "" for part in found.groups()) if found else ""
-
-
-def fresh_store(store: Store, rank: int, size: int) -> Store:
-    """Namespace a rendezvous store for this start of the run.
-
-    torchrun keeps its store across ``--max_restarts``, so restarted processes would read the
-    addresses of dead ones. Rank 0 picks a prefix and sends it to every rank that registers, until
-    each live rank has acknowledged it.
-
-    Raises:
-        RuntimeError: A rank did not register in time.
-    """
-    own = uuid4().hex
-    if rank:
-        store.set(f"hello/{rank}", own)
-        session = store.get(f"session/{own}").decode()
-        store.set(f"known/{session}/{rank}", "")
-        return PrefixStore(session, store)
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
-    missing = set(range(1, size))
-    while missing:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"ranks {sorted(missing)} timed out before joining")
-        for other in sorted(missing):
-            if store.check([f"hello/{other}"]):
-                store.set(f"session/{store.get(f'hello/{other}').decode()}", own)
-        missing = {other for other in missing if not store.check([f"known/{own}/{other}"])}
-        time.sleep(0.01 if missing else 0)
-    return PrefixStore(own, store)
 
 
 def shutdown() -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from multimae.images.folders import with_no_data_tags
+from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import prepare
 from multimae.inference.meters import Meter
 from multimae.multimae import MultiViT

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.listing import FindIndex, SampleIndex
+from multimae.images.index.listing import FindIndex, SampleIndex
 from utils.config.options import RunConfig
 from utils.data.dataset import (
     MultiModalDataset,
@@ -53,7 +53,7 @@ def index_finder(cfg: RunConfig, world: World) -> FindIndex:
 
 
 def _mapped(entry: Path, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
-    from multimae.images.index_cache import load  # small sets do not load it
+    from multimae.images.index.index_cache import load  # small sets do not load it
 
     try:
         return load(entry)
@@ -65,7 +65,7 @@ def _stored(cache: Path | None, key: str, list_samples: Callable[[], SampleIndex
     if cache is None:
         return list_samples()
     if (cache / key).is_dir():
-        from multimae.images.index_cache import find, load
+        from multimae.images.index.index_cache import find, load
 
         entry = find(cache, key)
         if entry is not None:
@@ -76,7 +76,7 @@ def _stored(cache: Path | None, key: str, list_samples: Callable[[], SampleIndex
     index = list_samples()
     if index.num_files < MIN_CACHED_FILES or not index.stamps:
         return index
-    from multimae.images.index_cache import load, store
+    from multimae.images.index.index_cache import load, store
 
     try:
         return load(store(cache, key, index, start))

@@ -22,12 +22,8 @@ from multimae.criterion import (
     per_sample_where,
     without_absent,
 )
-from multimae.images.folders import (
-    CLASSES_FILE,
-    MultiModalFolder,
-    read_class_names,
-    with_no_data_tags,
-)
+from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
+from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, sample_masks

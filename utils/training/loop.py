@@ -16,7 +16,7 @@ from utils.checkpoint.find import latest_checkpoint
 from utils.checkpoint.saving import Saver
 from utils.config.options import LogOptions
 from utils.data.batches import BadSamples, Batch, BatchStream
-from utils.distributed.script import Stopped, StopRequest, acknowledge, worker_killed
+from utils.distributed.script import Stopped, StopRequest, acknowledge
 from utils.distributed.world import Control, ControlGroup
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock
@@ -240,15 +240,13 @@ def _named_causes() -> Iterator[None]:
     """Turn what the machine does to a run into errors that say what to do."""
     try:
         yield
-    except (ConnectionError, EOFError) as err:
-        raise worker_killed(err) or err from err
-    except OSError as err:
-        raise RunError(
-            f"cannot write {err.filename or 'the output'}: {err.strerror or err}. Make room, and "
-            "run the same command to resume from the last checkpoint."
-        ) from err
-    except RuntimeError as err:
-        raise worker_killed(err) or err from err
+    except Exception as err:
+        from utils.distributed.process_failures import as_run_error
+
+        explained = as_run_error(err)
+        if explained is None:
+            raise
+        raise explained from err
 
 
 def due_evaluators(

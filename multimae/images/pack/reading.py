@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images.listing import Stamp, stamp_of
+from multimae.images.index.listing import Stamp, stamp_of
 from multimae.images.pack import PACK_FILE, AnyPath
 from multimae.images.pack.layout import (
     DTYPES,

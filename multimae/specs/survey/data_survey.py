@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from multimae.images.folders import MultiModalFolder, read_class_names, sub_folders
-from multimae.images.listing import list_folder
+from multimae.images.index.listing import list_folder
 from multimae.images.pack import is_packed
 from multimae.images.readers import SUFFIXES
 from multimae.specs.errors import UserError

@@ -12,8 +12,9 @@ import torch
 
 import run_pretraining_multimae
 from multimae import MultiMAE, read_spec
-from multimae.images.folders import MultiModalFolder, with_no_data_tags
+from multimae.images.folders import MultiModalFolder
 from multimae.images.inputs import load_inputs
+from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import pixels_with_value
 from multimae.images.readers import read
 from multimae.specs.modalities import Modality, make_table

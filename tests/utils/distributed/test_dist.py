@@ -9,8 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-import utils.distributed.world
-from utils.distributed.world import fresh_store, slurm_environment
+from utils.distributed.launch import fresh_store, slurm_environment
 
 
 def start(store: dist.Store, delays: list[float]) -> list[dist.Store]:
@@ -19,7 +18,7 @@ def start(store: dist.Store, delays: list[float]) -> list[dist.Store]:
 
     def come(rank: int, delay: float) -> None:
         time.sleep(delay)
-        stores[rank] = fresh_store(store, rank, len(delays))
+        stores[rank] = fresh_store(store, rank, len(delays), timedelta(minutes=1))
 
     threads = [threading.Thread(target=come, args=each) for each in enumerate(delays)]
     for thread in threads:
@@ -46,10 +45,9 @@ def test_restarted_ranks_ignore_stale_keys(delays: list[float]) -> None:
     assert len(seen) == 4
 
 
-def test_missing_rank_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(utils.distributed.world, "TIMEOUT", timedelta(seconds=0.2))
+def test_missing_rank_times_out() -> None:
     with pytest.raises(RuntimeError, match="ranks .1. timed out"):
-        fresh_store(dist.HashStore(), 0, 2)
+        fresh_store(dist.HashStore(), 0, 2, timedelta(seconds=0.2))
 
 
 @pytest.mark.parametrize(

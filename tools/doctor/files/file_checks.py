@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from multimae.images.folders import no_data_tag_of
+from multimae.images.no_data_tags import no_data_tag_of
 from multimae.images.pixels import Array, ImageError, Pixels, size_of, storage_dtype
 from multimae.images.readers import FORMATS, check_pixels, read
 from multimae.specs.modalities import Modality

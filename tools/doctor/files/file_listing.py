@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from multimae.images.listing import SETTINGS_FILE
+from multimae.images.index.listing import SETTINGS_FILE
 from multimae.images.pack import is_packed
 from multimae.images.pack.reading import PackedFolder
 from multimae.images.pixels import Array

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from multimae.images.folders import MultiModalFolder, sub_folders
-from multimae.images.listing import FindIndex, list_now
+from multimae.images.index.listing import FindIndex, list_now
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.inference.truth import MASK_VALID, SATURATED, ZBUFFER

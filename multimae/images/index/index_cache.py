@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.listing import Names, SampleIndex, stamp_of
+from multimae.images.index.listing import Names, SampleIndex, stamp_of
 
 INDEX_FILE = "index.json"
 SETTLED_NS = 2 * 10**9

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multimae.images import listing
 from multimae.images.folders import MultiModalFolder
-from multimae.images.listing import Names, list_folder, merge
+from multimae.images.index import listing
+from multimae.images.index.listing import Names, list_folder, merge
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import message_of
 from tools.pack.packing import PackOptions, write_packs

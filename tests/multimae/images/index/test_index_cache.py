@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multimae.images import index_cache
 from multimae.images.folders import MultiModalFolder
+from multimae.images.index import index_cache
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import RGB, SEMSEG, save
 from tools.pack.packing import PackOptions, write_packs

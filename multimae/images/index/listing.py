@@ -7,7 +7,6 @@ loader worker, page by page.
 from __future__ import annotations
 
 import os
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from multimae.images.pack import AnyPath
 from multimae.images.readers import SUFFIXES
-from multimae.specs.errors import UserError, bullet_list
+from multimae.specs.errors import UserError
 
 SETTINGS_FILE = "prepared.json"
 """Settings that the files of a modality were made with; beside them."""
@@ -123,7 +122,7 @@ class SampleIndex:
         incomplete: For every skipped sample, one of its files and a message about missing ones.
         digest: Checksum of the names.
         stamps: Every folder and file that was read; empty if some have no stamp.
-        entry: Where the arrays are mapped from (:mod:`multimae.images.index_cache`).
+        entry: Where the arrays are mapped from (:mod:`multimae.images.index.index_cache`).
     """
 
     names: Names
@@ -186,34 +185,10 @@ class Listing:
 
     def check(self, folder: AnyPath, modality: str) -> None:
         """Raise a UserError if there are no images, or the same name twice."""
-        if self.clashes:
-            pairs = []
-            for name, extension in self.clashes:
-                key = os.fsdecode(name)
-                first = self.extensions[self.kinds[bisect_left(self.names, name)]]
-                pairs.append(f"{folder / key}: {first} and {os.fsdecode(extension)}")
-            raise UserError(
-                f"modality '{modality}': the same name with two extensions is ambiguous:\n"
-                f"{bullet_list(sorted(pairs))}\nKeep one file of each."
-            )
-        if not len(self.names):
-            raise UserError(
-                f"modality '{modality}': no images in {folder} or its sub-folders"
-                f"{without_reader(folder, self.ignored)}.\nThe layout is {LAYOUT} with "
-                f"sub-folders of any depth; extensions: {', '.join(sorted(SUFFIXES))}."
-            )
+        if self.clashes or not len(self.names):
+            from multimae.images.index.listing_errors import refuse_listing
 
-
-def without_reader(folder: AnyPath, ignored: Counter[str]) -> str:
-    """Part of a message: files of a folder that have no reader, by reason, and an example."""
-    example = next(folder.rglob("[!.]*.*"), None) if isinstance(folder, Path) else None
-    if example is None or not ignored:
-        return f"; {example} is a folder" if example else ""
-    counts = ", ".join(f"{count} '{suffix}'" for suffix, count in ignored.most_common(3))
-    return (
-        f"; there is no reader for its files: {counts}, such as {example}. Convert them (.npy "
-        "holds any array)"
-    )
+            refuse_listing(self, folder, modality)
 
 
 def list_folder(folder: AnyPath, modality: str, ending: str = "") -> Listing:
@@ -415,58 +390,4 @@ def paired(
         problems,
         names.digest(),
         stamps if all(listing.stamps for listing in listings.values()) else [],
-    )
-
-
-def refuse_look_alikes(names: Names, partial: npt.NDArray[np.bool_]) -> None:
-    """Raise a UserError if names differ only in the Unicode form of letters.
-
-    Args:
-        names: Of all modalities.
-        partial: (N,) which of them some modality lacks.
-    """
-    forms: dict[str, list[str]] = {}
-    for first, stop in names.blocks():
-        starts = names.starts[first:stop].astype(np.int64)
-        text = names.text[starts[0] : int(names.starts[stop])]
-        other = np.logical_or.reduceat(text > 127, starts - starts[0])
-        for i in (first + np.flatnonzero(partial[first:stop] & other)).tolist():
-            key = os.fsdecode(names[i])
-            forms.setdefault(unicodedata.normalize("NFC", key), []).append(key)
-    pairs = [" and ".join(map(ascii, sorted(keys))) for keys in forms.values() if len(keys) > 1]
-    if pairs:
-        raise UserError(
-            "names that look alike differ in their Unicode form (NFC, NFD), so that their files "
-            f"do not form samples:\n{bullet_list(sorted(pairs))}\nRename them to one form, for "
-            "example with `convmv -r -f utf8 -t utf8 --nfc`."
-        )
-
-
-def refuse_incomplete(
-    folders: Mapping[str, AnyPath],
-    names: Names,
-    present: npt.NDArray[np.bool_],
-    selected: npt.NDArray[np.bool_],
-) -> None:
-    """Raise a UserError with the names that each modality lacks.
-
-    Args:
-        folders: Folder of every modality.
-        names: Of all modalities.
-        present: (modalities, N).
-        selected: (N,) names that form the set.
-    """
-    problems, total = [], int(selected.sum())
-    for (name, folder), has in zip(folders.items(), present, strict=True):
-        missing = np.flatnonzero(selected & ~has)
-        if len(missing):
-            few = [os.fsdecode(names[i]) for i in missing[:3].tolist()]
-            examples = ", ".join(few) + (", ..." if len(missing) > 3 else "")
-            problems.append(f"'{name}' ({folder}): {len(missing)} of {total} missing: {examples}")
-    common = int((selected & present.all(axis=0)).sum())
-    raise UserError(
-        "file names do not match between the modalities:\n"
-        f"{bullet_list(problems)}\n{common} names are complete. Each sample needs a file of the "
-        "same sub-folder and name in every modality folder (extensions may differ): add the "
-        "missing files, or remove those names from the other folders."
     )
