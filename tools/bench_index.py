@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from multimae.images import index_cache
+from multimae.images.index import index_cache
 from multimae.images.index.listing import Listing, Names, merge, paired
 from multimae.images.pack import PACK_FILE
 from multimae.images.pack.layout import (

@@ -14,7 +14,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from multimae.images.folders import TIFF_SUFFIXES, MultiModalFolder, open_pack
+from multimae.images.folders import MultiModalFolder, open_pack
+from multimae.images.no_data_tags import TIFF_SUFFIXES
 from multimae.images.pack import AnyPath, is_packed, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES, read

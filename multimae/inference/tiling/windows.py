@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from multimae.images.folders import TIFF_SUFFIXES
+from multimae.images.no_data_tags import TIFF_SUFFIXES
 from multimae.images.pixels import (
     Array,
     ImageError,
