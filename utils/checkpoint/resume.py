@@ -79,7 +79,7 @@ def resume(
         info(f"changed on resume: {change}")
     paths = RunPaths.of(cfg.checkpoint.output_dir)
     if state.best is not None and paths is not None and not paths.has_checkpoint(path):
-        state.best = None
+        state.best, state.stale = None, 0
         info(f"the best value starts anew: its checkpoint is not in {paths.root}")
 
 

@@ -120,8 +120,21 @@ class FinetuneOptimOptions(OptimOptions):
     layer_decay: float = option(0.75, "Learning-rate factor per layer", within="(0, 1]")
     scale_input_lr: bool = option(True, "Decay the learning rate of the input adapters, too")
     freeze_transformer: bool = option(False, "Do not train the encoder blocks")
+    freeze_encoder: bool = option(
+        False, "Train the heads alone: input adapters, global tokens and blocks keep their weights"
+    )
+    lora_rank: int = option(
+        0,
+        "Train low-rank adapters (LoRA) of this rank in the encoder, and the heads; 0: all weights",
+        within="[0, inf)",
+    )
     no_lr_scale_list: str = option("", "Parts of names without layer decay, joined by '-'")
     warmup_epochs: int = option(1, "Epochs of warm-up", within="[0, inf)")
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether the weights of the encoder and its input adapters do not change."""
+        return self.freeze_encoder or self.lora_rank > 0
 
     @property
     def rates(self) -> dict[str, float | None]:
@@ -173,6 +186,7 @@ class FinetuneConfig(RunConfig):
                 "parallel ddp"
             )
         yield from self.data.unused_problems(self.used_names)
+        yield from self._freezing_problems()
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"
         if isinstance(self.model, DenseModelOptions):
@@ -182,6 +196,18 @@ class FinetuneConfig(RunConfig):
                         f"decoder_main_tasks: '{name}' is not among in_domains "
                         f"{'-'.join(self.in_names)}"
                     )
+
+    def _freezing_problems(self) -> Iterator[str]:
+        optim, start = self.optim, self.start
+        name = "lora_rank" if optim.lora_rank else "freeze_encoder"
+        if optim.lora_rank and (optim.freeze_encoder or optim.freeze_transformer):
+            yield "lora_rank: contradicts freeze_encoder and freeze_transformer"
+        if optim.keeps_encoder and not start.finetune and not self.scores_only:
+            yield f"{name}: the encoder keeps its weights; set finetune to pre-trained ones"
+        if optim.lora_rank and start.model_ema:
+            yield "lora_rank: not with model_ema"
+        if optim.lora_rank and self.runtime.parallel == "fsdp":
+            yield "lora_rank: not with parallel fsdp; use ddp"
 
     @property
     def precision(self) -> str:

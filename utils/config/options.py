@@ -400,6 +400,12 @@ class LogOptions:
 
     log_every: int = option(50, "Steps between log lines", within="[1, inf)", on_resume="free")
     eval_freq: int = option(1, "Epochs between evaluations", within="[1, inf)", on_resume="free")
+    early_stop_patience: int | None = option(
+        None,
+        "Stop after N evaluations in a row without a better score",
+        within="[1, inf)",
+        on_resume="applied",
+    )
     num_pictures: int = option(
         8, "Images in the picture grid; 0: none", within="[0, inf)", on_resume="free"
     )
@@ -473,8 +479,15 @@ class RunConfig:
         """Whether nothing is trained."""
         return False
 
+    @property
+    def has_eval_set(self) -> bool:
+        """Whether training evaluates."""
+        return bool(self.data.eval_data_path)
+
     def problems(self) -> Iterator[str]:
-        """A warm-up longer than the run."""
+        """A warm-up longer than the run, early stopping without evaluations."""
+        if self.log.early_stop_patience and not self.has_eval_set and not self.scores_only:
+            yield "early_stop_patience: needs eval_data_path, the images to evaluate on"
         warmup, epochs = self.optim.warmup_epochs, self.runtime.epochs
         if self.optim.warmup_steps <= 0 and warmup >= epochs and not self.scores_only:
             yield (

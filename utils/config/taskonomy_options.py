@@ -106,6 +106,11 @@ class TaskonomyConfig(FinetuneConfig):
     runtime: TaskonomyRuntimeOptions = field(default_factory=TaskonomyRuntimeOptions)
 
     @property
+    def has_eval_set(self) -> bool:
+        """Whether training evaluates; validation views are under --data_path, too."""
+        return True
+
+    @property
     def has_test_set(self) -> bool:
         """Whether the test views are scored; ``--test`` finds them under --data_path, too."""
         return bool(self.data.test_data_path) or self.start.test

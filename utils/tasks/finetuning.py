@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -30,7 +30,7 @@ from multimae.weights.load import load_weights
 from utils.checkpoint.find import best_checkpoint, newest_checkpoint
 from utils.checkpoint.start_weights import StartWeights, fetch
 from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
-from utils.config.finetune_options import FinetuneConfig, Split
+from utils.config.finetune_options import FinetuneConfig, FinetuneOptimOptions, Split
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
@@ -50,6 +50,9 @@ from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, choose_precision
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _TOKENS_WITHOUT_DECAY = frozenset({"global_tokens", "mask_token", "pos_emb"})
 
 
@@ -58,6 +61,7 @@ class FinetuneTask(Task):
 
     model: MultiViT
     class_weights: Tensor | None
+    lora = frozen = False
 
     def __init__(self, model: MultiViT, inputs: Sequence[Modality]) -> None:
         """Wrap ``model`` with the input modalities ``inputs``."""
@@ -78,8 +82,38 @@ class FinetuneTask(Task):
         void = labels == ignored
         return self.class_weights[labels.masked_fill(void, 0)].masked_fill(void, 0.0).sum()
 
+    def freeze(self, optim: FinetuneOptimOptions) -> None:
+        """Freeze what the options say; add adapters with ``--lora_rank``."""
+        if optim.lora_rank:
+            from utils.training.lora import add_lora
+
+            add_lora(self.model, optim.lora_rank)
+        self.lora, self.frozen = optim.lora_rank > 0, optim.freeze_encoder
+        for name, parameter in self.model.named_parameters():
+            is_head = name.startswith("output_adapters.")
+            in_block = name.startswith("encoder.")
+            if (self.frozen and not is_head) or (optim.freeze_transformer and in_block):
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes; a frozen encoder stays in evaluation mode, without dropout."""
+        super().train(mode)
+        if self.frozen:
+            self.model.input_adapters.eval()
+            self.model.encoder.eval()
+        return self
+
+    def extra_state_dict(self) -> dict[str, Any]:
+        """Add the adapters of LoRA."""
+        state = super().extra_state_dict()
+        if self.lora:
+            from utils.training.lora import adapter_state
+
+            state |= adapter_state(self.model)
+        return state
+
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the class weights are the same.
+        """Check that the class weights are the same; restore the adapters.
 
         Raises:
             ValueError: They differ.
@@ -90,7 +124,12 @@ class FinetuneTask(Task):
             raise ValueError(
                 f"class weights changed, of class {worst} from {saved[worst]:g} to {own[worst]:g}"
             )
-        super().load_extra_state_dict(state)
+        adapters = {key: value for key, value in state.items() if key.startswith("lora.")}
+        super().load_extra_state_dict({k: v for k, v in state.items() if k not in adapters})
+        if self.lora:
+            from utils.training.lora import load_adapter_state
+
+            load_adapter_state(self.model, adapters)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Model inputs."""
@@ -215,6 +254,7 @@ class Finetuning(Job[TaskT]):
             UserError: Unreadable weights, or options that contradict them.
         """
         self.start = StartWeights(cfg.start) if cfg.start.finetune else None
+        self.keeps_encoder = cfg.optim.keeps_encoder
         self.source, self.trained_spec = world.broadcast_from_main(lambda: self._find_spec(cfg))
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
@@ -297,7 +337,10 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
     cfg, world = job.cfg, job.world
     output_dir, flat = cfg.checkpoint.output_dir, to_flat_dict(cfg)
     seed_everything(cfg.runtime.seed)
-    task = job.build_task().to(world.device)
+    task = job.build_task()
+    if not cfg.scores_only:
+        task.freeze(cfg.optim)
+    task.to(world.device)
     task.model.set_grad_checkpointing(enable=cfg.runtime.grad_checkpointing)
     precision = choose_precision(cfg.precision, world.device)
     with (
@@ -428,10 +471,6 @@ def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
             return 1.0
         return layer_lr_scale(name, depth, optim.layer_decay)
 
-    if optim.freeze_transformer:
-        for name, parameter in task.model.named_parameters():
-            if name.startswith("encoder."):
-                parameter.requires_grad_(False)
     groups = param_groups(
         task.named_parameters(),
         optim.weight_decay,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.weights.pretrained import Pretrained, save_model
 from utils.checkpoint.find import find_checkpoint
@@ -44,6 +45,7 @@ class Job(ABC, Generic[TaskT]):
         goal: Selects the best checkpoint.
         start: Weights to start from; ``None`` for initial ones.
         starts_with_heads: Also load their decoders and heads.
+        keeps_encoder: Weights of the encoder and its input adapters are frozen.
         modalities: Modalities in order; must not change on resume.
         mix: Training folders and their shares, of a mix; must not change on resume.
         skip_grad: Gradient norm above which steps are skipped.
@@ -54,6 +56,7 @@ class Job(ABC, Generic[TaskT]):
     goal: Goal
     start: StartWeights | None = None
     starts_with_heads = False
+    keeps_encoder = False
     modalities: Sequence[Modality]
     mix: Sequence[tuple[str, float]] = ()
     skip_grad: float | None = None
@@ -88,7 +91,9 @@ class Job(ABC, Generic[TaskT]):
 def describe_model(job: Job[TaskT], task: TaskT, precision: Precision) -> str:
     """Name and size of the model, and what it runs on."""
     millions = sum(p.numel() for p in task.model.parameters()) / 1e6
-    return f"{job.cfg.model.model}: {millions:.1f} M parameters, {precision} on {job.world}"
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    part = f", {trained:,} trained" if job.keeps_encoder and not job.cfg.scores_only else ""
+    return f"{job.cfg.model.model}: {millions:.1f} M parameters{part}, {precision} on {job.world}"
 
 
 def train(
@@ -217,6 +222,13 @@ def _load_start(job: Job[TaskT], task: TaskT, train_set: MultiModalDataset, info
 
     report = job.start.load(task.model, heads=job.starts_with_heads)
     source = job.start.options.finetune
+    absent = [k for k in report.new if not k.startswith("output_adapters.")]
+    if job.keeps_encoder and absent:
+        raise UserError(
+            f"{source} has no weights for {len(absent)} tensors of the encoder, such as "
+            f"{absent[0]}, and --freeze_encoder and --lora_rank do not train them: use inputs that "
+            "the weights have, or train all weights."
+        )
     for line in (report.summary(), *statistics_warnings(source, train_set)):
         info(line)
     return report.details()

@@ -58,7 +58,7 @@ def fit(run: TrainingRun) -> None:
     state, plan, saver, clock = run.state, run.plan, run.saver, run.clock
     with run.stop.listening(), _named_causes():
         _begin(run)
-        while state.step < plan.total_steps:
+        while state.step < plan.total_steps and not _stops_early(run):
             end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
             clock.reset()
             batches = clock.watch(run.stream.seek(state.step * plan.accum_steps))
@@ -81,10 +81,23 @@ def fit(run: TrainingRun) -> None:
             else:
                 _finish_epoch(run)
         saver.finish()
-        run.nonfinite.check_end(plan.total_steps, state.skipped)
+        run.nonfinite.check_end(state.step, state.skipped)
         if saver.active:
             run.logger.info(saver.cost())
         run.stepper.world.barrier()
+
+
+def _stops_early(run: TrainingRun) -> bool:
+    """Whether ``--early_stop_patience`` evaluations in a row were no better; logs it."""
+    patience, state = run.log.early_stop_patience, run.state
+    if patience is None or state.stale < patience or run.goal is None:
+        return False
+    best = "any number" if state.best is None else f"{state.best:.6g}"
+    run.logger.info(
+        f"early stop after epoch {state.epoch}: {run.goal.metric} was no better than {best} in "
+        f"{state.stale} evaluations"
+    )
+    return True
 
 
 def _begin(run: TrainingRun) -> None:
@@ -222,6 +235,8 @@ def _finish_epoch(run: TrainingRun) -> None:
         if run.goal is not None and state.improve(run.goal, values):
             saver.save_best(state)
     state.epoch = epoch
+    patience = run.log.early_stop_patience
+    finished |= patience is not None and state.stale >= patience
     if finished or epoch % saver.options.save_ckpt_freq == 0 or saver.due_at(state.step):
         saver.save(state, at_epoch_end=state.step == epoch * plan.steps_per_epoch)
     run.clock.reset()

@@ -60,6 +60,7 @@ class TrainState:
         step: Completed steps.
         ema: EMA of the model, or ``None``.
         best: Best value of the goal's metric so far.
+        stale: Evaluations in a row that did not improve ``best``.
         skipped: Steps (from 0) whose batches a rollback skips.
         bad_sample_names: Names of bad samples so far, see :class:`utils.data.batches.BadSamples`.
         window: Logged values since the last log line.
@@ -79,6 +80,7 @@ class TrainState:
     step: int = 0
     ema: AveragedModel | None = None
     best: float | None = None
+    stale: int = 0
     skipped: set[int] = field(default_factory=set)
     bad_sample_names: set[str] = field(default_factory=set)
     window: LogWindow = field(default_factory=LogWindow)
@@ -115,11 +117,12 @@ class TrainState:
         return weights
 
     def improve(self, goal: Goal, values: Mapping[str, float]) -> bool:
-        """Update ``best`` from ``values``; return whether it improved."""
+        """Update ``best`` and ``stale`` from ``values``; return whether ``best`` improved."""
         value = values.get(goal.metric, math.nan)
         if not goal.better(value, self.best):
+            self.stale += goal.metric in values
             return False
-        self.best = value
+        self.best, self.stale = value, 0
         return True
 
     def evaluate_on(self, samples: Mapping[str, object]) -> str:
@@ -131,7 +134,7 @@ class TrainState:
         old, self.eval_samples = self.eval_samples, samples
         if old is None or old == samples:
             return ""
-        self.best = None
+        self.best, self.stale = None, 0
         return names_changed("evaluation samples", old, samples)
 
     def start_at(self, epoch: int, steps_per_epoch: int) -> None:
@@ -168,6 +171,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "stale": self.stale,
             "eval_samples": self.eval_samples,
             "skipped": sorted(self.skipped),
             "left_out": sorted(self.bad_sample_names),
@@ -203,7 +207,9 @@ class TrainState:
         self.step = int(state["step"])
         saved_set = state.get("eval_samples")
         self.eval_samples = self.eval_samples or saved_set
-        self.best = state.get("best") if saved_set in (None, self.eval_samples) else None
+        same_set = saved_set in (None, self.eval_samples)
+        self.best = state.get("best") if same_set else None
+        self.stale = int(state.get("stale", 0)) if same_set else 0
         self.scored = int(state.get("scored", -1))
         self.skipped = set(state.get("skipped", ()))
         self.bad_sample_names.update(state.get("left_out", ()))  # a rollback keeps names

@@ -48,7 +48,7 @@ FREE = {
 }
 APPLIED = {
     *("epochs", "max_steps", "eval_data_path", "on_bad_sample", "max_bad_samples"),
-    *("precision", "fp16", "deterministic", "on_nonfinite"),
+    *("precision", "fp16", "deterministic", "on_nonfinite", "early_stop_patience"),
 }
 ACCEPTED_ONLY = {("run_finetuning_taskonomy", name) for name in ("decoder_dim", "decoder_depth")}
 
