@@ -33,6 +33,7 @@ FREE = {
         "num_workers",
         "pin_mem",
         "data_cache_gb",
+        "index_cache",
         "eval_batch_size",
         "max_test_images",
         "device",
