@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
@@ -22,6 +24,7 @@ HERE = "."
 """``folder`` of the modality whose images lie in the data root itself."""
 _TRAIN, _TEST = ("train", "training"), ("test", "testing")
 _VAL = ("val", "validation", "valid", "eval", "dev")
+_SEPARATORS = re.compile(r"[_.\-]")
 _COMPARED = 4  # folders whose names are compared
 _MORE_LABELS = 8  # times as many label maps are read, as rare classes are in few of them
 _ORDER = ("photo", "depth_map", "label_map")
@@ -132,7 +135,8 @@ def _names_of(folder: Path) -> set[tuple[str, str]]:
 
 def _add_modalities(survey: DataSurvey, samples: int) -> None:
     folders = _image_folders(survey.root) if survey.layout == "modalities" else [HERE]
-    facts = [_inspect(survey.root, name, samples) for name in folders]
+    suffixes = find_suffixes({name: _stems(survey.root / name) for name in folders})
+    facts = [_inspect(survey.root, name, suffixes.get(name, ""), samples) for name in folders]
     class_names = read_class_names(survey.root) or ()
     for files in sorted(facts, key=_order):
         if files.sizes:
@@ -157,14 +161,66 @@ def _add_modalities(survey: DataSurvey, samples: int) -> None:
 
 
 def _order(files: StoredFiles) -> tuple[int, str]:
-    name = KNOWN_FOLDERS.get(files.folder.lower(), "")
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER)), files.folder
+    return _rank(files.folder)
 
 
-def _inspect(root: Path, name: str, samples: int) -> StoredFiles:
+def _rank(folder: str) -> tuple[int, str]:
+    content = KNOWN_FOLDERS.get(folder.lower(), "")
+    return (_ORDER.index(content) if content in _ORDER else len(_ORDER)), folder
+
+
+def _stems(folder: Path) -> list[str]:
+    """Names of the images of a folder without extension."""
+    return sorted(name for name, _ in _names_of(folder))
+
+
+def find_suffixes(names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Endings of the names that folders have to lose to match, such as ``_leftImg8bit``.
+
+    Args:
+        names: By folder, ``sub-folder/name`` of its files.
+
+    Returns:
+        By folder; those without an ending are left out.
+    """
+    folders = sorted(names, key=_rank)
+    if len(folders) < 2 or set.intersection(*(set(each) for each in names.values())):
+        return {}
+    first = folders[0]
+    best: dict[str, str] = {}
+    for ending in _common_endings(names[first]):
+        keys = {name.removesuffix(ending) for name in names[first]}
+        found = {first: ending} if ending else {}
+        for folder in folders[1:]:
+            counts = Counter(
+                name[i:] for name in names[folder] for i in _boundaries(name) if name[:i] in keys
+            )
+            if not counts:
+                break
+            found[folder] = max(counts, key=lambda end: ("label" in end.lower(), counts[end]))
+        else:
+            best = {folder: end for folder, end in found.items() if end}
+            break
+    return best
+
+
+def _common_endings(names: Sequence[str]) -> list[str]:
+    """No ending, and all that the names share from a separator on, shortest first."""
+    shared = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    return ["", *(shared[m.start() :] for m in reversed(list(_SEPARATORS.finditer(shared))))]
+
+
+def _boundaries(name: str) -> Iterator[int]:
+    """Positions at which an ending may begin."""
+    yield from (m.start() for m in _SEPARATORS.finditer(name))
+    yield len(name)
+
+
+def _inspect(root: Path, name: str, suffix: str, samples: int) -> StoredFiles:
     if KNOWN_FOLDERS.get(name.lower()) == "label_map":
         samples *= _MORE_LABELS
-    facts = inspect_files(MultiModalFolder(root, [Modality("image", folder=name)]), samples)
+    modality = Modality("image", folder=name, suffix=suffix)
+    facts = inspect_files(MultiModalFolder(root, [modality]), samples)
     facts.packed = is_packed(root / name)
     return facts
 
@@ -188,7 +244,9 @@ def _irregular(guess: Guess) -> Iterator[str]:
 
 
 def _count_samples(survey: DataSurvey) -> None:
-    modalities = [Modality(g.name, folder=g.files.folder) for g in survey.guesses]
+    modalities = [
+        Modality(g.name, folder=g.files.folder, suffix=g.files.suffix) for g in survey.guesses
+    ]
     folder = MultiModalFolder(survey.root, modalities, allow_missing=True)
     survey.samples = len(folder)
     if all(len(names) == len(modalities) for names in folder.patterns()):

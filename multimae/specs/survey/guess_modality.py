@@ -63,6 +63,7 @@ class Guess:
         unit: Metres per stored unit and its name, of depth.
         valid: Mean and standard deviation of stored values, per channel, without ``no_data``.
         class_names: By stored id.
+        label_map: Stored ids or colours and their class ids, if these differ.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Guess:
     unit: tuple[float, str] | None = None
     valid: tuple[list[float], list[float]] = ((), ())  # type: ignore[assignment]
     class_names: tuple[str, ...] = ()
+    label_map: dict[int | str, int] = field(default_factory=dict)
 
     @property
     def modality(self) -> Modality:
@@ -153,9 +155,14 @@ def _set_folder(guess: Guess) -> None:
     if folder != guess.name:
         reason = "images lie in data_path itself" if folder == "." else "sub-folder of data_path"
         guess.fields["folder"] = (folder, reason)
+    if guess.files.suffix:
+        guess.fields["suffix"] = (guess.files.suffix, "ending of the names")
 
 
 def _are_labels(files: StoredFiles, alias: str) -> bool:
+    if files.colours and not files.lossy and files.channels == 3:
+        few = len(files.colours) <= _MAX_CLASSES_UNNAMED or alias == "label_map"
+        return few and files.flat >= _FLAT and alias not in ("photo", "normal_map")
     ids = files.found_ids
     if not ids or not files.is_integer or alias in ("photo", "depth_map", "normal_map"):
         return False
@@ -183,24 +190,39 @@ def _add_labels(guess: Guess) -> None:
             "plot": ("labels", "drawn with a palette"),
         }
     where = f"of {len(files.sizes)} files"
+    _add_label_map(guess)
+    if guess.label_map:
+        count = max(2, 1 + max(i for i in guess.label_map.values() if i != VOID))
+        guess.fields["num_classes"] = (count, f"classes of the label map, {where}")
+        reason = "stored colours" if files.colours else "stored ids"
+        guess.fields["label_map"] = (guess.label_map, f"{reason}: class ids")
+        return
     count, reason = max(2, ids[-1] + 1), f"largest id {where} + 1; ids found: {_few_ids(ids)}"
     if class_names and len(class_names) > ids[-1]:
         count, reason = len(class_names), "names in classes.json"
     guess.fields["num_classes"] = (count, reason)
     if VOID in files.found_ids and count <= VOID:
-        if len(ids) == 1:
-            guess.notes.append(
-                f"{files.folder}: masks of {ids[0]} and {VOID}: ids count from 0, and {VOID} is "
-                "void in fine-tuning. Store them as 0 and 1."
-            )
-            guess.fields["num_classes"] = (VOID + 1, f"masks of {ids[0]} and {VOID}, as stored")
-        else:
-            guess.fields["no_data"] = (VOID, f"id {VOID} is void: in no loss")
-    missing = ids[-1] + 1 - len(ids)
-    if not class_names and missing > len(ids):
+        guess.fields["no_data"] = (VOID, f"id {VOID} is void: in no loss")
+
+
+def _add_label_map(guess: Guess) -> None:
+    """Map colours, masks of 0 and 255, and ids with large gaps to ids from 0 on."""
+    files, ids = guess.files, guess.ids()
+    if files.colours:
+        guess.label_map = {f"#{code:06x}": i for i, code in enumerate(sorted(files.colours))}
         guess.notes.append(
-            f"{files.folder}: {len(ids)} ids between {ids[0]} and {ids[-1]} occur: renumber them "
-            f"0..{len(ids) - 1}, or the model learns {missing} classes without pixels."
+            f"{files.folder}: {len(files.colours)} colours became classes in label_map. Put them "
+            f"in the order of your classes; {VOID} is void."
+        )
+    elif len(ids) == 1 and VOID in files.found_ids:
+        guess.label_map = {ids[0]: 0, VOID: 1}
+    elif not guess.class_names and len(ids) > 1 and ids[-1] + 1 > 2 * len(ids):
+        guess.label_map = {stored: i for i, stored in enumerate(ids)}
+        if VOID in files.found_ids:
+            guess.label_map[VOID] = VOID
+        guess.notes.append(
+            f"{files.folder}: {len(ids)} ids between {ids[0]} and {ids[-1]} occur in "
+            f"{len(files.sizes)} files. Training stops at an id that is not in label_map: add it."
         )
 
 
@@ -215,11 +237,6 @@ def _add_photo(guess: Guess) -> None:
             "std": (list(std), "ImageNet's"),
         }
     guess.valid = _moments(files.pixels)
-    if not files.lossy and files.channels == 3 and files.colours <= 64 and files.flat >= _FLAT:
-        guess.notes.append(
-            f"{files.folder}: at most {files.colours} colours per file: a label map in colours? "
-            "Store class ids in one channel, or with a palette."
-        )
 
 
 def _add_depth(guess: Guess) -> None:

@@ -229,8 +229,19 @@ def _without_loss(rows: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, s
 
 
 def _label_lines(target: Guess) -> Iterator[Line]:
-    ids, names = target.ids(), target.class_names
     yield Line("label_folder", target.files.folder, "label maps, by the names of the images")
+    if target.files.suffix:
+        yield Line("label_suffix", target.files.suffix, "ending of their names")
+    yield from _class_lines(target)
+    yield Line("dataset_name", "own", "no names of a published data set")
+
+
+def _class_lines(target: Guess) -> Iterator[Line]:
+    ids, names = target.ids(), target.class_names
+    if target.label_map:
+        yield Line("label_map", *target.fields["label_map"])
+        yield Line("num_classes", *target.fields["num_classes"])
+        return
     has_void = bool(names) and names[0].strip().lower() in VOID_NAMES and names[1:] != ()
     count = len(names) if names else max(2, ids[-1] + 1 if ids else 2)
     if has_void:
@@ -244,7 +255,6 @@ def _label_lines(target: Guess) -> Iterator[Line]:
         yield Line("num_classes", min(count, VOID - 1), source)
         reason = f"id 0 is a class. If it means unlabelled: true, and num_classes: {count - 1}"
         yield Line("seg_reduce_zero_label", False, reason)
-    yield Line("dataset_name", "own", "no names of a published data set")
 
 
 def _depth_lines(target: Guess) -> Iterator[Line]:

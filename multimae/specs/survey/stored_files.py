@@ -22,7 +22,7 @@ from multimae.specs.modalities import Modality
 
 SAMPLES = 32
 """Files of a folder that are read."""
-MAX_IDS = 65536
+MAX_IDS, MAX_COLOURS = 65536, 254
 _LABELS = Modality(
     "image", "labels", num_classes=MAX_IDS, loss="cross_entropy", interpolation="nearest"
 )
@@ -63,6 +63,7 @@ class StoredFiles:
 
     Attributes:
         folder: Name of the folder in the data root; ``.``: the root itself.
+        suffix: Ending of the file names.
         count: Number of images.
         packed: Whether the folder is a pack.
         channels: Of most files.
@@ -76,7 +77,7 @@ class StoredFiles:
         tags: No-data values that files declare.
         ids: (65536,) pixels by value, if the files have one channel of integers below 65536.
         flat: Share of pixels that equal their right neighbour.
-        colours: Largest number of colours of a file with 3 channels.
+        colours: 0xrrggbb of all files with 3 channels of 8 bits; ``None``: others, or too many.
         pixels: (N, C) evenly spread pixels of all files.
         suffixes: Extensions of the files that were read.
         opaque: Whether every value of the last of 4 channels is the largest one.
@@ -87,6 +88,7 @@ class StoredFiles:
     folder: str
     count: int
     packed: bool = False
+    suffix: str = ""
     channels: int = 0
     dtype: str = ""
     lossy: bool = False
@@ -98,7 +100,7 @@ class StoredFiles:
     tags: set[float] = field(default_factory=set)
     ids: npt.NDArray[np.int64] | None = None
     flat: float = 0.0
-    colours: int = 0
+    colours: set[int] | None = None
     pixels: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 1)))
     suffixes: Counter[str] = field(default_factory=Counter)
     opaque: bool = True
@@ -122,7 +124,7 @@ def inspect_files(folder: MultiModalFolder, samples: int = SAMPLES) -> StoredFil
     Files of another form than most are counted in ``forms`` only.
     """
     (m,) = folder.modalities
-    facts = StoredFiles(m.data_folder, len(folder))
+    facts = StoredFiles(m.data_folder, len(folder), suffix=m.suffix)
     images = list(_images(folder, m, samples, facts))
     if not images:
         return facts
@@ -162,8 +164,8 @@ def _read(folder: MultiModalFolder, index: int, m: Modality) -> StoredImage:
 
 def _read_packed_pixels(folder: MultiModalFolder, index: int, m: Modality) -> StoredImage:
     """Read 8-bit grey, 16-bit or RGB pixels of a pack without the original files."""
-    grey = Modality(m.name, num_channels=1, interpolation="nearest", folder=m.folder)
-    for spec in (grey, replace(_LABELS, name=m.name, folder=m.folder)):
+    grey = replace(m, num_channels=1, interpolation="nearest")
+    for spec in (grey, replace(_LABELS, name=m.name, folder=m.folder, suffix=m.suffix)):
         with suppress(ImageError):
             return StoredImage(np.asarray(folder.read(index, spec)))
     lossy = str(folder.path(index, m)).lower().endswith(_LOSSY_SUFFIXES)
@@ -246,6 +248,8 @@ def _add_values(facts: StoredFiles, images: list[StoredImage]) -> None:
         spread.append(values[::step, ::step].reshape(-1, facts.channels).astype(np.float64))
         _add_colours(facts, values)
     facts.ids = facts.ids if can_be_ids else None
+    if facts.colours is not None and len(facts.colours) > MAX_COLOURS:
+        facts.colours = None
     facts.flat = float(np.mean(flat))
     facts.pixels = np.concatenate(spread)
 
@@ -254,5 +258,7 @@ def _add_colours(facts: StoredFiles, values: npt.NDArray[Any]) -> None:
     if facts.channels == 4 and values.dtype.kind == "u":
         facts.opaque &= bool((values[..., 3] == np.iinfo(values.dtype).max).all())
     if facts.channels in (3, 4) and values.dtype == np.uint8:
-        codes = values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
-        facts.colours = max(facts.colours, len(np.unique(codes)))
+        known = set() if facts.colours is None else facts.colours
+        if len(known) <= MAX_COLOURS:
+            codes = values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+            facts.colours = known | set(np.unique(codes)[: MAX_COLOURS + 1].tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,45 @@ def test_class_names_with_void(tmp_path: Path) -> None:
     assert (config["num_classes"], config["seg_reduce_zero_label"]) == (3, True)
 
 
-def test_masks_of_0_and_255_are_reported(tmp_path: Path) -> None:
-    (note,) = survey_data(write_masks(tmp_path, [0, 255])).notes
-    assert "masks" in note and "0 and 1" in note
+@pytest.mark.parametrize(
+    "ids, label_map",
+    [
+        ([0, 255], {0: 0, 255: 1}),
+        ([0, 100, 200], {0: 0, 100: 1, 200: 2}),
+        ([7, 26, 255], {7: 0, 26: 1, 255: 255}),
+    ],
+)
+def test_ids_with_gaps_are_mapped(tmp_path: Path, ids: list[int], label_map: object) -> None:
+    root = write_masks(tmp_path, ids)
+    config = config_of(root, "semseg")
+    count = len([i for i in ids if i != 255 or len(ids) == 2])
+    assert (config["label_map"], config["num_classes"]) == (label_map, count)
+    modality = guess(root, "masks").modality
+    assert modality.no_data == (255 if len(ids) == 3 and 255 in ids else None)
+
+
+def test_colours_are_mapped(tmp_path: Path) -> None:
+    root = write_masks(tmp_path, [0, 1, 2])
+    for path in (root / "masks").glob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    config = config_of(root, "semseg")
+    assert list(config["label_map"].values()) == [0, 1, 2] and config["num_classes"] == 3
+    assert set(config["label_map"]) == {"#00070e", "#151c23", "#2a3138"}
+    (note,) = survey_data(root).notes
+    assert "3 colours" in note
+
+
+def test_endings_of_names(tmp_path: Path) -> None:
+    root = write_masks(tmp_path, [0, 1, 2])
+    for path in (root / "images").glob("*.jpg"):
+        path.rename(path.with_stem(f"city_{path.stem}_leftImg8bit"))
+    for path in (root / "masks").glob("*.png"):
+        shutil.copy(path, path.with_stem(f"city_{path.stem}_gtFine_color"))
+        path.rename(path.with_stem(f"city_{path.stem}_gtFine_labelIds"))
+    config = config_of(root, "semseg")
+    assert config["label_suffix"] == "_gtFine_labelIds"
+    assert config["modalities"]["rgb"] == {"folder": "images", "suffix": "_leftImg8bit"}
+    assert survey_data(root).complete == 4
 
 
 @pytest.mark.parametrize("keep_files", [True, False])
@@ -189,8 +226,8 @@ def test_missing_files(tmp_path: Path) -> None:
     assert config_of(root, "pretrain")["missing"] == "allow"
     assert config_of(root, "semseg")["on_bad_sample"] == "skip"
     for path in (root / "depth").rglob("*.png"):
-        path.rename(path.with_stem(path.stem + "_depth"))
-    assert "depth/a/002_depth.png" in message_of(survey_data, root)
+        path.rename(path.with_stem("depth_" + path.stem))
+    assert "depth/a/depth_002.png" in message_of(survey_data, root)
 
 
 def test_broken_file_is_named(tmp_path: Path) -> None:

@@ -64,6 +64,22 @@ def palette_masks(root: Path) -> Path:
     return root
 
 
+def binary_masks(root: Path) -> Path:
+    palette_masks(root)
+    for path in (root / "masks").rglob("*.png"):
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where((ids > 0) & (ids < 255), 255, 0).astype(np.uint8)).save(path)
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    return root
+
+
+def colour_masks(root: Path) -> Path:
+    palette_masks(root)
+    for path in (root / "masks").rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    return root
+
+
 def class_folders(root: Path) -> Path:
     for split in ("train", "val"):
         write_scenes(root.with_name("scenes") / split, 4)
@@ -83,6 +99,9 @@ def class_folders(root: Path) -> Path:
         (bands, "semseg"),
         (palette_masks, "semseg"),
         (palette_masks, "pretrain"),
+        (binary_masks, "semseg"),
+        (binary_masks, "pretrain"),
+        (colour_masks, "semseg"),
         (class_folders, "cls"),
         (class_folders, "pretrain"),
     ],
