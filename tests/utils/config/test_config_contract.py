@@ -35,7 +35,7 @@ SCRIPTS: dict[str, tuple[type[Any], str]] = {
 TASKS = ("cls", "semseg", "depth", "taskonomy")
 YAMLS = sorted(
     str(path.relative_to(ROOT))
-    for kind in ("pretrain", "finetune")
+    for kind in ("pretrain", "finetune", "own")
     for path in (ROOT / "cfgs" / kind).rglob("*.yaml")
 )
 
@@ -43,7 +43,7 @@ YAMLS = sorted(
 def script_of(path: str) -> type[Any]:
     """Configuration of the script that a YAML file is for."""
     _, kind, folder, *_ = Path(path).parts
-    if kind == "pretrain":
+    if "pretrain" in (kind, Path(path).stem):
         return SCRIPTS["run_pretraining_multimae"][0]
     return SCRIPTS[
         f"run_finetuning_{folder if folder in TASKS else Path(path).stem.split('_')[0]}"

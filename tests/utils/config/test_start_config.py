@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import run_finetuning_cls
@@ -15,9 +16,12 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_pretraining_multimae
 from multimae.cli import main
+from multimae.specs.survey.data_survey import survey_data
+from multimae.specs.survey.start_config import write_start_config
 from tests.support.scenes import write_scenes
 from tools.rooms.derived_modalities import derive
 
+REPO = Path(__file__).parents[3]
 SCRIPTS = {
     "pretrain": run_pretraining_multimae.main,
     "semseg": run_finetuning_semseg.main,
@@ -116,3 +120,20 @@ def test_written_config_runs(
     SCRIPTS[task](["--config", "own.yaml", "--epochs", "1", "--max_steps", "2", "--device", "cpu"])
     lines = (tmp_path / "output/own/log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_configs_to_fill_in_explain_every_line(task: str) -> None:
+    text = (REPO / f"cfgs/own/{task}.yaml").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all("  # " in line or line.endswith(":") for line in lines)
+    assert f"--config cfgs/own/{task}.yaml" in text
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_configs_to_fill_in_have_the_keys_of_written_ones(task: str, tmp_path: Path) -> None:
+    """Keys that depend on the data aside."""
+    root = splits(tmp_path / "data")
+    text = write_start_config(survey_data(root), task, tmp_path / "own.yaml")
+    by_hand = yaml.safe_load((REPO / f"cfgs/own/{task}.yaml").read_text())
+    assert set(yaml.safe_load(text)) - {"standardize_depth", "modalities"} <= set(by_hand)
