@@ -69,6 +69,7 @@ class FinetuneTask(Task):
         self.model = model
         self.inputs = tuple(inputs)
         self._all_layers = reads_all_layers(model)
+        self.set_class_weights(None)
 
     def set_class_weights(self, weights: Sequence[float] | None) -> None:
         """Weight the classes in cross-entropy; checkpoints store the weights."""

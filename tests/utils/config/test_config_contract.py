@@ -87,6 +87,7 @@ NEEDS = {
     "run_finetuning_semsegdecoder_main_tasks": ["--in_domains", "rgb-depth"],
     "run_finetuning_depthdecoder_main_tasks": ["--in_domains", "rgb-semseg"],
     "test": ["--test_data_path", "x"],
+    "freeze_encoder": ["--finetune", "x"],
 }
 BY_TYPE = {"int": ["7"], "float": ["0.125"], "str": ["some_text"]}
 
