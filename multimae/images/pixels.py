@@ -283,6 +283,10 @@ def _floats(values: Array, source: object, modality: Modality) -> Array:
     stored = values
     with np.errstate(over="ignore"):  # beyond float32: infinite, and reported below
         values = np.ascontiguousarray(values, dtype=np.float32)
+        if modality.no_data is not None and stored.dtype == np.float16:
+            # float16 holds -9999 as -10000, and 1e20 as infinity.
+            values = np.where(stored == np.float16(modality.no_data), modality.no_data, values)
+            values = values.astype(np.float32, copy=False)
     if stored.dtype.kind in "iu" and stored.itemsize > 2 and (values != stored).any():
         raise ImageError(
             f"{source}: modality '{modality.name}' has integers up to {stored.max()}, which "

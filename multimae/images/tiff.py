@@ -174,9 +174,10 @@ def _check_no_data(bands: Bands, modality: Modality) -> None:
     """Refuse pixels that GDAL's tag declares empty, and the modality does not."""
     if bands.no_data is None or modality.label_map:
         return
+    narrow = np.float16 if bands.values.dtype == np.float16 else np.float32
     with np.errstate(over="ignore"):
-        empty = np.float64(np.float32(bands.no_data))
-        declared = None if modality.no_data is None else np.float64(np.float32(modality.no_data))
+        empty = np.float64(narrow(bands.no_data))
+        declared = None if modality.no_data is None else np.float64(narrow(modality.no_data))
     if declared is not None and np.array_equal(empty, declared, equal_nan=True):
         return
     found = np.isnan(bands.values) if math.isnan(empty) else bands.values == bands.no_data

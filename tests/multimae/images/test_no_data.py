@@ -11,6 +11,7 @@ import torch
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import array_pixels
 from multimae.images.preprocess import pixels_with_value, to_model_input
+from multimae.images.readers import read
 from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import message_of
 from utils.data.statistics import measure
@@ -38,6 +39,26 @@ def test_no_data_that_float32_rounds_is_found_in_files_statistics_and_input(
     statistics = measure(folder, [row])["dem"]
     assert statistics.mean[0] == pytest.approx(100, abs=0.2)
     assert statistics.std[0] == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("no_data", [-9999.0, -99.9, 0.1, 1e20, np.nan])
+@pytest.mark.parametrize("kind", ["npy", "tif"])
+def test_no_data_that_float16_rounds_is_found(tmp_path: Path, kind: str, no_data: float) -> None:
+    values = np.random.default_rng(0).normal(100, 2, (64, 64)).astype(np.float16)
+    with np.errstate(over="ignore"):
+        values[:16] = no_data
+    file, row = tmp_path / f"a.{kind}", dem(no_data)
+    if kind == "npy":
+        np.save(file, values)
+    else:
+        import tifffile
+
+        tag = (42113, "s", 0, f"{no_data:g}", True)
+        tifffile.imwrite(file, values, extratags=[tag])
+    raw = torch.from_numpy(np.asarray(read(file, row)))[None, None]
+    valid = pixels_with_value(raw, row)
+    assert valid is not None and valid.float().mean() == 0.75
+    assert torch.equal(raw[valid], torch.from_numpy(values[16:].astype(np.float32)).flatten())
 
 
 @pytest.mark.parametrize(
