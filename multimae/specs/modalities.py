@@ -133,6 +133,10 @@ class Modality:
     def _problems(self) -> Iterator[str]:
         if not self.name.isidentifier():
             yield "the name must be letters, digits and '_' (it appears in in_domains a-b-c)"
+        for name in _FLOATS:
+            value = getattr(self, name)
+            if not all(map(math.isfinite, value if isinstance(value, tuple) else (value,))):
+                yield f"{name} must be finite"
         yield from self._label_problems() if self.is_labels else self._image_problems()
         if self.no_data is not None and self.storage != "float":
             if math.isnan(self.no_data):
@@ -247,6 +251,7 @@ PREPARATION = tuple(f.name for f in dataclasses.fields(Modality) if f.name not i
 
 
 _HINTS = get_type_hints(Modality)
+_FLOATS = tuple(name for name, hint in _HINTS.items() if hint in (float, tuple[float, ...]))
 _COLOURS, _DIRECTIONS = frozenset({"rgb"}), frozenset({"normals"})
 
 ModalityTable = dict[str, Modality]

@@ -163,3 +163,10 @@ def test_no_data_pixels_do_not_affect_losses(loss: str) -> None:
         error = by_hand - target[:, :, 0, 0]
         wanted = (error.square() if loss == "mse" else error.abs()).mean(dim=1)
     torch.testing.assert_close(values, wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["max_value", "mean", "std", "loss_weight", "robust_unit"])
+def test_numbers_that_are_not_finite_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be finite"):
+        make_table({"depth": {field: value}})
