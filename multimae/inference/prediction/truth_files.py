@@ -162,12 +162,10 @@ class _Files(Truth):
     def read(self, name: str, size: tuple[int, int]) -> dict[str, Pixels]:
         index = self._index[name]
         pixels = {m.name: self._folder.read(index, m) for m in self.modalities}
-        if MASK_VALID in pixels and self.reads_mask:
+        if MASK_VALID in pixels:
             path = self._folder.path(index, mask_modality())
             pixels[MASK_VALID] = validity_mask(pixels[MASK_VALID], path)
         return pixels
-
-    reads_mask = True
 
 
 class _Labels(_Files):
@@ -229,7 +227,6 @@ class _Taskonomy(_Files):
     """Truth of Taskonomy's tasks and the pixels that are valid for all of them."""
 
     scores: L1Scores
-    reads_mask = False
 
     def __init__(self, root: Path, heads: Sequence[HeadSpec], device: torch.device) -> None:
         self._heads = [h for h in heads if (root / h.target.data_folder).is_dir()]

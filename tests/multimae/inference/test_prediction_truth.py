@@ -107,8 +107,8 @@ def test_classes(data: Path, tmp_path: Path) -> None:
     assert {row["name"] for row in rows} >= {path.stem for path in flat.iterdir()}
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_taskonomy(tmp_path: Path, masked: bool) -> None:
+@pytest.mark.parametrize("masked", [0, 1, 255])
+def test_taskonomy(tmp_path: Path, masked: int) -> None:
     root = write_taskonomy(tmp_path / "data")
     rng = np.random.default_rng(1)
     for path in list((root / "depth_zbuffer").rglob("*.png")):
@@ -116,7 +116,7 @@ def test_taskonomy(tmp_path: Path, masked: bool) -> None:
         depth[5:9] = 65535
         Image.fromarray(depth).save(path)
         if masked:
-            mask = (rng.random((40, 48)) > 0.05).astype(np.uint8) * 255
+            mask = (rng.random((40, 48)) > 0.05).astype(np.uint8) * np.uint8(masked)
             save(root / "mask_valid" / path.relative_to(root / "depth_zbuffer"), mask)
     tasks = "depth_zbuffer-normal-principal_curvature-edge_occlusion-reshading"
     arguments = taskonomy_run(root, tmp_path / "run", "--out_domains", tasks, "--num_pictures", "0")

@@ -165,9 +165,10 @@ def taskonomy_job(data: Path, *more: str) -> TaskonomyFinetuning:
     return TaskonomyFinetuning(cfg, World(0, 1, torch.device("cpu")))
 
 
-def test_mask_valid_replaces_the_z_buffer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("valid", [255, 1])
+def test_mask_valid_replaces_the_z_buffer(tmp_path: Path, valid: int) -> None:
     root = write_taskonomy(tmp_path / "data", buildings=3, views=2)
-    mask = np.full((40, 48), 255, np.uint8)
+    mask = np.full((40, 48), valid, np.uint8)
     mask[16, 25] = 0  # pixel 13, 17 of the model's 32 x 32
     for path in list(root.glob("depth_zbuffer/*/*.png")):
         save(root / "mask_valid" / path.relative_to(root / "depth_zbuffer"), mask)
@@ -180,9 +181,10 @@ def test_mask_valid_replaces_the_z_buffer(tmp_path: Path) -> None:
         expected = torch.ones(32, 32, dtype=torch.bool)
         expected[12:16, 16:20] = False  # its block of 4 x 4
         assert torch.equal(job.build_task().valid(batch)[0, 0], expected)
-    for path in root.glob("mask_valid/*/*.png"):
-        save(path, np.zeros((40, 48), np.uint8))
-    assert "no pixel of mask_valid is 255" in message_of(job.train_set)
+    for value, named in ((0, "no pixel of mask_valid is 255"), (200, "has 200")):
+        for path in root.glob("mask_valid/*/*.png"):
+            save(path, np.full((40, 48), value, np.uint8))
+        assert named in message_of(job.train_set)
 
 
 @pytest.mark.parametrize("test_set", [False, True])

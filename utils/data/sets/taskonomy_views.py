@@ -21,6 +21,7 @@ from multimae.inference.truth import MASK_VALID, SATURATED, ZBUFFER
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, ModalityTable
 from utils.data.dataset import MultiModalDataset
+from utils.data.sets.label_maps import read_validity
 
 Subset = Literal["train", "val", "test"]
 SPLITS_FILE = "splits.json"
@@ -140,6 +141,7 @@ class TaskonomyDataset(MultiModalDataset):
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
         pixels, problems = super()._read(index, thorough)
+        problems = problems or read_validity(self.folder, index, pixels)
         if not problems and MASK_VALID in pixels:
             if not (np.asarray(pixels[MASK_VALID]) == 255).any():
                 problems = [f"{self.folder.name(index)}: no pixel of mask_valid is 255. Remove it."]
