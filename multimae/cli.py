@@ -271,12 +271,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _description(source: str, model: MultiMAE) -> list[str]:
     spec = model.spec
+    sides = str(spec.image_size).strip("()").replace(",", " x")
     encoder = sum(p.numel() for p in model.encoder.parameters())
     total = sum(p.numel() for p in model.parameters())
     lines = [
         f"{source}: {spec.name}",
         f"  parameters   {total / 1e6:.2f} M, {encoder / 1e6:.2f} M of them in the encoder",
-        f"  images       {spec.image_size} pixels, patches of {spec.patch_size}",
+        f"  images       {sides} pixels, patches of {spec.patch_size}",
         f"  tokens       {model.global_tokens.shape[-1]} wide, {spec.num_global_tokens} global",
         *(f"  input        {_modality(m)}" for m in spec.inputs),
         *(f"  target       {_modality(m)}" for m in spec.outputs if m not in spec.inputs),

@@ -35,6 +35,7 @@ import yaml
 from multimae.images.folders import MultiModalFolder
 from multimae.inference.graft import count_parameters_of, graft
 from multimae.multimae import MultiMAE
+from multimae.nn.tokens import as_size
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list, run_command
 from multimae.specs.modalities import Modality, make_table
@@ -271,7 +272,9 @@ def run_config(spec: ModelSpec, options: GraftOptions, steps: int, lr: float) ->
     """Config of the pre-training script for a model with this spec."""
     norm_pix = [m for m in spec.outputs if m.norm_pix and m.source]
     outputs = [m.name for m in spec.outputs if m not in norm_pix]
-    num_patches = [(spec.image_size // (m.patch_size or spec.patch_size)) ** 2 for m in spec.inputs]
+    height, width = as_size(spec.image_size)
+    sides = [m.patch_size or spec.patch_size for m in spec.inputs]
+    num_patches = [(height // side) * (width // side) for side in sides]
     return {
         "data_path": str(options.data),
         "in_domains": "-".join(m.name for m in spec.inputs),
@@ -279,7 +282,7 @@ def run_config(spec: ModelSpec, options: GraftOptions, steps: int, lr: float) ->
         "extra_norm_pix_loss": bool(norm_pix),
         "modalities": {m.name: _yaml_fields(m) for m in spec.modalities},
         "model": spec.name,
-        "input_size": spec.image_size,
+        "input_size": spec.image_size if isinstance(spec.image_size, int) else [height, width],
         "patch_size": spec.patch_size,
         "num_global_tokens": spec.num_global_tokens,
         "num_encoded_tokens": options.visible or max(1, sum(num_patches) // 6),

@@ -28,6 +28,7 @@ from multimae import CheckpointError, MultiMAE
 from multimae.images.pixels import ImageLike
 from multimae.inference.predict import LabelPrediction
 from multimae.inference.reconstruct import Column, Patches, Reconstruction
+from multimae.nn.tokens import as_size
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
 from multimae.specs.errors import run_command
@@ -93,12 +94,12 @@ def nested_masks(
 ) -> list[dict[str, npt.NDArray[np.bool_]]]:
     """Visible patches for growing budgets; each set contains the previous one."""
     spec = model.spec
-    side = spec.image_size // spec.patch_size
+    rows, columns = (side // spec.patch_size for side in as_size(spec.image_size))
     names = [m.name for m in spec.inputs]
-    order = np.random.default_rng(seed).permutation(len(names) * side * side)
+    order = np.random.default_rng(seed).permutation(len(names) * rows * columns)
     out = []
     for count in counts:
-        shown = np.zeros((len(names), side, side), dtype=bool)
+        shown = np.zeros((len(names), rows, columns), dtype=bool)
         shown.reshape(-1)[order[:count]] = True
         out.append(dict(zip(names, shown, strict=True)))
     return out
@@ -107,7 +108,8 @@ def nested_masks(
 def hero(model: MultiMAE, out: Path) -> Path:
     """Animated WebP: reconstructions of several rooms from growing budgets."""
     names = [m.name for m in model.spec.inputs]
-    total = len(names) * (model.spec.image_size // model.spec.patch_size) ** 2
+    height, width = as_size(model.spec.image_size)
+    total = len(names) * (height // model.spec.patch_size) * (width // model.spec.patch_size)
     rooms = samples(model)
     frames, durations = [], []
     for kind in HERO_ROOMS:

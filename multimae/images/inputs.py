@@ -18,7 +18,7 @@ from multimae.images.pixels import ImageLike, Pixels, check_same_view, size_of
 from multimae.images.preprocess import prepare, prepare_padded
 from multimae.images.readers import to_pixels
 from multimae.images.views import View, centred_view, cover_size, cut, fit_size
-from multimae.nn.tokens import Size
+from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -124,7 +124,7 @@ def frame(pixels: Mapping[str, Pixels], modalities: Sequence[Modality], spec: Mo
     """
     check_same_view(pixels, {name: "images" for name in pixels})
     size = max(size_of(p) for p in pixels.values())
-    box = (spec.image_size, spec.image_size)
+    box = as_size(spec.image_size)
     view, out = View(size, 0, 0, *size), box
     if spec.resize_mode == "crop":
         view = centred_view(size, box, spec.crop_pct)

@@ -7,6 +7,7 @@ Patch vectors are laid out (channel, row, column).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from einops import rearrange
 from torch import Tensor
 
 Size = tuple[int, int]
+Sides = int | tuple[int, int]
+"""Side of a square, or (height, width)."""
 
 PATCH_VARIANCE_EPS = 1e-6
 
@@ -22,6 +25,12 @@ PATCH_VARIANCE_EPS = 1e-6
 def as_size(value: int | Size) -> Size:
     """``value`` as (height, width)."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def plain_sides(value: Sides | Sequence[int]) -> Sides:
+    """``value`` as the side of a square, else as (height, width)."""
+    h, w = (value, value) if isinstance(value, int) else value
+    return h if h == w else (h, w)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from multimae.nn.tokens import Sides, plain_sides
 from multimae.specs.modalities import Modality, changed_fields, make_table, select
 from multimae.specs.registry import (
     MULTIVIT,
@@ -40,7 +41,7 @@ class ModelSpec:
         inputs: Input modalities, in sequence order.
         outputs: Pre-training targets.
         patch_size: Patch side of modalities without one, in full-resolution pixels.
-        image_size: Side of the training images, in pixels.
+        image_size: Side of the training images, in pixels, or (height, width).
         num_global_tokens: Number of learned global tokens.
         decoder: Options of the pre-training decoders.
         heads: Heads of a fine-tuned model.
@@ -55,7 +56,7 @@ class ModelSpec:
     inputs: tuple[Modality, ...]
     outputs: tuple[Modality, ...] = ()
     patch_size: int = 16
-    image_size: int = 224
+    image_size: Sides = 224
     num_global_tokens: int = 1
     decoder: DecoderOptions = dataclasses.field(default_factory=DecoderOptions)
     heads: tuple[HeadSpec, ...] = ()
@@ -63,6 +64,10 @@ class ModelSpec:
     padding_class: bool = False
     resize_mode: ResizeMode = "crop"
     crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Write a square as one side."""
+        object.__setattr__(self, "image_size", plain_sides(self.image_size))
 
     @property
     def kind(self) -> str:

@@ -54,12 +54,13 @@ def guess_spec(state: Mapping[str, Tensor], args: Mapping[str, Any] | None = Non
     inputs = [_modality(name, state, args, padded, finetuned=not pretrained) for name in names]
     first = inputs[0]
     patch = _patch_kernel(first.name, state) * first.stride
+    rows, columns = state[f"{_INPUTS}.{first.name}.pos_emb"].shape[-2:]
     return ModelSpec(
         name=f"{PRETRAIN if pretrained else MULTIVIT}_{size}",
         inputs=tuple(inputs),
         outputs=tuple(_modality(name, state, args) for name in outputs) if pretrained else (),
         patch_size=patch,
-        image_size=state[f"{_INPUTS}.{first.name}.pos_emb"].shape[-1] * patch,
+        image_size=(rows * patch, columns * patch),
         num_global_tokens=num_global,
         decoder=_decoder(state, outputs[0], args) if pretrained and outputs else DecoderOptions(),
         heads=tuple(heads),

@@ -11,6 +11,7 @@ import numpy as np
 
 from multimae.images.pixels import Pixels
 from multimae.images.readers import SUFFIXES
+from multimae.nn.tokens import as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -118,7 +119,7 @@ def render_scene(number: int, spec: ModelSpec) -> Scene:
 
     if not 0 <= number < MAX_NUMBER:
         raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")
-    side = max(SIDE, spec.image_size)
+    side = max(SIDE, *as_size(spec.image_size))
     try:
         with _lock:
             sample = render_room(number, "val", number % len(ROOM_TYPES), side)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from multimae.nn.tokens import Size
+from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -102,8 +102,9 @@ _MIN_CONCENTRATION = 1e-4  # must be positive
 
 def patch_grid(modality: Modality, spec: ModelSpec) -> Size:
     """Return the rows and columns of a modality's patches."""
-    count = spec.image_size // (modality.patch_size or spec.patch_size)
-    return count, count
+    height, width = as_size(spec.image_size)
+    patch = modality.patch_size or spec.patch_size
+    return height // patch, width // patch
 
 
 def to_bits(mask: Mask) -> str:

@@ -13,6 +13,7 @@ from typing import IO, cast
 
 import torch
 
+from multimae.nn.tokens import as_size
 from tools.planner.planned_run import PlannedRun
 from utils.checkpoint.checkpoint_files import MAX_STEP_CHECKPOINTS
 from utils.config.options import CheckpointOptions
@@ -172,7 +173,7 @@ def _pictures(run: PlannedRun, plan: RunPlan) -> int:
         return 0
     drawn = -(-plan.total_steps // plan.steps_per_epoch // cfg.log.picture_freq)
     num_modalities = len(run.train_set.folder.modalities)
-    panel = cfg.model.input_size**2 * _CHANNELS
+    panel = math.prod(as_size(cfg.model.input_size)) * _CHANNELS
     return drawn * cfg.log.num_pictures * num_modalities * _PANELS * panel
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from multimae.nn.tokens import plain_sides
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import PREPARATION, Modality, select
 from multimae.specs.preparation import prepared_as
@@ -200,7 +201,7 @@ def _spec_of_config(config: Mapping[str, Any], state: StateDict) -> ModelSpec | 
                 dataclasses.replace(table[name], robust_unit=1.0) for name in names if name in table
             ),
             patch_size=int(config["patch_size"]),
-            image_size=int(config["input_size"]),
+            image_size=plain_sides(config["input_size"]),
             num_global_tokens=int(config["num_global_tokens"]),
         )
     except (KeyError, TypeError, ValueError):

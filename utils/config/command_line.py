@@ -137,7 +137,10 @@ def _title(group: Any) -> str:
 def _usage(option: Option) -> str:
     if option.is_bool:
         return f"--[no_]{option.name}"
-    return f"--{option.name} {_metavar(option.base_hint)}"
+    shown = _metavar(option.flag_hint)
+    if option.flag_hint != option.base_hint:
+        shown = f"{_metavar(option.base_hint)} | {shown}"
+    return f"--{option.name} {shown}"
 
 
 def _show(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from multimae.nn.tokens import Sides
 from multimae.specs.heads import MM_PER_M
 from multimae.specs.modalities import Modality, ModalityTable, make_table
 from utils.config.fields import option
@@ -119,7 +120,7 @@ class DepthDataOptions(FinetuneDataOptions):
 class DepthModelOptions(DenseModelOptions):
     """Model and head."""
 
-    input_size: int = option(256, "Image side in pixels", within="[1, inf)")
+    input_size: Sides = option(256, "Image side in pixels, or height and width", within="[1, inf)")
     drop_path_encoder: float = option(0.0, "Drop-path rate of the encoder", within="[0, 1)")
     output_adapter: Literal["dpt", "convnext"] = option("dpt", "Head")
     decoder_depth: int = option(2, "Blocks of the ConvNeXt head", within="[0, inf)")

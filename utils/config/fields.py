@@ -87,6 +87,13 @@ class Option:
         return members[0] if get_origin(self.hint) in (Union, UnionType) else self.hint
 
     @property
+    def flag_hint(self) -> Any:
+        """Type of the values of a flag: of ``int | tuple[int, int]`` the list."""
+        members = get_args(self.hint) if get_origin(self.hint) is UnionType else ()
+        lists = [m for m in members if get_args(m)[:1] in ((int,), (float,))]
+        return lists[0] if lists else self.base_hint
+
+    @property
     def is_bool(self) -> bool:
         """Whether it is a switch."""
         return self.base_hint is bool
@@ -94,7 +101,7 @@ class Option:
     @property
     def is_tuple(self) -> bool:
         """Whether a flag takes several values."""
-        return get_origin(self.base_hint) is tuple
+        return get_origin(self.flag_hint) is tuple
 
     @property
     def is_mapping(self) -> bool:

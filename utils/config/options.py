@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from multimae.nn.tokens import Sides, as_size, plain_sides
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import (
     PREPARATION,
@@ -234,9 +235,13 @@ class ModelOptions:
 
     model: str = option("pretrain_multimae_base", "Registered builder of the model")
     patch_size: int = option(16, "Patch side in full-resolution pixels", within="[1, inf)")
-    input_size: int = option(224, "Image side in pixels", within="[1, inf)")
+    input_size: Sides = option(224, "Image side in pixels, or height and width", within="[1, inf)")
     num_global_tokens: int = option(1, "Learned global tokens", within="[0, inf)")
     set_by_user: frozenset[str] = user_set()
+
+    def __post_init__(self) -> None:
+        """Write a square as one side."""
+        object.__setattr__(self, "input_size", plain_sides(self.input_size))
 
     def problems(self) -> Iterator[str]:
         """Unknown models, image sizes that the patch size does not divide."""
@@ -244,13 +249,14 @@ class ModelOptions:
             split_name(self.model)
         except ValueError as err:
             yield f"model: {err}"
-        size, patch = self.input_size, self.patch_size
-        if size % patch:
-            near = [s for s in (size // patch * patch, (size // patch + 1) * patch) if s]
-            yield (
-                f"input_size: {size} is not divisible by patch_size {patch}; "
-                f"nearest: {' or '.join(map(str, near))}"
-            )
+        patch = self.patch_size
+        for size in dict.fromkeys(as_size(self.input_size)):
+            if size % patch:
+                near = [s for s in (size // patch * patch, (size // patch + 1) * patch) if s]
+                yield (
+                    f"input_size: {size} is not divisible by patch_size {patch}; "
+                    f"nearest: {' or '.join(map(str, near))}"
+                )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from multimae.nn.tokens import as_size
 from utils.config.fields import option
 from utils.config.options import (
     DataOptions,
@@ -215,9 +216,9 @@ class PretrainConfig(RunConfig):
             yield "data_path: normalization computed needs a single folder; set mean and std"
         used = tuple(dict.fromkeys((*self.in_names, *outputs, *self.out_names)))
         yield from self.data.unused_problems(used)
-        size, patch = self.model.input_size, self.model.patch_size
+        sizes, patch = as_size(self.model.input_size), self.model.patch_size
         for name in dict.fromkeys(n for n in (*self.in_names, *outputs) if n in table):
             m = table[name]
             side = max(1, (m.patch_size or patch) // m.stride) * m.stride
-            if size % side and side != patch:
+            for size in dict.fromkeys(s for s in sizes if s % side and side != patch):
                 yield f"input_size: {size} is not divisible by {side}, the patch side of '{name}'"

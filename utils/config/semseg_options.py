@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from multimae.nn.tokens import Sides
 from multimae.specs.label_map import parse_label_map, targets_of
 from multimae.specs.modalities import VOID, Modality, ModalityTable
 from utils.config.fields import option
@@ -132,7 +133,7 @@ class SemsegDataOptions(FinetuneDataOptions):
 class SemsegModelOptions(DenseModelOptions):
     """Model and head."""
 
-    input_size: int = option(512, "Image side in pixels", within="[1, inf)")
+    input_size: Sides = option(512, "Image side in pixels, or height and width", within="[1, inf)")
 
 
 @dataclass(frozen=True)

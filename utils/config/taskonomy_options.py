@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from multimae.nn.tokens import Sides
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Interpolation, ModalityTable
 from utils.config.fields import option
@@ -71,7 +72,7 @@ class TaskonomyDataOptions(FinetuneDataOptions):
 class TaskonomyModelOptions(DenseModelOptions):
     """Model and heads."""
 
-    input_size: int = option(384, "Image side in pixels", within="[1, inf)")
+    input_size: Sides = option(384, "Image side in pixels, or height and width", within="[1, inf)")
     output_adapter: Literal["dpt"] = option("dpt", "Head")
     decoder_dim: int = option(
         768, "Accepted for old commands: DPT has its own", within="[1, inf)", on_resume="free"

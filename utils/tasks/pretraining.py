@@ -27,7 +27,7 @@ from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import TokenMasks, sample_masks
-from multimae.nn.tokens import TokenLayout
+from multimae.nn.tokens import TokenLayout, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
@@ -411,8 +411,8 @@ def build_task(
     try:
         spec = model_spec(cfg, inputs, outputs)
         model = MultiMAE.from_spec(spec, drop_path_rate=options.drop_path)
-        side = options.input_size
-        layout = model.layout({m.name: (side // m.stride, side // m.stride) for m in inputs})
+        h, w = as_size(options.input_size)
+        layout = model.layout({m.name: (h // m.stride, w // m.stride) for m in inputs})
         sample_masks(layout, 1, masks.num_encoded_tokens, masks.alphas)
     except ValueError as err:
         raise UserError(str(err)) from err
@@ -484,10 +484,11 @@ def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
     Raises:
         UserError: A sample has fewer input patches.
     """
-    size, needed = cfg.model.input_size, cfg.model.num_encoded_tokens
+    (h, w), needed = as_size(cfg.model.input_size), cfg.model.num_encoded_tokens
     inputs = [m for m in folder.modalities if m.name in cfg.in_names]
     sides = {m.name: max(1, (m.patch_size or cfg.model.patch_size) // m.stride) for m in inputs}
-    tokens = {m.name: (size // m.stride // sides[m.name]) ** 2 for m in inputs}
+    units = {m.name: m.stride * sides[m.name] for m in inputs}
+    tokens = {name: (h // unit) * (w // unit) for name, unit in units.items()}
     for names, index in folder.patterns().items():
         count = sum(tokens[name] for name in names if name in tokens)
         if count < min(needed, sum(tokens.values())):

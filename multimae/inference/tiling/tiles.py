@@ -42,7 +42,7 @@ from multimae.inference.tiling.tta import Augmentation, augmented_outputs, size_
 from multimae.inference.tiling.windows import Scene
 from multimae.inference.truth import MASK_THRESHOLD, MASK_VALID
 from multimae.nn.network import MultiModalTransformer
-from multimae.nn.tokens import Size
+from multimae.nn.tokens import Size, as_size
 from multimae.specs.heads import HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -82,7 +82,7 @@ class TileOptions:
                 f"tiles are for heads that predict every pixel; {spec.name} cannot be used: {what}"
                 + (" one class per image" if linear else "")
             )
-        size, unit = self.size or (spec.image_size, spec.image_size), size_unit(spec, modalities)
+        size, unit = self.size or as_size(spec.image_size), size_unit(spec, modalities)
         if any(side < unit or side % unit for side in size):
             fits = " ".join(str(max(1, round(side / unit)) * unit) for side in size)
             raise ValueError(

@@ -18,7 +18,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.views import View, centred_view
-from multimae.nn.tokens import Size
+from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
 from utils.data.transforms import EvalTransform, TrainTransform
@@ -168,9 +168,9 @@ class ClassEvalTransform(EvalTransform):
         return centred_view(size, self.input_size, self.crop_pct)
 
 
-def default_crop_pct(input_size: int) -> float:
+def default_crop_pct(input_size: int | Size) -> float:
     """Share of the shortest side that evaluation keeps at an input size."""
-    return DEFAULT_CROP_PCT if input_size < UNCROPPED_SIZE else 1.0
+    return DEFAULT_CROP_PCT if min(as_size(input_size)) < UNCROPPED_SIZE else 1.0
 
 
 def _auto_augment(description: str, alone: bool, interpolation: str = "bicubic") -> Any:
