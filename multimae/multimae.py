@@ -243,7 +243,7 @@ class MultiMAE(MultiModalTransformer, Pretrained):
             return predict_augmented(self, self.spec, self._load(images), augmentation)
         size = None if tile is True else (tile, tile) if isinstance(tile, int) else tile
         options = TileOptions(size, overlap, augmentation)
-        return predict_tiles(self, self.spec, images, options, self.global_tokens.device)
+        return predict_tiles(self, self.spec, images, options)
 
     def _load(self, images: Images | ImageLike | Tensor) -> Inputs:
         from multimae.images.inputs import Inputs, load_inputs

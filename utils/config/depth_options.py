@@ -16,6 +16,7 @@ from utils.config.finetune_options import (
     FinetuneConfig,
     FinetuneDataOptions,
     FinetuneOptimOptions,
+    TileEvalOptions,
 )
 from utils.config.options import CheckpointOptions, RuntimeOptions
 
@@ -167,6 +168,7 @@ class DepthConfig(FinetuneConfig):
     model: DepthModelOptions = field(default_factory=DepthModelOptions)
     optim: DepthOptimOptions = field(default_factory=DepthOptimOptions)
     runtime: DepthRuntimeOptions = field(default_factory=DepthRuntimeOptions)
+    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
     checkpoint: DepthCheckpointOptions = field(default_factory=DepthCheckpointOptions)
 
     @property

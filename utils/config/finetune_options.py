@@ -163,6 +163,36 @@ class FinetuneLogOptions(LogOptions):
 
 
 @dataclass(frozen=True)
+class TileEvalOptions:
+    """Evaluation of dense heads."""
+
+    eval_tiles: bool = option(
+        False, "Evaluate at full resolution, by overlapping tiles of the input size"
+    )
+    eval_overlap: float = option(
+        0.25, "Share of a tile that the next one covers, too", within="[0, 0.9]"
+    )
+    eval_tta: str = option(
+        "", "Average predictions over flip, scales (0.75,1,1.25) or given ones: flip,0.5,1,2"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Unknown augmentations."""
+        if self.eval_tta:
+            from multimae.inference.tiling.tta import Augmentation
+
+            try:
+                Augmentation.parse(self.eval_tta)
+            except ValueError as err:
+                yield f"eval_tta: {err}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether evaluation is at the input size, without augmentation."""
+        return not self.eval_tiles and not self.eval_tta
+
+
+@dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
     """Base of the fine-tuning configurations."""
 
@@ -171,6 +201,7 @@ class FinetuneConfig(RunConfig):
     optim: FinetuneOptimOptions = field(default_factory=FinetuneOptimOptions)
     start: StartOptions = field(default_factory=StartOptions)
     log: FinetuneLogOptions = field(default_factory=FinetuneLogOptions)
+    tiles: TileEvalOptions | None = None
 
     @property
     def used_names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from utils.config.finetune_options import (
     DenseModelOptions,
     FinetuneConfig,
     FinetuneDataOptions,
+    TileEvalOptions,
     class_weights_option,
     weight_problems,
 )
@@ -154,6 +155,7 @@ class SemsegConfig(FinetuneConfig):
     data: SemsegDataOptions = field(default_factory=SemsegDataOptions)
     model: SemsegModelOptions = field(default_factory=SemsegModelOptions)
     runtime: SemsegRuntimeOptions = field(default_factory=SemsegRuntimeOptions)
+    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
 
     @property
     def precision(self) -> str:

@@ -15,6 +15,7 @@ from utils.config.finetune_options import (
     FinetuneConfig,
     FinetuneDataOptions,
     FinetuneOptimOptions,
+    TileEvalOptions,
 )
 from utils.config.options import RuntimeOptions, split_names
 from utils.data.sets.taskonomy_views import TASKS, taskonomy_modalities
@@ -105,6 +106,7 @@ class TaskonomyConfig(FinetuneConfig):
     model: TaskonomyModelOptions = field(default_factory=TaskonomyModelOptions)
     optim: TaskonomyOptimOptions = field(default_factory=TaskonomyOptimOptions)
     runtime: TaskonomyRuntimeOptions = field(default_factory=TaskonomyRuntimeOptions)
+    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
 
     @property
     def has_eval_set(self) -> bool:

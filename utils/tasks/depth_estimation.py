@@ -87,6 +87,8 @@ class DepthDataset(MultiModalDataset):
 class DepthEvaluator(SplitEvaluator[RegressionTask]):
     """Depth metrics over all valid pixels of a split (SPEC section 6)."""
 
+    by_pixel = True
+
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/delta_1..3``, ``rel``, ``srel``, ``rmse`` (mm), ``log10``."""

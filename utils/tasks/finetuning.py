@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -25,10 +24,9 @@ from multimae.specs.heads import HeadSpec, reads_all_layers
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import MULTIVIT, encoder_shape
 from multimae.specs.spec import ModelSpec, ResizeMode
-from multimae.weights.files import CheckpointError, extract_state_dict, read_checkpoint
-from multimae.weights.load import load_weights
 from utils.checkpoint.find import best_checkpoint, newest_checkpoint
-from utils.checkpoint.start_weights import StartWeights, fetch
+from utils.checkpoint.scored_weights import checkpoint_to_score, load_finetuned
+from utils.checkpoint.start_weights import StartWeights
 from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
 from utils.config.finetune_options import FinetuneConfig, FinetuneOptimOptions, Split
 from utils.config.options import split_names
@@ -45,7 +43,12 @@ from utils.tasks.job import Job, describe_model, save_weights, train
 from utils.tasks.loaders import eval_loader, index_finder, spread_keys
 from utils.training.ema import average
 from utils.training.loop import evaluate
-from utils.training.optim import build_optimizer, param_groups
+from utils.training.optim import (
+    build_optimizer,
+    finetune_no_decay,
+    layer_lr_scale,
+    param_groups,
+)
 from utils.training.seeding import seed_everything
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, choose_precision
@@ -53,7 +56,7 @@ from utils.training.stepper import Precision, choose_precision
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_TOKENS_WITHOUT_DECAY = frozenset({"global_tokens", "mask_token", "pos_emb"})
+    from utils.tasks.tiled_evaluation import AugmentedEvaluation  # off by default
 
 
 class FinetuneTask(Task):
@@ -152,7 +155,15 @@ TaskT = TypeVar("TaskT", bound=FinetuneTask)
 
 
 class SplitEvaluator(ABC, Generic[TaskT]):
-    """Evaluates a split; results do not depend on the world size."""
+    """Evaluates a split; results do not depend on the world size.
+
+    Attributes:
+        by_pixel: Whether pixels are scored one by one, so that an image can be scored in parts.
+        augmented: Evaluation by tiles or with test-time augmentation; ``None``: neither.
+    """
+
+    by_pixel = False
+    augmented: AugmentedEvaluation | None = None
 
     def __init__(
         self,
@@ -179,12 +190,21 @@ class SplitEvaluator(ABC, Generic[TaskT]):
         """
         sampler = self.loader.batch_sampler
         size = sampler.max_batch_size if isinstance(sampler, EvalBatchSampler) else 0
-        for loaded in self.loader:
-            batch: Batch = loaded.to(self.world.device)
-            x = {name: _pad_batch(value, size) for name, value in self.task.prepare(batch).items()}
+
+        def predict(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with self.precision.autocast():
                 outputs = self.task.predict(x, model)
-            yield batch, {name: y[: len(batch)].float() for name, y in outputs.items()}
+            return {name: y.float() for name, y in outputs.items()}
+
+        for loaded in self.loader:
+            batch: Batch = loaded.to(self.world.device)
+            x = self.task.prepare(batch)
+            if self.augmented is not None and self.augmented.tiles:
+                yield from self.augmented.parts(predict, batch, x, by_pixel=self.by_pixel)
+                continue
+            x = {name: _pad_batch(value, size) for name, value in x.items()}
+            outputs = self.augmented.outputs(predict, x) if self.augmented else predict(x)
+            yield batch, {name: y[: len(batch)] for name, y in outputs.items()}
 
     def reduce(self, *meters: Meter) -> dict[str, float]:
         """All-reduce the meters; return metrics with the split as prefix."""
@@ -318,15 +338,28 @@ class Finetuning(Job[TaskT]):
             return []
         for line in self.describe(dataset):
             logger.info(line)
-        loader = eval_loader(self.cfg, dataset, self.world)
-        evaluators: list[Evaluator] = [
-            self.scores(task, loader, self.world, precision, split, logger)
-        ]
+        pictures: list[Evaluator] = []
         count = self.cfg.log.num_pictures
         if count and self.world.is_main:
             batch = collate([dataset[key] for key in spread_keys(dataset, count)])
-            evaluators.append(self.pictures(task, batch, self.world, precision, split, logger))
-        return evaluators
+            pictures = [self.pictures(task, batch, self.world, precision, split, logger)]
+        augmented = self._augmented(task)
+        if augmented is not None and augmented.tiles:
+            loader = augmented.loader(dataset, self.cfg.data.num_workers, self.world)
+        else:
+            loader = eval_loader(self.cfg, dataset, self.world)
+        scores = self.scores(task, loader, self.world, precision, split, logger)
+        scores.augmented = augmented
+        return [scores, *pictures]
+
+    def _augmented(self, task: TaskT) -> AugmentedEvaluation | None:
+        options = self.cfg.tiles
+        if options is None or options.is_plain:
+            return None
+        from utils.tasks.tiled_evaluation import AugmentedEvaluation
+
+        batch_size = self.cfg.data.eval_batch_size or self.cfg.runtime.batch_size
+        return AugmentedEvaluation(options, task.model.spec, batch_size)
 
 
 def finetune(job: Finetuning[Any]) -> dict[str, float]:
@@ -424,40 +457,6 @@ def build_model(
         raise UserError(str(err)) from err
 
 
-def finetune_no_decay(name: str, param: Tensor) -> bool:
-    """Whether fine-tuning exempts ``param`` from weight decay (SPEC section 1).
-
-    Exempt are 1-D parameters, biases, learned tokens and position tables, but not class
-    embeddings, task embeddings and Segmenter's class tokens.
-    """
-    leaf = name.rpartition(".")[2]
-    return param.ndim <= 1 or leaf == "bias" or leaf in _TOKENS_WITHOUT_DECAY
-
-
-def layer_lr_scale(name: str, depth: int, decay: float) -> float:
-    """Layer-wise learning-rate decay ``decay ** (depth + 1 - layer)`` (SPEC section 6).
-
-    Args:
-        name: Parameter name in a MultiViT: ``global_tokens`` and ``input_adapters.*`` are layer
-            0, ``encoder.{i}.*`` layer ``i + 1``, everything else ``depth + 1``.
-        depth: Number of encoder blocks.
-        decay: Factor per layer.
-
-    Raises:
-        ValueError: The block index of ``name`` is out of range.
-    """
-    head, _, rest = name.partition(".")
-    if head in ("global_tokens", "input_adapters"):
-        layer = 0
-    elif head == "encoder":
-        layer = int(rest.partition(".")[0]) + 1
-        if layer > depth:
-            raise ValueError(f"parameter '{name}' lies beyond the encoder's {depth} blocks")
-    else:
-        layer = depth + 1
-    return float(decay ** (depth + 1 - layer))
-
-
 def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
     """Build the optimizer, with layer-wise lr decay (SPEC section 6) and frozen parameters."""
     optim = cfg.optim
@@ -483,39 +482,3 @@ def finetune_optimizer(cfg: FinetuneConfig, task: FinetuneTask) -> Optimizer:
         groups, optim.opt, optim.lr or 1.0, betas=optim.opt_betas, eps=optim.opt_eps,
         momentum=optim.momentum,
     )  # fmt: skip
-
-
-def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
-    """Find the weights to evaluate: ``--resume``, best of ``--output_dir``, or ``--finetune``.
-
-    Raises:
-        UserError: None of them is set.
-    """
-    output_dir = cfg.checkpoint.output_dir
-    path = Path(cfg.checkpoint.resume) if cfg.checkpoint.resume else None
-    if path is None and output_dir:
-        path = best_checkpoint(output_dir)
-    if path is None and cfg.start.finetune:
-        path = fetch(cfg.start.finetune)
-    if path is None:
-        raise UserError(
-            "nothing to score: set --resume or --finetune to a fine-tuned checkpoint, or "
-            "--output_dir to the folder of a run"
-        )
-    return path
-
-
-def load_finetuned(model: nn.Module, path: Path) -> tuple[int, int]:
-    """Load all weights of a fine-tuned checkpoint, including heads.
-
-    Returns:
-        Epoch and step of the checkpoint; 0 if it stores none.
-    """
-    try:
-        checkpoint = read_checkpoint(path)
-        state = extract_state_dict(checkpoint)
-        load_weights(model, state, source=str(path), strict=True)
-    except CheckpointError as err:
-        raise UserError(f"cannot score: {err}") from err
-    epoch, step = (checkpoint.get(key, 0) for key in ("epoch", "step"))
-    return (epoch, step) if isinstance(epoch, int) and isinstance(step, int) else (0, 0)

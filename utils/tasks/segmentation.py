@@ -147,6 +147,8 @@ class SegmentationTask(FinetuneTask):
 class SegmentationEvaluator(SplitEvaluator[SegmentationTask]):
     """Confusion matrix over a split: mean IoU, accuracies, and ``{split}_classes.csv``."""
 
+    by_pixel = True
+
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
         """``{split}/mean_iou``, ``mean_accuracy`` (percent), ``pixel_accuracy``, ``loss``."""

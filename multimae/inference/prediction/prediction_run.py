@@ -141,16 +141,16 @@ class _Run:
 
     def tiler(self) -> Tiler:
         """The model, ready to predict tiles."""
-        from multimae.inference.tiling.tiles import TileOptions, Tiler
+        from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
         from multimae.inference.tiling.tta import Augmentation
 
         options = self.options
         size = None if isinstance(options.tile, bool) else options.tile
         tiles = TileOptions(size, options.overlap, Augmentation.parse(options.tta))
+        forward = forward_of(self.model, autocast_dtype(options.precision, self.device))
         return Tiler(
-            self.model, self.spec, self.samples.modalities, tiles, device=self.device,
-            dtype=autocast_dtype(options.precision, self.device), batch_size=options.batch_size,
-        )  # fmt: skip
+            forward, self.spec, self.samples.modalities, tiles, batch_size=options.batch_size
+        )
 
     def outputs(self) -> dict[str, HeadOutput]:
         """Files of every head."""
@@ -277,7 +277,13 @@ def _predict_tiles(
     from multimae.inference.prediction.tiled_run import TiledRun
 
     run = TiledRun(
-        job.samples, job.tiler(), outputs, job.truth, _masks(job), job.options.confidence
+        job.samples,
+        job.tiler(),
+        outputs,
+        job.truth,
+        _masks(job),
+        job.device,
+        job.options.confidence,
     )
     with tqdm(total=len(todo), unit=" images", disable=None) as progress:
         for index, problem in run.run(todo, pending):

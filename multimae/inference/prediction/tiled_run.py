@@ -45,6 +45,7 @@ class TiledRun:
         outputs: Files by head.
         truth: To score; ``None``: nothing.
         masks: Maps of valid pixels of the inputs.
+        device: Of the scores.
         confidence: Compute the confidence of labels.
     """
 
@@ -53,6 +54,7 @@ class TiledRun:
     outputs: Mapping[str, HeadOutput]
     truth: Truth | None
     masks: Masks | None
+    device: torch.device
     confidence: bool
 
     def run(self, todo: Sequence[int], pending: set[int]) -> Iterator[tuple[int, str]]:
@@ -114,7 +116,7 @@ class TiledRun:
         if self.truth is None or not self.truth.has(name):
             return None, ""
         try:
-            return _SampleScores(self.truth, name, size, self.tiler.device), ""
+            return _SampleScores(self.truth, name, size, self.device), ""
         except ImageError as err:
             return None, f"not scored: {err}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -92,37 +92,49 @@ class TileOptions:
         return size
 
 
+Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Model inputs -> float32 output of every head, on the device."""
+
+
+def forward_of(model: MultiModalTransformer, dtype: torch.dtype | None = None) -> Forward:
+    """Forward pass of a model on its device; ``dtype``: autocast type, ``None`` is float32."""
+    device = model.global_tokens.device
+
+    def forward(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        enabled = dtype is not None
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=enabled):
+            return head_outputs(model, {name: value.to(device) for name, value in x.items()})
+
+    return forward
+
+
 class Tiler:
     """A model that predicts tiles."""
 
     def __init__(
         self,
-        model: MultiModalTransformer,
+        forward: Forward,
         spec: ModelSpec,
         modalities: Sequence[Modality],
         options: TileOptions,
         *,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
         batch_size: int = 8,
     ) -> None:
         """Take a model with dense heads.
 
         Args:
-            model: On ``device``.
-            spec: Its spec.
+            forward: See :func:`forward_of`.
+            spec: Spec of the model.
             modalities: Inputs that scenes have.
             options: Tiles.
-            device: Device of the model.
-            dtype: Autocast type; ``None`` is float32.
             batch_size: Tiles per batch.
 
         Raises:
             ValueError: The model cannot predict such tiles.
         """
-        self.model, self.spec, self.modalities = model, spec, tuple(modalities)
+        self.forward, self.spec, self.modalities = forward, spec, tuple(modalities)
         self.options, self.size = options, options.tile(spec, modalities)
-        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+        self.batch_size = batch_size
 
     def grid(self, size: Size) -> TileGrid:
         """Tiles of an image of ``size`` ``(H, W)``, each as large as it or smaller."""
@@ -134,15 +146,23 @@ class Tiler:
         strides = math.lcm(*(m.stride for m in self.modalities))
         return TileGrid.over(size, tile, self.options.overlap, strides)
 
-    def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Float32 output of every head for model inputs, averaged over the augmentation."""
+    def outputs(
+        self, grid: TileGrid, batches: Iterable[Mapping[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Output of every head for each tile of a grid, averaged over the augmentation.
 
-        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            dtype = self.dtype or torch.bfloat16
-            with torch.autocast(self.device.type, dtype=dtype, enabled=self.dtype is not None):
-                return head_outputs(self.model, inputs)
-
-        return augmented_outputs(run, x, self.spec, self.options.augmentation)
+        Args:
+            grid: The tiles.
+            batches: Inputs of ``batch_size`` tiles each; the last batch may be smaller. It is
+                padded, as kernels, and with them the last digits, depend on the batch size.
+        """
+        fixed = self.batch_size if len(grid) >= self.batch_size else 0
+        for x in batches:
+            count = len(next(iter(x.values())))
+            padded = {name: _padded(value, fixed) for name, value in x.items()}
+            batch = augmented_outputs(self.forward, padded, self.spec, self.options.augmentation)
+            for i in range(count):
+                yield {name: output[i] for name, output in batch.items()}
 
     @torch.inference_mode()
     def blocks(self, scene: Scene) -> Iterator[tuple[Block, Tensor | None]]:
@@ -156,19 +176,13 @@ class Tiler:
         reader = _TileReader(scene, self, (grid.rows.tile, grid.columns.tile))
         known: deque[Tensor | None] = deque()
 
-        def outputs() -> Iterator[dict[str, Tensor]]:
+        def inputs() -> Iterator[dict[str, Tensor]]:
             for x, valid in reader.batches(grid, self.batch_size):
-                count = len(valid)
-                missing = self.batch_size - count if len(grid) >= self.batch_size else 0
-                padded = {n: torch.cat([t, t[-1:].expand(missing, *t.shape[1:])])
-                          if missing else t for n, t in x.items()}  # fmt: skip
-                batch = self.forward({n: t.to(self.device) for n, t in padded.items()})
                 known.extend(valid)
-                for i in range(count):
-                    yield {name: output[i] for name, output in batch.items()}
+                yield x
 
         height, width = scene.size
-        for block in blend(grid, outputs()):
+        for block in blend(grid, self.outputs(grid, inputs())):
             rows, columns = height - block.top, width - block.left
             values = {name: v[:, :rows, :columns] for name, v in block.values.items()}
             mask, shape = known.popleft(), next(iter(values.values())).shape[-2:]
@@ -217,6 +231,12 @@ class Tiler:
             if width == scene.size[1]:
                 yield {name: _joined([part[name] for part in row], 1) for name in row[0]}
                 row, width = [], 0
+
+
+def _padded(x: Tensor, size: int) -> Tensor:
+    """``x``, padded to ``size`` samples by copies of its last one."""
+    missing = max(0, size - len(x))
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 class _TileReader:
@@ -377,7 +397,6 @@ def predict_tiles(
     spec: ModelSpec,
     images: Images | ImageLike,
     options: TileOptions,
-    device: torch.device,
 ) -> dict[str, Prediction]:
     """Predict one sample by tiles; see :meth:`multimae.MultiMAE.predict`."""
     if not isinstance(images, Mapping):
@@ -389,7 +408,7 @@ def predict_tiles(
             + (f"; got {', '.join(unknown)}" if unknown else ", not tensors or lists")
         )
     modalities = [m for m in spec.inputs if m.name in images]
-    tiler = Tiler(model, spec, modalities, options, device=device)
+    tiler = Tiler(forward_of(model), spec, modalities, options)
     with Scene(images, modalities) as scene:  # type: ignore[arg-type]
         most = max((h.channels for h in spec.heads if h.target.is_labels), default=0)
         logits = most * math.prod(scene.size) <= _KEPT_LOGITS
@@ -404,5 +423,5 @@ def predict_augmented(
     """Predict one sample without tiles, averaged over an augmentation."""
     if not spec.heads or not inputs.views:
         return predict(model, spec, inputs)[0]  # which says why not
-    outputs = augmented_outputs(lambda x: head_outputs(model, x), inputs.x, spec, augmentation)
+    outputs = augmented_outputs(forward_of(model), inputs.x, spec, augmentation)
     return to_predictions(spec, outputs, inputs)[0]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from multimae import MultiMAE, MultiViT, save_model
 from multimae.cli import main
-from multimae.inference.tiling.tiles import TileOptions, Tiler
+from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.heads import HeadSpec
 from tests.multimae.inference.test_tiles import BANDS, DENSE, HEIGHT, LABELS, model, random
@@ -103,8 +103,7 @@ def test_no_seam(tmp_path: Path, scene_model: str) -> None:
     ratios = {}
     for overlap, value in values.items():
         grid = Tiler(
-            built, built.spec, built.spec.inputs, TileOptions(None, overlap),
-            device=torch.device("cpu"),
+            forward_of(built), built.spec, built.spec.inputs, TileOptions(None, overlap)
         ).grid((600, 900))  # fmt: skip
         ratio = []
         for axis, line in ((0, grid.rows), (1, grid.columns)):
@@ -142,7 +141,7 @@ def peaks(height: int, tmp_path: Path, tiler: Tiler) -> tuple[int, int]:
 def test_memory_does_not_grow_with_the_height(tmp_path: Path, scene_model: str) -> None:
     built = MultiMAE.from_pretrained(scene_model)
     options = TileOptions((32, 32))
-    tiler = Tiler(built, built.spec, (BANDS,), options, device=torch.device("cpu"), batch_size=4)
+    tiler = Tiler(forward_of(built), built.spec, (BANDS,), options, batch_size=4)
     peaks(96, tmp_path, tiler)
     low, high = peaks(96, tmp_path, tiler), peaks(960, tmp_path, tiler)
     assert low[0] > 0

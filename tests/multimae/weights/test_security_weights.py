@@ -43,9 +43,9 @@ from tools.torture.fingerprint import fingerprint
 from utils.checkpoint.checkpoint_files import Record, read_records
 from utils.checkpoint.find import latest_checkpoint
 from utils.checkpoint.resume import restore
+from utils.checkpoint.scored_weights import load_finetuned
 from utils.checkpoint.start_weights import StartWeights
 from utils.config.options import StartOptions
-from utils.tasks.finetuning import load_finetuned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
