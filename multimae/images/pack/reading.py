@@ -34,7 +34,7 @@ from multimae.images.pack.layout import (
 )
 from multimae.images.pixels import Array, ImageError
 from multimae.specs.errors import UserError, bullet_list
-from multimae.weights.atomic import DIGEST_BYTES
+from multimae.weights.atomic import DIGEST_BYTES, checksum
 
 PNG = b"\x89PNG\r\n\x1a\n"
 OPEN_FILES = 64
@@ -73,6 +73,7 @@ class PackedFolder:
             return
         try:
             check_index(self.contents, self._records, self.names)
+            self._check_digests()
         except ValueError as err:
             raise UserError(
                 f"{folder / INDEX_FILE} and {NAMES_FILE} are not an index of "
@@ -230,6 +231,13 @@ class PackedFolder:
                 f"the pack in {self.folder} is not complete:\n{bullet_list(problems)}\nCopy these "
                 "files again, or pack the data again."
             )
+
+    def _check_digests(self) -> None:
+        """Compare the index with ``pack.json``: its fields may fit, and be of another pack."""
+        for part in self.contents.files:
+            is_index = part.name in (INDEX_FILE, NAMES_FILE)
+            if is_index and checksum(self._index_file(part.name)) != part.written:
+                raise ValueError(f"{part.name} has another checksum than {PACK_FILE} lists")
 
     def _stream(self, file: str) -> BinaryIO:
         stream = self._open.pop(file, None)
