@@ -54,7 +54,8 @@ def resume(
     """
     try:
         checkpoint = _read(path)
-        own = json.loads(spec_entry(state.model)[SPEC])["modalities"]
+        spec = json.loads(spec_entry(state.model)[SPEC])
+        own = spec["modalities"]
         old = _old_modalities(checkpoint, own)
         saved, options = checkpoint.get("config"), options_of(cfg)
         saved = dict(saved) if isinstance(saved, Mapping) else {}
@@ -64,6 +65,7 @@ def resume(
         changes = compare_options(saved, options)
         refused = [*changes["refused"], *_compare_identity(checkpoint, state.full_identity())]
         refused = refused or list(_compare_modalities(old, own))
+        refused = refused or list(_compare_classes(checkpoint, spec))
         if refused:
             raise CheckpointError(
                 f"{path} was trained with other settings (old -> new):\n{bullet_list(refused)}\n"
@@ -177,6 +179,21 @@ def _compare_modalities(old: Fields, own: Fields) -> Iterator[str]:
             newer = {key: value for key, value in _NEWER.items() if key in {**before, **after}}
             before, after = newer | before, newer | after
         yield from _differences(f"modalities.{name}", before, after)
+
+
+def _compare_classes(checkpoint: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterator[str]:
+    """Class names of the heads that differ; unnamed classes fit any."""
+    old, own = (
+        {
+            f"{head['name']}.{target}": fields.get("class_names")
+            for head in heads
+            for target, fields in head["target"].items()
+        }
+        for heads in (json.loads(checkpoint.get(SPEC, "{}")).get("heads", ()), spec["heads"])
+    )
+    for name in old.keys() & own.keys():
+        if old[name] and own[name] and old[name] != own[name]:
+            yield f"class names of {name}: {_first_difference(old[name], own[name])}"
 
 
 def _with_newer_fields(

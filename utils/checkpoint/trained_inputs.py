@@ -8,6 +8,7 @@ not set never contradict them; those set on the command line or in YAML do, unle
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -143,6 +144,46 @@ def with_trained_inputs(
     if not computes_statistics:
         _check_computed(select(data.table(), names), source)
     return changed, notes
+
+
+def with_trained_options(
+    cfg: ConfigT, trained: Mapping[str, Any], source: str
+) -> tuple[ConfigT, list[str]]:
+    """Take options of ``cfg.data`` from the weights to score.
+
+    Args:
+        cfg: The configuration.
+        trained: Values of the weights by option.
+        source: Name of the weights.
+
+    Returns:
+        The configuration, and a line for the log per overridden value.
+
+    Raises:
+        UserError: Options that the user set contradict the weights, without ``--override_inputs``.
+    """
+    data: Any = cfg.data
+    other = {
+        name: value
+        for name, value in trained.items()
+        if not math.isclose(value, getattr(data, name), rel_tol=1e-6)
+    }
+    contradicting = [name for name in other if name in data.set_by_user]
+    notes = refuse_contradictions(
+        [
+            f"{n}: the weights' {_text(other[n])}, yours {_text(getattr(data, n))}"
+            for n in contradicting
+        ],
+        source,
+        override=data.override_inputs,
+    )
+    applied = {name: value for name, value in other.items() if name not in contradicting}
+    changed: Any = dataclasses.replace(cfg, data=dataclasses.replace(data, **applied))  # type: ignore[type-var]
+    return changed, notes
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, bool) else f"{value:g}"
 
 
 def refuse_contradictions(conflicts: Sequence[str], source: str, *, override: bool) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from multimae.inference.truth import (
 )
 from multimae.specs.errors import UserError
 from multimae.specs.heads import MM_PER_M
-from utils.checkpoint.trained_inputs import refuse_contradictions
+from utils.checkpoint.trained_inputs import with_trained_options
 from utils.config.depth_options import TARGET, DepthConfig
 from utils.config.finetune_options import Split
 from utils.data.batches import Batch
@@ -128,28 +126,18 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         Raises:
             UserError: Options contradict them, without ``--override_inputs``.
         """
-        cfg, data, head = self.cfg, self.cfg.data, self.trained_head(HEAD)
+        head = self.trained_head(HEAD)
         if head is None or not head.unit:
-            return cfg
+            return self.cfg
         top_mm = head.target.max_value * head.scale * MM_PER_M
         trained = {
             "depth_scale": head.scale,
             "depth_mean": head.target.mean[0] * top_mm,
             "depth_std": head.target.std[0] * top_mm,
         }
-        other = {
-            name: value
-            for name, value in trained.items()
-            if not math.isclose(value, getattr(data, name), rel_tol=1e-6)
-        }
-        contradicting = [name for name in other if name in data.set_by_user]
-        self.notes += refuse_contradictions(
-            [f"{n}: the weights' {other[n]:g}, yours {getattr(data, n):g}" for n in contradicting],
-            self.source,
-            override=data.override_inputs,
-        )
-        applied: dict[str, Any] = {n: v for n, v in other.items() if n not in contradicting}
-        return replace(cfg, data=replace(data, **applied))
+        cfg, notes = with_trained_options(self.cfg, trained, self.source)
+        self.notes += notes
+        return cfg
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Add a warning about depth in an unlikely unit."""

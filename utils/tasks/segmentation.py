@@ -37,6 +37,7 @@ from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadSpec
 from multimae.specs.label_map import mapped_names, parse_label_map
 from multimae.specs.modalities import Modality
+from utils.checkpoint.trained_inputs import with_trained_options
 from utils.config.finetune_options import Split
 from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
@@ -206,12 +207,18 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
     def __init__(self, cfg: SemsegConfig, world: World) -> None:
         """Select the modalities to read."""
         super().__init__(cfg, world)
-        data = cfg.data
+        trained = self.trained_head(HEAD)
+        if trained is not None and trained.zero_is_void is not None:
+            flags = {"seg_reduce_zero_label": trained.zero_is_void}
+            if any(m.plot == "scalar" for m in self.inputs):
+                flags["use_mask_valid"] = trained.uses_mask_valid
+            self.cfg, notes = with_trained_options(self.cfg, flags, self.source)
+            self.notes += notes
+        cfg, data = self.cfg, self.cfg.data
         root = data.data_path
         if cfg.scores_only:
             root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
         names = self._class_names(root)
-        trained = self.trained_head(HEAD)
         if trained is not None:
             check_same_classes(names, trained.target.class_names, root, "the weights")
             names = names or trained.target.class_names

@@ -194,3 +194,31 @@ def test_seg_use_void_label_trains_padding_but_not_void() -> None:
     learnt = torch.tensor([[7] * 4, [150] * 4, [150] * 4])[None]
     expected = torch.nn.functional.cross_entropy(logits[:, :, [0, 2, 3]], learnt)
     torch.testing.assert_close(task.loss(logits, labels, padding), expected)
+
+
+def test_evaluation_reads_label_0_as_the_weights_say(data: Path, tmp_path: Path) -> None:
+    run = arguments(data, tmp_path, "--epochs", "1", "--num_pictures", "0")
+    run_finetuning_semseg.main(run)
+    expected = rows(tmp_path, "eval")[-1]["eval/mean_iou"]
+    unset = [flag for flag in run if flag != "--seg_reduce_zero_label"]
+    run_finetuning_semseg.main([*unset, "--eval"])
+    assert rows(tmp_path, "eval")[-1]["eval/mean_iou"] == expected
+    other = [*unset, "--no_seg_reduce_zero_label", "--eval"]
+    message = message_of(run_finetuning_semseg.main, other)
+    assert "seg_reduce_zero_label: the weights' True, yours False" in message
+    run_finetuning_semseg.main([*other, "--override_inputs"])
+    assert rows(tmp_path, "eval")[-1]["eval/mean_iou"] != expected
+
+
+def test_resuming_with_classes_in_another_order_is_refused(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "train", 4)
+    run = arguments(tmp_path, tmp_path / "run", "--eval_data_path", "none", "--num_pictures", "0")
+
+    def name(*names: str) -> None:
+        (tmp_path / "train/classes.json").write_text(json.dumps({"classes": ["void", *names]}))
+
+    name("wall", "floor", "door", "bed")
+    run_finetuning_semseg.main([*run, "--epochs", "1", "--save_ckpt_freq", "1"])
+    name("wall", "floor", "bed", "door")
+    message = message_of(run_finetuning_semseg.main, run)
+    assert "class names" in message and "door -> bed" in message
