@@ -15,9 +15,9 @@ from torch import Tensor
 
 from multimae.images.no_data_tags import TIFF_SUFFIXES, common_no_data, takes_no_data_tag
 from multimae.images.pixels import ImageLike, Pixels, check_same_view, size_of
-from multimae.images.preprocess import prepare, prepare_padded
+from multimae.images.preprocess import prepare, to_model_input
 from multimae.images.readers import to_pixels
-from multimae.images.views import View, centred_view, cover_size, cut, fit_size
+from multimae.images.views import View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
@@ -141,6 +141,29 @@ def frame(pixels: Mapping[str, Pixels], modalities: Sequence[Modality], spec: Mo
     return Framed(images, mask, (view,), (out,))
 
 
+def fit_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
+    """Size that fits a full image into ``box``, its sides rounded to multiples of ``unit``.
+
+    Args:
+        size: ``(H, W)`` of the image.
+        box: ``(h, w)``.
+        unit: Sides of the result are multiples of this.
+        scale: Factor on the result.
+    """
+    factor = scale * min(box[0] / size[0], box[1] / size[1])
+    return _scaled(size, factor, unit)
+
+
+def cover_size(size: Size, box: Size, unit: int) -> Size:
+    """Size with which a full image covers ``box``, its sides rounded to multiples of ``unit``."""
+    return _scaled(size, max(box[0] / size[0], box[1] / size[1]), unit)
+
+
+def _scaled(size: Size, factor: float, unit: int) -> Size:
+    h, w = (max(1, round(side * factor / unit)) * unit for side in size)
+    return h, w
+
+
 def stack(samples: Sequence[Framed]) -> Framed:
     """Stack single samples of one size and the same modalities."""
     images = {name: torch.stack([s.images[name] for s in samples]) for name in samples[0].images}
@@ -163,7 +186,7 @@ def batch_inputs(
         spec: Spec of the model.
         device: Device of the batch.
         valid: Bool ``(B, H, W)``: pixels where scalar maps have a value, as in
-            :func:`~multimae.images.preprocess.prepare_padded`.
+            :func:`prepare_padded`.
     """
     raw = {m.name: samples.images[m.name].to(device) for m in modalities}
     if spec.resize_mode == "pad":
@@ -173,6 +196,38 @@ def batch_inputs(
     else:
         x = prepare(raw, modalities)
     return Inputs(x, raw, samples.views, samples.inside)
+
+
+def prepare_padded(
+    images: Mapping[str, Tensor],
+    modalities: Sequence[Modality],
+    inside: Tensor,
+    valid: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Convert images that were padded to one size to model inputs (SPEC section 6).
+
+    Args:
+        images: Stored values by modality name, see :func:`to_model_input`.
+        modalities: Modalities to prepare.
+        inside: Bool ``(B, H, W)`` at full resolution, False where images were padded.
+        valid: As ``inside``, for scalar maps, in which more pixels may have no value.
+
+    Returns:
+        Prepared tensors: padding is class ``num_classes`` in label maps; in scalar maps it is
+        ignored in statistics and 0.
+    """
+    valid = inside if valid is None else valid
+    out = {}
+    for m in modalities:
+        raw = images[m.name]
+        if m.is_labels:
+            grid = inside[:, :: m.stride, :: m.stride]
+            out[m.name] = to_model_input(raw, m).masked_fill(~grid, m.num_classes)
+        elif m.plot == "scalar":
+            out[m.name] = to_model_input(raw, m, valid[:, None, :: m.stride, :: m.stride])
+        else:
+            out[m.name] = to_model_input(raw, m)
+    return out
 
 
 def pad(image: Tensor, modality: Modality, size: Size) -> Tensor:

@@ -146,57 +146,6 @@ def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dic
     return {m.name: out[m.name] for m in modalities}
 
 
-def prepare_padded(
-    images: Mapping[str, Tensor],
-    modalities: Sequence[Modality],
-    inside: Tensor,
-    valid: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Convert images that were padded to one size to model inputs (SPEC section 6).
-
-    Args:
-        images: Stored values by modality name, see :func:`to_model_input`.
-        modalities: Modalities to prepare.
-        inside: Bool ``(B, H, W)`` at full resolution, False where images were padded.
-        valid: As ``inside``, for scalar maps, in which more pixels may have no value.
-
-    Returns:
-        Prepared tensors: padding is class ``num_classes`` in label maps; in scalar maps it is
-        ignored in statistics and 0.
-    """
-    valid = inside if valid is None else valid
-    out = {}
-    for m in modalities:
-        raw = images[m.name]
-        if m.is_labels:
-            grid = inside[:, :: m.stride, :: m.stride]
-            out[m.name] = to_model_input(raw, m).masked_fill(~grid, m.num_classes)
-        elif m.plot == "scalar":
-            out[m.name] = to_model_input(raw, m, valid[:, None, :: m.stride, :: m.stride])
-        else:
-            out[m.name] = to_model_input(raw, m)
-    return out
-
-
-def standardize_robust(x: Tensor, valid: Tensor | None = None, eps: float = ROBUST_EPS) -> Tensor:
-    """Standardise every sample by the mean and variance of its middle 80 % (SPEC section 5).
-
-    Args:
-        x: ``(B, ...)`` of any real dtype.
-        valid: Bool, broadcast to ``x``: values that enter the statistics. With fewer than 3
-            of them a sample is divided by the root of ``eps``.
-        eps: Added to the variance.
-
-    Returns:
-        float32 of the same shape; zeros where a sample is constant.
-
-    Raises:
-        ValueError: Fewer than 3 values per sample.
-    """
-    mean, std = _statistics(x, valid, eps)
-    return (x.float() - mean) / std
-
-
 def _statistics(x: Tensor, valid: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     return robust_statistics(x, eps) if valid is None else _valid_statistics(x, valid, eps)
 

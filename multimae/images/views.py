@@ -64,24 +64,6 @@ def largest_box(size: Size, shape: Size) -> Size:
     return min(h, max(1, round(w * out_h / out_w))), min(w, max(1, round(h * out_w / out_h)))
 
 
-def fit_size(size: Size, box: Size, unit: int, scale: float = 1.0) -> Size:
-    """Size that fits a full image into ``box``, its sides rounded to multiples of ``unit``.
-
-    Args:
-        size: ``(H, W)`` of the image.
-        box: ``(h, w)``.
-        unit: Sides of the result are multiples of this.
-        scale: Factor on the result.
-    """
-    factor = scale * min(box[0] / size[0], box[1] / size[1])
-    return _scaled(size, factor, unit)
-
-
-def cover_size(size: Size, box: Size, unit: int) -> Size:
-    """Size with which a full image covers ``box``, its sides rounded to multiples of ``unit``."""
-    return _scaled(size, max(box[0] / size[0], box[1] / size[1]), unit)
-
-
 def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
     """A view of one modality as a tensor of stored values.
 
@@ -142,11 +124,6 @@ def nearest(array: Array, view: View, out: Size, *, flip: bool = False) -> Array
     if last - first < out[0]:  # few rows: picking columns first copies less
         return array[first : last + 1].take(columns, axis=1).take(rows - first, axis=0)
     return array.take(rows, axis=0).take(columns, axis=1)
-
-
-def _scaled(size: Size, factor: float, unit: int) -> Size:
-    h, w = (max(1, round(side * factor / unit)) * unit for side in size)
-    return h, w
 
 
 def _nearest_indices(

@@ -1,4 +1,4 @@
-"""Read and write weight files.
+"""Read weight files; :mod:`multimae.weights.write` writes them.
 
 A file is either safetensors or a ``torch.save`` dict with the weights under ``"model"`` (the
 published layout). Reading never executes code from the file: unpickling is restricted to tensors,
@@ -18,12 +18,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from multimae.weights.atomic import atomic_file
+from multimae.weights.write import StateDict, save_state_dict
 
-StateDict = dict[str, Tensor]
+__all__ = [
+    "CheckpointError",
+    "StateDict",
+    "extract_state_dict",
+    "is_safetensors",
+    "read_checkpoint",
+    "read_metadata",
+    "save_state_dict",
+]
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -96,30 +103,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise CheckpointError(f"{path} is not a readable safetensors file ({err})") from err
 
 
-def save_state_dict(
-    state: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write weights atomically.
-
-    Args:
-        state: Weights by name. Tensors that share memory are each written in full.
-        path: ``*.safetensors``; any other suffix: ``torch.save({"model": state})``.
-        metadata: Metadata for the header of a safetensors file.
-
-    Raises:
-        OSError: The folder does not exist or is not writable.
-    """
-    path = Path(path)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    with atomic_file(path) as stream:
-        if path.suffix == ".safetensors":
-            stream.write(serialize(_unshared(tensors), dict(metadata or {}) or None))
-        else:
-            torch.save({"model": tensors}, stream)
-
-
 def _unpickle(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -146,14 +129,3 @@ def _unreadable(path: Path, err: Exception) -> str:
         f"{path} is not a readable checkpoint ({type(err).__name__}: {reason}): expected "
         "safetensors or a torch.save file; it may be truncated, download or copy it again"
     )
-
-
-def _unshared(tensors: StateDict) -> StateDict:
-    """Clone tensors that share memory, which safetensors rejects."""
-    seen: set[int] = set()
-    out = {}
-    for key, value in tensors.items():
-        pointer = value.untyped_storage().data_ptr()
-        out[key] = value.clone() if pointer in seen else value
-        seen.add(pointer)
-    return out

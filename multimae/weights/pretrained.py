@@ -16,7 +16,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from multimae.specs.spec import ModelSpec
-from multimae.weights.files import save_state_dict
+from multimae.weights.write import save_state_dict
 
 if TYPE_CHECKING:
     from typing_extensions import Self

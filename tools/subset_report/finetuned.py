@@ -32,7 +32,6 @@ from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, subsets
-from utils.data.dataset import SamplePaths
 
 _BLANK_NOTE = "a removed input that a head reads is replaced by a blank one"
 
@@ -107,7 +106,7 @@ class _Scorer:
         spec = self.model.spec
         try:
             images = {m.name: self.folder.read(index, m) for m in self.inputs}
-            check_same_view(images, SamplePaths(self.folder, index))
+            check_same_view(images, self.folder.paths(index))
         except ImageError as err:
             raise UserError(str(err)) from err
         inputs = load_inputs(images, spec, self.model.global_tokens.device)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multimae.specs.errors import UserError
-from multimae.weights.files import CheckpointError, read_checkpoint
 from utils.checkpoint.checkpoint_files import read_records
 from utils.config.options import CheckpointOptions
 from utils.distributed.world import World
@@ -78,6 +77,8 @@ def _position(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(path: Path) -> str:
+    from multimae.weights.files import CheckpointError, read_checkpoint
+
     try:
         read_checkpoint(path)
     except CheckpointError as err:

@@ -1,4 +1,4 @@
-"""Command-line parser of every script, and ``--help``.
+"""Command-line parser of every script.
 
 Unlike argparse it reports every mistake, rejects abbreviations, and tells which values the user
 set.
@@ -7,19 +7,16 @@ set.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 from multimae.specs.coercion import did_you_mean, type_name
-from utils.config.fields import RESERVED, Option, sections_of
+from utils.config.fields import RESERVED, Option
 
 # Letters after the dashes: `-1` and `-1e-5` are values.
 _FLAG = re.compile(r"--?[A-Za-z]")
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
-_HELP_INDENT, _HELP_WIDTH = 34, 100
 
 
 class Setting(NamedTuple):
@@ -101,61 +98,3 @@ def _read_option(line: CommandLine, option: Option, flag: str, values: list[str]
         line.settings.append(Setting(option, values, flag))
     else:
         line.problems.append(f"{flag}: takes one value, got {len(values)}: {' '.join(values)}")
-
-
-def _metavar(hint: Any) -> str:
-    """Placeholder of the value: ``N``, ``X X``, ``{a,b}``."""
-    if get_origin(hint) is Literal:
-        return "{" + ",".join(get_args(hint)) + "}"
-    if get_origin(hint) is tuple:
-        return " ".join("..." if arg is Ellipsis else _metavar(arg) for arg in get_args(hint))
-    return _METAVARS.get(hint, "YAML")
-
-
-def format_help(cfg: Any, options: Mapping[str, Option], program: str) -> str:
-    """Text of ``--help``: flags by section, under the first line of the section's docstring."""
-    lines = [f"usage: {program} [--config FILE.yaml ...] [--FLAG VALUE ...]", "", _title(cfg), ""]
-    lines += [
-        _entry("--config FILE.yaml", "Read options from YAML; the command line overrides it"),
-        _entry("--print_config", "Print the resolved config as YAML and exit"),
-    ]
-    for section, group in sections_of(cfg):
-        entries = [
-            _entry(_usage(option), f"{option.help} (default: {_show(option.default)})")
-            for option in options.values()
-            if option.section == section
-        ]
-        if entries:
-            lines += ["", _title(group) if section else "Other", *entries]
-    return "\n".join(lines)
-
-
-def _title(group: Any) -> str:
-    return (type(group).__doc__ or "").strip().split("\n")[0].rstrip(".")
-
-
-def _usage(option: Option) -> str:
-    if option.is_bool:
-        return f"--[no_]{option.name}"
-    shown = _metavar(option.flag_hint)
-    if option.flag_hint != option.base_hint:
-        shown = f"{_metavar(option.base_hint)} | {shown}"
-    return f"--{option.name} {shown}"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(map(_show, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value) or "empty"
-
-
-def _entry(usage: str, text: str) -> str:
-    margin = " " * _HELP_INDENT
-    first = f"  {usage}".ljust(_HELP_INDENT)
-    if not first.endswith(" "):
-        first = f"{first}\n{margin}"
-    return first + textwrap.fill(text, _HELP_WIDTH - _HELP_INDENT).replace("\n", f"\n{margin}")

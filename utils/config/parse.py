@@ -17,7 +17,7 @@ import yaml
 
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
-from utils.config.command_line import Setting, format_help, read_command_line
+from utils.config.command_line import Setting, read_command_line
 from utils.config.fields import Option, option, options_of, sections_of
 
 __all__ = ["ConfigError", "option", "parse_config", "save_config", "to_flat_dict", "to_yaml"]
@@ -60,6 +60,8 @@ def parse_config(cls: type[T], argv: Sequence[str] | None = None) -> T:
     options = options_of(base)
     line = read_command_line(sys.argv[1:] if argv is None else argv, options)
     if line.help:
+        from utils.config.help_text import format_help
+
         print(format_help(base, options, Path(sys.argv[0]).name))
         raise SystemExit(0)
     problems = list(line.problems)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.pack import AnyPath
 from multimae.images.pixels import ImageError, Pixels, check_readable, check_same_view
 from multimae.images.readers import reuse_pillow_memory
 from multimae.specs.errors import UserError, bullet_list
@@ -38,27 +37,6 @@ class CheckedSample(NamedTuple):
     problems: list[str]
     label_counts: dict[str, npt.NDArray[np.int64]]
     value_ranges: dict[str, tuple[float, float]]
-
-
-class SamplePaths(Mapping[str, AnyPath]):
-    """Files of a sample by modality, for messages."""
-
-    def __init__(self, folder: MultiModalFolder, index: int) -> None:
-        """``index``: the sample."""
-        self._folder, self._index = folder, index
-        self._modalities = {m.name: m for m in folder.modalities}
-
-    def __getitem__(self, name: str) -> AnyPath:
-        """File of a modality."""
-        return self._folder.path(self._index, self._modalities[name])
-
-    def __iter__(self) -> Iterator[str]:
-        """The modalities."""
-        return iter(self._modalities)
-
-    def __len__(self) -> int:
-        """Number of modalities."""
-        return len(self._modalities)
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -214,7 +192,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
                 problems.append(str(err))
         try:
             if not problems:
-                check_same_view(pixels, SamplePaths(self.folder, index))
+                check_same_view(pixels, self.folder.paths(index))
         except ImageError as err:
             problems.append(str(err))
         return pixels, problems

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from multimae.images.inputs import pad
+from multimae.images.inputs import fit_size, pad
 from multimae.images.pixels import Pixels, size_of
-from multimae.images.views import View, fit_size, largest_box
+from multimae.images.views import View, largest_box
 from multimae.nn.tokens import Size
 from multimae.specs.modalities import Modality
 from utils.data.transforms import JointTransform

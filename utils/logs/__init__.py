@@ -1,6 +1,6 @@
 """Logs and the output folder of a run.
 
 ``paths`` names the files of the output folder, ``lock`` keeps other runs out of it;
-``logger.RunLogger`` writes log lines and pictures, ``trackers`` sends them on; ``window`` averages
-values and times steps between two lines.
+``logger.RunLogger`` writes log lines and pictures, ``log_rows`` cuts them on resume, ``trackers``
+sends them on; ``window`` averages values and times steps between two lines.
 """

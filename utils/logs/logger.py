@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
-from multimae.weights.atomic import atomic_file
 from utils.config.options import LogOptions
 from utils.logs.paths import RunPaths
 
@@ -114,6 +113,8 @@ class RunLogger:
         if self._jsonl is not None:
             self._jsonl.close()
         if self.paths is not None and self.paths.log.is_file():
+            from utils.logs.log_rows import cut_log
+
             cut_log(self.paths.log, step, scored=scored)
         self.open(step)
 
@@ -166,27 +167,6 @@ class RunLogger:
         done = max(1, step - self._first)
         seconds = (time.perf_counter() - self._begin) / done * (self._total - step)
         return tqdm.format_interval(seconds)
-
-
-def cut_log(path: Path, step: int, *, scored: bool) -> None:
-    """Drop rows after ``step`` and a torn last line; see :meth:`RunLogger.rewind`."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _is_kept(line, step, scored=scored)]
-    if kept != lines:
-        with atomic_file(path) as file:
-            file.writelines(kept)
-
-
-def _is_kept(line: bytes, step: int, *, scored: bool) -> bool:
-    """Whether a line is a row up to ``step``, or not one of this log's rows at all."""
-    try:
-        row = json.loads(line)
-        at, kind = row["step"], row["kind"]
-        if kind not in ("train", "eval"):
-            return True
-        return bool(at < step or (at == step and (scored or kind == "train")))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return line.endswith(b"\n")
 
 
 def _open_log(path: Path) -> TextIO:

@@ -32,7 +32,6 @@ from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
 from multimae.specs.spec import ModelSpec
-from utils.checkpoint.find import newest_checkpoint
 from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
@@ -289,6 +288,7 @@ def run_modalities(
         UserError: Options contradict the weights, or statistics cannot be computed.
     """
     if start is not None:
+        from utils.checkpoint.find import newest_checkpoint
         from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
 
         source, spec = trained_spec(newest_checkpoint(cfg.checkpoint), start)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_names
+from multimae.images.inputs import prepare_padded
 from multimae.images.no_data_tags import no_data_tag
 from multimae.images.pack import AnyPath
-from multimae.images.preprocess import prepare_padded
 from multimae.inference.metrics import SegmentationMeter
 from multimae.inference.truth import (
     IGNORE,

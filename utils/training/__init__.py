@@ -3,5 +3,5 @@
 Start at ``loop.fit``: schedule, step, log, evaluate, save. ``stepper`` makes one update (autocast,
 backward, clipping, optimiser, EMA); ``state`` is what a checkpoint holds; ``schedule`` derives the
 run plan and its learning rates; ``optim`` groups parameters; ``nonfinite`` handles NaN and Inf
-losses; ``seeding`` makes randomness a function of the step.
+losses, ``rollback`` returns to a checkpoint; ``seeding`` makes randomness a function of the step.
 """

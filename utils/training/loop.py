@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +12,6 @@ from torch import nn
 
 from multimae.specs.errors import RunError
 from utils.checkpoint.checkpoint_files import newest_step
-from utils.checkpoint.find import latest_checkpoint
 from utils.checkpoint.saving import Saver
 from utils.config.options import LogOptions
 from utils.data.batches import BadSamples, Batch, BatchStream
@@ -21,7 +20,7 @@ from utils.distributed.world import Control, ControlGroup
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock
 from utils.tasks.base import Evaluator, PictureEvaluator
-from utils.training.nonfinite import GRAD_NORM, MIN_LOSS_SCALE, NonFinite, subject
+from utils.training.nonfinite import GRAD_NORM, MIN_LOSS_SCALE, NonFinite
 from utils.training.schedule import RunPlan
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Stepper
@@ -46,6 +45,14 @@ class TrainingRun:
     goal: Goal | None = None
     clock: StepClock = field(default_factory=StepClock)
     stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the evaluation at the current step is done."""
+        if self.state.scored >= 0:
+            return self.state.scored == self.state.step
+        # Checkpoints of older versions do not say.
+        return self.state.step == self.state.epoch * self.plan.steps_per_epoch
 
 
 def fit(run: TrainingRun) -> None:
@@ -103,17 +110,9 @@ def _stops_early(run: TrainingRun) -> bool:
 def _begin(run: TrainingRun) -> None:
     state, world, folder = run.state, run.stepper.world, run.saver.folder
     run.logger.start_progress(run.plan.total_steps, state.step)
-    run.logger.rewind(state.step, scored=_is_scored(run))
+    run.logger.rewind(state.step, scored=run.is_scored)
     if run.rolls_back and not world.broadcast_from_main(lambda: newest_step(folder) == state.step):
         run.saver.save(state, at_epoch_end=False)
-
-
-def _is_scored(run: TrainingRun) -> bool:
-    """Whether the evaluation at the current step is done."""
-    state = run.state
-    if state.scored >= 0:
-        return state.scored == state.step
-    return state.step == state.epoch * run.plan.steps_per_epoch  # checkpoints of older versions
 
 
 def _update(run: TrainingRun, micro: Sequence[Batch]) -> None:
@@ -188,32 +187,10 @@ def _rolled_back(run: TrainingRun) -> bool:
     run.nonfinite.write(bad)
     if not run.rolls_back:
         raise run.nonfinite.stop(bad)
-    run.nonfinite.rolled_back(bad)
-    _roll_back(run, bad)
+    from utils.training.rollback import roll_back
+
+    roll_back(run, bad)
     return True
-
-
-def _roll_back(run: TrainingRun, bad: Mapping[int, Sequence[str]]) -> None:
-    state, world, bad_step = run.state, run.stepper.world, min(bad)
-    cause = f"{subject(bad[bad_step])} is not finite at step {bad_step}"
-    run.saver.finish()
-    folder = run.saver.options.output_dir
-    path = world.broadcast_from_main(lambda: latest_checkpoint(folder, run.logger.info))
-    if path is None:
-        raise RunError(
-            f"{cause}, and there is no checkpoint to load: --on_nonfinite rollback needs "
-            "--output_dir and --save_ckpt.",
-            everywhere=True,
-        )
-    skipped = state.skipped | {bad_step - 1}
-    from utils.checkpoint.resume import restore
-
-    restore(state, path, world)
-    state.skipped |= skipped
-    run.logger.info(
-        f"{cause}: back to {path}, step {state.step}; the batch of step {bad_step} will be skipped"
-    )
-    run.logger.rewind(state.step, scored=_is_scored(run))
 
 
 def _finish_epoch(run: TrainingRun) -> None:

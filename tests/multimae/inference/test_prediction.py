@@ -15,7 +15,8 @@ import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
 from multimae import MultiMAE, MultiViT, read_spec
-from multimae.images.preprocess import prepare, prepare_padded
+from multimae.images.inputs import prepare_padded
+from multimae.images.preprocess import prepare
 from multimae.images.readers import read
 from tests.support.scenes import write_scene, write_scenes
 from tests.utils.tasks.test_finetuning_cls import arguments as cls_run

@@ -22,7 +22,8 @@ from tests.utils.training.test_stepper import LinearTask
 from utils.checkpoint.resume import compare_options
 from utils.config.fields import Option, options_of
 from utils.distributed.world import World
-from utils.logs.logger import RunLogger, cut_log
+from utils.logs.log_rows import cut_log
+from utils.logs.logger import RunLogger
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper
 
