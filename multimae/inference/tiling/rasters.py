@@ -261,6 +261,8 @@ class TiffRows:
         try:
             self._file.close()
             if keep:
+                with self._temporary.open("rb") as written:
+                    os.fsync(written.fileno())
                 os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)

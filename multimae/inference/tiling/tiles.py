@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.inputs import PADDING, PHOTO_PADDING, Images, Inputs
-from multimae.images.pixels import ImageLike
+from multimae.images.pixels import ImageError, ImageLike
 from multimae.images.preprocess import to_model_input
 from multimae.images.views import View
 from multimae.inference.predict import (
@@ -300,8 +300,9 @@ class _TileReader:
         if valid is None or valid.all():
             return ids
         if m.no_data is None and not self.spec.padding_class:
-            raise ValueError(
-                f"modality '{m.name}' has empty pixels, for which {self.spec.name} has no class"
+            raise ImageError(
+                f"modality '{m.name}' has empty pixels, for which {self.spec.name} has no class. "
+                "Crop the image."
             )
         return ids.masked_fill(~valid, m.num_classes)
 

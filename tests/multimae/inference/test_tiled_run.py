@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from multimae import MultiMAE, MultiViT, save_model
 from multimae.cli import main
+from multimae.images.pixels import ImageError
 from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.heads import HeadSpec
@@ -210,3 +212,38 @@ def test_scores_by_tiles_are_those_of_one_tile(tmp_path: Path) -> None:
         path, root, tmp_path / "all", "--tile", "--truth", tmp_path / "own/semseg"
     ) == 0  # fmt: skip
     assert json.loads((tmp_path / "all/metrics.json").read_text())["pixel_accuracy"] == 1
+
+
+def write_band(path: Path, shape: tuple[int, int], pixel: float, east: float = 0) -> Path:
+    transform = rasterio.transform.from_origin(500000 + east, 5200000, pixel, pixel)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=shape[0], width=shape[1], count=1, dtype="uint16",
+        crs="EPSG:32632", transform=transform,
+    ) as file:  # fmt: skip
+        file.write(random(*shape, top=60000), 1)
+    return path
+
+
+def test_geotiffs_must_lie_on_the_same_ground(tmp_path: Path) -> None:
+    coarse = replace(HEIGHT, name="coarse")
+    fine = write_band(tmp_path / "fine.tif", (40, 60), 10)
+    for name, east in (("on", 0.0), ("rounded", 9.0), ("beside", 300.0)):
+        other = write_band(tmp_path / f"{name}.tif", (20, 30), 20, east)
+        images: dict[str, Any] = {"height": fine, "coarse": other}
+        if east < 20:
+            with Scene(images, [HEIGHT, coarse]) as scene:
+                assert scene.size == (40, 60) and scene.georeference is not None
+                assert scene.georeference.transform.a == 10
+            continue
+        with pytest.raises(ImageError, match=rf"{name}\.tif.*coarse.*500300"):
+            Scene(images, [HEIGHT, coarse])
+
+
+def test_rasterio_is_named_if_it_is_missing(
+    tmp_path: Path, scene_model: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    scene = write_scene(tmp_path / "scene.tif", 40, 40)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert predict(scene_model, scene, tmp_path / "out", "--tile") == 2
+    assert "multimae[geo]" in capsys.readouterr().err

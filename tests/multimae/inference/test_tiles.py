@@ -18,6 +18,7 @@ from multimae.images.pixels import ImageError
 from multimae.images.views import View, cut
 from multimae.inference.predict import LabelPrediction, ValuePrediction
 from multimae.inference.tiling.grid import Axis, TileGrid, blend
+from multimae.inference.tiling.tta import Augmentation
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, default_table
@@ -199,3 +200,42 @@ def test_values_of_tiles_are_in_their_unit() -> None:
     assert isinstance(made, ValuePrediction)
     expected = (made.normalized[0] * 0.2 + 0.1) * 65.535
     assert made.values.shape == (50, 70) and np.allclose(made.values, expected, rtol=1e-5)
+
+
+def test_mirrored_images_give_mirrored_predictions() -> None:
+    """Of normals, the x component changes its sign: 1 - x on the scale of the files."""
+    normals = Modality("normal", interpolation="nearest", loss="l1", plot="normals", mean=(0.4,))
+    built = model(
+        HeadSpec("semseg", LABELS, 5, DENSE), HeadSpec("normal", normals, 3, DENSE),
+        resize_mode="crop",
+    )  # fmt: skip
+    image = random(50, 70, 3)
+    for options in ({"tile": 32}, {}):
+        plain, flipped = (
+            built.predict(np.ascontiguousarray(x), tta="flip,1,1.5", **options)  # type: ignore[arg-type]
+            for x in ((image, image[:, ::-1]) if options else (image[:50, :50], image[:50, 49::-1]))
+        )
+        values, other = plain["normal"].values, flipped["normal"].values[:, ::-1]  # type: ignore[union-attr]
+        assert np.allclose(values[..., 1:], other[..., 1:], atol=1e-4)
+        assert np.allclose(values[..., 0], 1 - other[..., 0], atol=1e-4)
+        assert not np.allclose(values[..., 0], other[..., 0], atol=1e-2)
+        same = plain["semseg"].ids == flipped["semseg"].ids[:, ::-1]  # type: ignore[union-attr]
+        assert same.mean() > 0.99
+        once = built.predict(image[:50, : 70 if options else 50], **options)["normal"]  # type: ignore[arg-type]
+        assert not np.allclose(values, once.values, atol=1e-3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text,flip,scales",
+    [("", False, (1.0,)), ("flip", True, (1.0,)), ("scales", False, (0.75, 1.0, 1.25)),
+     ("flip, scales", True, (0.75, 1.0, 1.25)), ("0.5,1,flip", True, (0.5, 1.0)),
+     ("scales=2", False, (2.0,))],
+)  # fmt: skip
+def test_augmentations(text: str, flip: bool, scales: tuple[float, ...]) -> None:
+    assert Augmentation.parse(text) == Augmentation(flip, scales)
+
+
+@pytest.mark.parametrize("text", ["flop", "0", "nan", "flip=1", "9"])
+def test_unknown_augmentations(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        model().predict(random(32, 32, 3), tta=text)
