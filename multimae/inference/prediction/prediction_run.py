@@ -160,6 +160,7 @@ class _Run:
             return {**outputs, "reconstruction": PictureOutput(options.out, "reconstruction")}
         outputs = {head.name: self._output(head) for head in self.spec.heads}
         if options.format == "tiff":
+            self.samples.georeference(self.samples.names[0])  # fails early without rasterio
             for output in outputs.values():
                 output.georeference = self.samples.georeference
         return outputs

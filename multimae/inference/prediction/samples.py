@@ -10,6 +10,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from multimae.images.folders import MultiModalFolder, open_pack
 from multimae.images.no_data_tags import TIFF_SUFFIXES
 from multimae.images.pack import AnyPath, is_packed, to_path
-from multimae.images.pixels import Pixels
+from multimae.images.pixels import ImageError, Pixels
 from multimae.images.readers import SUFFIXES, read
 from multimae.inference.tiling.rasters import Georeference, georeference_of
 from multimae.specs.coercion import did_you_mean
@@ -197,8 +198,11 @@ class Samples:
         source, i = self._where[self._index[name]]
         paths = [self._sources[source].path(i, m) for m in self._rows[source]]
         files = [p for p in paths if isinstance(p, Path) and p.suffix.lower() in TIFF_SUFFIXES]
-        found = [where for p in files if p.is_file() and (where := georeference_of(p))]
-        return max(found, key=lambda where: where.size, default=None)
+        found = []
+        for path in filter(Path.is_file, files):
+            with suppress(ImageError):  # GDAL cannot read it; the reader of images says what it is
+                found.append(georeference_of(path))
+        return max(filter(None, found), key=lambda where: where.size, default=None)
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the records of samples in packs behind URLs, many at a time."""

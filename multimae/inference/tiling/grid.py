@@ -47,9 +47,8 @@ class Axis:
         """
         last = max(0, size - tile)
         step = max(unit, math.floor(tile * (1 - overlap) / unit) * unit)
-        count = math.ceil(last / step)
-        inner = (math.floor(i * last / count / unit) * unit for i in range(count))
-        starts = (*dict.fromkeys(inner), last)
+        even = math.ceil(last / max(1, math.ceil(last / step)) / unit) * unit  # at most step
+        starts = (*range(0, last, max(1, even)), last)
         return cls(tile, starts, _weights(starts, tile))
 
     @property
