@@ -232,9 +232,9 @@ class MultiModalFolder:
         """File of one modality of a sample, which must have it."""
         return to_path(self._file(index, modality))
 
-    def paths(self, index: int) -> dict[str, AnyPath]:
+    def files(self, index: int) -> dict[str, str]:
         """Files of a sample by modality, those that it has."""
-        return {m.name: self.path(index, m) for m in self.modalities if self.has(index, m)}
+        return {m.name: self._file(index, m) for m in self.modalities if self.has(index, m)}
 
     def _file(self, index: int, modality: Modality) -> str:
         kind = int(self._index.kinds[modality.name][index])

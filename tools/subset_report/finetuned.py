@@ -106,7 +106,7 @@ class _Scorer:
         spec = self.model.spec
         try:
             images = {m.name: self.folder.read(index, m) for m in self.inputs}
-            check_same_view(images, self.folder.paths(index))
+            check_same_view(images, self.folder.files(index))
         except ImageError as err:
             raise UserError(str(err)) from err
         inputs = load_inputs(images, spec, self.model.global_tokens.device)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -128,14 +126,6 @@ class DataOptions:
     def in_names(self) -> tuple[str, ...]:
         """Names of the input modalities."""
         return split_names(self.in_domains)
-
-    @property
-    def index_folder(self) -> Path | None:
-        """Folder of ``index_cache``; ``None`` to keep nothing."""
-        if self.index_cache != "auto":
-            return Path(self.index_cache).expanduser() if self.index_cache else None
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser() / "multimae" / "index"
 
     def table(self) -> ModalityTable:
         """The modality table of this run.

@@ -192,7 +192,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
                 problems.append(str(err))
         try:
             if not problems:
-                check_same_view(pixels, self.folder.paths(index))
+                check_same_view(pixels, self.folder.files(index))
         except ImageError as err:
             problems.append(str(err))
         return pixels, problems

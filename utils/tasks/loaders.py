@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def index_finder(cfg: RunConfig, world: World) -> FindIndex:
     """
 
     def find(key: str, list_samples: Callable[[], SampleIndex]) -> SampleIndex:
-        cache, index = cfg.data.index_folder, None
+        cache, index = _index_folder(cfg.data.index_cache), None
 
         def on_first() -> str:
             nonlocal index
@@ -50,6 +51,14 @@ def index_finder(cfg: RunConfig, world: World) -> FindIndex:
         return _mapped(Path(entry), list_samples) if entry else list_samples()
 
     return find
+
+
+def _index_folder(option: str) -> Path | None:
+    """Folder of ``--index_cache``; ``None`` to keep nothing."""
+    if option != "auto":
+        return Path(option).expanduser() if option else None
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "multimae" / "index"
 
 
 def _mapped(entry: Path, list_samples: Callable[[], SampleIndex]) -> SampleIndex:

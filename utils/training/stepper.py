@@ -80,7 +80,8 @@ class Stepper:
         skip_grad: float | None = None,
     ) -> None:
         """Wrap the task for distribution."""
-        self.world, self.plan, self.precision = world, plan, precision
+        self.world, self.precision = world, precision
+        self.batch_size, self.global_batch = plan.batch_size, plan.global_batch
         self.clip_grad, self.skip_grad, self.seed = optim.clip_grad, skip_grad, runtime.seed
         self.drop_nonfinite = runtime.on_nonfinite == "skip"
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
@@ -150,12 +151,12 @@ class Stepper:
         Losses are means over the global batch, whatever the number of batches and processes: what
         counts in it is known before the first backward pass.
         """
-        plan, world, names = self.plan, self.world, state.task.loss_names
+        world, names = self.world, state.task.loss_names
         starts = [
             StepPosition(
                 state.step,
-                (i * world.size + world.rank) * plan.batch_size,
-                plan.global_batch,
+                (i * world.size + world.rank) * self.batch_size,
+                self.global_batch,
                 num_batches=len(batches),
             )
             for i in range(len(batches))

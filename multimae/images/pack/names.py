@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.index.listing import BLOCK, Listing, Names, join_names
+from multimae.images.index.listing import BLOCK, Listing, Names
+from multimae.images.index.merging import join_names
 
 if TYPE_CHECKING:
     from multimae.images.pack.reading import PackedFolder

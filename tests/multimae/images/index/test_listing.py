@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multimae.images.folders import MultiModalFolder
-from multimae.images.index import listing
+from multimae.images.index import listing, merging
 from multimae.images.index.listing import Names, list_folder, merge
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import message_of
@@ -25,7 +25,8 @@ def names_of(keys: list[bytes]) -> Names:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_merging_is_the_sorted_union(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "BLOCK", 3)
+    for module in (listing, merging):
+        monkeypatch.setattr(module, "BLOCK", 3)
     draw = random.Random(seed)
     every = {b"".join(draw.choices(LETTERS, k=draw.randint(1, 4))) for _ in range(30)}
     lists = [sorted(k for k in every if draw.random() < 0.8) for _ in range(3)]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.scenes import ON_CPU, write_scenes
-from tests.utils.tasks.test_finetuning_ranks import TASKS
+from tests.utils.tasks.processes.test_finetuning_ranks import TASKS
 from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
 
-REPO = Path(__file__).parents[3]
+REPO = Path(__file__).parents[4]
 
 # No randomness but that of the samples: Mixup and drop path draw per process.
 OPTIONS = {

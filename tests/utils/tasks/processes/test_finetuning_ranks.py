@@ -34,7 +34,7 @@ from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
 from utils.training.stepper import choose_precision
 
-REPO = Path(__file__).parents[3]
+REPO = Path(__file__).parents[4]
 Task = tuple[Callable[[list[str]], None], type[Any], type[Any], list[str]]
 
 # 7 images by 3 are 3 + 3 + 1 for one process, 3 + 1 and 3 for two.
