@@ -28,7 +28,7 @@ ImageLike = Image.Image | Array | str | os.PathLike[str]
 """One image as stored: Pillow image, array ``(H, W)`` or ``(H, W, C)`` of integers, or a file."""
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_WIDE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 # 8-bit modes that Pillow turns into RGB (dropping alpha, resolving palettes).
 _TO_RGB = frozenset({"1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _LOSSY = frozenset({"JPEG", "MPO", "AVIF"})
@@ -80,11 +80,9 @@ def check_same_view(
     ref_h, ref_w = sizes[ref]
     for name, (h, w) in sizes.items():
         if abs(h * ref_w / ref_h - w) > rounding and abs(w * ref_h / ref_w - h) > rounding:
-            raise ImageError(
-                f"{sources[name]}: modality '{name}' is {h} x {w} (H x W) but '{ref}' of the same "
-                f"sample ({sources[ref]}) is {ref_h} x {ref_w}: the aspect ratios differ, so they "
-                "cannot show the same view. Check the files and an EXIF rotation of one of them."
-            )
+            from multimae.images.pixel_errors import different_views
+
+            raise different_views(sources, sizes, name, ref)
 
 
 class Encoding(NamedTuple):
@@ -179,22 +177,15 @@ def without_alpha(values: Array, source: object, modality: Modality) -> Array:
     alpha = values[..., -1]
     top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1.0
     if (alpha != top).any():
-        raise ImageError(_transparent(source, modality, int((alpha != top).sum())))
+        from multimae.images.pixel_errors import transparent
+
+        raise transparent(source, modality, int((alpha != top).sum()))
     return values[..., :-1]
-
-
-def _transparent(source: object, modality: Modality, count: int) -> str:
-    channels = 1 if modality.is_labels else modality.num_channels
-    return (
-        f"{source}: modality '{modality.name}': {count} pixels are not opaque, and num_channels: "
-        f"{channels} has no alpha. Flatten the image onto a background, or declare alpha as a "
-        "channel."
-    )
 
 
 def _check_opaque(image: Image.Image, source: object, modality: Modality) -> None:
     """Refuse transparent pixels, whose stored colours need not be visible ones."""
-    if image.mode in _WIDE:
+    if image.mode in WIDE_MODES:
         key = image.info.get("transparency")
         count = 0 if key is None else int((np.asarray(image) == key).sum())
     elif image.has_transparency_data:
@@ -202,7 +193,9 @@ def _check_opaque(image: Image.Image, source: object, modality: Modality) -> Non
     else:
         count = 0
     if count:
-        raise ImageError(_transparent(source, modality, count))
+        from multimae.images.pixel_errors import transparent
+
+        raise transparent(source, modality, count)
 
 
 def _stored_levels(image: Image.Image, bits: int, where: str, modality: Modality) -> Image.Image:
@@ -255,12 +248,9 @@ def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
     if modality.storage == "float":
         return _floats(values, source, modality)
     if not np.issubdtype(values.dtype, np.integer):
-        raise ImageError(
-            f"{where} holds the values of its files, integers up to "
-            f"{modality.num_classes - 1 if modality.is_labels else int(modality.max_value)}; got "
-            f"{values.dtype}. Convert it (metres to millimetres: x * 1000, rounded, as uint16), or "
-            "declare storage: float."
-        )
+        from multimae.images.pixel_errors import not_integers
+
+        raise not_integers(values.dtype, source, modality)
     if modality.is_labels:
         return class_ids(values, source, modality)
     dtype = storage_dtype(modality)
@@ -297,17 +287,9 @@ def _floats(values: Array, source: object, modality: Modality) -> Array:
         empty = np.isnan(values) if math.isnan(modality.no_data) else values == modality.no_data
         unusable &= ~empty
     if unusable.any():
-        kinds = ["NaN"] * bool(np.isnan(values[unusable]).any())
-        kinds += ["infinite"] * bool(np.isinf(values[unusable]).any())
-        declared = (
-            "declare these pixels empty: no_data: .nan in the config's `modalities:` section"
-            if modality.no_data is None
-            else f"store them as no_data, {modality.no_data:g}"
-        )
-        raise ImageError(
-            f"{source}: modality '{modality.name}' has {unusable.sum()} values that are not finite "
-            f"({' and '.join(kinds)}). Replace them, or {declared}."
-        )
+        from multimae.images.pixel_errors import not_finite
+
+        raise not_finite(values[unusable], source, modality)
     return values
 
 
@@ -317,7 +299,7 @@ def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
             _check_opaque(image, source, modality)
             image = image.convert("RGB")
         return class_ids(np.asarray(image), source, modality)
-    if image.mode not in {"1", "L", "P"} | _WIDE:
+    if image.mode not in {"1", "L", "P"} | WIDE_MODES:
         raise ImageError(
             f"{source}: modality '{modality.name}' holds class ids, which need a single-channel or "
             f"palette image; this one has mode {image.mode}. Map its colours to ids: label_map "
@@ -350,15 +332,21 @@ def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
     want, dtype = _MODES.get(modality.num_channels), storage_dtype(modality)
     if image.mode != want or want in ("L", "RGB"):
         _check_opaque(image, source, modality)
-    if modality.storage == "float" and (image.mode in _WIDE | {"L", "F"} or image.mode == want):
+    if modality.storage == "float" and (
+        image.mode in WIDE_MODES | {"L", "F"} or image.mode == want
+    ):
         return array_pixels(np.asarray(image), source, modality)
     if want is None or modality.num_channels > 1 and dtype != np.uint8:
-        raise ImageError(_needs_array(source, modality))
+        from multimae.images.pixel_errors import needs_array
+
+        raise needs_array(source, modality)
     if want == "RGB" and image.mode in _TO_RGB or want == "L" and image.mode == "1":
         image = image.convert(want)
-    wide = dtype == np.uint16 and image.mode in _WIDE
+    wide = dtype == np.uint16 and image.mode in WIDE_MODES
     if image.mode != want and not wide:
-        raise ImageError(_wrong_mode(image.mode, source, modality))
+        from multimae.images.pixel_errors import wrong_mode
+
+        raise wrong_mode(image.mode, source, modality)
     if dtype == np.uint8 and want in ("L", "RGB") and modality.interpolation != "nearest":
         return image
     values = np.asarray(image)
@@ -368,32 +356,6 @@ def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
             "which do not fit 16 bits (0..65535). Store it in a larger unit."
         )
     return values.astype(dtype, copy=False)
-
-
-def _needs_array(source: object, modality: Modality) -> str:
-    return (
-        f"{source}: modality '{modality.name}' is declared with num_channels: "
-        f"{modality.num_channels} and max_value: {modality.max_value:g}, but a picture file has 1 "
-        "to 4 channels of 8 bits, or one of 16. Store it as .npy, (H, W, "
-        f"{modality.num_channels}), or as TIFF with one page per channel."
-    )
-
-
-def _wrong_mode(mode: str, source: object, modality: Modality) -> str:
-    if mode in _WIDE and modality.num_channels == 1:
-        remedy = "It is a 16-bit file: set max_value: 65535 in the config's `modalities:` section."
-    elif mode == "F":
-        remedy = (
-            "It holds floats: declare storage: float, or store 16-bit integers (depth in "
-            "millimetres, for example)."
-        )
-    else:
-        remedy = "Set num_channels in the config's `modalities:` section, or convert the file."
-    return (
-        f"{source}: modality '{modality.name}' is declared with num_channels: "
-        f"{modality.num_channels} and max_value: {modality.max_value:g}, which an image of mode "
-        f"{mode} does not have. {remedy}"
-    )
 
 
 def range_problems(m: Modality, low: float, high: float) -> Iterator[str]:
