@@ -78,6 +78,7 @@ class LazyPhoto(UndecodedImage):
         box = image[view.top : view.top + view.height, view.left : view.left + view.width]
         pixels = torch.from_numpy(box).permute(2, 0, 1)[None]
         resized = F.interpolate(pixels, out, mode=modality.interpolation, antialias=True)[0].numpy()
+        resized = resized[:, ::-1] if view.vflip else resized
         return torch.from_numpy(np.array(resized[..., ::-1] if view.flip else resized, order="C"))
 
 
@@ -85,7 +86,9 @@ def lazy_photo(
     path: str, modality: Modality, stored: bytes | Array, patch_size: int
 ) -> Pixels | None:
     """A :class:`LazyPhoto` in place of pixels; ``None`` for anything but an RGB photo."""
-    smooth = modality.interpolation != "nearest" and not modality.hflip_negate
+    smooth = modality.interpolation != "nearest" and not (
+        modality.hflip_negate or modality.vflip_negate
+    )
     if not (modality.is_photo and smooth):
         return None
     if isinstance(stored, bytes):

@@ -25,7 +25,10 @@ _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 
 
 class View(NamedTuple):
-    """A crop box in the pixels of an image of size ``image_size``, and whether to mirror it."""
+    """A crop box in the pixels of an image of size ``image_size``, and whether to mirror it.
+
+    ``flip`` swaps left and right, ``vflip`` top and bottom.
+    """
 
     image_size: Size
     top: int
@@ -33,6 +36,7 @@ class View(NamedTuple):
     height: int
     width: int
     flip: bool = False
+    vflip: bool = False
 
 
 class UndecodedImage(ABC):
@@ -82,14 +86,19 @@ def cut(pixels: Pixels, modality: Modality, view: View, out: Size) -> Tensor:
         array = interpolate(pixels, view, out, _RESAMPLE[modality.interpolation])
         if view.flip:
             array = array[:, ::-1]
+    if view.vflip:
+        array = array[::-1]
     if not modality.is_labels:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     array = np.ascontiguousarray(array)
     if not array.flags.writeable:
         array = array.copy()
-    if view.flip and modality.hflip_negate:
-        channels = list(modality.hflip_negate)
-        array[channels] = _mirrored(array[channels], modality)
+    for flipped, negated in (
+        (view.flip, modality.hflip_negate),
+        (view.vflip, modality.vflip_negate),
+    ):
+        if flipped and negated:
+            array[list(negated)] = _mirrored(array[list(negated)], modality)
     return torch.from_numpy(array)
 
 

@@ -74,6 +74,7 @@ class Modality:
         interpolation: Interpolation of the transforms. Labels are always ``nearest``.
         hflip_negate: Channels that a horizontal flip mirrors about the middle of the range (the x
             component of surface normals).
+        vflip_negate: As ``hflip_negate``, of an upside-down flip (the y component).
         loss: Pre-training loss.
         loss_weight: Weight of the loss.
         norm_pix: Standardise the target per patch.
@@ -115,6 +116,7 @@ class Modality:
     plot: Plot = "rgb"
     plot_channels: tuple[int, ...] = ()
     label_map: tuple[str, ...] = ()
+    vflip_negate: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check for contradictory fields."""
@@ -180,7 +182,7 @@ class Modality:
                 yield f"{key} needs 1 or {channels} values"
         if any(s <= 0 for s in self.std):
             yield "std must be positive"
-        for key in ("hflip_negate", "plot_channels"):
+        for key in ("hflip_negate", "vflip_negate", "plot_channels"):
             if any(not 0 <= c < channels for c in getattr(self, key)):
                 yield f"{key} must be channel indices below {channels}"
         if self.label_map:

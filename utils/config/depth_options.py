@@ -17,6 +17,7 @@ from utils.config.finetune_options import (
     FinetuneDataOptions,
     FinetuneOptimOptions,
     TileEvalOptions,
+    flip_problems,
 )
 from utils.config.options import CheckpointOptions, RuntimeOptions
 
@@ -40,6 +41,11 @@ class DepthDataOptions(FinetuneDataOptions):
     aug_name: Literal["nyu-augs"] = option("nyu-augs", "Augmentation")
     color_augs: bool = option(
         False, "Jitter colours of half of the training images, then make 30 % grey"
+    )
+    hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
+    vflip: float = option(0.0, "Probability of an upside-down flip", within="[0, 1]")
+    scale_jitter: tuple[float, float] = option(
+        (1.0, 1.0), "Range of the factor on the size of training images", within="[1, inf)"
     )
     max_train_images: int | None = option(
         1000, "Train on N images, evenly spread", within="[1, inf)"
@@ -96,6 +102,7 @@ class DepthDataOptions(FinetuneDataOptions):
     def problems(self) -> Iterator[str]:
         """Fields of the target that other options set, or that are invalid."""
         yield from super().problems()
+        yield from flip_problems(self, self.table)
         declared = self._declared_target()
         if TARGET in self.in_names:
             yield f"in_domains: '{TARGET}' is the truth"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from multimae.specs.heads import HeadKind, HeadOptions
+from multimae.specs.modalities import ModalityTable
 from utils.config.fields import option
 from utils.config.options import (
     DataOptions,
@@ -50,6 +51,24 @@ def weight_problems(option: Sequence[str] | None) -> Iterator[str]:
         problem = option_problem(option)
         if problem:
             yield f"class_weights: {problem}"
+
+
+def flip_problems(data: Any, table: Callable[[], ModalityTable]) -> Iterator[str]:
+    """What is wrong with ``vflip`` and ``scale_jitter`` of dense tasks."""
+    low, high = data.scale_jitter
+    if low > high:
+        yield f"scale_jitter: {low:g} is above {high:g}"
+    try:
+        modalities = table()
+    except ValueError:  # reported by the data section
+        return
+    for name in data.in_names:
+        m = modalities.get(name)
+        if data.vflip and m is not None and m.hflip_negate and not m.vflip_negate:
+            yield (
+                f"vflip: '{name}' has hflip_negate and no vflip_negate; declare the channels that "
+                "point up or down, such as vflip_negate: [1]"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
 
 # A target computed from another modality's data is stored and normalised like that modality.
-FOLLOWS_SOURCE = tuple(
-    f
-    for f in PREPARATION
-    if f not in ("kind", "num_classes", "hflip_negate", "dim_class_emb", "class_names", "plot")
+_OF_TARGETS = (
+    *("kind", "num_classes", "hflip_negate", "vflip_negate", "dim_class_emb", "class_names"),
+    "plot",
 )
+FOLLOWS_SOURCE = tuple(f for f in PREPARATION if f not in _OF_TARGETS)
 
 # Known to exist without loading timm, which takes seconds.
 _COMMON_OPTIMISERS = ("adamw", "adam", "sgd")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from multimae.nn.tokens import Sides
 from multimae.specs.label_map import parse_label_map, targets_of
@@ -17,6 +17,7 @@ from utils.config.finetune_options import (
     FinetuneDataOptions,
     TileEvalOptions,
     class_weights_option,
+    flip_problems,
     weight_problems,
 )
 from utils.config.options import RuntimeOptions, split_names
@@ -24,6 +25,7 @@ from utils.config.options import RuntimeOptions, split_names
 # A pseudo-labelled input is stored under the adapter of what it imitates (SPEC section 6).
 PSEUDO_INPUTS = {"pseudo_semseg": "semseg"}
 TARGET = "segmentation"
+SegLoss = Literal["ce", "dice", "focal"]
 MASK_VALID = "mask_valid"
 
 
@@ -58,6 +60,18 @@ class SemsegDataOptions(FinetuneDataOptions):
         "{'#804080': 0}; 255: void",
     )
     class_weights: tuple[str, ...] | None = class_weights_option()
+    seg_loss: str = option("ce", "Sum of losses, joined by '+': ce, dice, focal")
+    focal_gamma: float = option(2.0, "Exponent of the focal loss", within="[0, inf)")
+    hflip: float = option(0.5, "Probability of a left-right flip", within="[0, 1]")
+    vflip: float = option(0.0, "Probability of an upside-down flip", within="[0, 1]")
+    scale_jitter: tuple[float, float] = option(
+        (0.1, 2.0), "Range of the factor on the size of training images", within="(0, inf)"
+    )
+
+    @property
+    def losses(self) -> tuple[SegLoss, ...]:
+        """Names of the losses."""
+        return cast(tuple[SegLoss, ...], tuple(self.seg_loss.split("+")))
 
     @property
     def in_names(self) -> tuple[str, ...]:
@@ -114,6 +128,13 @@ class SemsegDataOptions(FinetuneDataOptions):
         """Inputs that read the labels."""
         yield from super().problems()
         yield from weight_problems(self.class_weights)
+        yield from flip_problems(self, self.table)
+        known = get_args(SegLoss)
+        for name in self.losses:
+            if name not in known:
+                yield f"seg_loss: '{name}' is not one of {', '.join(known)}, joined by '+'"
+        if len(set(self.losses)) < len(self.losses):
+            yield f"seg_loss: {self.seg_loss} names a loss twice"
         highest = self.num_classes - 1 + self.seg_reduce_zero_label
         try:
             ids = targets_of(parse_label_map(self.label_map)) - {VOID}

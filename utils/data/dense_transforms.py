@@ -41,12 +41,14 @@ class SegEvalTransform(JointTransform):
         """See the class."""
         return self._pad(self._resized(pixels, 1.0, False))
 
-    def _resized(self, pixels: Mapping[str, Pixels], scale: float, flip: bool) -> dict[str, Tensor]:
+    def _resized(
+        self, pixels: Mapping[str, Pixels], scale: float, flip: bool, vflip: bool = False
+    ) -> dict[str, Tensor]:
         """Resize so that the longest side is ``scale`` times the input size, in full strides."""
         size = max(size_of(p) for p in pixels.values())
         unit = max(m.stride for m in self.modalities)
         h, w = fit_size(size, self.input_size, unit, scale)
-        view = self.draw_view(size)._replace(flip=flip)
+        view = self.draw_view(size)._replace(flip=flip, vflip=vflip)
         return {
             m.name: self._cut(pixels[m.name], m, view, (h // m.stride, w // m.stride))
             for m in self.modalities
@@ -75,6 +77,7 @@ class SegTrainTransform(SegEvalTransform):
         input_size: int | Size,
         scales: tuple[float, float] = SCALES,
         hflip: float = 0.5,
+        vflip: float = 0.0,
         jitter: float = 0.5,
     ) -> None:
         """See :class:`JointTransform`.
@@ -83,11 +86,12 @@ class SegTrainTransform(SegEvalTransform):
             modalities: See the base class.
             input_size: Side, or ``(H, W)``, of the outputs.
             scales: Range of the scale jitter.
-            hflip: Probability of mirroring.
+            hflip: Probability of a left-right flip.
+            vflip: Probability of an upside-down flip.
             jitter: Probability of colour jitter.
         """
         super().__init__(modalities, input_size)
-        self.scales, self.hflip = scales, hflip
+        self.scales, self.hflip, self.vflip = scales, hflip, vflip
         self.colour = v2.RandomApply([v2.ColorJitter(*JITTER)], p=jitter)
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
@@ -95,7 +99,8 @@ class SegTrainTransform(SegEvalTransform):
         low, high = self.scales
         flip = bool(torch.rand(()) < self.hflip)
         scale = float(torch.empty(()).uniform_(low, high))
-        images = self._crop(self._resized(pixels, scale, flip))
+        vflip = _draw(self.vflip)
+        images = self._crop(self._resized(pixels, scale, flip, vflip))
         for m in self.modalities:
             if m.is_photo:
                 images[m.name] = self.colour(images[m.name])
@@ -121,6 +126,11 @@ class SegTrainTransform(SegEvalTransform):
         return out
 
 
+def _draw(probability: float) -> bool:
+    """Draw with a probability; nothing is drawn for 0, which is as published."""
+    return probability > 0 and bool(torch.rand(()) < probability)
+
+
 class DepthTrainTransform(JointTransform):
     """Shortest side to the input size, flip, random crop; optional colour jitter and greyscale.
 
@@ -133,18 +143,22 @@ class DepthTrainTransform(JointTransform):
         input_size: int | Size,
         hflip: float = 0.5,
         colour: bool = False,
+        vflip: float = 0.0,
+        scales: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         """See :class:`JointTransform`.
 
         Args:
             modalities: See the base class.
             input_size: Side, or ``(H, W)``, of the outputs.
-            hflip: Probability of mirroring.
+            hflip: Probability of a left-right flip.
             colour: With probability 0.5 jitter the colours of photos, then make them grey with
                 probability 0.3.
+            vflip: Probability of an upside-down flip.
+            scales: Range of the factor, >= 1, on the size of images before the crop.
         """
         super().__init__(modalities, input_size)
-        self.hflip = hflip
+        self.hflip, self.vflip, self.scales = hflip, vflip, scales
         self.colour = (
             v2.Compose(
                 [
@@ -159,9 +173,13 @@ class DepthTrainTransform(JointTransform):
     def draw_view(self, size: Size) -> View:
         """The largest view of the input's shape, at a random position along the longer side."""
         height, width = largest_box(size, self.input_size)
+        if self.scales != (1.0, 1.0):
+            scale = float(torch.empty(()).uniform_(*self.scales))
+            height, width = (max(1, round(side / scale)) for side in (height, width))
         top = int(torch.randint(0, size[0] - height + 1, ()))
         left = int(torch.randint(0, size[1] - width + 1, ()))
-        return View(size, top, left, height, width, bool(torch.rand(()) < self.hflip))
+        flip = bool(torch.rand(()) < self.hflip)
+        return View(size, top, left, height, width, flip, _draw(self.vflip))
 
     def __call__(self, pixels: Mapping[str, Pixels]) -> dict[str, Tensor]:
         """See the class."""

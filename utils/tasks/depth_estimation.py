@@ -154,7 +154,12 @@ class DepthFinetuning(Finetuning[RegressionTask]):
         """Augmented samples of ``--data_path``, checked."""
         data = self.cfg.data
         transform = DepthTrainTransform(
-            self.modalities, self.cfg.model.input_size, colour=data.color_augs
+            self.modalities,
+            self.cfg.model.input_size,
+            hflip=data.hflip,
+            vflip=data.vflip,
+            scales=data.scale_jitter,
+            colour=data.color_augs,
         )
         return self._dataset(data.data_path, transform, data.max_train_images, train=True)
 

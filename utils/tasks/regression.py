@@ -56,8 +56,12 @@ class Target:
         """Modality with only the predicted channels."""
         m, few = self.modality, self.channels
         mean, std = (v[:few] if len(v) > 1 else v for v in (m.mean, m.std))
-        negated = tuple(c for c in m.hflip_negate if c < few)
-        return replace(m, num_channels=few, hflip_negate=negated, mean=mean, std=std)
+        across, along = (
+            tuple(c for c in negated if c < few) for negated in (m.hflip_negate, m.vflip_negate)
+        )
+        return replace(
+            m, num_channels=few, hflip_negate=across, vflip_negate=along, mean=mean, std=std
+        )
 
     def head_spec(self, options: HeadOptions) -> HeadSpec:
         """Spec of the head."""

@@ -39,7 +39,7 @@ from multimae.specs.label_map import mapped_names, parse_label_map
 from multimae.specs.modalities import Modality
 from utils.checkpoint.trained_inputs import with_trained_options
 from utils.config.finetune_options import Split
-from utils.config.semseg_options import SemsegConfig
+from utils.config.semseg_options import SegLoss, SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
@@ -61,13 +61,14 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
+from utils.tasks.segmentation_losses import dice_loss, focal_sum
 from utils.training.state import Goal
 
 HEAD = "semseg"
 
 
 class SegmentationTask(FinetuneTask):
-    """One head of class logits; cross-entropy on pixels that are neither void nor padding.
+    """One head of class logits; losses on pixels that are neither void nor padding.
 
     With ``learn_padding``, as in the published runs, padding is one more class of the loss.
     """
@@ -82,6 +83,8 @@ class SegmentationTask(FinetuneTask):
         learn_padding: bool = False,
         valid_name: str | None = None,
         class_weights: Sequence[float] | None = None,
+        losses: Sequence[SegLoss] = ("ce",),
+        focal_gamma: float = 2.0,
     ) -> None:
         """Set up the task.
 
@@ -94,12 +97,15 @@ class SegmentationTask(FinetuneTask):
             learn_padding: Padding is an extra class in the loss; stored void is ignored.
             valid_name: Map of valid pixels for scalar inputs.
             class_weights: Weights of the classes in the loss; the weight of padding is 1.
+            losses: Losses to add: cross-entropy, Dice, focal.
+            focal_gamma: Exponent of the focal loss.
         """
         super().__init__(model, inputs)
         padding = [1.0] if learn_padding else []
         self.set_class_weights(class_weights and [*class_weights, *padding])
         self.target, self.valid_name = target, valid_name
         self.zero_is_void, self.learn_padding = zero_is_void, learn_padding
+        self.losses, self.focal_gamma = tuple(losses), focal_gamma
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Model inputs: padding is class K in label maps, 0 (after scaling) in scalar maps."""
@@ -115,24 +121,38 @@ class SegmentationTask(FinetuneTask):
         return class_labels(batch.images[self.target.name], inside, self.zero_is_void), ~inside
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Cross-entropy; 0 with a graph if no pixel is labelled."""
+        """Sum of the losses; 0 with a graph if no pixel is labelled."""
         labels, padding = self.labels(batch)
         count = None if position.counts is None else position.counts[0]
-        loss = self.loss(self.predict(self.prepare(batch))[HEAD], labels, padding, count)
-        return StepOutput(loss, {})
+        logits = self.predict(self.prepare(batch))[HEAD]
+        return StepOutput(self.loss(logits, labels, padding, count, position.num_batches), {})
 
     def loss(
-        self, logits: Tensor, labels: Tensor, padding: Tensor, count: Tensor | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        padding: Tensor,
+        count: Tensor | None = None,
+        num_batches: int = 1,
     ) -> Tensor:
-        """Cross-entropy of logits (B, K, H, W), divided by ``count`` or the labelled pixels.
+        """Sum of the losses of logits (B, K, H, W).
 
-        With class weights, both are sums of the weights of the labelled pixels.
+        Cross-entropy and focal loss are divided by ``count``, the labelled pixels of the global
+        batch; with class weights, both are sums of the weights of these pixels. Dice is one of the
+        micro-batch, and the mean over the ``num_batches`` micro-batches of an update.
         """
-        labels = self._loss_labels(labels, padding)
-        total = F.cross_entropy(
-            logits.float(), labels, self.class_weights, ignore_index=IGNORE, reduction="sum"
-        )
-        return mean_of_sum(total, self.total_weight(labels, IGNORE) if count is None else count)
+        labels, logits = self._loss_labels(labels, padding), logits.float()
+        weights = self.class_weights
+        count = self.total_weight(labels, IGNORE) if count is None else count
+        total = logits.new_zeros(())
+        if "ce" in self.losses:
+            total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+        if "focal" in self.losses:
+            total = total + focal_sum(logits, labels, weights, self.focal_gamma)
+        loss = mean_of_sum(total, count)
+        if "dice" in self.losses:
+            loss = loss + dice_loss(logits, labels, weights) / num_batches
+        return loss
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of labelled pixels, or the sum of their class weights."""
@@ -296,7 +316,10 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
 
     @cached_property
     def _train_set(self) -> SegmentationDataset:
-        transform = SegTrainTransform(self.modalities, self.cfg.model.input_size)
+        data = self.cfg.data
+        transform = SegTrainTransform(
+            self.modalities, self.cfg.model.input_size, data.scale_jitter, data.hflip, data.vflip
+        )
         return self._dataset(self.cfg.data.data_path, transform, None, train=True)
 
     def eval_set(self, split: Split) -> SegmentationDataset | None:
@@ -339,6 +362,8 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             learn_padding=data.seg_use_void_label,
             valid_name=self.valid.name if self.valid else None,
             class_weights=self.class_weights,
+            losses=data.losses,
+            focal_gamma=data.focal_gamma,
         )
 
     def _dataset(

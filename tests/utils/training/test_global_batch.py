@@ -155,6 +155,7 @@ CASES: dict[str, Case] = {
     "loss on unmasked": lambda: pretraining(SOME, loss_on_unmasked=True),
     "void": segmentation,
     "learnt void": lambda: segmentation(learn_padding=True),
+    "focal": lambda: segmentation(class_weights=(1, 5, 0.2, 0, 3), losses=("ce", "focal")),
     "class weights": lambda: segmentation(class_weights=(1, 5, 0.2, 0, 3), learn_padding=True),
     "invalid depth, l1": lambda: depth("l1"),
     "invalid depth, mse": lambda: depth("mse"),
