@@ -34,6 +34,8 @@ ZBUFFER = "depth_zbuffer"
 SATURATED = 65535
 BLOCK = 4  # side of the blocks of pixels that are valid only together
 BLURRED = "edge_occlusion"
+NEAREST_M, FARTHEST_M = 0.256, 1000.0
+"""Depth of a data set that is nearer or farther in all pixels has another unit."""
 
 
 def stored_target(target: Modality) -> Modality:
@@ -196,6 +198,22 @@ def blur_edges(truth: Tensor) -> Tensor:
 
     blurred: Tensor = gaussian_blur(truth, [3, 3], [1.0, 1.0])
     return blurred
+
+
+def depth_problem(found: tuple[float, float], scale: float) -> str:
+    """What is unlikely about true depth; empty if nothing is.
+
+    Args:
+        found: Least and largest stored value.
+        scale: Metres per stored unit.
+    """
+    low, high = (value * scale for value in found)
+    if high >= NEAREST_M and low <= FARTHEST_M:
+        return ""
+    return (
+        f"is {low:.4g} to {high:.4g} m in the checked samples: stored values {found[0]:.6g} to "
+        f"{found[1]:.6g} at depth_scale {scale:g}"
+    )
 
 
 class Scores(ABC):

@@ -19,6 +19,8 @@ from utils.config.options import (
     split_names,
 )
 
+_LARGEST_WEIGHT = 1e9
+
 
 @dataclass(frozen=True)
 class PretrainDataOptions(DataOptions):
@@ -73,6 +75,8 @@ class PretrainDataOptions(DataOptions):
                 yield f"data_path: entry {i} is {dict(source)}; expected {{path: ..., weight: ...}}"
             elif not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 yield f"data_path: weight {weight!r} of {source['path']} is not above 0"
+            elif isinstance(weight, bool) or weight > _LARGEST_WEIGHT:
+                yield f"data_path: weight {weight!r} of {source['path']} is not up to 1e9"
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, key)
             if low > high:

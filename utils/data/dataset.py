@@ -36,7 +36,7 @@ class CheckedSample(NamedTuple):
 
     problems: list[str]
     label_counts: dict[str, npt.NDArray[np.int64]]
-    value_ranges: dict[str, tuple[float, float]]
+    value_ranges: dict[str, tuple[float, float] | None]
 
 
 class MultiModalDataset(Dataset[Sample | BadSample]):
@@ -47,6 +47,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         known_bad: Bad samples found before training (see :func:`check_samples`).
         label_counts: Pixels of every id in the checked samples, by label modality.
         value_ranges: Least and largest valid value above 0 in the checked samples, by scalar map.
+        tops: Largest such value of every checked sample, 0 without any, by scalar map.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         self.known_bad: list[BadSample] = []
         self.label_counts: dict[str, npt.NDArray[np.int64]] = {}
         self.value_ranges: dict[str, tuple[float, float]] = {}
+        self.tops: dict[str, list[float]] = {}
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -154,8 +156,8 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
             elif m.plot == "scalar" and m.name in pixels:
                 values = np.asarray(pixels[m.name])
                 values = values[(values > 0) & np.isfinite(values) & (values != m.no_data)]
-                if values.size:
-                    checked.value_ranges[m.name] = float(values.min()), float(values.max())
+                found = (float(values.min()), float(values.max())) if values.size else None
+                checked.value_ranges[m.name] = found
         return checked
 
     def problems(self, index: int) -> list[str]:
@@ -167,7 +169,11 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         for name, counts in checked.label_counts.items():
             total = self.label_counts.setdefault(name, np.zeros(65536, np.int64))
             total[: len(counts)] += counts
-        for name, (least, most) in checked.value_ranges.items():
+        for name, found in checked.value_ranges.items():
+            self.tops.setdefault(name, []).append(found[1] if found else 0.0)
+            if found is None:
+                continue
+            least, most = found
             low, high = self.value_ranges.get(name, (np.inf, -np.inf))
             self.value_ranges[name] = min(low, least), max(high, most)
 

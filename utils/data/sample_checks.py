@@ -16,6 +16,7 @@ from multimae.specs.modalities import VOID_NAMES, Modality
 from utils.data.dataset import MultiModalDataset
 
 MAX_NAMES = 20
+_BYTE, _CLEARLY_WIDE = 255, 2048
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,19 @@ def range_warnings(
         UserError: Values of 8 bits in a modality of 16, whose ``max_value`` is not explicit.
     """
     for m in modalities:
+        tops = np.asarray(dataset.tops.get(m.name, ()))
+        where = f"warning: modality '{m.name}' of {dataset.folder.root}:"
         if m.name not in dataset.value_ranges:
+            if tops.size and m.storage == "integer":
+                yield f"{where} all values of the checked samples are 0 or no_data."
             continue
+        narrow = int(((tops > 0) & (tops <= _BYTE)).sum())
+        if m.storage == "integer" and narrow and np.median(tops) > _CLEARLY_WIDE:
+            yield (
+                f"{where} {narrow} of {len(tops)} checked samples have no value above {_BYTE}, "
+                f"and most have values above {_CLEARLY_WIDE}. If their files have 8 bits, "
+                "store them as the others; tools/check_dataset.py names them."
+            )
         low, high = dataset.value_ranges[m.name]
         for text in range_problems(m, low, high):
             text = f"modality '{m.name}' of {dataset.folder.root}: {text}"

@@ -16,6 +16,7 @@ from multimae.inference.truth import (
     MASK_THRESHOLD,
     MASK_VALID,
     DepthScores,
+    depth_problem,
     mask_modality,
     valid_depth,
 )
@@ -36,9 +37,6 @@ from utils.tasks.regression import RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
 HEAD = "depth"
-
-NEAREST_M, FARTHEST_M = 0.256, 1000.0
-"""Depth of a data set that is nearer or farther in all pixels has another unit."""
 
 
 class DepthTask(RegressionTask):
@@ -212,12 +210,11 @@ def depth_warnings(
     Raises:
         UserError: The depth is unlikely, without ``explicit``.
     """
-    low, high = (value * scale for value in found)
-    if high < NEAREST_M or low > FARTHEST_M:
+    problem = depth_problem(found, scale)
+    if problem:
         text = (
-            f"the true depth of {root} is {low:.4g} to {high:.4g} m in the checked "
-            f"samples: stored values {found[0]:.6g} to {found[1]:.6g} at depth_scale {scale:g}. "
-            "Set --depth_scale to the metres per stored unit: 0.001 for mm, 0.01 for cm, 1 for m."
+            f"the true depth of {root} {problem}. Set --depth_scale to the metres per stored "
+            "unit: 0.001 for mm, 0.01 for cm, 1 for m."
         )
         if not explicit:
             raise UserError(text)

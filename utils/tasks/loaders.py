@@ -136,10 +136,10 @@ def build_dataset(
 
     def check() -> tuple[Any, ...]:
         bad = check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
-        return bad, dataset.label_counts, dataset.value_ranges
+        return bad, dataset.label_counts, dataset.value_ranges, dataset.tops
 
     checked = world.broadcast_from_main(check)
-    dataset.known_bad, dataset.label_counts, dataset.value_ranges = checked
+    dataset.known_bad, dataset.label_counts, dataset.value_ranges, dataset.tops = checked
     return dataset
 
 

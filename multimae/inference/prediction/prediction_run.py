@@ -121,6 +121,7 @@ class _Run:
                 f"{self.samples.names[0]}. Names are paths below the folder, without the "
                 "extension."
             )
+        self.samples.notes += truth.warnings()
         if known < len(self.samples):
             missing = len(self.samples) - known
             self.samples.notes.append(f"{missing} of {len(self.samples)} images have no truth")

@@ -23,7 +23,7 @@ from multimae.images.readers import SUFFIXES, read
 from multimae.inference.tiling.rasters import Georeference, georeference_of
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import Modality, default_table
 from multimae.specs.spec import ModelSpec
 
 _MASK_VALID, _ZBUFFER = "mask_valid", "depth_zbuffer"
@@ -134,6 +134,7 @@ class Samples:
                 root, found = _match(text)
                 files.setdefault(root, []).extend(found)
         for root, found in files.items():
+            self._refuse_other(root)
             row = self._single("a file")
             self._add(FileList(found, row), [row], root)
             given.setdefault((row.name,), str(found[0][1]))
@@ -231,6 +232,7 @@ class Samples:
         rows = [m for m in self._spec.inputs if (path / m.data_folder).is_dir()]
         if is_packed(path) or not rows:
             named = [m for m in self._spec.inputs if m.data_folder == path.name]
+            self._refuse_other(path)
             row = self._single("a folder of images") if self._chosen or not named else named[0]
             rows, root = [replace(row, folder=path.name, suffix="")], path.parent
         else:
@@ -239,6 +241,18 @@ class Samples:
         self.bad += [(str(file), problem) for file, problem in folder.incomplete]
         self.notes += folder.ignored_lines()
         self._add(folder, rows, path)
+
+    def _refuse_other(self, folder: AnyPath) -> None:
+        """Raise a UserError if a folder is called like a modality that the model does not read."""
+        read = {m.data_folder for m in self._spec.inputs}
+        heads = (head.target for head in self._spec.heads)
+        others = (*default_table().values(), *self._spec.outputs, *heads)
+        if not self._chosen and folder.name in {m.data_folder for m in others} - read:
+            raise UserError(
+                f"{folder} seems to hold '{folder.name}', which the model does not read: its "
+                f"inputs are {', '.join(m.name for m in self._spec.inputs)}. To read these files "
+                "as one of them, name it with --inputs."
+            )
 
     def _single(self, what: str) -> Modality:
         """The one modality that files or a plain folder feed."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from multimae.inference.truth import (
     Scores,
     blur_edges,
     class_labels,
+    depth_problem,
     first_id_is_void,
     label_problem,
     mask_modality,
@@ -44,6 +46,7 @@ from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
 
 Outputs = Mapping[str, Tensor]
+_CHECKED = 16  # files of true depth whose unit is checked
 
 
 class Truth(ABC):
@@ -60,6 +63,10 @@ class Truth(ABC):
     modalities: tuple[Modality, ...] = ()
     zero_is_void: bool | None = None
     scores: Scores
+
+    def warnings(self) -> Iterator[str]:
+        """Lines about truth that is unlikely to be the model's."""
+        yield from ()
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -214,6 +221,20 @@ class _Depth(_Files):
         target = replace(target, folder=head.target.data_folder)
         super().__init__(root, [head.name], [target, *([mask_modality()] if mask else [])])
         self.scores = DepthScores(head.target, head.scale, device)
+
+    def warnings(self) -> Iterator[str]:
+        """Whether depth has another unit than the weights'."""
+        target, count = self.modalities[0], min(_CHECKED, len(self._folder))
+        low, high = np.inf, 0.0
+        for i in range(count):
+            with suppress(ImageError):  # reported when it is scored
+                depth = np.asarray(self._folder.read(i * len(self._folder) // count, target), float)
+                depth = depth[(depth > 0) & np.isfinite(depth) & (depth != target.no_data)]
+                low = float(depth.min(initial=low))
+                high = float(depth.max(initial=high))
+        problem = depth_problem((low, high), self._head.scale) if high else ""
+        if problem:
+            yield f"warning: the true depth of {self._folder.root} {problem}, as the weights say"
 
     def update(self, outputs: Outputs, samples: Framed, names: Sequence[str]) -> None:
         output = outputs[self._head.name]

@@ -305,3 +305,14 @@ def test_flags_override_what_the_weights_say(
     (truth / "classes.json").unlink()
     assert predict(model, root, tmp_path / "unclear", "--truth", truth) == 2
     assert "--no_seg_reduce_zero_label" in capsys.readouterr().err
+
+
+def test_folders_of_other_modalities_are_not_read_as_photos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = segmenter(tmp_path / "model.safetensors", inputs=(RGB,))
+    data = write_scenes(tmp_path / "data", 2)
+    for source in (data / "semseg", data / "semseg/*/*.png"):
+        assert predict(model, source, tmp_path / "out") == 2
+        assert "'semseg'" in capsys.readouterr().err
+    assert predict(model, data / "semseg", tmp_path / "out", "--inputs", "rgb") == 0

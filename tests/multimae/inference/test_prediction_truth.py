@@ -85,11 +85,18 @@ def test_segmentation(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("more", [(), ("--use_mask_valid",), ("--depth_scale", "0.01")])
-def test_depth(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_depth(
+    data: Path, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = depth_run(data, tmp_path, *BRIEF, *more)
     expected = evaluated(run_finetuning_depth.main, arguments, tmp_path)
+    capsys.readouterr()
     assert expected.keys() >= {"delta_1", "rel", "rmse", "log10"}
     assert scored(tmp_path, data / "val", data / "val") == expected
+    assert "warning" not in capsys.readouterr().out
+    if not more:
+        scored(tmp_path, data / "val", data / "val/semseg", "--overwrite")
+        assert "warning: the true depth" in capsys.readouterr().out
 
 
 def test_classes(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.support.image_folders import message_of, save
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
-from utils.data.sample_checks import LabelTable, label_tables
+from utils.data.sample_checks import LabelTable, label_tables, range_warnings
 from utils.data.sets.label_maps import check_same_classes, reduced_class_names, validity_mask
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
@@ -162,3 +162,24 @@ def test_an_input_depth_with_a_mask_of_0_and_1_is_not_void(tmp_path: Path) -> No
     pixels, problems = task.train_set()._read(0)
     assert not problems
     np.testing.assert_array_equal(np.asarray(pixels["mask_valid"]), halves(0, 255))
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        ((np.uint8(200), np.uint16(6000), np.uint16(9000)), "1 of 3 checked samples have no value"),
+        ((np.uint16(0),) * 3, "are 0 or no_data"),
+        ((np.uint16(6000), np.uint16(0), np.uint16(300)), ""),
+    ],
+)
+def test_samples_of_other_bit_depth_or_without_values_give_a_warning(
+    tmp_path: Path, stored: tuple[np.generic, ...], named: str
+) -> None:
+    for i, value in enumerate(stored):
+        save(tmp_path / f"depth/{i}.png", np.full((40, 40), value))
+    row = make_table()["depth"]
+    folder = MultiModalFolder(tmp_path, [row])
+    dataset = MultiModalDataset(folder, EvalTransform([row], 32))
+    check_samples(dataset, 3)
+    lines = list(range_warnings(dataset, [row], {}))
+    assert [named in line for line in lines] == [True] * bool(named)

@@ -126,6 +126,8 @@ def test_changed_shares_are_refused_on_resume(roots: list[Path], tmp_path: Path)
         ([], "list is empty"),
         ([{"path": "x"}], "entry 0"),
         ([{"path": "x", "weight": 0}], "weight 0"),
+        ([{"path": "x", "weight": True}], "weight True"),
+        ([{"path": "x", "weight": 1e308}, {"path": "y", "weight": 1e308}], "weight 1e+308"),
         ([{"path": "x", "weight": True, "wieght": 1}], "entry 0"),
         (["x"], "data_path"),
     ],
