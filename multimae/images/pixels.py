@@ -332,9 +332,7 @@ def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
     want, dtype = _MODES.get(modality.num_channels), storage_dtype(modality)
     if image.mode != want or want in ("L", "RGB"):
         _check_opaque(image, source, modality)
-    if modality.storage == "float" and (
-        image.mode in WIDE_MODES | {"L", "F"} or image.mode == want
-    ):
+    if modality.storage == "float" and image.mode in WIDE_MODES | {"L", "F", want}:
         return array_pixels(np.asarray(image), source, modality)
     if want is None or modality.num_channels > 1 and dtype != np.uint8:
         from multimae.images.pixel_errors import needs_array
