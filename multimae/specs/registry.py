@@ -56,11 +56,6 @@ def encoder_shape(name: str) -> tuple[int, int]:
     return dims["depth"], dims["dim_tokens"]
 
 
-def find_size(blocks: int, width: int | None) -> str | None:
-    """Registered size with this depth and width, or ``None``."""
-    return next((s for s in SIZES if encoder_shape(f"{MULTIVIT}_{s}") == (blocks, width)), None)
-
-
 @dataclass(frozen=True)
 class DecoderOptions:
     """Options shared by all pre-training decoders."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from multimae.specs.class_names import published_class_names
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import UNIT_16_BIT, Modality, Plot, default_table
-from multimae.specs.registry import MULTIVIT, PRETRAIN, DecoderOptions, find_size
+from multimae.specs.registry import MULTIVIT, PRETRAIN, SIZES, DecoderOptions, encoder_shape
 from multimae.specs.spec import ModelSpec
 
 _INPUTS, _OUTPUTS = "input_adapters", "output_adapters"
@@ -67,6 +67,11 @@ def guess_spec(state: Mapping[str, Tensor], args: Mapping[str, Any] | None = Non
         padding_class=padded,
         resize_mode="pad" if padded else "crop",
     )
+
+
+def find_size(blocks: int, width: int | None) -> str | None:
+    """Registered size with this depth and width, or ``None``."""
+    return next((s for s in SIZES if encoder_shape(f"{MULTIVIT}_{s}") == (blocks, width)), None)
 
 
 def _names(state: Mapping[str, Tensor], group: str) -> list[str]:

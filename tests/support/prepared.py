@@ -69,5 +69,5 @@ def train_set(config: str, root: Path, split: str = "train") -> MultiModalDatase
 def read_all(dataset: MultiModalDataset) -> None:
     assert len(dataset)
     for index in range(len(dataset)):
-        assert dataset.problems(index) == []
+        assert dataset.check(index).problems == []
         assert dataset[SampleKey(0, index)].images

@@ -19,9 +19,10 @@ from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
-from multimae.specs.registry import MULTIVIT, find_size
+from multimae.specs.registry import MULTIVIT
 from multimae.specs.spec import ModelSpec
 from multimae.weights.files import CheckpointError, StateDict
+from multimae.weights.guess import find_size
 from multimae.weights.load import LoadReport, describe_architecture, load_weights
 from tools.probing.probe_options import (
     DEFAULT_MODEL,

@@ -160,10 +160,6 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
                 checked.value_ranges[m.name] = found
         return checked
 
-    def problems(self, index: int) -> list[str]:
-        """Problems with the files of a sample, one message each."""
-        return self.check(index).problems
-
     def count(self, checked: CheckedSample) -> None:
         """Add a sample to the statistics of the checked samples."""
         for name, counts in checked.label_counts.items():

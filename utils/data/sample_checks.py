@@ -42,7 +42,7 @@ class LabelTable:
     def lines(self) -> Iterator[str]:
         """The table: id, name and share of pixels of every id that occurs; then the warnings."""
         entries = [
-            f"{i} {self._title(i)}: {self._share(i)}" for i in np.flatnonzero(self.counts).tolist()
+            f"{i} {self._title(i)}: {self.share(i)}" for i in np.flatnonzero(self.counts).tolist()
         ]
         yield f"labels '{self.name}' of {self.root}, share of pixels in the checked samples:"
         yield from textwrap.wrap(
@@ -67,7 +67,7 @@ class LabelTable:
         if self.zero_is_void and (not is_void if named is not None else half):
             yield (
                 f"warning: seg_reduce_zero_label makes id 0{f' ({named})' if named else ''} void, "
-                f"{self._share(0)} of the pixels: it is neither learned nor scored. If it is a "
+                f"{self.share(0)} of the pixels: it is neither learned nor scored. If it is a "
                 "class, drop seg_reduce_zero_label."
             )
         elif self.zero_is_void is False and is_void and 0 in self.classes:
@@ -76,27 +76,12 @@ class LabelTable:
                 "void, set seg_reduce_zero_label and leave it out of num_classes."
             )
 
-    def check(self) -> None:
-        """Raise a UserError if void leaves one class only, as in masks of 0 and 255."""
-        ids = np.flatnonzero(self.counts).tolist()
-        found = [i for i in ids if i in self.classes]
-        void = [i for i in ids if i not in self.classes]
-        if len(found) == 1 and void:
-            first = self.classes[0]
-            entries = ", ".join(f"{i} ({self._share(i)})" for i in ids)
-            raise UserError(
-                f"labels '{self.name}' of {self.root}: the checked samples hold the ids {entries}; "
-                f"{' and '.join(map(str, void))} is void, so only class {found[0]} of "
-                f"{len(self.classes)} is left and nothing can be learned. Store the classes as ids "
-                f"{first}..{self.classes[-1]} (a mask of 0 and 255 as 0 and 1)"
-                + (", or drop seg_reduce_zero_label." if self.zero_is_void else ".")
-            )
-
     def _title(self, i: int) -> str:
         name = self.class_names[i] if i < len(self.class_names) else ""
         return name if i in self.classes else f"{name} (void)".strip()
 
-    def _share(self, i: int) -> str:
+    def share(self, i: int) -> str:
+        """Share of the pixels with stored id ``i``."""
         return f"{100 * self.counts[i] / max(1, self.counts.sum()):.2f} %"
 
 

@@ -42,11 +42,10 @@ from utils.tasks.base import Evaluator, PictureEvaluator, Task
 from utils.tasks.job import Job, describe_model, save_weights, train
 from utils.tasks.loaders import eval_loader, index_finder, spread_keys
 from utils.training.ema import average
+from utils.training.finetune_groups import finetune_no_decay, layer_lr_scale
 from utils.training.loop import evaluate
 from utils.training.optim import (
     build_optimizer,
-    finetune_no_decay,
-    layer_lr_scale,
     param_groups,
 )
 from utils.training.seeding import seed_everything

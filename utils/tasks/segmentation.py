@@ -47,6 +47,7 @@ from utils.data.sample_checks import LabelTable, label_tables
 from utils.data.sets.class_weights import describe_weights, resolve_weights
 from utils.data.sets.label_maps import (
     SegmentationDataset,
+    check_classes,
     check_same_classes,
     reduced_class_names,
 )
@@ -392,5 +393,5 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             zero_is_void=data.seg_reduce_zero_label,
         )
         if train:
-            self._table(dataset).check()
+            check_classes(self._table(dataset))
         return dataset

@@ -205,7 +205,7 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:-100])
         message = message_of(MultiModalFolder, out, MODALITIES)
         assert str(path) in message and "instead of" in message
-        assert any(str(path) in p for i in range(12) for p in data.problems(i))
+        assert any(str(path) in p for i in range(12) for p in data.check(i).problems)
         assert pack_dataset.main(["--data_path", str(out), "--verify"]) == 2
 
     def test_a_missing_shard(self, root: Path, tmp_path: Path) -> None:

@@ -278,9 +278,9 @@ def test_aspect_ratios_must_agree(root):
     rng = np.random.default_rng(0)
     save(root / "semseg/bath/000.png", rng.integers(0, 41, (10, 13), dtype=np.uint8))
     dataset = make_dataset(root)
-    assert dataset.problems(0) == []
+    assert dataset.check(0).problems == []
     save(root / "depth/bath/000.png", np.zeros((52, 40), np.uint16))
-    (message,) = dataset.problems(0)
+    (message,) = dataset.check(0).problems
     assert "'depth' is" in message or "'depth' of" in message
     assert "52 x 40" in message and "aspect" in message
 

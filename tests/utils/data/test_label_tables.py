@@ -16,7 +16,12 @@ from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.sample_checks import LabelTable, label_tables, range_warnings
-from utils.data.sets.label_maps import check_same_classes, reduced_class_names, validity_mask
+from utils.data.sets.label_maps import (
+    check_classes,
+    check_same_classes,
+    reduced_class_names,
+    validity_mask,
+)
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
 from utils.tasks.segmentation import SegmentationFinetuning
@@ -138,7 +143,7 @@ def test_number_of_class_names_must_match_num_classes() -> None:
 def test_single_class_without_void_is_an_error() -> None:
     counts = np.zeros(65536, np.int64)
     counts[3] = 9
-    LabelTable("x", Path("x"), counts, range(5)).check()
+    check_classes(LabelTable("x", Path("x"), counts, range(5)))
 
 
 @pytest.mark.parametrize("valid", [1, 255])

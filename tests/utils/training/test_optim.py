@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from multimae.specs.errors import UserError
+from utils.training.finetune_groups import finetune_no_decay, layer_lr_scale
 from utils.training.optim import (
     build_optimizer,
-    finetune_no_decay,
-    layer_lr_scale,
     norm_and_bias,
     param_groups,
 )

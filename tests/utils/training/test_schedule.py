@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from utils.training.optim import finetune_no_decay, param_groups
+from utils.training.finetune_groups import finetune_no_decay
+from utils.training.optim import param_groups
 from utils.training.schedule import Schedule, warmup_cosine
 
 GOLDEN = Path(__file__).parents[2] / "data" / "parity" / "cosine_schedule.safetensors"

@@ -15,6 +15,7 @@ from multimae.inference.truth import IGNORE, MASK_VALID, label_problem, validity
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
+from utils.data.sample_checks import LabelTable
 from utils.data.transforms import JointTransform
 
 
@@ -157,3 +158,20 @@ def check_same_classes(
         f"class {different} is '{names[different]}' and '{others[different]}'. Equal ids must mean "
         f"equal classes: correct {CLASSES_FILE}, or remap the label maps."
     )
+
+
+def check_classes(table: LabelTable) -> None:
+    """Raise a UserError if void leaves one class only, as in masks of 0 and 255."""
+    ids = np.flatnonzero(table.counts).tolist()
+    found = [i for i in ids if i in table.classes]
+    void = [i for i in ids if i not in table.classes]
+    if len(found) == 1 and void:
+        first = table.classes[0]
+        entries = ", ".join(f"{i} ({table.share(i)})" for i in ids)
+        raise UserError(
+            f"labels '{table.name}' of {table.root}: the checked samples hold the ids {entries}; "
+            f"{' and '.join(map(str, void))} is void, so only class {found[0]} of "
+            f"{len(table.classes)} is left and nothing can be learned. Store the classes as ids "
+            f"{first}..{table.classes[-1]} (a mask of 0 and 255 as 0 and 1)"
+            + (", or drop seg_reduce_zero_label." if table.zero_is_void else ".")
+        )
