@@ -106,7 +106,9 @@ def build_run(cfg: PlanConfig, world: World) -> PlannedRun:
         rates: dict[str, float | None] = {"blr": cfg.optim.blr}
         return _run(cfg, world, pretrain_task, optimizer, train_set, cfg.runtime.precision, rates)
     finetuning = _FINETUNING[type(cfg)](cfg, world)
-    task = finetuning.build_task().to(world.device)
+    task = finetuning.build_task()
+    task.freeze(cfg.optim)
+    task.to(world.device)
     optimizer = finetune.finetune_optimizer(cfg, task)
     return _run(cfg, world, task, optimizer, finetuning.train_set(), cfg.precision, cfg.optim.rates)
 
