@@ -238,6 +238,6 @@ def test_object_arrays_in_a_data_set_are_rejected(tmp_path: Path) -> None:
         np.save(path.with_suffix(".npy"), np.array([Runs(os.mkdir, str(tmp_path / "ran"))], object))
         path.unlink()
     folder = MultiModalFolder(root, MODALITIES)
-    problems = make_dataset(root).problems(0)
+    problems = make_dataset(root).check(0).problems
     assert len(folder) and len(problems) == 1 and str(root / "depth") in problems[0]
     assert not (tmp_path / "ran").exists()

@@ -195,7 +195,7 @@ class TestFastDecode:
         _, fast = self.datasets(root, 64)
         with pytest.raises(UserError, match="bath/004"):
             fast[SampleKey(0, 2)]
-        assert str(path) in fast.problems(2)[0]
+        assert str(path) in fast.check(2).problems[0]
         _, fast = self.datasets(root, 64, skip_bad=True)
         bad = fast[SampleKey(0, 2)]
         assert isinstance(bad, BadSample) and str(path) in bad.problem
