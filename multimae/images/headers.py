@@ -6,10 +6,13 @@ import io
 import math
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 
-from multimae.images.pixels import Array, Encoding
+from multimae.images.pixels import Array, Encoding, ImageError, Pixels, array_pixels
+from multimae.images.readers import check_pixels, max_pixels, unreadable
+from multimae.specs.modalities import Modality
 
 _PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 MAX_NPY_HEADER = 4096
@@ -104,6 +107,24 @@ def read_portable_map(data: bytes, max_pixels: float) -> tuple[Array, int]:
     return numbers.reshape(shape).astype(np.uint8 if top < 256 else np.uint16), top
 
 
+def portable_map_pixels(path: Path, modality: Modality, data: bytes) -> Pixels:
+    """Read a PGM or PPM file, whose values Pillow would scale."""
+    try:
+        values, top = read_portable_map(data, max_pixels())
+    except ValueError as err:
+        raise unreadable(path, modality, err) from err
+    is_plain = top in (255, 65535) or modality.is_labels or modality.storage == "float"
+    if not is_plain and top != modality.max_value:
+        raise ImageError(
+            f"{path}: modality '{modality.name}': the file declares values up to {top}, and the "
+            f"modality {modality.max_value:g}. Set max_value: {top}, or convert the file."
+        )
+    is_grey = values.dtype == np.uint8 and values.ndim == 2
+    if values.ndim == 2 and (modality.is_labels or (is_grey and modality.num_channels == 3)):
+        return check_pixels(values, path, modality)
+    return array_pixels(values, path, modality)
+
+
 def parse_npy(data: bytes) -> Array:
     """Array in the bytes of an ``.npy`` file.
 
@@ -128,3 +149,15 @@ def parse_npy(data: bytes) -> Array:
     values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
     array: Array = values.reshape(shape, order="F" if fortran_order else "C").copy()
     return array
+
+
+def npy_pixels(path: Path, modality: Modality, data: bytes) -> Pixels:
+    """Read an ``.npy`` file; one with Python objects is refused, as loading it would run code."""
+    try:
+        values = parse_npy(data)
+    except (ValueError, EOFError) as err:
+        raise ImageError(
+            f"{path}: modality '{modality.name}' cannot be read ({err}). It must be an array of "
+            "numbers, (H, W) or (H, W, C), as numpy.save writes it."
+        ) from err
+    return array_pixels(values, path, modality)

@@ -110,7 +110,7 @@ def read_bytes(path: str | Path, modality: Modality) -> bytes:
         with open(path, "rb") as stream:
             return stream.read()
     except OSError as err:
-        raise _unreadable(path, modality, err) from err
+        raise unreadable(path, modality, err) from err
 
 
 def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
@@ -176,7 +176,8 @@ def _check_size(pixels: Pixels, source: object, modality: Modality, patch_size: 
     return pixels
 
 
-def _unreadable(path: object, modality: Modality, reason: object) -> ImageError:
+def unreadable(path: object, modality: Modality, reason: object) -> ImageError:
+    """The error for a file that cannot be decoded."""
     return ImageError(
         f"{path}: modality '{modality.name}' cannot be read ({reason}). Replace the file, or "
         "remove the sample."
@@ -205,7 +206,9 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
     if is_tiff(data):
         return _read_tiff(path, modality, data)
     if data[:2] in _PORTABLE_MAPS:
-        return _read_portable_map(path, modality, data)
+        from multimae.images.headers import portable_map_pixels
+
+        return portable_map_pixels(path, modality, data)
     limit = max_pixels()
     try:
         with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
@@ -229,7 +232,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
         why = f"is not one of {', '.join(FORMATS)}" if data else "is an empty file (0 bytes)"
         raise ImageError(f"{where} {why}. Replace it, or remove the sample.") from err
     except Exception as err:  # Pillow raises many types, depending on the first damaged byte
-        raise _unreadable(path, modality, err) from err
+        raise unreadable(path, modality, err) from err
     if encoding.bits == 16 and image.format == "PNG":
         colours = _decode_wide_png(data)
         if colours is not None:
@@ -240,26 +243,6 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
     return checked(image, path, modality, encoding)
 
 
-def _read_portable_map(path: Path, modality: Modality, data: bytes) -> Pixels:
-    """Read a PGM or PPM file, whose values Pillow would scale."""
-    from multimae.images.headers import read_portable_map
-
-    try:
-        values, top = read_portable_map(data, max_pixels())
-    except ValueError as err:
-        raise _unreadable(path, modality, err) from err
-    is_plain = top in (255, 65535) or modality.is_labels or modality.storage == "float"
-    if not is_plain and top != modality.max_value:
-        raise ImageError(
-            f"{path}: modality '{modality.name}': the file declares values up to {top}, and the "
-            f"modality {modality.max_value:g}. Set max_value: {top}, or convert the file."
-        )
-    is_grey = values.dtype == np.uint8 and values.ndim == 2
-    if values.ndim == 2 and (modality.is_labels or (is_grey and modality.num_channels == 3)):
-        return check_pixels(values, path, modality)
-    return array_pixels(values, path, modality)
-
-
 def _read_tiff(path: Path, modality: Modality, data: bytes) -> Pixels:
     from multimae.images.tiff import read_tiff  # loads tifffile
 
@@ -267,17 +250,9 @@ def _read_tiff(path: Path, modality: Modality, data: bytes) -> Pixels:
 
 
 def _read_npy(path: Path, modality: Modality, data: bytes) -> Pixels:
-    """Read an ``.npy`` file; one with Python objects is refused, as loading it would run code."""
-    from multimae.images.headers import parse_npy
+    from multimae.images.headers import npy_pixels
 
-    try:
-        values = parse_npy(data)
-    except (ValueError, EOFError) as err:
-        raise ImageError(
-            f"{path}: modality '{modality.name}' cannot be read ({err}). It must be an array of "
-            "numbers, (H, W) or (H, W, C), as numpy.save writes it."
-        ) from err
-    return array_pixels(values, path, modality)
+    return npy_pixels(path, modality, data)
 
 
 _PICTURES = (

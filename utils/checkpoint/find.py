@@ -1,8 +1,4 @@
-"""Which checkpoint a run resumes from.
-
-``--resume`` names a file; with ``--auto_resume`` it is the newest checkpoint of ``--output_dir``
-whose checksum matches. :mod:`utils.checkpoint.resume` restores it.
-"""
+"""Checkpoints of an output folder: the newest intact one, the best one."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from pathlib import Path
 from multimae.specs.errors import UserError
 from utils.checkpoint.checkpoint_files import read_records
 from utils.config.options import CheckpointOptions
-from utils.distributed.world import World
 from utils.logs.paths import Info, RunPaths
 
 _EPOCH = re.compile(r"checkpoint-(\d+)\.pth")
@@ -65,12 +60,12 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:
     # Checkpoints without a record, from other programs: only reading tells whether they are intact.
     recorded = {r.file for r in records}
     others = [p for p in folder.glob("checkpoint-*.pth") if p.name not in recorded]
-    for path in sorted(others, key=_position, reverse=True):
-        if _position(path) >= (0, 0):
+    for path in sorted(others, key=position, reverse=True):
+        if position(path) >= (0, 0):
             yield path, _unreadable(path)
 
 
-def _position(path: Path) -> tuple[int, int]:
+def position(path: Path) -> tuple[int, int]:
     """Sort key of a checkpoint without a record: epoch checkpoints are newer than step ones."""
     epoch, step = _EPOCH.fullmatch(path.name), _STEP.fullmatch(path.name)
     return (0, int(step[1])) if step else (int(epoch[1]) if epoch else -1, 0)
@@ -86,45 +81,7 @@ def _unreadable(path: Path) -> str:
     return ""
 
 
-def find_checkpoint(options: CheckpointOptions, world: World, info: Info) -> Path | None:
-    """Find the checkpoint of ``--resume`` or, with ``--auto_resume``, the newest one (collective).
-
-    Args:
-        options: Where to look.
-        world: Processes.
-        info: Called with a line about each damaged checkpoint.
-
-    Returns:
-        Its path; ``None`` to start from scratch.
-
-    Raises:
-        UserError: ``--resume`` is damaged, or all checkpoints are.
-    """
-    return world.broadcast_from_main(lambda: _find(options, info))
-
-
-def _find(options: CheckpointOptions, info: Info) -> Path | None:
-    if options.resume:
-        _verify(Path(options.resume))
-        return Path(options.resume)
-    if not options.auto_resume or not options.output_dir:
-        return None
-    path, paths = latest_checkpoint(options.output_dir, info), RunPaths(Path(options.output_dir))
-    if path is None and any(p != paths.best for p in paths.checkpoints.glob("checkpoint-*.pth")):
-        raise UserError(
-            f"cannot resume: no checkpoint in {paths.checkpoints} is intact.\n{ways_out(options)}"
-        )
-    published = sorted(paths.root.glob("checkpoint-*.pth"), key=_position)
-    if path is None and published:
-        raise UserError(
-            f"{paths.root} holds {len(published)} checkpoints of the published code, the newest "
-            f"{published[-1]}. They cannot be resumed; start from their weights with --finetune "
-            f"or --init_weights.\n{ways_out(options)}"
-        )
-    return path
-
-
-def _verify(path: Path) -> None:
+def verify(path: Path) -> None:
     """Check the file of ``--resume`` against its record, if there is one."""
     records = [r for r in read_records(path.parent) if r.file == path.name]
     if path.is_file() and records and not any(r.matches(path.parent) for r in records):
@@ -132,14 +89,3 @@ def _verify(path: Path) -> None:
             f"cannot resume: {path} is damaged (its checksum differs). Name an older checkpoint, "
             "or omit --resume to use the newest intact one."
         )
-
-
-def ways_out(options: CheckpointOptions) -> str:
-    """How to start afresh."""
-    if options.resume:
-        return "Start from its weights instead of --resume, in another --output_dir."
-    moved = RunPaths(Path(options.output_dir)).previous
-    return (
-        "Start afresh with another --output_dir, or with --no_auto_resume, which moves the "
-        f"earlier run to {moved}."
-    )

@@ -18,7 +18,7 @@ from multimae.specs.errors import UserError, bullet_list
 from multimae.weights.files import CheckpointError, extract_state_dict, read_checkpoint
 from multimae.weights.load import load_weights
 from multimae.weights.pretrained import SPEC, spec_entry
-from utils.checkpoint.find import ways_out
+from utils.checkpoint.resume_point import ways_out
 from utils.config.fields import OnResume, Option, options_of
 from utils.config.options import RunConfig
 from utils.distributed.world import World
@@ -43,7 +43,7 @@ def resume(
 
     Args:
         state: Changed in place.
-        path: From :func:`utils.checkpoint.find.find_checkpoint`.
+        path: From :func:`utils.checkpoint.resume_point.find_checkpoint`.
         cfg: Configuration of the run.
         world: Processes.
         info: Called with a line about each change that is applied.

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.weights.pretrained import Pretrained, save_model
-from utils.checkpoint.find import find_checkpoint
+from utils.checkpoint.resume_point import find_checkpoint
 from utils.checkpoint.saving import Saver
 from utils.config.options import RunConfig
 from utils.config.parse import to_flat_dict
