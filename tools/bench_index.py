@@ -26,6 +26,9 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
 from PIL import Image
@@ -44,6 +47,8 @@ from multimae.images.pack.layout import (
     file_name,
     record_checksum,
 )
+from multimae.specs.errors import run_command
+from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, checksum
 from tools.house import REPO, TINY_RUN
 
@@ -56,11 +61,12 @@ SIDE = 32
 def tiny_image(modality: str) -> bytes:
     """A small image file."""
     stream = io.BytesIO()
-    if modality == "rgb":
+    m = default_table()[modality]
+    if m.is_photo:
         Image.new("RGB", (SIDE, SIDE), (90, 120, 40)).save(stream, "JPEG")
     else:
         values = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE)
-        values = values + 1000 if modality == "depth" else (values % 41).astype(np.uint8)
+        values = (values % 41).astype(np.uint8) if m.is_labels else values + 1000
         Image.fromarray(values).save(stream, "PNG")
     return stream.getvalue()
 
@@ -238,4 +244,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

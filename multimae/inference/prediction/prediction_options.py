@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -132,21 +133,19 @@ def _add_scores(parser: argparse.ArgumentParser) -> None:
         "truths with the names of the images, or class folders",
     )  # fmt: skip
     _add_switch(
-        group, "seg_reduce_zero_label", "no_seg_reduce_zero_label",
+        group.add_argument, "seg_reduce_zero_label", "no_seg_reduce_zero_label",
         "stored label 0 is void and classes count from 1 (as the weights say)",
     )  # fmt: skip
     _add_switch(
-        group, "use_mask_valid", "no_mask_valid",
+        group.add_argument, "use_mask_valid", "no_mask_valid",
         "read mask_valid from the data root (as the weights say, where it exists)",
     )  # fmt: skip
 
 
-def _add_switch(group: argparse._ArgumentGroup, on: str, off: str, text: str) -> None:
+def _add_switch(add: Callable[..., object], on: str, off: str, text: str) -> None:
     """Add a flag and its opposite; ``None`` if neither is given."""
-    group.add_argument(f"--{on}", action="store_true", default=None, help=text)
-    group.add_argument(
-        f"--{off}", dest=on, action="store_false", default=None, help=f"the opposite of --{on}"
-    )
+    add(f"--{on}", action="store_true", default=None, help=text)
+    add(f"--{off}", dest=on, action="store_false", default=None, help=f"the opposite of --{on}")
 
 
 def _add_computation(parser: argparse.ArgumentParser, default: PredictionOptions) -> None:
