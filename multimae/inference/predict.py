@@ -35,18 +35,40 @@ class ClassPrediction:
 
     Attributes:
         names: Class names.
-        probabilities: (K,).
+        probabilities: (K,); of several labels per image each on its own.
         ids: Class ids, (K,).
+        multi: Whether an image can have several labels.
     """
 
     names: tuple[str, ...]
     probabilities: npt.NDArray[np.float32]
     ids: npt.NDArray[np.int64]
+    multi: bool = False
 
     @property
     def name(self) -> str:
         """The most probable class."""
         return self.names[0]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The most probable class; of several labels, all with a probability of at least 0.5."""
+        if not self.multi:
+            return self.names[:1]
+        return tuple(n for n, p in zip(self.names, self.probabilities, strict=True) if p >= 0.5)
+
+
+@dataclass(frozen=True)
+class NumberPrediction:
+    """Numbers of an image, in the unit of the training labels.
+
+    Attributes:
+        names: Their names.
+        values: (C,).
+    """
+
+    names: tuple[str, ...]
+    values: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -108,7 +130,7 @@ class ValuePrediction:
 
 
 DensePrediction = LabelPrediction | ValuePrediction
-Prediction = ClassPrediction | DensePrediction
+Prediction = ClassPrediction | NumberPrediction | DensePrediction
 
 
 @torch.inference_mode()
@@ -153,7 +175,7 @@ def _prediction(
     head: HeadSpec, output: Tensor, inputs: Inputs, index: int, confidence: bool
 ) -> Prediction:
     if isinstance(head.options, LinearOptions):
-        return _classes(head.target, output.cpu())
+        return _of_image(head.target, head.options, output.cpu())
     height, width = inputs.inside[index]
     output = output[:, :height, :width]
     view = inputs.views[index]
@@ -164,12 +186,19 @@ def _prediction(
     return LabelPrediction(ids, head.target.class_names, logits.cpu(), head.target, view, share)
 
 
-def _classes(target: Modality, logits: Tensor) -> ClassPrediction:
-    probabilities, order = logits.softmax(dim=0).sort(descending=True)
+def _of_image(
+    target: Modality, options: LinearOptions, output: Tensor
+) -> ClassPrediction | NumberPrediction:
+    if options.predicts == "number":
+        values = output * torch.tensor(target.std) + torch.tensor(target.mean)
+        return NumberPrediction(target.class_names, values.numpy())
+    multi = options.predicts == "multi"
+    shares = output.sigmoid() if multi else output.softmax(dim=0)
+    probabilities, order = shares.sort(descending=True)
     names = tuple(
         target.class_names[i] if i < len(target.class_names) else str(i) for i in order.tolist()
     )
-    return ClassPrediction(names, probabilities.numpy(), order.numpy())
+    return ClassPrediction(names, probabilities.numpy(), order.numpy(), multi)
 
 
 def _most_probable(

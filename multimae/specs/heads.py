@@ -14,6 +14,8 @@ from multimae.specs.modalities import Modality, changed_fields, make_table
 from multimae.specs.registry import encoder_shape
 
 MM_PER_M = 1000.0
+LabelKind = Literal["class", "multi", "number"]
+"""What an image has: one class, several classes, or numbers."""
 HeadKind = Literal["segmenter", "convnext", "dpt"]
 _HEAD_WIDTH = 64  # channels per attention head: 12 heads at the published width 768
 _DPT_WIDTH = 256  # feature_dim of DPT at the published width 768; less for narrower encoders
@@ -52,10 +54,14 @@ class LinearOptions:
     Attributes:
         use_mean_pooling: Pool by the mean of all tokens, else use the last global token.
         init_scale: Factor on the initial weights.
+        predicts: Softmax over the classes of ``target``, a sigmoid for each of them, or the
+            channels of ``target`` as numbers, standardized by its mean and std and named by its
+            ``class_names``.
     """
 
     use_mean_pooling: bool = True
     init_scale: float = 1.0
+    predicts: LabelKind = "class"
 
 
 _TRUTH_FIELDS = ("zero_is_void", "stored_channels", "uses_mask_valid")
@@ -102,6 +108,8 @@ class HeadSpec:
         options = dataclasses.asdict(self.options)
         if isinstance(self.options, LinearOptions):
             options["kind"] = "linear"
+            if self.options.predicts == "class":
+                del options["predicts"]
         return {
             "name": self.name,
             "target": {self.target.name: changed_fields(self.target)},

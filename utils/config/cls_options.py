@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from multimae.specs.heads import LabelKind
 from utils.config.fields import option
 from utils.config.finetune_options import (
     FinetuneConfig,
@@ -55,17 +56,41 @@ class ClsDataOptions(FinetuneDataOptions):
     mixup_mode: Literal["batch", "pair", "elem"] = option("batch", "What shares one draw")
     class_weights: tuple[str, ...] | None = class_weights_option()
 
+    label_kind: LabelKind = option(
+        "class", "An image has one class, several (multi), or numbers; the latter need --label_file"
+    )
+    label_file: str = option(
+        "", "CSV of labels by image: name,label; name,a;b; name,number,...", on_resume="free"
+    )
+    eval_label_file: str = option(
+        "", "CSV for evaluation and test; empty: --label_file", on_resume="free"
+    )
+    number_loss: Literal["mse", "l1"] = option("mse", "Loss of standardized numbers")
+
     @property
     def mixes(self) -> bool:
-        """Whether Mixup or CutMix is on."""
-        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+        """Whether Mixup or CutMix is on; for one class per image only."""
+        mixes = self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+        return mixes and self.label_kind == "class"
 
     def problems(self) -> Iterator[str]:
         """Invalid ranges."""
         yield from super().problems()
         yield from weight_problems(self.class_weights)
+        yield from self._label_problems()
         if self.cutmix_minmax is not None and len(self.cutmix_minmax) != 2:
             yield "cutmix_minmax: give two numbers"
+
+    def _label_problems(self) -> Iterator[str]:
+        if self.eval_label_file and not self.label_file:
+            yield "eval_label_file: needs label_file, that of the training images"
+        if self.label_kind == "class":
+            return
+        if not self.label_file:
+            yield f"label_kind: {self.label_kind} needs label_file, a CSV file"
+        for name in ("mixup", "cutmix", "cutmix_minmax", "smoothing", "class_weights"):
+            if name in self.set_by_user and getattr(self, name):
+                yield f"{name}: is for label_kind class, not {self.label_kind}"
 
 
 @dataclass(frozen=True)

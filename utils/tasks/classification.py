@@ -1,10 +1,11 @@
-"""Image classification: loss, accuracy, pictures, and the setup of the script."""
+"""Image classification, several labels or numbers per image: losses, metrics, pictures, setup."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import MultiModalFolder
+from multimae.inference.meters import MeanMeter
+from multimae.inference.table_metrics import MultiLabelMeter, NumberMeter
 from multimae.inference.truth import ClassScores
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.predictions import prediction_grid
+from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality
 from utils.config.cls_options import ClsConfig, ClsDataOptions
@@ -50,31 +54,72 @@ from utils.training.state import Goal
 HEAD = "cls"
 
 
+class Targets(Protocol):
+    """Labels of samples by name."""
+
+    def targets(self, samples: Sequence[str], device: torch.device | None = None) -> Tensor:
+        """Class ids (B,), or (B, K) of several labels or numbers; NaN: unknown."""
+        ...
+
+
 class ClassificationTask(FinetuneTask):
-    """MultiViT with a linear head and cross-entropy; soft targets with Mixup and CutMix."""
+    """MultiViT with a linear head.
+
+    Cross-entropy, with soft targets of Mixup and CutMix; binary cross-entropy of several labels; or
+    the squared or absolute error of standardized numbers.
+
+    Attributes:
+        labels: Labels by split: ``train``, ``eval``, ``test``.
+        head: Spec of the head.
+    """
+
+    mean: Tensor
+    std: Tensor
+    label_digest: Tensor
 
     def __init__(
         self,
         model: MultiViT,
         inputs: Sequence[Modality],
-        classes: ClassIndex,
+        labels: dict[str, Targets],
+        head: HeadSpec,
         options: ClsDataOptions,
         class_weights: Sequence[float] | None = None,
+        label_digest: Tensor | None = None,
     ) -> None:
-        """Set up Mixup, CutMix and random erasing from ``options``."""
+        """Set up Mixup, CutMix and random erasing from ``options``.
+
+        Args:
+            model: Model with the head.
+            inputs: Input modalities.
+            labels: Labels by split.
+            head: Spec of the head.
+            options: Augmentation and loss.
+            class_weights: Weights of the classes.
+            label_digest: Checksum of a label file, stored in checkpoints.
+        """
         super().__init__(model, inputs)
         self.set_class_weights(class_weights)
-        self.classes, self.smoothing = classes, options.smoothing
-        self.mixup: Any = _mixup(options, len(classes)) if options.mixes else None
+        self.labels, self.head, self.kind = labels, head, options.label_kind
+        self.smoothing, self.number_loss = options.smoothing, options.number_loss
+        self.mixup: Any = _mixup(options, head.channels) if options.mixes else None
+        if self.kind == "number":
+            self.register_buffer("mean", torch.tensor(head.target.mean))
+            self.register_buffer("std", torch.tensor(head.target.std))
+        if label_digest is not None:
+            self.register_buffer("label_digest", label_digest)
         self.reprob, self.remode, self.recount = options.reprob, options.remode, options.recount
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
-        """Cross-entropy of the augmented batch; Mixup works within the batch."""
+        """Loss of the augmented batch; Mixup works within the batch."""
         x = self.prepare(batch)
-        device = next(iter(x.values())).device
-        labels = self.classes.ids(batch.names, device)
+        labels = self.targets(batch)
         if self.reprob > 0:
             x = {m.name: self._erase(x[m.name]) if m.is_photo else x[m.name] for m in self.inputs}
+        if self.kind != "class":
+            losses = self.losses(self.predict(x)[HEAD].float(), labels)
+            count = labels.isfinite().sum() if position.counts is None else position.counts[0]
+            return StepOutput(mean_of_sum(losses.sum(), count), {})
         soft: Tensor | None = None
         if self.mixup is not None:
             x, soft = mix(self.mixup, x, labels, self.inputs)
@@ -90,9 +135,44 @@ class ClassificationTask(FinetuneTask):
         return StepOutput(mean_of_sum(total, count), {})
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Number of samples, or the sum of the weights of their classes, before Mixup."""
+        """Number of samples, or the sum of the weights of their classes, before Mixup.
+
+        Of several labels and numbers, how many are known.
+        """
+        labels = self.targets(batch)
+        if self.kind != "class":
+            return labels.isfinite().sum().reshape(1)
+        return self.total_weight(labels).reshape(1)
+
+    def targets(self, batch: Batch, split: str = "train") -> Tensor:
+        """Class ids (B,), or (B, K) of 0 and 1 or of standardized numbers; NaN: unknown."""
         device = next(iter(batch.images.values())).device
-        return self.total_weight(self.classes.ids(batch.names, device)).reshape(1)
+        found = self.labels[split].targets(batch.names, device)
+        return (found - self.mean) / self.std if self.kind == "number" else found
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every label or number (B, K); 0 for unknown ones."""
+        known = targets.isfinite()
+        truth = torch.where(known, targets, 0.0)
+        if self.kind == "multi":
+            each = F.binary_cross_entropy_with_logits(outputs, truth, reduction="none")
+        elif self.number_loss == "l1":
+            each = (outputs - truth).abs()
+        else:
+            each = (outputs - truth).square()
+        return torch.where(known, each, 0.0)
+
+    def load_extra_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that the labels and class weights are the same.
+
+        Raises:
+            ValueError: They differ.
+        """
+        saved = state.get("label_digest")
+        own = self.state_dict().get("label_digest")
+        if saved is not None and own is not None and not torch.equal(saved.cpu(), own.cpu()):
+            raise ValueError("label_file: the labels of the training images changed")
+        super().load_extra_state_dict(state)
 
     def _erase(self, images: Tensor) -> Tensor:
         from timm.data.random_erasing import RandomErasing
@@ -127,8 +207,35 @@ class AccuracyEvaluator(SplitEvaluator[ClassificationTask]):
         """``{split}/acc1``, ``acc5`` (percent) and ``loss``."""
         scores = ClassScores(self.world.device)
         for batch, outputs in self.predictions(model):
-            scores.update(outputs[HEAD], self.task.classes.ids(batch.names, self.world.device))
+            scores.update(outputs[HEAD], self.task.targets(batch, self.split))
         return self.reduce(*scores.meters)
+
+
+class LabelEvaluator(SplitEvaluator[ClassificationTask]):
+    """Mean average precision and F1 of several labels, or errors of numbers."""
+
+    @torch.inference_mode()
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """``{split}/map``, ``f1_micro``, ``f1_macro`` (percent); ``mae``, ``rmse``, ``r2``.
+
+        And the ``loss``.
+        """
+        head, device = self.task.head, self.world.device
+        dataset = self.loader.dataset
+        assert isinstance(dataset, MultiModalDataset)
+        mean, names = MeanMeter(["loss"], device), head.target.class_names
+        rows = {dataset.name(i): i for i in range(len(dataset))}
+        ranking = MultiLabelMeter(len(rows), head.channels, device)
+        errors = NumberMeter(names, head.target.mean, head.target.std, device)
+        for batch, outputs in self.predictions(model):
+            targets = self.task.targets(batch, self.split)
+            known = targets.isfinite()
+            mean.update({"loss": self.task.losses(outputs[HEAD], targets)}, known)
+            if self.task.kind == "multi":
+                ranking.update([rows[name] for name in batch.names], outputs[HEAD], targets)
+            else:
+                errors.update(outputs[HEAD], targets)
+        return self.reduce(ranking if self.task.kind == "multi" else errors, mean)
 
 
 class ClassPictures(PredictionPictures[ClassificationTask]):
@@ -137,9 +244,12 @@ class ClassPictures(PredictionPictures[ClassificationTask]):
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
-        """Compose the grid; captions give the classes."""
+        """Compose the grid; captions give prediction and truth."""
+        if self.task.kind != "class":
+            return prediction_grid(inputs, captions=self._captions(batch, outputs[HEAD]))
         shares, predicted = outputs[HEAD].softmax(dim=1).max(dim=1)
-        names, truth = self.task.classes.names, self.task.classes.ids(batch.names)
+        names = self.task.head.target.class_names
+        truth = self.task.targets(batch, self.split)
         captions = [
             f"{'right' if pred == true else 'wrong'}: {names[pred]} ({share:.0%}), "
             f"truth: {names[true]}"
@@ -149,11 +259,35 @@ class ClassPictures(PredictionPictures[ClassificationTask]):
         ]
         return prediction_grid(inputs, captions=captions)
 
+    def _captions(self, batch: Batch, outputs: Tensor) -> list[str]:
+        """Predicted and true labels or numbers."""
+        names, targets = self.task.head.target.class_names, self.task.targets(batch, self.split)
+        if self.task.kind == "multi":
+            rows = [[names[i] for i in (row > 0).nonzero().flatten().tolist()] for row in outputs]
+            true = [[names[i] for i in (row == 1).nonzero().flatten().tolist()] for row in targets]
+            return [
+                f"{', '.join(a) or 'none'}; truth: {', '.join(b) or 'none'}"
+                for a, b in zip(rows, true, strict=True)
+            ]
+        unit = [(v * self.task.std + self.task.mean).tolist() for v in (outputs, targets)]
+        return [
+            "; ".join(
+                f"{name} {a:.4g}, truth: {b:.4g}" for name, a, b in zip(names, p, t, strict=True)
+            )
+            for p, t in zip(*unit, strict=True)
+        ]
+
 
 class ClassificationFinetuning(Finetuning[ClassificationTask]):
-    """Image classification; the best checkpoint has the highest top-1 accuracy."""
+    """Image classification.
+
+    The best checkpoint has the highest top-1 accuracy, the highest mean average precision, or, of
+    numbers, the lowest loss.
+    """
 
     cfg: ClsConfig
+    label_digest: Tensor | None = None
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
     goal = Goal("eval/acc1")
     scores = AccuracyEvaluator
     pictures = ClassPictures
@@ -161,17 +295,58 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
     def __init__(self, cfg: ClsConfig, world: World) -> None:
         """Select the inputs and find the classes.
 
-        Classes are the folders of the training set. Evaluation alone uses the class names of the
-        weights, if they have any.
+        Classes are the folders of the training set, or the labels of its file. Evaluation alone
+        uses the class names of the weights, if they have any.
         """
         super().__init__(cfg, world)
-        head = self.trained_head(HEAD)
+        kind, head = cfg.data.label_kind, self.trained_head(HEAD)
+        if kind != "class":
+            self.scores = LabelEvaluator
+            self.goal = Goal("eval/map") if kind == "multi" else Goal("eval/loss", False)
+        options = head.options if head else None
+        trained = options.predicts if isinstance(options, LinearOptions) else kind
+        if trained != kind:
+            raise UserError(f"the weights predict label_kind {trained}: set --label_kind {trained}")
         stored_names = head.target.class_names if head else ()
-        self.classes = (
+        self.labels: dict[str, Targets] = {}
+        if cfg.data.label_file:
+            self.names = self._read_labels(stored_names, head)
+            return
+        classes = (
             ClassIndex(stored_names)
             if stored_names
             else find_classes(self.train_folder, cfg.data.nb_classes)
         )
+        self.classes, self.names = classes, classes.names
+        self.labels = {"train": classes, "eval": classes, "test": classes}
+
+    def _read_labels(self, stored_names: Sequence[str], head: HeadSpec | None) -> tuple[str, ...]:
+        """Read the label files; return the names of classes or numbers."""
+        from utils.data.sets.label_files import read_label_file
+
+        data = self.cfg.data
+        kind, other = data.label_kind, data.eval_label_file or data.label_file
+        if self.cfg.scores_only and stored_names:
+            found = read_label_file(other, kind, stored_names)
+        else:
+            found = read_label_file(data.label_file, kind)
+            found.check(self.train_folder)
+            self.label_digest = found.digest(self.train_folder)
+            if kind != "number" and len(found.names) != data.nb_classes:
+                raise UserError(
+                    f"{data.label_file} has {len(found.names)} classes "
+                    f"({', '.join(found.names[:5])}{', ...' * (len(found.names) > 5)}) but "
+                    f"nb_classes is {data.nb_classes}: set --nb_classes {len(found.names)}."
+                )
+        if kind == "number":
+            if head is not None:
+                self.statistics = head.target.mean, head.target.std
+            else:
+                self.statistics = found.statistics(self.train_folder)
+        same = found.path == Path(other)
+        scored = found if same else read_label_file(other, kind, found.names)
+        self.labels = {"train": found, "eval": scored, "test": scored}
+        return found.names
 
     @cached_property
     def train_folder(self) -> MultiModalFolder:
@@ -195,7 +370,14 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         if not path:
             return None
         folder = self._folder(path)
-        check_classes(folder, self.classes)
+        labels = self.labels[split]
+        if isinstance(labels, ClassIndex):
+            check_classes(folder, labels)
+        else:
+            from utils.data.sets.label_files import LabelFile
+
+            assert isinstance(labels, LabelFile)
+            labels.check(folder)
         transform = ClassEvalTransform(self.inputs, self.cfg.model.input_size, self._crop_pct)
         limit = data.max_val_images if split == "eval" else None
         return build_dataset(
@@ -204,41 +386,65 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
 
     def build_task(self) -> ClassificationTask:
         """Model with a linear head."""
-        model = self.cfg.model
-        names = self.classes.names
-        target = Modality(
-            HEAD,
-            "labels",
-            num_classes=len(names),
-            class_names=tuple(names),
-            loss="cross_entropy",
-            interpolation="nearest",
-            plot="labels",
-        )
-        options = LinearOptions(model.use_mean_pooling, model.init_scale)
+        model, kind = self.cfg.model, self.cfg.data.label_kind
+        options = LinearOptions(model.use_mean_pooling, model.init_scale, kind)
+        head = HeadSpec(HEAD, self._target(), len(self.names), options)
         built = build_model(
             self.cfg,
             self.inputs,
-            [HeadSpec(HEAD, target, len(names), options)],
+            [head],
             resize_mode="crop",
             crop_pct=self._crop_pct,
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
         return ClassificationTask(
-            built, self.inputs, self.classes, self.cfg.data, self.class_weights
+            built,
+            self.inputs,
+            self.labels,
+            head,
+            self.cfg.data,
+            self.class_weights,
+            self.label_digest,
+        )
+
+    def _target(self) -> Modality:
+        """Modality of the classes, or of the numbers with their statistics."""
+        names = tuple(self.names)
+        if self.cfg.data.label_kind == "number":
+            mean, std = self.statistics
+            return Modality(
+                HEAD,
+                num_channels=len(names),
+                storage="float",
+                max_value=1.0,
+                mean=mean,
+                std=std,
+                interpolation="nearest",
+                plot="scalar",
+                class_names=names,
+            )
+        return Modality(
+            HEAD,
+            "labels",
+            num_classes=len(names),
+            class_names=names,
+            loss="cross_entropy",
+            interpolation="nearest",
+            plot="labels",
         )
 
     @cached_property
     def class_weights(self) -> tuple[float, ...] | None:
         """Weights of the classes in the training loss."""
-        option, names = self.cfg.data.class_weights, self.classes.names
+        option, names = self.cfg.data.class_weights, self.names
         if option is None or self.cfg.scores_only:
             return None
-        folder, ids = self.train_folder, range(len(self.classes))
+        folder, ids = self.train_folder, range(len(names))
 
         def count() -> tuple[Any, Any]:
-            found = self.classes.ids([folder.name(i) for i in range(len(folder))])
+            samples = [folder.name(i) for i in range(len(folder))]
+            found = self.labels["train"].targets(samples)
             return found.bincount(minlength=len(ids)).numpy(), np.full(len(ids), len(folder))
 
         return self.world.broadcast_from_main(lambda: resolve_weights(option, names, ids, count))
@@ -247,8 +453,8 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         """Add the class weights."""
         yield from super().describe(dataset)
         if self.class_weights is not None and dataset.folder is self.train_folder:
-            names = self.classes.names
-            yield describe_weights(self.class_weights, names, range(len(names)))
+            ids = range(len(self.names))
+            yield describe_weights(self.class_weights, self.names, ids)
 
     @property
     def _crop_pct(self) -> float:

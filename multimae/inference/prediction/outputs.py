@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,6 +25,7 @@ from multimae.images.views import View
 from multimae.inference.predict import (
     ClassPrediction,
     LabelPrediction,
+    NumberPrediction,
     Prediction,
     ValuePrediction,
 )
@@ -393,7 +394,9 @@ class ClassOutput(HeadOutput):
         if photo is not None:
             shares = prediction.probabilities[:count].tolist()
             self._write_overlay(sample, class_overlay(photo, prediction.names[:count], shares))
-        row = {"name": sample, "classes": classes}
+        self._append(sample, {"name": sample, "classes": classes})
+
+    def _append(self, sample: str, row: dict[str, Any]) -> None:
         with self._lock:
             self.rows[sample] = row
             with self.lines.open("ab") as file:
@@ -406,13 +409,31 @@ class ClassOutput(HeadOutput):
         write_bytes(self.lines, b"".join(map(_json, rows)))
         text = io.StringIO()
         writer = csv.writer(text)
+        writer.writerows(self._table(rows))
+        write_bytes(self.csv, text.getvalue().encode("utf-8", "surrogateescape"))
+
+    def _table(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
         count = max((len(row["classes"]) for row in rows), default=0)
         heads = [f"{key}_{i + 1}" for i in range(count) for key in ("class", "probability")]
-        writer.writerow(["name", *heads])
+        yield ["name", *heads]
         for row in rows:
             cells = [c[key] for c in row["classes"] for key in ("class", "probability")]
-            writer.writerow([row["name"], *cells])
-        write_bytes(self.csv, text.getvalue().encode("utf-8", "surrogateescape"))
+            yield [row["name"], *cells]
+
+
+class NumberOutput(ClassOutput):
+    """Tables of numbers, a column each; without overlays."""
+
+    def write(self, sample: str, prediction: Outcome, photo: Picture | None) -> None:
+        """See the base class."""
+        assert isinstance(prediction, NumberPrediction)
+        values = zip(prediction.names, prediction.values.tolist(), strict=True)
+        self._append(sample, {"name": sample, "values": dict(values)})
+
+    def _table(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
+        yield ["name", *(rows[0]["values"] if rows else ())]
+        for row in rows:
+            yield [row["name"], *row["values"].values()]
 
 
 def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:

@@ -28,6 +28,7 @@ from multimae.inference.prediction.outputs import (
     HeadOutput,
     LabelOutput,
     Levels,
+    NumberOutput,
     Outcome,
     PictureOutput,
     ValueOutput,
@@ -169,6 +170,8 @@ class _Run:
     def _output(self, head: HeadSpec) -> HeadOutput:
         options = self.options
         out, overlay = options.out, options.overlay
+        if isinstance(head.options, LinearOptions) and head.options.predicts == "number":
+            return NumberOutput(out, head.name, options.topk)
         if _is_linear(head):
             return ClassOutput(out, head.name, options.topk, overlay=overlay)
         if not head.target.is_labels:

@@ -108,6 +108,8 @@ def open_truth(
         raise UserError(f"--truth {root} is not a folder.")
     root, head = root.resolve(), spec.heads[0]
     if isinstance(head.options, LinearOptions):
+        if head.options.predicts != "class":
+            raise UserError("--truth reads class folders; score CSV labels by --eval")
         return _Classes(root, spec, head, device)
     if head.target.is_labels:
         if zero_is_void is None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import run_finetuning_cls
+from multimae import MultiMAE
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import default_table
 from tests.support.image_folders import message_of
@@ -188,3 +189,87 @@ def test_strongest_augmentation_keeps_a_valid_image(policy: str) -> None:
     for seed in range(150):  # timm's strongest Posterize keeps no bit, which Pillow refuses
         torch.manual_seed(seed)
         assert transform({"rgb": Image.fromarray(pixels)})["rgb"].shape == (3, 32, 32)
+
+
+def write_labels(data: Path, path: Path, kind: str) -> Path:
+    """Labels of both splits, from the mean colour of the image; names do not overlap."""
+    rows = ["name,label"] if kind != "number" else ["name,red,blue"]
+    for split in ("train", "val"):
+        for file in sorted((data / split / "rgb").rglob("*.jpg")):
+            name = file.relative_to(data / split / "rgb")
+            red, _, blue = np.asarray(Image.open(file)).reshape(-1, 3).mean(axis=0).tolist()
+            labels = ["warm"] * (red > blue) + ["bright"] * (red + blue > 140)
+            one = (labels or ["cold"])[0]
+            numbers = f"{red:.3f},{blue:.3f}"
+            text = {"class": one, "multi": ";".join(labels), "number": numbers}[kind]
+            rows.append(f"{name},{text}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("apart")
+    write_scenes(root / "train", 8)
+    write_scenes(root / "val", 13, first_seed=100)
+    for folder in (root / "val").iterdir():
+        for path in [p for p in folder.rglob("*") if p.is_file() and p.stem < "008"]:
+            path.unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    "kind, metrics",
+    [
+        ("class", {"acc1", "acc5", "loss"}),
+        ("multi", {"map", "f1_micro", "f1_macro", "loss"}),
+        ("number", {*(f"{m}/{n}" for m in ("mae", "rmse", "r2") for n in ("red", "blue")), "loss"}),
+    ],
+)
+def test_labels_in_a_file(apart: Path, tmp_path: Path, kind: str, metrics: set[str]) -> None:
+    file, out = write_labels(apart, tmp_path / "labels.csv", kind), tmp_path / "out"
+    more = ["--label_file", str(file), "--label_kind", kind, "--save_ckpt_freq", "1"]
+    run_finetuning_cls.main(arguments(apart, out, *more))
+    first = evaluations(out)[-1]
+    assert {k.partition("/")[2] for k in first if k.startswith("eval/")} == metrics
+    run_finetuning_cls.main(arguments(apart, tmp_path / "scored", *more, "--eval", "--finetune",
+                                      str(out / "model.safetensors")))  # fmt: skip
+    again = evaluations(tmp_path / "scored")[-1]
+    assert {k: again[k] for k in again if k.startswith("eval/")} == pytest.approx(
+        {k: first[k] for k in first if k.startswith("eval/")}, rel=1e-5
+    )
+    model = MultiMAE.from_pretrained(out / "model.safetensors")
+    (image,) = model.predict(rgb=apart / "val/rgb/a/008.jpg")
+    pred = image["cls"]
+    if kind == "number":
+        errors = []
+        for path in sorted((apart / "val/rgb").rglob("*.jpg")):
+            (one,) = model.predict(rgb=path)
+            red = np.asarray(Image.open(path)).reshape(-1, 3).mean(axis=0)[0]
+            errors.append(abs(float(one["cls"].values[0]) - red))
+        assert pred.names == ("red", "blue")
+        assert np.mean(errors) == pytest.approx(first["eval/mae/red"], rel=1e-2)
+    else:
+        assert pred.multi == (kind == "multi") and len(pred.probabilities) == 2
+    with file.open() as stream:
+        text = stream.read()
+    file.write_text(text.replace("000.jpg,", "000.jpg,1" if kind == "number" else "000.jpg,bright;"
+                                 if kind == "multi" else "000.jpg,cold_"))  # fmt: skip
+    if kind != "class":
+        resumed = arguments(apart, out, *more, "--epochs", "3")
+        assert "labels" in message_of(run_finetuning_cls.main, resumed)
+
+
+def test_images_without_a_row_are_named(apart: Path, tmp_path: Path) -> None:
+    file = write_labels(apart, tmp_path / "labels.csv", "multi")
+    file.write_text("".join(line for line in file.open() if "a/002" not in line))
+    more = ["--label_file", str(file), "--label_kind", "multi"]
+    message = message_of(run_finetuning_cls.main, arguments(apart, tmp_path / "out", *more))
+    assert "a/002" in message and "1 of 8" in message
+
+
+def test_mixup_of_several_labels_is_refused() -> None:
+    with pytest.raises(UserError, match="mixup"):
+        parse_config(ClsConfig, ["--label_kind", "multi", "--label_file", "x", "--mixup", "0.5"])
+    cfg = parse_config(ClsConfig, ["--label_kind", "number", "--label_file", "x"])
+    assert not cfg.data.mixes

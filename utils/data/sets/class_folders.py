@@ -58,6 +58,8 @@ class ClassIndex:
         """Class ids ``(B,)`` of samples named ``class/name``."""
         return torch.tensor([self._ids[s.partition("/")[0]] for s in samples], device=device)
 
+    targets = ids
+
 
 def data_root(path: str, inputs: Sequence[Modality]) -> AnyPath:
     """The folder of the modality folders: ``path``, or its parent if ``path`` is one of them."""

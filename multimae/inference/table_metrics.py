@@ -1,0 +1,121 @@
+"""Metrics of several labels, or of numbers, per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multimae.inference.meters import Meter, ratio
+
+
+class MultiLabelMeter(Meter):
+    """Mean average precision and F1 of several labels per image, in percent.
+
+    Keeps all scores, which average precision sorts: 16 bytes per sample and class.
+
+    Args:
+        num_samples: ``N``.
+        num_classes: ``K``.
+        device: See :class:`Meter`.
+    """
+
+    def __init__(
+        self, num_samples: int, num_classes: int, device: torch.device | str | None = None
+    ) -> None:
+        """Start at zero."""
+        super().__init__(2 * num_samples * num_classes, device)
+        self.shape = (2, num_samples, num_classes)
+
+    def update(self, rows: Sequence[int], logits: Tensor, targets: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            rows: Index of every sample in the data set.
+            logits: ``[B, K]``.
+            targets: ``[B, K]`` of 0 and 1; NaN: unknown, which does not count.
+        """
+        scores, codes = self._sums.view(self.shape)
+        # 0: not counted, 1: negative, 2: positive; sums of shards are unions.
+        known = torch.nan_to_num(targets.double() + 1, nan=0.0)
+        scores[rows] = logits.detach().double().to(scores.device)
+        codes[rows] = known.to(codes.device)
+
+    def compute(self) -> dict[str, float]:
+        """``map``, the mean over classes with a positive and, at probability 0.5, ``f1_*``."""
+        scores, codes = self._sums.view(self.shape)
+        positive, known = codes == 2, codes > 0
+        predicted = (scores >= 0) & known
+        hits = (predicted & positive).sum(dim=0)
+        wrong = (predicted & ~positive).sum(dim=0)
+        missed = (~predicted & positive).sum(dim=0)
+        used = positive.any(dim=0)
+        precision = [
+            average_precision(scores[known[:, k], k], positive[known[:, k], k])
+            for k in torch.nonzero(used).flatten().tolist()
+        ]
+        f1 = (2 * hits / (2 * hits + wrong + missed))[used]
+        total = int(2 * hits.sum() + wrong.sum() + missed.sum())
+        return {
+            "map": 100 * ratio(sum(precision), len(precision)),
+            "f1_micro": 100 * ratio(2 * float(hits.sum()), total),
+            "f1_macro": 100 * ratio(float(f1.sum()), len(f1)),
+        }
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean of the precision at every positive, by falling score; equal scores are one step."""
+    order = scores.argsort(descending=True)
+    scores, hits = scores[order], positive[order].double().cumsum(dim=0)
+    last = torch.ones_like(scores, dtype=torch.bool)
+    last[:-1] = scores[1:] != scores[:-1]
+    counts = torch.arange(1, len(scores) + 1, device=scores.device)[last]
+    hits = hits[last]
+    steps = torch.diff(hits, prepend=hits.new_zeros(1))
+    return float((steps * hits / counts).sum() / hits[-1])
+
+
+class NumberMeter(Meter):
+    """Mean absolute error, root mean square error and R² of numbers, by name.
+
+    Args:
+        names: The numbers.
+        mean: Of the training set.
+        std: Of the training set; sums of standardized values do not cancel.
+        device: See :class:`Meter`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Start at zero."""
+        super().__init__(5 * len(names), device)
+        self.names, self.mean, self.std = tuple(names), tuple(mean), tuple(std)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count standardized outputs and targets ``[B, C]``; NaN targets do not count."""
+        known = targets.isfinite()
+        truth = torch.where(known, targets, 0.0).double()
+        error = torch.where(known, outputs.double() - truth, 0.0)
+        sums = [known.double(), error.abs(), error.square(), truth, truth.square()]
+        self._sums += torch.stack([s.sum(dim=0) for s in sums]).flatten().to(self._sums.device)
+
+    def compute(self) -> dict[str, float]:
+        """``mae``, ``rmse`` (in the unit) and ``r2``, of several numbers with ``/name``."""
+        sums = self._sums.view(5, -1).T.tolist()
+        values: dict[str, float] = {}
+        for name, std, (count, absolute, square, total, squares) in zip(
+            self.names, self.std, sums, strict=True
+        ):
+            spread = squares - total * ratio(total, count) if count else 0.0
+            end = f"/{name}" if len(self.names) > 1 else ""
+            values[f"mae{end}"] = std * ratio(absolute, count)
+            values[f"rmse{end}"] = std * math.sqrt(ratio(square, count)) if count else math.nan
+            values[f"r2{end}"] = 1 - ratio(square, spread) if spread > 0 else math.nan
+        return values
