@@ -115,6 +115,10 @@ class Pretraining(Job[PretrainTask]):
             evaluators += build_evaluators(
                 self.cfg, path, task, train_set, self.world, precision, logger
             )
+        if self.cfg.log.probe_freq:
+            from utils.tasks.probes import build_probe
+
+            evaluators += build_probe(self.cfg, task.inputs, len(train_set), self.world, precision)
         return evaluators
 
 

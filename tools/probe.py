@@ -21,17 +21,16 @@ if __package__ in (None, ""):
 
 import torch
 
+from multimae.inference.neighbours import Labelled, knn_accuracy
 from multimae.specs.errors import UserError, run_command
 from multimae.specs.modalities import select
 from tools.probing.classifiers import (
     TOLERANCE,
     LinearResult,
-    knn_accuracy,
     linear_probe,
     majority_accuracy,
 )
 from tools.probing.frozen_features import (
-    Labelled,
     extract,
     feature_loader,
     labelled_folder,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from multimae import ModelSpec, MultiMAE, MultiViT
+from multimae.inference.neighbours import Labelled, knn_accuracy, knn_votes
 from multimae.specs.modalities import make_table, select
 from multimae.weights.files import save_state_dict
 from tests.support.image_folders import message_of, save
@@ -19,15 +20,12 @@ from tests.support.states import random_timm
 from tools import probe
 from tools.probing.classifiers import (
     fit_logistic,
-    knn_accuracy,
-    knn_votes,
     linear_probe,
     majority_accuracy,
     standardize,
     stratified_split,
 )
 from tools.probing.frozen_features import (
-    Labelled,
     extract,
     feature_loader,
     labelled_folder,

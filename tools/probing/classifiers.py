@@ -1,25 +1,22 @@
-"""Classifiers on frozen features: weighted k nearest neighbours and a linear probe.
+"""Linear probe of frozen features, and baselines.
 
 Shapes: n images, D features, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.inference.metrics import AccuracyMeter
+from multimae.inference.neighbours import Labelled, chunks, class_meter
 from multimae.specs.errors import UserError
-from tools.probing.frozen_features import Labelled
 from utils.training.seeding import generator
 
-CHUNK = 4096  # images per block of similarities or logits
 TOLERANCE = 1e-6  # largest absolute entry of the gradient where L-BFGS stops
-TOP = 5  # top-5 accuracy needs more classes than that, and at least as many neighbours
 
 
 @dataclass(frozen=True)
@@ -71,43 +68,6 @@ def standardize(train: Labelled, *others: Labelled) -> list[Labelled]:
     deviation, mean = torch.std_mean(train.x, dim=0, correction=0)
     scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
     return [Labelled((part.x - mean) / scale, part.y) for part in (train, *others)]
-
-
-def knn_accuracy(
-    train: Labelled, test: Labelled, num_classes: int, ks: Sequence[int], temperature: float
-) -> dict[int, dict[str, float]]:
-    """Accuracies by number of neighbours, capped at the size of the training set."""
-    ks = sorted({min(k, len(train)) for k in ks})
-    bank = Labelled(F.normalize(train.x, dim=1), train.y)
-    meters = {k: _meter(num_classes if k >= TOP else k, test.x.device) for k in ks}
-    for part in _chunks(test):
-        votes = knn_votes(bank, F.normalize(part.x, dim=1), num_classes, ks, temperature)
-        for k, meter in meters.items():
-            meter.update(votes[k], part.y)
-    return {k: meter.compute() for k, meter in meters.items()}
-
-
-def knn_votes(
-    bank: Labelled, x: Tensor, num_classes: int, ks: Sequence[int], temperature: float
-) -> dict[int, Tensor]:
-    """Votes ``(n, K)`` of the ``k`` nearest, weighted by the softmax of similarity / temperature.
-
-    Wu et al. (2018), "Unsupervised feature learning via non-parametric instance discrimination".
-
-    Args:
-        bank: Unit vectors with classes, at least as many as the largest ``k``.
-        x: Unit vectors (n, D).
-        num_classes: K.
-        ks: Numbers of neighbours.
-        temperature: Of the softmax.
-    """
-    similarity, nearest = (x @ bank.x.T).topk(max(ks), dim=1)
-    classes = bank.y[nearest]
-    votes = {}
-    for k in ks:
-        weights = (similarity[:, :k] / temperature).softmax(dim=1)
-        votes[k] = x.new_zeros(len(x), num_classes).scatter_add_(1, classes[:, :k], weights)
-    return votes
 
 
 def linear_probe(
@@ -202,7 +162,7 @@ def fit_logistic(
         """Return the objective and set ``.grad``; works in chunks to bound memory."""
         value = 0.5 * l2 * float(weight.square().sum())
         weight.grad, bias.grad = l2 * weight, torch.zeros_like(bias)
-        for part in _chunks(data):
+        for part in chunks(data):
             log_p = torch.addmm(bias, part.x, weight).log_softmax(dim=1)
             value += float(F.nll_loss(log_p, part.y, reduction="sum")) / len(data)
             error = (log_p.exp() - F.one_hot(part.y, num_classes)) / len(data)
@@ -224,18 +184,8 @@ def fit_logistic(
     return LogisticModel(weight, bias, max(float(g.abs().max()) for g in gradients))
 
 
-def _chunks(data: Labelled) -> Iterator[Labelled]:
-    for first in range(0, len(data), CHUNK):
-        chunk = slice(first, first + CHUNK)
-        yield Labelled(data.x[chunk], data.y[chunk])
-
-
-def _meter(num_classes: int, device: torch.device) -> AccuracyMeter:
-    return AccuracyMeter((1, TOP) if num_classes > TOP else (1,), device)
-
-
 def _accuracy(model: LogisticModel, data: Labelled, num_classes: int) -> dict[str, float]:
-    meter = _meter(num_classes, data.x.device)
-    for part in _chunks(data):
+    meter = class_meter(num_classes, data.x.device)
+    for part in chunks(data):
         meter.update(model.logits(part.x), part.y)
     return meter.compute()

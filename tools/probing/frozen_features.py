@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.preprocess import prepare
+from multimae.inference.neighbours import Labelled
 from multimae.multimae import MultiViT
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
@@ -38,26 +39,6 @@ from utils.training.stepper import Precision
 
 CHECKED_SAMPLES = 256
 _INPUTS = "input_adapters."
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Features ``x`` (n, D) of a set and their class ids ``y`` (n,)."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.y)
-
-    def __getitem__(self, indices: Tensor) -> Labelled:
-        """Select images by index."""
-        return Labelled(self.x[indices], self.y[indices])
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Labelled:
-        """Move to ``device``; features become ``dtype``."""
-        return Labelled(self.x.to(device, dtype), self.y.to(device))
 
 
 @dataclass(frozen=True)

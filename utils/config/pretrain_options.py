@@ -11,6 +11,7 @@ from multimae.nn.tokens import as_size
 from utils.config.fields import option
 from utils.config.options import (
     DataOptions,
+    LogOptions,
     ModelOptions,
     OptimOptions,
     RunConfig,
@@ -184,6 +185,17 @@ class PretrainRuntimeOptions(RuntimeOptions):
 
 
 @dataclass(frozen=True)
+class PretrainLogOptions(LogOptions):
+    """Logs and evaluation."""
+
+    probe_freq: int = option(
+        0, "Epochs between probes of frozen features; 0: none", within="[0, inf)", on_resume="free"
+    )
+    probe_data_path: str = option("", "Class folders of the kNN probe", on_resume="free")
+    probe_label_file: str = option("", "CSV name,label instead of folders", on_resume="free")
+
+
+@dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Pre-train a MultiMAE on aligned images of several modalities."""
 
@@ -192,6 +204,7 @@ class PretrainConfig(RunConfig):
     optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
     start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
     runtime: PretrainRuntimeOptions = field(default_factory=PretrainRuntimeOptions)
+    log: PretrainLogOptions = field(default_factory=PretrainLogOptions)
 
     @property
     def out_names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from multimae.specs.errors import exit_on_user_error
 from run_pretraining_multimae import main
+from tests.support.image_folders import message_of
 from tests.support.scenes import tiny_run, write_scenes
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
@@ -205,3 +206,23 @@ def test_tensorboard(scenes: Path, unseen: Path, tmp_path: Path) -> None:
     events.Reload()
     assert "train/loss/depth" in events.Tags()["scalars"]
     assert events.Tags()["images"] == ["reconstructions"]
+
+
+def test_probes_do_not_change_training(scenes: Path, unseen: Path, tmp_path: Path) -> None:
+    more = ("--eval_data_path", str(unseen), "--epochs", "3", "--hflip", "0.5")
+    probe = ("--probe_freq", "2", "--probe_data_path", str(unseen))
+    main(tiny_run(scenes, tmp_path / "off", *more))
+    main(tiny_run(scenes, tmp_path / "on", *more, *probe))
+    assert_same(weights(tmp_path / "off"), weights(tmp_path / "on"))
+    plain, probed = rows(tmp_path / "off", "eval"), rows(tmp_path / "on", "eval")
+    assert not any("eval/knn" in row for row in plain)
+    found = [row for row in probed if "eval/rankme" in row]
+    assert [row["step"] for row in found] == [6, 9]  # epoch 2 of 3 steps, and the last
+    for row in found:
+        assert 1 <= row["eval/rankme"] <= 6
+        assert row["eval/knn"] == pytest.approx(100 * round(row["eval/knn"] * 0.06) / 6)
+
+
+def test_probe_needs_something_to_probe(scenes: Path, tmp_path: Path) -> None:
+    arguments = tiny_run(scenes, tmp_path, "--probe_freq", "1")
+    assert "probe_data_path" in message_of(main, arguments)
