@@ -52,10 +52,10 @@ class ClassPrediction:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The most probable class; of several labels, all with a probability of at least 0.5."""
+        """The most probable class; of several labels, all more probable than 0.5."""
         if not self.multi:
             return self.names[:1]
-        return tuple(n for n, p in zip(self.names, self.probabilities, strict=True) if p >= 0.5)
+        return tuple(n for n, p in zip(self.names, self.probabilities, strict=True) if p > 0.5)
 
 
 @dataclass(frozen=True)

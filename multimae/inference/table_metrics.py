@@ -44,10 +44,10 @@ class MultiLabelMeter(Meter):
         codes[rows] = known.to(codes.device)
 
     def compute(self) -> dict[str, float]:
-        """``map``, the mean over classes with a positive and, at probability 0.5, ``f1_*``."""
+        """``map``, the mean over classes with a positive and, above probability 0.5, ``f1_*``."""
         scores, codes = self._sums.view(self.shape)
         positive, known = codes == 2, codes > 0
-        predicted = (scores >= 0) & known
+        predicted = (scores > 0) & known
         hits = (predicted & positive).sum(dim=0)
         wrong = (predicted & ~positive).sum(dim=0)
         missed = (~predicted & positive).sum(dim=0)

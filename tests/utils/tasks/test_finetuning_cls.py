@@ -199,7 +199,7 @@ def write_labels(data: Path, path: Path, kind: str) -> Path:
             name = file.relative_to(data / split / "rgb")
             red, _, blue = np.asarray(Image.open(file)).reshape(-1, 3).mean(axis=0).tolist()
             labels = ["warm"] * (red > blue) + ["bright"] * (red + blue > 140)
-            one = (labels or ["cold"])[0]
+            one = "warm" if red > blue else "cold"
             numbers = f"{red:.3f},{blue:.3f}"
             text = {"class": one, "multi": ";".join(labels), "number": numbers}[kind]
             rows.append(f"{name},{text}")
@@ -239,12 +239,12 @@ def test_labels_in_a_file(apart: Path, tmp_path: Path, kind: str, metrics: set[s
         {k: first[k] for k in first if k.startswith("eval/")}, rel=1e-5
     )
     model = MultiMAE.from_pretrained(out / "model.safetensors")
-    (image,) = model.predict(rgb=apart / "val/rgb/a/008.jpg")
+    (image,) = model.predict(apart / "val/rgb/a/008.jpg")
     pred = image["cls"]
     if kind == "number":
         errors = []
         for path in sorted((apart / "val/rgb").rglob("*.jpg")):
-            (one,) = model.predict(rgb=path)
+            (one,) = model.predict(path)
             red = np.asarray(Image.open(path)).reshape(-1, 3).mean(axis=0)[0]
             errors.append(abs(float(one["cls"].values[0]) - red))
         assert pred.names == ("red", "blue")
@@ -273,3 +273,25 @@ def test_mixup_of_several_labels_is_refused() -> None:
         parse_config(ClsConfig, ["--label_kind", "multi", "--label_file", "x", "--mixup", "0.5"])
     cfg = parse_config(ClsConfig, ["--label_kind", "number", "--label_file", "x"])
     assert not cfg.data.mixes
+
+
+@pytest.mark.parametrize("kind", ["multi", "number"])
+def test_unknown_labels_and_the_global_batch(apart: Path, tmp_path: Path, kind: str) -> None:
+    """An update does not depend on how its batch is divided, though counts of labels differ."""
+    file = write_labels(apart, tmp_path / "labels.csv", "number")
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows[1:]):
+        known = row[1:] if kind == "number" else [str(i % 2), str(i % 3 // 2)]
+        row[1:] = [known[0], "" if i % 3 == 0 else known[1]]
+    file.write_text("\n".join(map(",".join, rows)) + "\n")
+    losses = []
+    for size, accumulated in ((4, 1), (2, 2), (1, 4)):
+        out = tmp_path / str(size)
+        more = ["--label_file", str(file), "--label_kind", kind, "--drop_path", "0"]
+        more += ["--batch_size", str(size), "--update_freq", str(accumulated), "--aa", "none"]
+        more += ["--color_jitter", "0", "--no_save_ckpt"]
+        run_finetuning_cls.main(arguments(apart, out, *more))
+        lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in lines if row["kind"] == "train"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
