@@ -154,6 +154,11 @@ class _Scorer:
 
 def _meter(head: HeadSpec) -> Meter:
     if isinstance(head.options, LinearOptions):
+        if head.options.predicts != "class":
+            raise UserError(
+                f"head '{head.name}' predicts label_kind {head.options.predicts}: only one class "
+                "per image is scored by subset. Use --eval of run_finetuning_cls.py."
+            )
         return MeanMeter(["accuracy"])
     if head.target.is_labels:
         return SegmentationMeter(head.target.num_classes, IGNORE)
