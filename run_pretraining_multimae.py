@@ -116,7 +116,7 @@ class Pretraining(Job[PretrainTask]):
                 self.cfg, path, task, train_set, self.world, precision, logger
             )
         if self.cfg.log.probe_freq:
-            from utils.tasks.probes import build_probe
+            from utils.training.probes import build_probe
 
             evaluators += build_probe(self.cfg, task.inputs, len(train_set), self.world, precision)
         return evaluators

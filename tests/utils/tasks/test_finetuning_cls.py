@@ -239,12 +239,12 @@ def test_labels_in_a_file(apart: Path, tmp_path: Path, kind: str, metrics: set[s
         {k: first[k] for k in first if k.startswith("eval/")}, rel=1e-5
     )
     model = MultiMAE.from_pretrained(out / "model.safetensors")
-    (image,) = model.predict(apart / "val/rgb/a/008.jpg")
+    image = model.predict(apart / "val/rgb/a/008.jpg")
     pred = image["cls"]
     if kind == "number":
         errors = []
         for path in sorted((apart / "val/rgb").rglob("*.jpg")):
-            (one,) = model.predict(path)
+            one = model.predict(path)
             red = np.asarray(Image.open(path)).reshape(-1, 3).mean(axis=0)[0]
             errors.append(abs(float(one["cls"].values[0]) - red))
         assert pred.names == ("red", "blue")
