@@ -289,7 +289,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
     label_digest: Tensor | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
     goal = Goal("eval/acc1")
-    scores = AccuracyEvaluator
+    scores: type[SplitEvaluator[ClassificationTask]] = AccuracyEvaluator
     pictures = ClassPictures
 
     def __init__(self, cfg: ClsConfig, world: World) -> None:
