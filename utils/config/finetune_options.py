@@ -239,6 +239,8 @@ class FinetuneConfig(RunConfig):
         yield from self._freezing_problems()
         if self.start.test and not self.has_test_set:
             yield "test: needs test_data_path, the images to score on"
+        if self.start.eval and not self.start.test and not self.has_eval_set:
+            yield "eval: needs eval_data_path, the images to score on"
         if isinstance(self.model, DenseModelOptions):
             for name in self.model.head.main_tasks:
                 if name not in self.in_names:

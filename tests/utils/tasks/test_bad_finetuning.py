@@ -82,6 +82,8 @@ def test_evaluation_needs_weights_and_data(
         assert "nothing to score" in failure(name, data, capsys, "--test")
     else:
         assert "test: needs test_data_path" in failure(name, data, capsys, "--test")
+        message = failure(name, data, capsys, "--eval", "--eval_data_path", "none")
+        assert "eval: needs eval_data_path" in message
     assert not (tmp_path / "out").exists()
 
 
