@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -182,8 +183,8 @@ def _georeference(file: Any) -> Georeference | None:
 
 
 def block_cache(num_bytes: int) -> AbstractContextManager[Any]:
-    """Context in which GDAL keeps at most ``num_bytes`` of decoded blocks; 0: no raster is open."""
-    if not num_bytes:
+    """Context in which GDAL keeps at most about ``num_bytes`` of decoded blocks."""
+    if "rasterio" not in sys.modules:
         return nullcontext()
     # Without this, GDAL keeps 5 % of the memory of the machine.
     context: AbstractContextManager[Any] = _rasterio().Env(GDAL_CACHEMAX=max(_CACHE, num_bytes))
@@ -233,7 +234,7 @@ class TiffRows:
                 self._temporary, "w", driver="GTiff", height=size[0], width=size[1],
                 count=channels, dtype=kind.name, nodata=no_data, tiled=True, blockxsize=BLOCK,
                 blockysize=BLOCK, compress="deflate", predictor=3 if kind.kind == "f" else 2,
-                interleave="pixel", BIGTIFF="IF_SAFER", **options,
+                interleave="pixel", BIGTIFF="IF_SAFER", zlevel=4, num_threads=2, **options,
             )  # fmt: skip
         if palette is not None:
             colours = {i: tuple(map(int, colour)) for i, colour in enumerate(palette)}

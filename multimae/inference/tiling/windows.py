@@ -11,6 +11,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ def _open(image: ImageLike, m: Modality) -> _Source:
     return _Decoded(to_pixels(image, m))
 
 
+def _as_stored(pixels: Pixels, m: Modality) -> Tensor:
+    """Pixels as :func:`multimae.images.views.cut` returns them at their size, without resizing."""
+    array = np.asarray(pixels)
+    if not m.is_labels:
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
 class Scene:
     """The images of a sample; use it as a context.
 
@@ -172,6 +181,7 @@ class Scene:
         """
         self.modalities = tuple(modalities)
         self._sources: dict[str, _Source] = {}
+        self._stack = ExitStack()
         try:
             for m in self.modalities:
                 self._sources[m.name] = _open(images[m.name], m)
@@ -204,6 +214,7 @@ class Scene:
 
     def __enter__(self) -> Scene:
         """Return the scene."""
+        self._stack.enter_context(self.cache(_BAND))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -212,6 +223,7 @@ class Scene:
 
     def close(self) -> None:
         """Close all files."""
+        self._stack.close()
         for source in self._sources.values():
             source.close()
 
@@ -246,7 +258,8 @@ class Scene:
         inner = View(
             (rows.full, columns.full), rows.start, columns.start, rows.length, columns.length
         )
-        values = cut(pixels, m, inner, out)
+        is_exact = (rows.count, columns.count) == out and source.shape == self.size
+        values = _as_stored(pixels, m) if is_exact else cut(pixels, m, inner, out)
         if mask is None:
             return values, None
         return values, torch.from_numpy(np.ascontiguousarray(nearest(mask, inner, out)))

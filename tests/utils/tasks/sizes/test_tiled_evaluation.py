@@ -119,7 +119,9 @@ def test_taskonomy_by_tiles(tmp_path: Path) -> None:
         for options in ((), ("--eval_tiles",), ("--eval_tta", "flip")):
             out = tmp_path / f"{name}{len(values)}"
             roots = ("--data_path", str(root), "--eval_data_path", str(root))
-            args = arguments(root, out, *roots, "--out_domains", "normal", *options)
+            args = arguments(
+                root, out, *roots, "--out_domains", "normal", "--batch_size", "1", *options
+            )
             run_finetuning_taskonomy.main(args)
             values.append(scored(out)["eval/l1"])
         assert len(set(values[1:])) == 2
