@@ -12,11 +12,10 @@ from multimae.specs.heads import MM_PER_M
 from multimae.specs.modalities import Modality, ModalityTable, make_table
 from utils.config.fields import option
 from utils.config.finetune_options import (
+    DenseFinetuneConfig,
     DenseModelOptions,
-    FinetuneConfig,
     FinetuneDataOptions,
     FinetuneOptimOptions,
-    TileEvalOptions,
     flip_problems,
 )
 from utils.config.options import CheckpointOptions, RuntimeOptions
@@ -168,14 +167,13 @@ class DepthCheckpointOptions(CheckpointOptions):
 
 
 @dataclass(frozen=True)
-class DepthConfig(FinetuneConfig):
+class DepthConfig(DenseFinetuneConfig):
     """Fine-tune for monocular depth estimation."""
 
     data: DepthDataOptions = field(default_factory=DepthDataOptions)
     model: DepthModelOptions = field(default_factory=DepthModelOptions)
     optim: DepthOptimOptions = field(default_factory=DepthOptimOptions)
     runtime: DepthRuntimeOptions = field(default_factory=DepthRuntimeOptions)
-    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
     checkpoint: DepthCheckpointOptions = field(default_factory=DepthCheckpointOptions)
 
     @property

@@ -220,7 +220,6 @@ class FinetuneConfig(RunConfig):
     optim: FinetuneOptimOptions = field(default_factory=FinetuneOptimOptions)
     start: StartOptions = field(default_factory=StartOptions)
     log: FinetuneLogOptions = field(default_factory=FinetuneLogOptions)
-    tiles: TileEvalOptions | None = None
 
     @property
     def used_names(self) -> tuple[str, ...]:
@@ -275,3 +274,10 @@ class FinetuneConfig(RunConfig):
     def has_test_set(self) -> bool:
         """Whether ``--test`` has images to score on."""
         return bool(self.data.test_data_path)
+
+
+@dataclass(frozen=True)
+class DenseFinetuneConfig(FinetuneConfig):
+    """Base of the configurations for dense prediction."""
+
+    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)

@@ -12,10 +12,9 @@ from multimae.specs.label_map import parse_label_map, targets_of
 from multimae.specs.modalities import VOID, Modality, ModalityTable
 from utils.config.fields import option
 from utils.config.finetune_options import (
+    DenseFinetuneConfig,
     DenseModelOptions,
-    FinetuneConfig,
     FinetuneDataOptions,
-    TileEvalOptions,
     class_weights_option,
     flip_problems,
     weight_problems,
@@ -170,13 +169,12 @@ class SemsegRuntimeOptions(RuntimeOptions):
 
 
 @dataclass(frozen=True)
-class SemsegConfig(FinetuneConfig):
+class SemsegConfig(DenseFinetuneConfig):
     """Fine-tune for semantic segmentation from any of rgb, depth, pseudo labels."""
 
     data: SemsegDataOptions = field(default_factory=SemsegDataOptions)
     model: SemsegModelOptions = field(default_factory=SemsegModelOptions)
     runtime: SemsegRuntimeOptions = field(default_factory=SemsegRuntimeOptions)
-    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
 
     @property
     def precision(self) -> str:

@@ -11,11 +11,10 @@ from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import Interpolation, ModalityTable
 from utils.config.fields import option
 from utils.config.finetune_options import (
+    DenseFinetuneConfig,
     DenseModelOptions,
-    FinetuneConfig,
     FinetuneDataOptions,
     FinetuneOptimOptions,
-    TileEvalOptions,
 )
 from utils.config.options import RuntimeOptions, split_names
 from utils.data.sets.taskonomy_views import TASKS, taskonomy_modalities
@@ -99,14 +98,13 @@ class TaskonomyRuntimeOptions(RuntimeOptions):
 
 
 @dataclass(frozen=True)
-class TaskonomyConfig(FinetuneConfig):
+class TaskonomyConfig(DenseFinetuneConfig):
     """Fine-tune for one or several of Taskonomy's dense tasks."""
 
     data: TaskonomyDataOptions = field(default_factory=TaskonomyDataOptions)
     model: TaskonomyModelOptions = field(default_factory=TaskonomyModelOptions)
     optim: TaskonomyOptimOptions = field(default_factory=TaskonomyOptimOptions)
     runtime: TaskonomyRuntimeOptions = field(default_factory=TaskonomyRuntimeOptions)
-    tiles: TileEvalOptions = field(default_factory=TileEvalOptions)
 
     @property
     def has_eval_set(self) -> bool:

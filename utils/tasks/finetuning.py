@@ -28,7 +28,12 @@ from utils.checkpoint.find import best_checkpoint, newest_checkpoint
 from utils.checkpoint.scored_weights import checkpoint_to_score, load_finetuned
 from utils.checkpoint.start_weights import StartWeights
 from utils.checkpoint.trained_inputs import trained_spec, with_trained_inputs
-from utils.config.finetune_options import FinetuneConfig, FinetuneOptimOptions, Split
+from utils.config.finetune_options import (
+    DenseFinetuneConfig,
+    FinetuneConfig,
+    FinetuneOptimOptions,
+    Split,
+)
 from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
@@ -352,7 +357,7 @@ class Finetuning(Job[TaskT]):
         return [scores, *pictures]
 
     def _augmented(self, task: TaskT) -> AugmentedEvaluation | None:
-        options = self.cfg.tiles
+        options = self.cfg.tiles if isinstance(self.cfg, DenseFinetuneConfig) else None
         if options is None or options.is_plain:
             return None
         from utils.tasks.tiled_evaluation import AugmentedEvaluation

@@ -195,7 +195,7 @@ OTHER_VALUES: dict[str, Any] = {
     "storage": "integer", "normalization": "robust", "robust_unit": 65536.0,
     "robust_pixels": "all", "max_value": 3.0, "mean": (0.5,), "std": (0.5,), "no_data": 0.0,
     "interpolation": "bilinear", "hflip_negate": (0,), "dim_class_emb": 32,
-    "class_names": ("a", "b"), "plot": "grey",
+    "class_names": ("a", "b"), "plot": "grey", "label_map": ("7=0",), "vflip_negate": (1,),
 }  # fmt: skip
 
 

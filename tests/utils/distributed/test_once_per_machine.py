@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from multimae.specs.errors import RunError, UserError
-from utils.distributed import world as module
+from utils.distributed import launch as module
 from utils.distributed.world import ALONE, World
 
 
