@@ -122,16 +122,16 @@ def _with_void(table: ModalityTable, content: dict[str, Any]) -> ModalityTable:
     if not isinstance(count, int):
         return table
     ids = count + bool(content.get("seg_reduce_zero_label"))
-    fields = {
-        "suffix": str(content.get("label_suffix") or ""),
-        "label_map": parse_label_map(content.get("label_map") or {}),
-    }
-    return {
-        name: dataclasses.replace(m, num_classes=ids, no_data=255.0, **fields)
-        if name == SEGMENTED
-        else m
-        for name, m in table.items()
-    }
+    if SEGMENTED not in table:
+        return table
+    segmented = dataclasses.replace(
+        table[SEGMENTED],
+        num_classes=ids,
+        no_data=255.0,
+        suffix=str(content.get("label_suffix") or ""),
+        label_map=parse_label_map(content.get("label_map") or {}),
+    )
+    return {**table, SEGMENTED: segmented}
 
 
 def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from multimae.images.preprocess import prepare
 from multimae.multimae import MultiViT
+from multimae.nn.tokens import Sides, as_size
 from multimae.specs.modalities import Modality, select
 from multimae.specs.spec import ModelSpec
 from tools.bench.plain_step import PlainMultiMAE
@@ -49,12 +50,13 @@ class Contender:
     precision: Precision
 
 
-def synthetic_batch(modalities: list[Modality], side: int, size: int, seed: int = 0) -> Batch:
+def synthetic_batch(modalities: list[Modality], sides: Sides, size: int, seed: int = 0) -> Batch:
     """Make ``size`` samples of random stored pixels."""
     generator = torch.Generator().manual_seed(seed)
     images = {}
+    height, width = as_size(sides)
     for m in modalities:
-        shape: tuple[int, ...] = (size, side // m.stride, side // m.stride)
+        shape: tuple[int, ...] = (size, height // m.stride, width // m.stride)
         top = m.num_classes if m.is_labels else int(m.max_value)
         dtype = torch.uint8 if top <= 256 else torch.uint16
         if not m.is_labels:
@@ -167,8 +169,8 @@ def vit_mae(cfg: StepBenchConfig, world: World) -> Contender:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True
     )
-    side = options.model.input_size
-    images = torch.randn(cfg.bench.batch, 3, side, side).to(world.device)
+    size = as_size(options.model.input_size)
+    images = torch.randn(cfg.bench.batch, 3, *size).to(world.device)
 
     def forward(_: int) -> Tensor:
         loss: Tensor = model(pixel_values=images).loss

@@ -142,10 +142,10 @@ class SemsegDataOptions(FinetuneDataOptions):
         except ValueError as err:
             yield f"label_map: {err}"
         table = self.table() if not list(super().problems()) else {}
-        for name in self.in_names:
-            if name in table and table[name].data_folder == self.label_folder:
+        for source in self.in_names:
+            if source in table and table[source].data_folder == self.label_folder:
                 yield (
-                    f"in_domains: '{name}' reads the folder '{self.label_folder}' of the truth; "
+                    f"in_domains: '{source}' reads the folder '{self.label_folder}' of the truth; "
                     "give it another folder, or use pseudo_semseg"
                 )
 
