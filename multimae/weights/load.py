@@ -101,8 +101,8 @@ def load_weights(
         The result by key.
 
     Raises:
-        CheckpointError: No key (of the encoder, if there is one) matches, or ``strict`` and names
-            or shapes differ.
+        CheckpointError: No key (of the encoder, if there is one) matches, weights are not finite,
+            or ``strict`` and names or shapes differ.
     """
     own: StateDict = model.state_dict()
     fitted: StateDict = {}
@@ -131,6 +131,12 @@ def load_weights(
     differs = report.resized or report.new or report.unused or report.mismatched
     if (strict and differs) or not any(k in fitted for k in body):
         raise CheckpointError(_does_not_fit(report, state_dict, own))
+    bad = [k for k, v in fitted.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{source}: {len(bad)} of {len(fitted)} tensors hold NaN or infinite values: "
+            f"{_first(bad)}. The run that wrote it had diverged; use an earlier checkpoint."
+        )
     model.load_state_dict(fitted, strict=False)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,20 @@ def label_tables(dataset: MultiModalDataset) -> list[LabelTable]:
         for m in dataset.folder.modalities
         if m.is_labels and m.name in dataset.label_counts
     ]
+
+
+def overlap_warnings(train: MultiModalDataset, scored: MultiModalDataset) -> Iterator[str]:
+    """Report evaluation samples that are training samples, of the same data root."""
+    root = train.folder.root
+    if os.path.realpath(str(root)) != os.path.realpath(str(scored.folder.root)):
+        return
+    names = {train.name(i) for i in range(len(train))}
+    shared = sum(scored.name(i) in names for i in range(len(scored)))
+    if shared:
+        yield (
+            f"warning: {shared} of {len(scored)} evaluation samples are training samples, too "
+            f"({root}): the metrics do not tell how the model does on other images."
+        )
 
 
 def range_warnings(

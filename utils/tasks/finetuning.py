@@ -38,7 +38,7 @@ from utils.config.options import split_names
 from utils.config.parse import to_flat_dict
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.sample_checks import label_tables, range_warnings
+from utils.data.sample_checks import label_tables, overlap_warnings, range_warnings
 from utils.data.samplers import EvalBatchSampler
 from utils.distributed.world import World
 from utils.logs.logger import RunLogger
@@ -331,7 +331,13 @@ class Finetuning(Job[TaskT]):
         self, task: TaskT, train_set: MultiModalDataset, precision: Precision, logger: RunLogger
     ) -> Sequence[Evaluator]:
         """Metrics and pictures of the evaluation images."""
-        return self.evaluators("eval", task, precision, logger)
+        evaluators = self.evaluators("eval", task, precision, logger)
+        for evaluator in evaluators:
+            scored = evaluator.loader.dataset if isinstance(evaluator, SplitEvaluator) else None
+            if isinstance(scored, MultiModalDataset):
+                for line in overlap_warnings(train_set, scored):
+                    logger.info(line)
+        return evaluators
 
     def evaluators(
         self, split: Split, task: TaskT, precision: Precision, logger: RunLogger

@@ -68,6 +68,18 @@ def test_report_names_every_key() -> None:
     assert "output_adapters.cls.head.weight (file 9x24, model 7x24)" in summary
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    target, state = multivit(), dict(multivit().state_dict())
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    state["unused"] = torch.full((2,), value)
+    load_weights(target, before | {"unused": state["unused"]}, source="file.pth")
+    state["encoder.0.mlp.fc1.bias"] = torch.full_like(state["encoder.0.mlp.fc1.bias"], value)
+    with pytest.raises(CheckpointError, match=r"file.pth: 1 of .* encoder.0.mlp.fc1.bias"):
+        load_weights(target, state, source="file.pth")
+    assert_same(target.state_dict(), before)
+
+
 def test_class_embedding_gets_a_padding_class() -> None:
     def model(padding: int | None) -> MultiViT:
         adapter = SemSegInputAdapter(10, 4, 16, image_size=48, emb_padding_idx=padding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.support.image_folders import message_of, save
 from utils.config.parse import parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
-from utils.data.sample_checks import LabelTable, label_tables, range_warnings
+from utils.data.sample_checks import LabelTable, label_tables, overlap_warnings, range_warnings
 from utils.data.sets.label_maps import (
     check_classes,
     check_same_classes,
@@ -188,3 +189,21 @@ def test_samples_of_other_bit_depth_or_without_values_give_a_warning(
     check_samples(dataset, 3)
     lines = list(range_warnings(dataset, [row], {}))
     assert [named in line for line in lines] == [True] * bool(named)
+
+
+def test_evaluation_on_training_samples_gives_a_warning(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / f"data/depth/{i}.png", np.full((40, 40), 6000, np.uint16))
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    row = make_table()["depth"]
+
+    def dataset(root: str, limit: int | None = None) -> MultiModalDataset:
+        folder = MultiModalFolder(tmp_path / root, [row])
+        return MultiModalDataset(folder, EvalTransform([row], 32), limit=limit)
+
+    (line,) = overlap_warnings(dataset("data", 2), dataset("link"))
+    assert "2 of 4 evaluation samples" in line and str(tmp_path / "data") in line
+    (tmp_path / "link").unlink()
+    (tmp_path / "data").rename(tmp_path / "link")
+    shutil.copytree(tmp_path / "link", tmp_path / "data")
+    assert not list(overlap_warnings(dataset("data"), dataset("link")))
