@@ -129,9 +129,9 @@ class SemsegDataOptions(FinetuneDataOptions):
         yield from weight_problems(self.class_weights)
         yield from flip_problems(self, self.table)
         known = get_args(SegLoss)
-        for name in self.losses:
-            if name not in known:
-                yield f"seg_loss: '{name}' is not one of {', '.join(known)}, joined by '+'"
+        for loss in self.losses:
+            if loss not in known:
+                yield f"seg_loss: '{loss}' is not one of {', '.join(known)}, joined by '+'"
         if len(set(self.losses)) < len(self.losses):
             yield f"seg_loss: {self.seg_loss} names a loss twice"
         highest = self.num_classes - 1 + self.seg_reduce_zero_label
