@@ -142,3 +142,13 @@ def test_any_file_name_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture
     assert samples == {b"bath/" + name for name in names}
     assert all(f["modality"] and f["data_set"] == str(root) for f in found)
     assert all(f"{f['modality']}, {root}]" in printed for f in found[:30])
+
+
+def test_names_of_another_unicode_form_are_told_apart(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "plain")
+    (root / "rgb/bath/000.jpg").rename(root / "rgb/bath/caf\u00e9.jpg")
+    (root / "depth/bath/000.png").rename(root / "depth/bath/cafe\u0301.png")
+    rows = [m for m in make_table().values() if m.name in ("rgb", "depth")]
+    texts = [f.message for f in examine_dataset(root, rows).findings if f.code == "missing-file"]
+    assert len(texts) == 2
+    assert all("'bath/caf\\xe9'" in t and "'bath/cafe\\u0301'" in t for t in texts)

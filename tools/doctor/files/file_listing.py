@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -182,6 +183,10 @@ def _file(entry: os.DirEntry[str]) -> File:
         return File(entry.path, 0)
 
 
+def _form(key: str) -> str:
+    return unicodedata.normalize("NFC", key)
+
+
 def _missing(listing: Listing) -> Iterator[Finding]:
     """Find samples that lack a file of a modality."""
     union = listing.keys()
@@ -189,6 +194,7 @@ def _missing(listing: Listing) -> Iterator[Finding]:
         files = listing.files[modality.name]
         lacking = [key for key in union if key not in files] if files else []
         suffixes = Counter(Path(f.path).suffix for f in files.values()) if lacking else Counter()
+        forms = {_form(key): key for key in files if not key.isascii()} if lacking else {}
         for key in lacking:
             path = (
                 listing.root
@@ -196,10 +202,16 @@ def _missing(listing: Listing) -> Iterator[Finding]:
                 / (key + modality.suffix + suffixes.most_common(1)[0][0])
             )
             have = next(f.path for f in listing.sample(key).values())
+            text = f"does not exist, but {have} does. Add it, or remove the sample."
+            if _form(key) in forms:
+                text = (
+                    f"{forms[_form(key)]!a} differs from {key!a} in the Unicode form of letters "
+                    f"(NFC, NFD) only, so {have} has no partner. Rename both to one form."
+                )
             yield Finding(
                 "error",
                 "missing-file",
-                f"does not exist, but {have} does. Add it, or remove the sample.",
+                text,
                 str(path),
                 modality.name,
                 key,
