@@ -43,6 +43,8 @@ Outcome = Prediction | Image.Image
 """What a head writes for a sample: a prediction, or a finished picture."""
 Format = Literal["png", "tiff", "npy"]
 Array = npt.NDArray[Any]
+RECORD_FILE = "predict.json"
+"""Model and options of the outputs in its folder."""
 VOID = 255
 """Stored id of void where classes count from 0."""
 _WIDE_VOID = 65535

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from multimae.images.readers import reuse_pillow_memory
 from multimae.inference.prediction.loading import Item, Loaded, Masks, SampleDataset, collate
 from multimae.inference.prediction.outputs import (
+    RECORD_FILE,
     ClassOutput,
     HeadOutput,
     LabelOutput,
@@ -50,8 +51,6 @@ from multimae.weights.atomic import TEMPORARY_SUFFIX, remove_leftovers
 if TYPE_CHECKING:  # tiles are off by default
     from multimae.inference.tiling.tiles import Tiler
 
-RECORD_FILE = "predict.json"
-"""Model and options of the outputs beside it."""
 METRICS_FILE = "metrics.json"
 _FIXED = ("inputs", "format", "overlay", "confidence", "topk", "precision", "visible", "seed")
 _TILES = ("tile", "overlap", "tta")

@@ -15,6 +15,7 @@ from torch import Tensor
 from multimae.images.folders import MultiModalFolder, read_class_names
 from multimae.images.inputs import Framed
 from multimae.images.pixels import ImageError, Pixels, size_of
+from multimae.inference.prediction.outputs import RECORD_FILE
 from multimae.inference.prediction.samples import open_folder
 from multimae.inference.truth import (
     BLURRED,
@@ -112,6 +113,9 @@ def open_truth(
             raise UserError("--truth reads class folders; score CSV labels by --eval")
         return _Classes(root, spec, head, device)
     if head.target.is_labels:
+        if any((folder / RECORD_FILE).is_file() for folder in (root, root.parent)):
+            # Maps that predict wrote hold class ids, not what the label map maps.
+            head = replace(head, target=replace(head.target, label_map=()))
         if zero_is_void is None:
             zero_is_void = _zero_is_void(root, head)
         return _Labels(root, head, device, zero_is_void)

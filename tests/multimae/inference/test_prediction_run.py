@@ -97,6 +97,19 @@ def test_labels_are_stored_as_the_truth_was(tmp_path: Path) -> None:
     assert metrics["mean_iou"] == 100 and metrics["pixel_accuracy"] == 1
 
 
+@pytest.mark.parametrize("label_map", [("0=1", "1=0"), ("7=0", "9=1", "default=255")])
+def test_saved_maps_are_not_mapped_again(tmp_path: Path, label_map: tuple[str, ...]) -> None:
+    target = replace(labels(2, "a", "b"), label_map=label_map)
+    head = HeadSpec("semseg", target, 2, DENSE, zero_is_void=False)
+    model = model_file(tmp_path / "m.safetensors", head)
+    root = photos(tmp_path / "photos", "x.jpg", "y.jpg")
+    assert predict(model, root, tmp_path / "out") == 0
+    for truth in ("out", "out/semseg"):
+        again = tmp_path / truth.replace("/", "-again")
+        assert predict(model, root, again / "2", "--truth", tmp_path / truth) == 0
+        assert json.loads((again / "2/metrics.json").read_text())["mean_iou"] == 100
+
+
 @pytest.mark.parametrize(
     "count,zero_is_void,first,void,wide",
     [(4, False, 0, 255, False), (254, True, 1, 0, False), (255, False, 0, 255, False),
