@@ -62,7 +62,7 @@ from utils.tasks.finetuning import (
     build_model,
 )
 from utils.tasks.loaders import build_dataset
-from utils.tasks.segmentation_losses import dice_loss, focal_sum
+from utils.tasks.segmentation_losses import counted_images, dice_sum, focal_sum
 from utils.training.state import Goal
 
 HEAD = "semseg"
@@ -107,6 +107,8 @@ class SegmentationTask(FinetuneTask):
         self.target, self.valid_name = target, valid_name
         self.zero_is_void, self.learn_padding = zero_is_void, learn_padding
         self.losses, self.focal_gamma = tuple(losses), focal_gamma
+        if "dice" in losses:
+            self.loss_names = ("loss", "loss/dice")
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Model inputs: padding is class K in label maps, 0 (after scaling) in scalar maps."""
@@ -124,40 +126,38 @@ class SegmentationTask(FinetuneTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Sum of the losses; 0 with a graph if no pixel is labelled."""
         labels, padding = self.labels(batch)
-        count = None if position.counts is None else position.counts[0]
         logits = self.predict(self.prepare(batch))[HEAD]
-        return StepOutput(self.loss(logits, labels, padding, count, position.num_batches), {})
+        return StepOutput(self.loss(logits, labels, padding, position.counts), {})
 
     def loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        padding: Tensor,
-        count: Tensor | None = None,
-        num_batches: int = 1,
+        self, logits: Tensor, labels: Tensor, padding: Tensor, counts: Tensor | None = None
     ) -> Tensor:
         """Sum of the losses of logits (B, K, H, W).
 
-        Cross-entropy and focal loss are divided by ``count``, the labelled pixels of the global
-        batch; with class weights, both are sums of the weights of these pixels. Dice is one of the
-        micro-batch, and the mean over the ``num_batches`` micro-batches of an update.
+        Cross-entropy and focal loss are means over pixels, weighted by class, and Dice is a mean
+        over images: both over ``counts``, see :meth:`count`.
         """
         labels, logits = self._loss_labels(labels, padding), logits.float()
-        weights = self.class_weights
-        count = self.total_weight(labels, IGNORE) if count is None else count
+        weights, counts = self.class_weights, self._counts(labels) if counts is None else counts
         total = logits.new_zeros(())
         if "ce" in self.losses:
             total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
         if "focal" in self.losses:
             total = total + focal_sum(logits, labels, weights, self.focal_gamma)
-        loss = mean_of_sum(total, count)
+        loss = mean_of_sum(total, counts[0])
         if "dice" in self.losses:
-            loss = loss + dice_loss(logits, labels, weights) / num_batches
+            loss = loss + mean_of_sum(dice_sum(logits, labels, weights), counts[1])
         return loss
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
-        """Number of labelled pixels, or the sum of their class weights."""
-        return self.total_weight(self._loss_labels(*self.labels(batch)), IGNORE).reshape(1)
+        """Number of labelled pixels, or the sum of their class weights; of images with Dice."""
+        return self._counts(self._loss_labels(*self.labels(batch)))
+
+    def _counts(self, labels: Tensor) -> Tensor:
+        counts = [self.total_weight(labels, IGNORE)]
+        if "dice" in self.losses:
+            counts.append(counted_images(labels, self.class_weights).to(counts[0]))
+        return torch.stack(counts)
 
     def _loss_labels(self, labels: Tensor, padding: Tensor) -> Tensor:
         """Labels for the loss; with ``learn_padding``, padding is class ``num_classes``."""

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.criterion import mean_of_sum
 from multimae.inference.truth import IGNORE
 
 
@@ -23,19 +22,29 @@ def focal_sum(logits: Tensor, labels: Tensor, weights: Tensor | None, gamma: flo
     return losses.masked_fill(labels == IGNORE, 0.0).sum()
 
 
-def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of ``1 - 2 sum(p y) / (sum(p) + sum(y))`` over the classes that ``labels`` has.
+def dice_sum(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum over images of ``1 - 2 sum(p y) / (sum(p) + sum(y))``, the mean over an image's classes.
 
-    Sums are over the counted pixels of the batch (Milletari et al., 2016), so that the loss is one
-    of the batch and not a sum over pixels. 0 with a graph if no pixel counts.
+    Sums are over the counted pixels of an image (Milletari et al., 2016), the weighted mean over
+    the classes that its labels have. Images that :func:`counted_images` does not count add 0.
     """
     ids = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
     truth = ids == labels[:, None]
     shares = logits.softmax(dim=1) * (labels != IGNORE)[:, None]
-    overlap = (shares * truth).sum(dim=(0, 2, 3))
-    pixels = truth.sum(dim=(0, 2, 3))
-    losses = 1 - 2 * overlap / (shares.sum(dim=(0, 2, 3)) + pixels).clamp_min(1e-6)
-    counted = (pixels > 0).to(losses.dtype)
+    overlap = (shares * truth).sum(dim=(2, 3))
+    pixels = truth.sum(dim=(2, 3))
+    losses_bk = 1 - 2 * overlap / (shares.sum(dim=(2, 3)) + pixels).clamp_min(1e-6)
+    counted_bk = (pixels > 0).to(losses_bk.dtype)
     if weights is not None:
-        counted = counted * weights
-    return mean_of_sum((losses * counted).sum(), counted.sum())
+        counted_bk = counted_bk * weights
+    total_b = counted_bk.sum(dim=1)
+    means_b = (losses_bk * counted_bk).sum(dim=1) / total_b.clamp_min(torch.finfo().tiny)
+    return means_b.sum()
+
+
+def counted_images(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Number of images with a labelled pixel whose class weight is not 0."""
+    counted = labels != IGNORE
+    if weights is not None:
+        counted &= weights[labels.masked_fill(labels == IGNORE, 0)] > 0
+    return counted.flatten(1).any(dim=1).sum()

@@ -15,6 +15,7 @@ from torch import nn
 
 from multimae.images.folders import MultiModalFolder
 from multimae.inference.truth import stored_target
+from multimae.specs.heads import HeadSpec, LinearOptions
 from multimae.specs.modalities import make_table, select
 from tests.support.image_folders import message_of, save
 from tools import check_dataset
@@ -142,7 +143,9 @@ def test_segmentation_loss_is_divided_by_the_weights_of_its_pixels() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_classification_loss_is_divided_by_the_weights_of_its_samples(smoothing: float) -> None:
     options = ClsDataOptions(mixup=0.0, cutmix=0.0, smoothing=smoothing)
-    task = ClassificationTask(FakeModel(), (), ClassIndex(["a", "b"]), options, (1, 3))
+    head = HeadSpec("cls", SemsegConfig().data.target(), 2, LinearOptions())
+    index = {"train": ClassIndex(["a", "b"])}
+    task = ClassificationTask(FakeModel(), (), index, head, options, (1, 3))
     logits, weights = torch.randn(3, 2), torch.tensor([1.0, 3.0])
     task.predict = lambda x: {"cls": logits}  # type: ignore[method-assign,assignment]
     task.prepare = lambda batch: batch.images  # type: ignore[method-assign]

@@ -135,9 +135,12 @@ def classes(mixup: float, weights: Sequence[float] | None = None) -> tuple[Task,
     target = Modality(
         "cls", "labels", num_classes=2, loss="cross_entropy", interpolation="nearest", plot="labels"
     )
-    model = multivit(inputs, HeadSpec("cls", target, 2, LinearOptions()))
+    head = HeadSpec("cls", target, 2, LinearOptions())
     options = ClsDataOptions(mixup=mixup, cutmix=0.0, smoothing=0.1)
-    return ClassificationTask(model, inputs, index, options, weights), batch_of({"rgb": rgb()})
+    task = ClassificationTask(
+        multivit(inputs, head), inputs, {"train": index}, head, options, weights
+    )
+    return task, batch_of({"rgb": rgb()})
 
 
 def soft_targets(_: Any, x: Any, labels: Tensor, inputs: Any) -> tuple[Any, Tensor]:
@@ -155,6 +158,8 @@ CASES: dict[str, Case] = {
     "loss on unmasked": lambda: pretraining(SOME, loss_on_unmasked=True),
     "void": segmentation,
     "learnt void": lambda: segmentation(learn_padding=True),
+    "dice": lambda: segmentation(losses=("ce", "dice")),
+    "dice_weights": lambda: segmentation(class_weights=(1, 5, 0, 0, 3), losses=("dice",)),
     "focal": lambda: segmentation(class_weights=(1, 5, 0.2, 0, 3), losses=("ce", "focal")),
     "class weights": lambda: segmentation(class_weights=(1, 5, 0.2, 0, 3), learn_padding=True),
     "invalid depth, l1": lambda: depth("l1"),

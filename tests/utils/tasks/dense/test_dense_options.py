@@ -18,7 +18,7 @@ from utils.config.parse import ConfigError, parse_config
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dense_transforms import DepthTrainTransform, SegTrainTransform
 from utils.tasks.segmentation import SegmentationTask
-from utils.tasks.segmentation_losses import dice_loss, focal_sum
+from utils.tasks.segmentation_losses import counted_images, dice_sum, focal_sum
 
 LABELS = torch.tensor([[[0, 1, 1], [2, 255, 1]]])
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 7.0])
@@ -54,30 +54,34 @@ def test_dice_loss_by_hand() -> None:
     truth = F.one_hot(LABELS[LABELS != 255], 4).float()
     losses = 1 - 2 * (shares * truth).sum(0) / (shares.sum(0) + truth.sum(0))
     losses, weights = losses[:3], WEIGHTS[:3]  # class 3 does not occur
-    torch.testing.assert_close(dice_loss(logits, LABELS, None), losses.mean())
+    torch.testing.assert_close(dice_sum(logits, LABELS, None), losses.mean())
     expected = (losses * weights).sum() / weights.sum()
-    torch.testing.assert_close(dice_loss(logits, LABELS, WEIGHTS), expected)
+    torch.testing.assert_close(dice_sum(logits, LABELS, WEIGHTS), expected)
     perfect = 100 * F.one_hot(LABELS.clamp_max(3), 4).movedim(-1, 1).float()
-    assert dice_loss(perfect, LABELS, None) < 1e-6
+    assert dice_sum(perfect, LABELS, None) < 1e-6
     void = torch.full_like(LABELS, 255)
-    assert dice_loss(logits, void, None) == 0
+    assert dice_sum(logits, void, None) == 0
+    pair = torch.cat([LABELS, void, LABELS.flip(2)])
+    logits = torch.cat([logits, logits, perfect.flip(3)])
+    torch.testing.assert_close(dice_sum(logits, pair, None), losses.mean())  # per image
+    assert counted_images(pair, None) == 2
+    assert counted_images(pair, torch.tensor([0.0, 0.0, 0.0, 1.0])) == 0
 
 
 def test_losses_are_added() -> None:
     target = dataclasses.replace(SemsegConfig().data.target(), num_classes=4)
 
-    def loss(*names: Any, num_batches: int = 1) -> torch.Tensor:
+    def loss(*names: Any) -> torch.Tensor:
         task = SegmentationTask(
             FakeModel(), (), target, zero_is_void=False, losses=names, focal_gamma=1.0
         )
-        return task.loss(logits, LABELS, padding, None, num_batches)
+        return task.loss(logits, LABELS, padding)
 
     padding = torch.zeros_like(LABELS, dtype=torch.bool)
     logits = torch.randn(1, 4, 2, 3, generator=torch.Generator().manual_seed(0))
     parts = loss("ce") + loss("focal") + loss("dice")
     torch.testing.assert_close(loss("ce", "focal", "dice"), parts)
     torch.testing.assert_close(loss("focal"), focal_sum(logits, LABELS, None, 1.0) / 5)
-    torch.testing.assert_close(loss("dice", num_batches=4), dice_loss(logits, LABELS, None) / 4)
 
 
 def test_options() -> None:
