@@ -201,6 +201,11 @@ class MultiModalFolder:
 
             self._index = load(self._index)
 
+    @property
+    def modality_folders(self) -> tuple[AnyPath, ...]:
+        """Folders of the stored modalities."""
+        return tuple(self._folders.values())
+
     def __len__(self) -> int:
         """Number of samples."""
         return len(self._index.names)

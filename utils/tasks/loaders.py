@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.index.listing import FindIndex, SampleIndex
+from multimae.specs.errors import UserError
 from utils.config.options import RunConfig
 from utils.data.dataset import (
     MultiModalDataset,
@@ -118,8 +119,15 @@ def build_dataset(
         **options: Further arguments of ``kind``.
 
     Raises:
-        UserError: Unreadable samples that may not be skipped.
+        UserError: Unreadable samples that may not be skipped, or an output folder among the images.
     """
+    output_dir = Path(cfg.checkpoint.output_dir).resolve()
+    for path in folder.modality_folders:
+        if isinstance(path, Path) and output_dir.is_relative_to(path.resolve()):
+            raise UserError(
+                f"output_dir {output_dir} lies in the modality folder {path}, where its pictures "
+                "would be read as samples: choose another folder."
+            )
     dataset = kind(
         folder,
         transform,

@@ -152,6 +152,14 @@ def test_output_dir_that_cannot_be_written(
     assert "output_dir" in message and "file/out" in message and "--output_dir" in message
 
 
+def test_output_dir_among_the_images(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = scenes / "rgb/runs/first"
+    message = error_of(tiny_run(scenes, out), capsys)
+    assert str(out) in message and f"{scenes / 'rgb'}, " in message
+
+
 def test_checkpoint_of_another_architecture(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
