@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.sets.label_maps import SegmentationDataset
+from utils.logs.lock import RunLock
 from utils.tasks.segmentation import SegmentationTask
 
 SCORES = ("mean_iou", "mean_accuracy", "pixel_accuracy", "loss")
@@ -79,6 +81,22 @@ def test_evaluation_of_the_best_checkpoint_repeats_its_score(data: Path, tmp_pat
     assert rows(tmp_path, "eval")[-1]["eval/mean_iou"] == best
     run_finetuning_semseg.main(arguments(data, tmp_path, "--test", *test))
     assert rows(tmp_path, "eval")[-1]["test/mean_iou"] == best
+
+
+@pytest.mark.parametrize("task", ["pretraining", "finetuning"])
+def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path, task: str) -> None:
+    lock = RunLock(tmp_path / "run.lock")
+    lock.acquire()
+    try:
+        if task == "pretraining":
+            run = tiny_run(data / "train", tmp_path, "--epochs", "1")
+            message = message_of(run_pretraining_multimae.main, run)
+        else:
+            message = message_of(run_finetuning_semseg.main, arguments(data, tmp_path))
+    finally:
+        lock.release()
+    assert f"{tmp_path} is in use" in message and str(os.getpid()) in message
+    assert not any(tmp_path.iterdir())
 
 
 def test_pretrained_weights_are_reported_key_by_key(data: Path, tmp_path: Path) -> None:
@@ -158,23 +176,32 @@ def test_padding_is_marked_and_never_counted(tmp_path: Path) -> None:
     assert len(seen) > 5 and min(seen) < 16 * 32 * 0.5 < 16 * 32 * 1.5 < max(seen)
 
 
-def test_void_and_padding_are_ignored_in_the_loss() -> None:
+@pytest.mark.parametrize("zero_is_void", [False, True])
+def test_void_and_padding_are_ignored_in_the_loss(zero_is_void: bool) -> None:
     from torch import nn
+
+    from utils.data.batches import Batch
 
     task = SegmentationTask.__new__(SegmentationTask)
     nn.Module.__init__(task)
     task.set_class_weights(None)
     task.losses = ("ce",)
     task.target, task.learn_padding = SemsegConfig().data.target(), False
+    task.zero_is_void = zero_is_void
     logits = torch.randn(1, 150, 4, 4, requires_grad=True)
-    void = torch.zeros(1, 4, 4, dtype=torch.bool)
-    nothing = task.loss(logits, torch.full((1, 4, 4), 255), void)
+    inside = torch.zeros(1, 4, 4, dtype=torch.bool)
+    inside[:, :2] = True
+    stored = torch.full((1, 4, 4), 255)
+    stored[0, 1, 0] = 0 if zero_is_void else 255
+    stored[0, 2] = 9  # padding, whatever it holds
+    stored[0, 3] = 254
+    nothing = task.loss(logits, *task.labels(Batch({"segmentation": stored, INSIDE: inside}, [""])))
     nothing.backward()
     assert nothing == 0 and logits.grad is not None and (logits.grad == 0).all()
-    labels = torch.full((1, 4, 4), 255)
-    labels[0, 0, 0] = 7
+    stored[0, 0, 0] = 7 + zero_is_void
+    labels, padding = task.labels(Batch({"segmentation": stored, INSIDE: inside}, [""]))
     expected = torch.nn.functional.cross_entropy(logits[:, :, 0, 0], torch.tensor([7]))
-    assert torch.allclose(task.loss(logits, labels, void), expected)
+    torch.testing.assert_close(task.loss(logits, labels, padding), expected)
 
 
 def test_seg_use_void_label_trains_padding_but_not_void() -> None:
