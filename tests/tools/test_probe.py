@@ -262,13 +262,13 @@ def test_knn_ignores_lengths_and_caps_k(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(scores) == [2, 12] and scores[2] == {"acc1": 100.0}
     noisy = blobs(3, 5, 4, 5.0, seed=2)
     whole = knn_accuracy(train, noisy, 3, [2], 0.07)
-    monkeypatch.setattr("tools.probing.classifiers.CHUNK", 4)
+    monkeypatch.setattr("multimae.inference.neighbours.CHUNK", 4)
     assert knn_accuracy(train, noisy, 3, [2], 0.07) == whole
 
 
 @pytest.mark.parametrize("chunk", [4096, 7])
 def test_logistic_regression_is_at_its_minimum(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tools.probing.classifiers.CHUNK", chunk)
+    monkeypatch.setattr("multimae.inference.neighbours.CHUNK", chunk)
     (train,) = standardize(blobs(4, 15, 6, 4.0))
     model = fit_logistic(train, 4, l2=0.01, max_iterations=500)
     weight, bias = model.weight.clone().requires_grad_(), model.bias.clone().requires_grad_()

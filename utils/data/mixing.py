@@ -113,6 +113,11 @@ class MixedFolder(MultiModalFolder):
         """Restore the attributes."""
         self.__dict__.update(state)
 
+    @property
+    def modality_folders(self) -> tuple[AnyPath, ...]:
+        """Modality folders of all folders."""
+        return tuple(path for folder in self.folders for path in folder.modality_folders)
+
     def __len__(self) -> int:
         """Number of samples."""
         return sum(map(len, self.folders))
@@ -150,6 +155,11 @@ class MixedFolder(MultiModalFolder):
         """File of one modality of a sample, which must have it."""
         number, index = self._find(index)
         return self.folders[number].path(index, modality)
+
+    def files(self, index: int) -> dict[str, str]:
+        """Files of a sample by modality, for messages."""
+        number, index = self._find(index)
+        return self.folders[number].files(index)
 
     def read(
         self, index: int, modality: Modality, patch_size: int = 1, *, fast: bool = False

@@ -28,18 +28,11 @@ from utils.training.state import TrainState
 from utils.training.stepper import Stepper
 
 FREE = {
-    # Checked by sample names and global batch size instead.
+    # Checked by sample names, a checksum of the labels and the global batch size instead.
     *("data_path", "test_data_path", "taskonomy_splits", "batch_size", "update_freq"),
-    *(
-        "num_workers",
-        "pin_mem",
-        "data_cache_gb",
-        "index_cache",
-        "eval_batch_size",
-        "max_test_images",
-        "device",
-        "num_threads",
-    ),
+    *("label_file", "eval_label_file", "probe_freq", "probe_data_path", "probe_label_file"),
+    *("num_workers", "pin_mem", "data_cache_gb", "index_cache", "eval_batch_size"),
+    *("max_test_images", "device", "num_threads"),
     *("grad_checkpointing", "compile", "parallel", "find_unused_params", "model_ema_force_cpu"),
     *("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_eval", "show_user_warnings"),
     *("output_dir", "resume", "auto_resume", "save_ckpt", "save_ckpt_freq", "save_ckpt_steps"),
