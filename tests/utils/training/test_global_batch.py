@@ -387,6 +387,20 @@ def test_masks_are_drawn_once_and_batches_copied_one_at_a_time(
     assert (len(drawn), most[0]) == (split[1], 1)
 
 
+def test_samples_are_counted_by_the_masks_of_the_update() -> None:
+    """Three samples have labels; one of them is visible throughout, and has no loss."""
+    task, full = pretraining(SOME)
+    position = StepPosition(0, 0, SAMPLES)
+    drawn = task.draw_masks(full, position)
+    assert drawn is not None
+    labels = drawn.task_masks["semseg"].clone()
+    labels[0], labels[1:] = 0, 1
+    masks = dataclasses.replace(drawn, task_masks={**drawn.task_masks, "semseg": labels})
+    for given, expected in ((drawn, 3), (masks, 2)):
+        counts = task.count(full, position._replace(masks=given))
+        assert counts[task.loss_names.index("loss/semseg")] == expected
+
+
 @pytest.mark.parametrize("split", ONE_PROCESS)
 @pytest.mark.parametrize("options", POISONED)
 def test_a_nan_gradient_does_not_reach_the_weights(
