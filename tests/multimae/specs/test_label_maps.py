@@ -16,7 +16,7 @@ from multimae import MultiMAE
 from multimae.images.folders import MultiModalFolder
 from multimae.images.readers import read
 from multimae.inference.truth import stored_target, with_no_data
-from multimae.specs.label_map import mapped_names, parse_label_map
+from multimae.specs.label_map import map_labels, mapped_names, parse_label_map
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.preparation import prepared_as
 from multimae.specs.spec import ModelSpec
@@ -104,6 +104,9 @@ def test_unmapped_values_are_listed_with_their_pixels(tmp_path: Path) -> None:
     message = message_of(read, path, labels({"#804080": 0, "#f423e8": 1}))
     assert "#464646 (64 pixels)" in message and "#804080" not in message
     assert "mode RGB" in message_of(read, path, labels({7: 0, 8: 1}))
+    for values, label_map in ((IDS, {7: 0, 9: 1}), (coloured(), {"#804080": 0})):
+        with pytest.raises(ValueError, match="not in label_map"):  # void is no way out
+            map_labels(values, parse_label_map(label_map))
 
 
 @pytest.mark.parametrize(
