@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 REPO = Path(__file__).parents[2]
 PATH = REPO / "MultiMAE_Demo.ipynb"
 
 
+@pytest.mark.long
 def test_it_runs_from_a_clean_kernel() -> None:
     notebook = nbformat.read(PATH, as_version=4)
     started = time.monotonic()

@@ -16,6 +16,7 @@ TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_
         "--num_threads", "1")  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     bench_step.main([*TINY])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -28,6 +29,7 @@ def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(result["shares"]) == {"embedding", "encoder", "decoders", "loss", "optimiser"}
 
 
+@pytest.mark.long
 def test_the_table_varies_one_setting_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     bench_step.main([*TINY, "--table", "--largest_batch", "2", "--largest_size", "32"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])

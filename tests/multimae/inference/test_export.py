@@ -127,6 +127,7 @@ def test_reconstruction_and_metadata(pretrained: MultiMAE, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.long
 def test_command_exports_the_shipped_encoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,6 +205,7 @@ def test_full_disk_keeps_finished_files(
     assert files(tmp_path) == files(labelled)
 
 
+@pytest.mark.long
 def test_two_processes_share_the_work(
     photos: Path, models: list[str], labelled: Path, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ run_script(lambda: main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [True, False])
 def test_two_runs_in_one_folder(tmp_path: Path, together: bool) -> None:
     """One is refused; the other equals a run alone."""
