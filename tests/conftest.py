@@ -21,8 +21,11 @@ SLOW = {
     *("test_signals", "test_finetuning_mae", "test_saving", "test_nonfinite", "test_bad_training"),
     *("test_convert", "test_doctor", "test_bench_step", "test_heads", "test_timm", "test_hubconf"),
     *("test_prepare_ade20k", "test_probe", "test_bad_counting", "test_wheel", "test_trace_batch"),
-    *("test_house", "test_finetuning_two_processes", "test_make_pictures", "test_resuming"),
-    *("test_lock", "test_start_config"),
+    *("test_house", "test_finetuning_two_processes", "test_make_pictures", "test_start_config"),
+    *("test_tiled_run", "test_tiled_evaluation", "test_pack_remote", "test_fast_decoding"),
+    *("test_finetuning_cls", "test_finetuning_depth", "test_finetuning_semseg", "test_dist"),
+    *("test_frozen_encoder", "test_prepare_nyuv2", "test_format_table", "test_depth_units"),
+    *("test_shared_memory", "test_finetuning_runs", "test_damaged_checkpoints"),
 }
 
 
