@@ -22,13 +22,14 @@ from tests.support.image_folders import (
     write_folder,
     write_sample,
 )
+from tests.support.loading import batches
 from tools import pack_dataset
 from tools.pack import packing
 from tools.pack.packing import PackOptions, write_packs
 from tools.pack.sources import list_images
 from utils.data.batches import BadSample
-from utils.data.dataset import MultiModalDataset, build_loader, check_samples
-from utils.data.samplers import GlobalBatchSampler, SampleKey
+from utils.data.dataset import MultiModalDataset, check_samples
+from utils.data.samplers import SampleKey
 from utils.data.transforms import TrainTransform
 
 
@@ -86,16 +87,6 @@ def test_the_samples_are_identical(root: Path, tmp_path: Path, options: dict[str
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_do_not_depend_on_workers(root: Path, tmp_path: Path, workers: int) -> None:
-    def batches(data: MultiModalDataset, workers: int) -> list[Any]:
-        sampler = GlobalBatchSampler(len(data), 4, seed=3)
-        loader = build_loader(data, sampler, num_workers=workers, pin_memory=False)
-        iterator: Any = iter(loader)
-        try:
-            return [(b.names, {k: v.clone() for k, v in b.images.items()}) for b in iterator]
-        finally:
-            if workers:
-                iterator._shutdown_workers()
-
     expected = batches(dataset(root), 0)
     found = batches(dataset(pack(root, tmp_path / "out")), workers)
     assert [names for names, _ in found] == [names for names, _ in expected]

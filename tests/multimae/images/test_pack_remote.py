@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -20,17 +19,15 @@ from multimae.images.pack.reading import PackedFolder
 from multimae.images.pack.record_cache import RecordCache, cache_limit
 from multimae.specs.errors import UserError
 from tests.support.image_folders import DEPTH, MODALITIES, RGB, message_of, write_folder
+from tests.support.loading import Batches, batches
 from tests.support.servers import FileServer, http_server, s3_server
 from tools.pack.packing import PackOptions, copy_loose_files, write_packs
 from tools.pack.sources import list_images
 from utils.config.options import RuntimeOptions
-from utils.data.dataset import MultiModalDataset, build_loader, check_samples
-from utils.data.samplers import GlobalBatchSampler
+from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.sets.class_folders import data_root
 from utils.data.transforms import TrainTransform
 from utils.distributed.world import init_world
-
-Batches = list[tuple[list[str], dict[str, torch.Tensor]]]
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +57,6 @@ def server(packed: Path, cache: Path) -> Iterator[FileServer]:
 def dataset(root: str | Path) -> MultiModalDataset:
     folder = MultiModalFolder(root, MODALITIES)
     return MultiModalDataset(folder, TrainTransform(MODALITIES, 32), patch_size=16)
-
-
-def batches(data: MultiModalDataset, workers: int = 0, **shard: int) -> Batches:
-    sampler = GlobalBatchSampler(len(data), 4, seed=3, **shard)
-    loader = build_loader(data, sampler, num_workers=workers, pin_memory=False)
-    iterator: Any = iter(loader)
-    try:
-        return [(b.names, {k: v.clone() for k, v in b.images.items()}) for b in iterator]
-    finally:
-        if workers:
-            iterator._shutdown_workers()
 
 
 def assert_equal(ours: Batches, theirs: Batches) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -22,6 +21,7 @@ from multimae.images.preprocess import prepare
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import make_table
 from tests.support.image_folders import message_of, save
+from tests.support.processes import run_on_two_processes
 from tests.support.scenes import write_scenes
 from tools.common.staging import write_file
 from tools.common.target_folder import Target
@@ -209,14 +209,9 @@ def test_full_disk_keeps_finished_files(
 def test_two_processes_share_the_work(
     photos: Path, models: list[str], labelled: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "tools/pseudo_label.py"]
-    run = subprocess.run(
-        [*command, *flags(photos, tmp_path, models, "--num_threads", "1", "--link", "copy")],
-        cwd=REPO, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    lines = sorted(line for line in run.stdout.splitlines() if "process" in line)
+    more = flags(photos, tmp_path, models, "--num_threads", "1", "--link", "copy")
+    printed = run_on_two_processes("tools/pseudo_label.py", *more)
+    lines = sorted(line for line in printed.splitlines() if "process" in line)
     shares = [
         f"process {rank} of 2: 4 images; depth 4 written; semseg 4 written" for rank in (0, 1)
     ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from multimae.specs.errors import exit_on_user_error
 from run_pretraining_multimae import main
 from tests.support.image_folders import message_of
+from tests.support.processes import run_on_two_processes
 from tests.support.scenes import tiny_run, write_scenes
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
@@ -120,13 +119,8 @@ def test_two_processes_match_one(scenes: Path, unseen: Path, tmp_path: Path) -> 
     more = ("--epochs", "7", "--max_steps", "20", "--eval_data_path", str(unseen))
     more = (*more, "--blr", "0.01", "--num_threads", "1", "--model", "pretrain_multimae_tiny")
     main(tiny_run(scenes, tmp_path / "one", *more))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "run_pretraining_multimae.py"]
     arguments = tiny_run(scenes, tmp_path / "two", *more, "--batch_size", "2")
-    run = subprocess.run(
-        [*command, *arguments], cwd=REPO, capture_output=True, text=True, timeout=180
-    )
-    assert run.returncode == 0, run.stderr
+    run_on_two_processes("run_pretraining_multimae.py", *arguments)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 20
     for a, b in zip(one, two, strict=True):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import run_finetuning_cls
 import run_finetuning_depth
 import run_finetuning_semseg
 import run_finetuning_taskonomy
+from tests.support.processes import run_on_two_processes
 from tests.support.scenes import ON_CPU, write_scenes
 from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
 from utils.config.cls_options import ClsConfig
@@ -81,13 +80,8 @@ def test_two_processes_evaluate_seven_images_like_one(
 
     arguments += ["--eval", "--finetune", str(weights)]
     main([*arguments, "--output_dir", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"run_finetuning_{name}.py"]
-    run = subprocess.run(
-        [*command, *arguments, "--output_dir", str(tmp_path / "two")],
-        cwd=REPO, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    two_dir = str(tmp_path / "two")
+    run_on_two_processes(f"run_finetuning_{name}.py", *arguments, "--output_dir", two_dir)
     one, two = (
         json.loads((tmp_path / out / "log.jsonl").read_text().splitlines()[-1])
         for out in ("one", "two")

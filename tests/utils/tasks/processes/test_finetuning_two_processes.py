@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_on_two_processes
 from tests.support.scenes import ON_CPU, write_scenes
 from tests.utils.tasks.processes.test_finetuning_ranks import TASKS
 from tests.utils.tasks.test_finetuning_taskonomy import write_taskonomy
@@ -48,13 +47,8 @@ def test_two_processes_match_one(tmp_path: Path, name: str) -> None:
     # Two accumulated batches of one process are the batches of two processes: losses that are
     # means over valid pixels weight them alike.
     main([*arguments, "--update_freq", "2", "--output_dir", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", f"run_finetuning_{name}.py"]
-    run = subprocess.run(
-        [*command, *arguments, "--output_dir", str(tmp_path / "two")],
-        cwd=REPO, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    two_dir = str(tmp_path / "two")
+    run_on_two_processes(f"run_finetuning_{name}.py", *arguments, "--output_dir", two_dir)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 4 and len(set(one)) == 4
     # Float32 sums of gradients in another order, through four steps of AdamW.
