@@ -29,8 +29,9 @@ import rasterio
 import torch
 
 from multimae import ModelSpec, MultiViT
+from multimae.inference.predict import forward_of
 from multimae.inference.prediction.outputs import Levels, ValueOutput
-from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
+from multimae.inference.tiling.tiles import TileOptions, Tiler
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.errors import run_command
 from multimae.specs.heads import HeadOptions, HeadSpec

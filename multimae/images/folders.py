@@ -368,6 +368,12 @@ def open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
     return PackedFolder(folder, check=check)
 
 
+def spread_indices(total: int, count: int) -> list[int]:
+    """At most ``count`` evenly spaced indices below ``total``."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def sub_folders(folder: AnyPath) -> list[str]:
     """Sorted names of the sub-folders of a modality folder, plain or packed."""
     if not isinstance(folder, Path) or is_packed(folder):

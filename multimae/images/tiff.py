@@ -36,7 +36,9 @@ from multimae.specs.modalities import Modality
 MAX_PAGES = 4096
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # SubfileType
-_NEW_SUBFILE, _SUBFILE, _ORIENTATION, _GDAL_NODATA = 254, 255, 274, 42113
+_NEW_SUBFILE, _SUBFILE, _ORIENTATION = 254, 255, 274
+GDAL_NODATA = 42113
+"""TIFF tag of GDAL's no-data value."""
 _LERC_PARAMETERS = 50674
 _INVERTED, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
@@ -433,7 +435,7 @@ def _bands(page: Any, values: Array, lossy: str, paged: bool) -> Bands:
 
 def _no_data(page: Any) -> float | None:
     """GDAL's no-data value in the type of the pixels; ``None`` if they cannot have it."""
-    text, dtype = str(_tag(page, _GDAL_NODATA, "")).strip("\0 "), page.dtype
+    text, dtype = str(_tag(page, GDAL_NODATA, "")).strip("\0 "), page.dtype
     try:
         value = float(text)
     except ValueError:

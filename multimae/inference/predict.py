@@ -6,7 +6,7 @@ the model sees (the centre square for ``crop``, else the full image), K classes,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from multimae.images.inputs import Inputs
 from multimae.images.views import View
-from multimae.nn.network import MultiModalTransformer
+from multimae.nn.network import MultiModalTransformer, autocast
 from multimae.nn.tokens import Size
 from multimae.plotting import Picture, to_picture, with_void
 from multimae.specs.heads import HeadSpec, LinearOptions, reads_all_layers
@@ -149,6 +149,30 @@ def head_outputs(model: MultiModalTransformer, x: Mapping[str, Tensor]) -> dict[
     """Float32 output of every head, on the device."""
     predicted = model.apply_heads(x, reads_all_layers(model))
     return {name: output.float() for name, output in predicted.items()}
+
+
+Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Model inputs -> float32 output of every head, on the device."""
+
+
+def forward_of(model: MultiModalTransformer, dtype: torch.dtype | None = None) -> Forward:
+    """Forward pass of a model on its device; ``dtype``: autocast type, ``None`` is float32."""
+    device = model.global_tokens.device
+
+    def forward(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with autocast(device.type, dtype):
+            return head_outputs(model, {name: value.to(device) for name, value in x.items()})
+
+    return forward
+
+
+def pad_batch(x: Tensor, size: int) -> Tensor:
+    """Pad ``x`` to ``size`` samples with copies of the last one.
+
+    Kernels, and with them the last digits, depend on the batch size.
+    """
+    missing = max(0, size - len(x))
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 def to_predictions(

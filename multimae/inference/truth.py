@@ -22,9 +22,9 @@ from multimae.inference.meters import MeanMeter, Meter
 from multimae.inference.metrics import AccuracyMeter, DepthMeter, SegmentationMeter
 from multimae.specs.class_names import ADE20K_CLASSES, NYU40_CLASSES
 from multimae.specs.heads import MM_PER_M, HeadSpec
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import VOID, Modality
 
-IGNORE = 255
+IGNORE = VOID
 """Label of pixels that do not count."""
 MASK_VALID = "mask_valid"
 """Folder of the maps of valid pixels."""

@@ -281,6 +281,11 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[name]
 
 
+def autocast(device_type: str, dtype: torch.dtype | None) -> torch.autocast:
+    """Context for a forward pass in ``dtype``; ``None`` is float32."""
+    return torch.autocast(device_type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 def _cpu_computes_bf16() -> bool:
     """Whether this processor multiplies bf16 matrices itself (AVX-512 BF16 or AMX)."""
     # Without this function (before torch 2.10) nothing tells, and float32 is never wrong.

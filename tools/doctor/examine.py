@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multimae.images.folders import CLASSES_FILE, read_class_names
+from multimae.images.folders import CLASSES_FILE, read_class_names, spread_indices
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pixels import ImageError, check_readable, range_problems
 from multimae.specs.errors import RunError, UserError
@@ -130,8 +130,8 @@ def _examine_set(
     listing = report.listing
     findings += listing.findings
     keys = listing.keys()
-    count = len(keys) if limit is None else min(limit, len(keys))
-    report.checked = [keys[i * len(keys) // count] for i in range(count)]
+    count = len(keys) if limit is None else limit
+    report.checked = [keys[i] for i in spread_indices(len(keys), count)]
     report.result.totals = {modality.name: Totals() for modality in listing.modalities}
     side = _edge_grid_side(report)
     for result in _scan_with_progress(_chunks(report, side), workers, root.name):
@@ -206,10 +206,8 @@ def _edge_grid_side(report: SetReport) -> int:
     keys = report.checked
     modalities = {m.name: m for m in report.listing.modalities}
     sides = []
-    for i in range(min(_MAX_PROBED, len(keys))):
-        for name, file in report.listing.sample(
-            keys[i * len(keys) // min(_MAX_PROBED, len(keys))]
-        ).items():
+    for i in spread_indices(len(keys), _MAX_PROBED):
+        for name, file in report.listing.sample(keys[i]).items():
             record = check_file(file, "", modalities[name], modalities[name].num_classes).record
             if record.levels:
                 sides.append(min(record.height, record.width))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.folders import MultiModalFolder, read_class_names
+from multimae.images.folders import MultiModalFolder, read_class_names, spread_indices
 from multimae.images.inputs import Inputs, load_inputs
 from multimae.images.pixels import ImageError, check_same_view
 from multimae.images.views import View, nearest
@@ -65,8 +65,7 @@ def downstream_report(
     truths = {head.name: _truth(head, data) for head in spec.heads}
     stored = [truth.modality for truth in truths.values() if truth.modality is not None]
     folder = MultiModalFolder(data, [*spec.inputs, *stored])
-    count = min(len(folder), limit or len(folder))
-    indices = [i * len(folder) // count for i in range(count)]
+    indices = spread_indices(len(folder), limit or len(folder))
     inputs = tuple(m.name for m in spec.inputs)
     rows: dict[Subset, dict[str, Score | None]] = {}
     for subset in subsets(inputs):
@@ -77,7 +76,7 @@ def downstream_report(
     columns = tuple(next(iter(rows.values())))
     falls = frozenset(c for c in columns if c.rpartition(" ")[2] in ("rmse", "mae"))
     matrix = Matrix("downstream", "Scores of the heads", _BLANK_NOTE, columns, rows, falls)
-    return Report(checkpoint, str(data), count, inputs, (matrix,), drops(matrix, inputs))
+    return Report(checkpoint, str(data), len(indices), inputs, (matrix,), drops(matrix, inputs))
 
 
 class _Scorer:

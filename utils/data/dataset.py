@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, spread_indices
 from multimae.images.pixels import ImageError, Pixels, check_readable, check_same_view
 from multimae.images.readers import reuse_pillow_memory
 from multimae.specs.errors import UserError, bullet_list
@@ -216,8 +216,7 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
             samples are bad.
     """
     total, root = len(dataset), dataset.folder.root
-    count = min(count, total)
-    indices = [i * total // count for i in range(count)]
+    indices = spread_indices(total, count)
     found = {}
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
         for i, checked in zip(indices, pool.map(dataset.check, indices), strict=True):
@@ -228,7 +227,7 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
         problems = [p for of_sample in found.values() for p in of_sample]
         if problems:
             raise UserError(
-                f"{len(problems)} bad files among {count} of {total} samples checked in "
+                f"{len(problems)} bad files among {len(indices)} of {total} samples checked in "
                 f"{root}:\n{bullet_list(problems)}"
             )
         return []
@@ -237,7 +236,7 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     if len(bad) > max_bad:
         raise UserError(
             f"{len(bad)} bad samples in {root} ({len(dataset.folder.incomplete)} lack a file, "
-            f"{len(found)} of {count} read cannot be used), more than max_bad_samples {max_bad}:\n"
+            f"{len(found)} of {len(indices)} read cannot be used), more than max_bad_samples {max_bad}:\n"
             f"{bullet_list([b.problem for b in bad])}\nFix the files, or raise --max_bad_samples."
         )
     dataset.known_bad = bad

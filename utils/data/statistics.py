@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, spread_indices
 from multimae.images.index.listing import FindIndex, list_now
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pack import AnyPath
@@ -50,8 +50,7 @@ def measure(
     Raises:
         UserError: No file of a modality can be read, or a channel is constant.
     """
-    count = min(images, len(folder))
-    indices = [i * len(folder) // count for i in range(count)]
+    indices = spread_indices(len(folder), images)
     return {m.name: _measure(folder, m, indices) for m in modalities if not m.is_labels}
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import prepare
 from multimae.inference.meters import Meter
+from multimae.inference.predict import pad_batch
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import to_picture
@@ -206,7 +207,7 @@ class SplitEvaluator(ABC, Generic[TaskT]):
             if self.augmented is not None and self.augmented.tiles:
                 yield from self.augmented.parts(predict, batch, x, by_pixel=self.by_pixel)
                 continue
-            x = {name: _pad_batch(value, size) for name, value in x.items()}
+            x = {name: pad_batch(value, size) for name, value in x.items()}
             outputs = self.augmented.outputs(predict, x) if self.augmented else predict(x)
             yield batch, {name: y[: len(batch)] for name, y in outputs.items()}
 
@@ -217,12 +218,6 @@ class SplitEvaluator(ABC, Generic[TaskT]):
             meter.load(self.world.sum(meter.state()))
             values |= meter.compute()
         return {f"{self.split}/{name}": value for name, value in values.items()}
-
-
-def _pad_batch(x: Tensor, size: int) -> Tensor:
-    """Pad ``x`` to ``size`` samples with copies of the last one."""
-    missing = max(0, size - len(x))
-    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 class PredictionPictures(PictureEvaluator, Generic[TaskT]):

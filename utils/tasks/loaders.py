@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, spread_indices
 from multimae.images.index.listing import FindIndex, SampleIndex
 from multimae.specs.errors import UserError
 from utils.config.options import RunConfig
@@ -187,6 +187,4 @@ def eval_loader(cfg: RunConfig, dataset: MultiModalDataset, world: World) -> Dat
 
 def spread_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
     """Keys of at most ``count`` evenly spaced samples."""
-    total = len(dataset)
-    count = min(count, total)
-    return [SampleKey(0, i * total // count) for i in range(count)]
+    return [SampleKey(0, i) for i in spread_indices(len(dataset), count)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from multimae.criterion import MaskedMSELoss
+from multimae.images.folders import spread_indices
 from multimae.inference.meters import MeanMeter
 from multimae.nn.masking import TokenMasks
 from multimae.nn.network import PatchPredictions
@@ -210,8 +211,7 @@ def spread_complete_keys(dataset: MultiModalDataset, count: int) -> list[SampleK
     complete = [
         key for key in keys if all(dataset.has(key.index, m) for m in dataset.folder.modalities)
     ] or keys
-    count = min(count, len(complete))
-    return [complete[i * len(complete) // count] for i in range(count)]
+    return [complete[i] for i in spread_indices(len(complete), count)]
 
 
 def relative_improvement(loss: float, baseline: float) -> float:

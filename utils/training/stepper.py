@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW
 
-from multimae.nn.network import autocast_dtype
+from multimae.nn.network import autocast, autocast_dtype
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.data.batches import Batch
 from utils.distributed.world import World
@@ -33,9 +33,7 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """Context for a forward pass."""
-        return torch.autocast(
-            self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
-        )
+        return autocast(self.device_type, self.dtype)
 
     def scaler(self) -> GradScaler:
         """Loss scaler: active for fp16 only."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
 from multimae.images.folders import CLASSES_FILE
+from multimae.images.tiff import GDAL_NODATA
 from multimae.images.views import View
 from multimae.inference.predict import (
     ClassPrediction,
@@ -36,7 +37,7 @@ from multimae.plotting.colours import VOID_GREY, Picture, label_palette
 from multimae.plotting.overlays import class_overlay, label_overlay, value_overlay
 from multimae.specs.errors import UserError
 from multimae.specs.heads import HeadSpec
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import VOID, Modality
 from multimae.weights.atomic import atomic_file
 
 Outcome = Prediction | Image.Image
@@ -45,10 +46,8 @@ Format = Literal["png", "tiff", "npy"]
 Array = npt.NDArray[Any]
 RECORD_FILE = "predict.json"
 """Model and options of the outputs in its folder."""
-VOID = 255
-"""Stored id of void where classes count from 0."""
 _WIDE_VOID = 65535
-_GDAL_NODATA, _ASCII = 42113, 2
+_ASCII = 2
 _MM = {"mm": 1.0, "m": 1000.0}
 """Millimetres, the values of 16-bit depth files, per unit."""
 
@@ -352,8 +351,8 @@ def _write_rows(files: Mapping[str, RowFile], rows: Mapping[str, Array]) -> None
 def _tiff(values: Array) -> bytes:
     pages = [values] if values.ndim == 2 else list(np.moveaxis(values, 2, 0))
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags.tagtype[_GDAL_NODATA] = _ASCII
-    tags[_GDAL_NODATA] = "nan"
+    tags.tagtype[GDAL_NODATA] = _ASCII
+    tags[GDAL_NODATA] = "nan"
     first, *rest = [Image.fromarray(np.ascontiguousarray(page, np.float32)) for page in pages]
     stream = io.BytesIO()
     first.save(

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from multimae.images.readers import reuse_pillow_memory
+from multimae.inference.predict import forward_of
 from multimae.inference.prediction.loading import Item, Loaded, Masks, SampleDataset, collate
 from multimae.inference.prediction.outputs import (
     RECORD_FILE,
@@ -142,7 +143,7 @@ class _Run:
 
     def tiler(self) -> Tiler:
         """The model, ready to predict tiles."""
-        from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
+        from multimae.inference.tiling.tiles import TileOptions, Tiler
         from multimae.inference.tiling.tta import Augmentation
 
         options = self.options

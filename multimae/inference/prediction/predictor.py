@@ -18,13 +18,15 @@ from multimae.images.views import View
 from multimae.inference.predict import (
     LabelPrediction,
     ValuePrediction,
-    head_outputs,
+    forward_of,
+    pad_batch,
     to_predictions,
 )
 from multimae.inference.prediction.outputs import Outcome
 from multimae.inference.reconstruct import Reconstruction, reconstruct
 from multimae.inference.truth import MASK_THRESHOLD, MASK_VALID
 from multimae.multimae import MultiMAE
+from multimae.nn.network import autocast
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -88,21 +90,17 @@ class Predictor:
             Outputs of the heads for the samples, float32 on the device, and predictions per sample.
         """
         inputs = self._inputs(samples)
-        x = {name: _padded(value, batch_size) for name, value in inputs.x.items()}
+        x = {name: pad_batch(value, batch_size) for name, value in inputs.x.items()}
         outputs = self._outputs(x)
         outputs = {name: output[: len(samples)] for name, output in outputs.items()}
         predictions = to_predictions(self.spec, outputs, inputs, confidence=self.confidence)
         return outputs, [dict(p) for p in predictions]
 
-    def _outputs(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _outputs(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        forward = forward_of(self.model, self.dtype)
         if self.augmentation is None:
-            with self._autocast():
-                return head_outputs(self.model, x)
+            return forward(x)
         from multimae.inference.tiling.tta import augmented_outputs
-
-        def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            with self._autocast():
-                return head_outputs(self.model, inputs)
 
         return augmented_outputs(forward, x, self.spec, self.augmentation)
 
@@ -110,11 +108,6 @@ class Predictor:
         mask = samples.images.get(MASK_VALID)
         valid = None if mask is None else mask[:, 0] > MASK_THRESHOLD
         return batch_inputs(samples, self.modalities, self.spec, self.device, valid)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None
-        )
 
 
 class Reconstructor(Predictor):
@@ -136,7 +129,7 @@ class Reconstructor(Predictor):
                 inputs.inside[i : i + 1],
             )
             total = self.model.layout_of(one.x).num_task_tokens
-            with self._autocast():
+            with autocast(self.device.type, self.dtype):
                 made = reconstruct(
                     self.model, self.spec, one, visible_patches(self.visible, total), seed=self.seed
                 )
@@ -189,9 +182,3 @@ def _resized(x: Tensor, view: View, mode: str) -> Tensor:
     size = (view.height, view.width)
     aligned = {"align_corners": False} if mode == "bilinear" else {}
     return F.interpolate(x[None].float(), size=size, mode=mode, **aligned)[0]
-
-
-def _padded(x: Tensor, size: int) -> Tensor:
-    """``x``, padded to ``size`` samples by copies of its last one."""
-    missing = max(0, size - len(x))
-    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x

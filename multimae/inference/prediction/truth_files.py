@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.folders import MultiModalFolder, read_class_names
+from multimae.images.folders import MultiModalFolder, read_class_names, spread_indices
 from multimae.images.inputs import Framed
 from multimae.images.pixels import ImageError, Pixels, size_of
 from multimae.inference.prediction.outputs import RECORD_FILE
@@ -230,11 +230,10 @@ class _Depth(_Files):
 
     def warnings(self) -> Iterator[str]:
         """Whether depth has another unit than the weights'."""
-        target, count = self.modalities[0], min(_CHECKED, len(self._folder))
-        low, high = np.inf, 0.0
-        for i in range(count):
+        target, low, high = self.modalities[0], np.inf, 0.0
+        for i in spread_indices(len(self._folder), _CHECKED):
             with suppress(ImageError):  # reported when it is scored
-                depth = np.asarray(self._folder.read(i * len(self._folder) // count, target), float)
+                depth = np.asarray(self._folder.read(i, target), float)
                 depth = depth[(depth > 0) & np.isfinite(depth) & (depth != target.no_data)]
                 low = float(depth.min(initial=low))
                 high = float(depth.max(initial=high))

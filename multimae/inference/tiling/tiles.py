@@ -28,11 +28,13 @@ from multimae.images.preprocess import to_model_input
 from multimae.images.views import View
 from multimae.inference.predict import (
     DensePrediction,
+    Forward,
     LabelPrediction,
     Prediction,
     ValuePrediction,
     classes_of,
-    head_outputs,
+    forward_of,
+    pad_batch,
     predict,
     to_predictions,
     to_unit,
@@ -92,22 +94,6 @@ class TileOptions:
         return size
 
 
-Forward = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Model inputs -> float32 output of every head, on the device."""
-
-
-def forward_of(model: MultiModalTransformer, dtype: torch.dtype | None = None) -> Forward:
-    """Forward pass of a model on its device; ``dtype``: autocast type, ``None`` is float32."""
-    device = model.global_tokens.device
-
-    def forward(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        enabled = dtype is not None
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=enabled):
-            return head_outputs(model, {name: value.to(device) for name, value in x.items()})
-
-    return forward
-
-
 class Tiler:
     """A model that predicts tiles."""
 
@@ -159,7 +145,7 @@ class Tiler:
         fixed = self.batch_size if len(grid) >= self.batch_size else 0
         for x in batches:
             count = len(next(iter(x.values())))
-            padded = {name: _padded(value, fixed) for name, value in x.items()}
+            padded = {name: pad_batch(value, fixed) for name, value in x.items()}
             batch = augmented_outputs(self.forward, padded, self.spec, self.options.augmentation)
             for i in range(count):
                 yield {name: output[i] for name, output in batch.items()}
@@ -231,12 +217,6 @@ class Tiler:
             if width == scene.size[1]:
                 yield {name: _joined([part[name] for part in row], 1) for name in row[0]}
                 row, width = [], 0
-
-
-def _padded(x: Tensor, size: int) -> Tensor:
-    """``x``, padded to ``size`` samples by copies of its last one."""
-    missing = max(0, size - len(x))
-    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 class _TileReader:

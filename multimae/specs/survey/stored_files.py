@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from multimae.images.folders import MultiModalFolder
+from multimae.images.folders import MultiModalFolder, spread_indices
 from multimae.images.headers import parse_npy, read_portable_map
 from multimae.images.pixels import Array, ImageError, encoding_of
 from multimae.images.readers import is_tiff, max_pixels, read, read_bytes
@@ -137,8 +137,7 @@ def inspect_files(folder: MultiModalFolder, samples: int = SAMPLES) -> StoredFil
 def _images(
     folder: MultiModalFolder, m: Modality, samples: int, facts: StoredFiles
 ) -> Iterator[StoredImage]:
-    count = min(samples, len(folder))
-    for index in (i * len(folder) // count for i in range(count)):
+    for index in spread_indices(len(folder), samples):
         path = folder.path(index, m)
         try:
             image = _read(folder, index, m)

@@ -20,7 +20,8 @@ from rasterio.env import get_gdal_config
 from multimae import MultiMAE, MultiViT, save_model
 from multimae.cli import main
 from multimae.images.pixels import ImageError
-from multimae.inference.tiling.tiles import TileOptions, Tiler, forward_of
+from multimae.inference.predict import forward_of
+from multimae.inference.tiling.tiles import TileOptions, Tiler
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.heads import HeadSpec
 from tests.multimae.inference.test_tiles import BANDS, DENSE, HEIGHT, LABELS, model, random

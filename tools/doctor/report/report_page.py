@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from multimae.images.folders import spread_indices
 from multimae.specs.modalities import Modality
 from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.files.file_listing import File
@@ -133,8 +134,7 @@ def _suspects(report: SetReport, findings: Sequence[Finding]) -> str:
 
 def _samples(report: SetReport) -> str:
     keys = report.checked
-    count_ = min(_MAX_SAMPLES, len(keys))
-    figures = [_figure(report, keys[i * len(keys) // count_], []) for i in range(count_)]
+    figures = [_figure(report, keys[i], []) for i in spread_indices(len(keys), _MAX_SAMPLES)]
     name = escape(report.listing.root.name)
     return f'<h2>Samples of {name}</h2><div class="samples">{"".join(figures)}</div>'
 
