@@ -236,8 +236,9 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     if len(bad) > max_bad:
         raise UserError(
             f"{len(bad)} bad samples in {root} ({len(dataset.folder.incomplete)} lack a file, "
-            f"{len(found)} of {len(indices)} read cannot be used), more than max_bad_samples {max_bad}:\n"
-            f"{bullet_list([b.problem for b in bad])}\nFix the files, or raise --max_bad_samples."
+            f"{len(found)} of {len(indices)} read cannot be used), more than max_bad_samples "
+            f"{max_bad}:\n{bullet_list([b.problem for b in bad])}\n"
+            "Fix the files, or raise --max_bad_samples."
         )
     dataset.known_bad = bad
     return bad
