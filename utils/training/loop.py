@@ -186,6 +186,7 @@ def _rolled_back(run: TrainingRun) -> bool:
         return False
     run.nonfinite.write(bad)
     if not run.rolls_back:
+        run.saver.finish()  # the last finite checkpoint, which exiting would cut off
         raise run.nonfinite.stop(bad)
     from utils.training.rollback import roll_back
 
