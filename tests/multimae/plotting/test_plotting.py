@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import numpy as np
@@ -65,8 +66,10 @@ def test_palette_is_stable_and_distinct() -> None:
     np.fill_diagonal(distance, 999)
     assert distance.min() >= 12
     assert distance[:41, :41].min() >= 24
-    # Frozen: a class keeps its colour between versions, so that pictures compare.
-    assert palette[1:4].tolist() == [[169, 126, 26], [61, 115, 182], [203, 125, 182]]
+    # A class keeps its colour between versions and machines, so that pictures compare.
+    assert hashlib.sha256(label_palette(256).tobytes()).hexdigest() == (
+        "a84d3734b6ab1d352760841892bb1a75c998a6f9bec6ffbcac75f3924c3f0f2d"
+    )
 
 
 def test_palette_repeats_beyond_256() -> None:
