@@ -6,8 +6,8 @@
 Makes a data set of three modalities in ``--work_dir`` (hard links to tiny images; the same as a
 pack), starts a small pre-training run on two processes, and reports the time to the first step and
 the peak memory of all processes (proportional set size: shared pages count once), next to those of
-a run on eight samples. ``--synthetic`` measures the index alone, without files. The folder is
-deleted afterwards.
+a run on eight samples. ``--synthetic`` measures the index alone, without files, and the first
+listing of a pack, without its images. The folder is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from multiprocessing import get_context
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.index import index_cache
 from multimae.images.index.listing import Listing, Names, merge, paired
 from multimae.images.pack import PACK_FILE
@@ -88,13 +90,14 @@ def make_links(root: Path, count: int) -> None:
             os.link(source, f"{root}/{modality}/{key(i)}{suffix}")
 
 
-def make_pack(root: Path, count: int) -> None:
-    """Write the same samples as a pack: one image, repeated."""
+def make_pack(root: Path, count: int, *, sparse: bool = False) -> None:
+    """Write the same samples as a pack: one image, repeated; ``sparse``: zeros instead of it."""
     for modality, suffix in SUFFIX.items():
         folder, data = root / modality, tiny_image(modality)
         folder.mkdir(parents=True)
         with (folder / file_name(0, SHARD)).open("wb") as stream:
-            for first in range(0, count, PER_FOLDER):
+            stream.truncate(count * len(data))
+            for first in () if sparse else range(0, count, PER_FOLDER):
                 stream.write(data * min(PER_FOLDER, count - first))
         records = np.zeros(count, RECORD)
         records["kind"], records["size"] = Kind.FILE, len(data)
@@ -219,8 +222,26 @@ def report_synthetic(samples: int, work_dir: Path) -> None:
         print(f"{name:<32}{seconds:>8.2f} s")
     print(f"index on disk, mapped by all    {size / 1e6:>8.0f} MB, {size / samples:.1f} B a sample")
     print(f"order of an epoch, per process  {order.nbytes / 1e6:>8.0f} MB")
-    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
-    print(f"peak memory of this process     {peak:>8.0f} MB")
+    print(f"peak memory of this process     {_peak_mb():>8.0f} MB", flush=True)
+    make_pack(work_dir / "packed", samples, sparse=True)
+    worker = get_context("spawn").Process(target=_list_pack, args=(work_dir / "packed",))
+    worker.start()
+    worker.join()
+
+
+def _list_pack(root: Path) -> None:
+    """Print seconds and memory that checking and listing a pack cost."""
+    table = default_table()
+    before, start = _peak_mb(), time.monotonic()
+    folder = MultiModalFolder(root, [table[name] for name in SUFFIX])
+    seconds = time.monotonic() - start
+    print(f"{f'list a pack of {len(folder):,} x {len(SUFFIX)}':<32}{seconds:>8.2f} s")
+    print(f"peak memory above the libraries {_peak_mb() - before:>8.0f} MB", flush=True)
+
+
+def _peak_mb() -> float:
+    """Largest memory that this process has held."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def main(argv: Sequence[str] | None = None) -> None:

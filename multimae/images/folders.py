@@ -101,7 +101,7 @@ class MultiModalFolder:
         self._index = find(key, lambda: self._list(skip_incomplete, allow_missing))
         if self._index.entry is not None:
             packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
-            self._packs = {n: open_pack(path, check=False) for n, path in packed}
+            self._packs = {n: open_pack(path, check_first=0) for n, path in packed}
         self.incomplete = [(to_path(path), problem) for path, problem in self._index.incomplete]
 
     def _key(self, *options: bool) -> str:
@@ -357,15 +357,15 @@ def read_class_names(root: str | AnyPath) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def open_pack(folder: AnyPath, *, check: bool = True) -> PackedFolder:
-    """Open the pack of a modality folder; ``check`` its index."""
+def open_pack(folder: AnyPath, *, check_first: int | None = None) -> PackedFolder:
+    """Open the pack of a modality folder; check its index, or the first files in it."""
     if not isinstance(folder, Path):
         from multimae.images.pack.remote import RemotePack
 
-        return RemotePack(folder)
+        return RemotePack(folder, check_first=check_first)
     from multimae.images.pack.reading import PackedFolder  # plain folders do not load it
 
-    return PackedFolder(folder, check=check)
+    return PackedFolder(folder, check_first=check_first)
 
 
 def spread_indices(total: int, count: int) -> list[int]:

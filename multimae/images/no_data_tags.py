@@ -101,7 +101,7 @@ def common_no_data(m: Modality, files: Iterable[tuple[str, Path | bytes]]) -> fl
 def _first_tiffs(folder: AnyPath) -> Iterator[tuple[str, Path | bytes]]:
     """A few TIFF files of a modality folder, plain or packed."""
     if is_packed(folder):
-        pack = open_pack(folder)
+        pack = open_pack(folder, check_first=_PROBED)
         names = [pack.name(i).lower() for i in range(min(_PROBED, len(pack)))]
         tiffs = [i for i, name in enumerate(names) if name.endswith(TIFF_SUFFIXES)]
         for i in tiffs[:: max(1, len(tiffs) // _PROBED_TAGS)]:

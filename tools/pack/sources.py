@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from multimae.images.index.listing import LAYOUT, list_folder
 from multimae.images.index.listing_errors import without_reader
@@ -35,8 +34,7 @@ def list_images(root: Path) -> dict[str, list[bytes]]:
 
 def _listed(folder: Path, ignored: Counter[str]) -> list[bytes]:
     if is_packed(folder):
-        names: list[bytes] = PackedFolder(folder).names.tolist()
-        return names
+        return list(PackedFolder(folder).names)
     listing = list_folder(folder, folder.name)
     ignored.update(listing.ignored)
     return sorted(listing.files())
@@ -89,7 +87,7 @@ class Source:
 
     def _index(self, name: bytes) -> int:
         assert self._pack is not None
-        return int(np.searchsorted(self._pack.names, np.bytes_(name)))
+        return bisect_left(self._pack.names, name)
 
 
 @lru_cache(maxsize=8)

@@ -13,10 +13,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
@@ -33,9 +31,6 @@ NAMES_FILE = "names.npy"
 SHARD, FILES = "shard", "files"
 VERSION = 2
 """Since 2: :func:`record_checksum`, and TIFF files as files."""
-_NOT_A_NAME = (b"//", b"/./", b"/../")
-_NAMES_AT_A_TIME = 2**16
-_MAX_INFLATION = 1040  # DEFLATE shrinks at most 1032 times
 
 
 class Kind(IntEnum):
@@ -163,73 +158,3 @@ def _shard(name: str, size: int, digest: str) -> Shard:
     if not isinstance(size, int) or size < 0 or not re.fullmatch("[0-9a-f]{32}", digest):
         raise ValueError(f"size {size!r} or digest {digest!r} of {name}")
     return Shard(name, size, digest)
-
-
-def check_index(contents: Contents, records: Records, names: npt.NDArray[np.bytes_]) -> None:
-    """Check every field of an index.
-
-    Raises:
-        ValueError: What is wrong, with the name of the first such file.
-    """
-    if records.dtype != RECORD or records.ndim != 1 or names.dtype.kind != "S" or names.ndim != 1:
-        raise ValueError(f"it holds {records.dtype} and {names.dtype}")
-    if not len(records) == len(names) == contents.count:
-        raise ValueError(f"{len(records)} records, {len(names)} names, {contents.count} files")
-    for first in range(0, len(names), _NAMES_AT_A_TIME):
-        listed = names[first : first + _NAMES_AT_A_TIME].tolist()
-        joined = b"/" + b"/\0/".join(listed) + b"/"
-        if any(part in joined for part in _NOT_A_NAME) or joined.count(b"\0") >= len(listed):
-            raise ValueError("a name is empty or outside the folder")
-    _refuse(names[1:] <= names[:-1], names[1:], "names are not sorted and unique")
-    for problem, bad in _bad_records(contents, records):
-        _refuse(bad, names, problem)
-
-
-def _refuse(bad: npt.NDArray[np.bool_], names: npt.NDArray[np.bytes_], problem: str) -> None:
-    if bad.any():
-        raise ValueError(f"{problem}: {os.fsdecode(names[int(bad.argmax())])!r}")
-
-
-Problems = Iterator[tuple[str, npt.NDArray[np.bool_]]]
-"""Problems, each with a mask of the records that have it."""
-
-
-def _bad_records(contents: Contents, records: Records) -> Problems:
-    kind, size, packed = records["kind"], records["size"], records["packed"]
-    yield "unknown kind", ~np.isin(kind, list(Kind))
-    is_file = kind == Kind.FILE
-    yield "packed is not 0 or 1", (packed > 1) | (is_file & (packed > 0))
-    sizes = {shard.name: shard.size for shard in contents.files}
-    yield "shards are not in order", np.append(False, np.diff(records["shard"].astype(int)) < 0)
-    yield from _bad_offsets(records, sizes, SHARD, "offset", "size")
-    yield from _bad_offsets(records, sizes, FILES, "file_offset", "file_size")
-    shaped = (records["height"] > 0) | (records["width"] > 0)
-    yield "a file with a shape", is_file & (shaped | (records["file_size"] > 0))
-    pixel_bytes = np.ones(256)
-    for of_pixels, dtype in DTYPES.items():
-        pixel_bytes[of_pixels] = dtype.itemsize * (3 if of_pixels is Kind.RGB else 1)
-    raw = pixel_bytes[kind] * records["height"] * records["width"]
-    yield "no pixels", ~is_file & (raw == 0)
-    yield "size and shape differ", ~is_file & (packed == 0) & (raw != size)
-    yield (
-        "size is too small for the shape",
-        (packed == 1) & (raw > _MAX_INFLATION * size.astype(float)),
-    )
-
-
-def _bad_offsets(
-    records: Records, sizes: dict[str, int], part: str, offset_name: str, size_name: str
-) -> Problems:
-    """Records are written one after the other, and fill their shard."""
-    offset, size = records[offset_name], records[size_name]
-    numbers, first, index = np.unique(records["shard"], return_index=True, return_inverse=True)
-    limits = np.array([sizes.get(file_name(n, part), 0) for n in numbers.tolist()], np.uint64)
-    yield f"{size_name} is larger than the shard", size > limits[index]
-    before = np.cumsum(size, dtype=np.uint64) - size
-    expected = before - before[first][index]
-    wrong = (size > 0) & ((offset != expected) | (offset > limits[index] - size))
-    yield f"{offset_name} is not where the file before ends", wrong
-    last = np.append(first[1:], len(records)) - 1
-    unfilled = np.zeros(len(records), bool)
-    unfilled[last] = (expected + size)[last] != limits
-    yield f"records and size of {part} differ", unfilled

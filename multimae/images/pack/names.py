@@ -14,64 +14,94 @@ from multimae.images.index.merging import join_names
 if TYPE_CHECKING:
     from multimae.images.pack.reading import PackedFolder
 
-_DOT, _SLASH = b"./"
+_SLASH = b"/"[0]
 
 
 def list_pack(pack: PackedFolder, ending: str = "") -> Listing:
     """List the images of a pack; ``ending`` as for :func:`list_folder`."""
     stripped = os.fsencode(ending)
     kinds: dict[bytes, int] = {}
-    texts, found = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
-    kept = [np.zeros(0, np.int64)]
+    text, found, kept = bytearray(), bytearray(), [np.zeros(0, np.int64)]
     for first in range(0, len(pack.names), BLOCK):
-        rows = np.ascontiguousarray(pack.names[first : first + BLOCK])
-        stems, extensions = _split(rows)
-        own, index = np.unique(extensions, return_inverse=True)
-        known = [kinds.setdefault(bytes(extension), len(kinds)) for extension in own.tolist()]
-        where = np.arange(len(rows))
+        block = _Block(pack.names.read(first, first + BLOCK))
+        column = block.strip_extensions(kinds)
+        where = block.strip(stripped)
+        text += block.text()
+        found += column[where].tobytes()
         if stripped:
-            where = np.flatnonzero(np.char.endswith(stems, stripped))
-            stems = np.array([s.removesuffix(stripped) for s in stems[where].tolist()], np.bytes_)
-        texts.append(join_names(stems) if len(where) else np.zeros(0, np.uint8))
-        found.append(np.array(known, np.uint8)[index[where]])
-        kept.append(where + first)
-    names, order = _sorted_names(Names.from_text(np.concatenate(texts)))
-    in_pack, column = np.concatenate(kept), np.concatenate(found)
+            kept.append(where + first)
+    names, order = _sorted_names(Names.from_text(text))
+    column = np.frombuffer(found, np.uint8)
     listing = Listing(names, [os.fsdecode(extension) for extension in kinds], column)
     listing.stamps = pack.stamps()
+    in_pack = np.concatenate(kept) if stripped else None
     if order is not None:
-        listing.kinds, listing.order = column[order], in_pack[order]
+        listing.kinds = column[order]
+        listing.order = order if in_pack is None else in_pack[order]
         return _without_clashes(listing)
-    if len(in_pack) < len(pack.names):
+    if len(names) < len(pack.names):
         listing.order = in_pack
     return listing
 
 
-def _split(
-    rows: npt.NDArray[np.bytes_],
-) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bytes_]]:
-    """Names up to the last dot, and the rest."""
-    width = rows.dtype.itemsize
-    letters = rows.view(np.uint8).reshape(len(rows), width)
-    sizes = np.char.str_len(rows)
-    dot, slash = _last(letters, _DOT), _last(letters, _SLASH)
-    dot = np.where(dot > slash + 1, dot, sizes)
-    stems = np.where(np.arange(width) < dot[:, None], letters, 0)
-    longest = max(1, int((sizes - dot).max(initial=0)))
-    at = np.minimum(dot[:, None] + np.arange(longest), width - 1)
-    inside = dot[:, None] + np.arange(longest) < sizes[:, None]
-    extensions = np.where(inside, np.take_along_axis(letters, at, axis=1), 0)
-    return (
-        np.ascontiguousarray(stems).view(f"S{width}")[:, 0],
-        np.ascontiguousarray(extensions.astype(np.uint8)).view(f"S{longest}")[:, 0],
-    )
+class _Block:
+    """Some of the names, from which endings are stripped."""
+
+    def __init__(self, names: npt.NDArray[np.bytes_]) -> None:
+        self.names, self.sizes = names, np.char.str_len(names)
+        width = names.dtype.itemsize
+        self.letters = np.zeros((len(names), width + 1), np.uint8)  # NUL after every name
+        self.letters[:, :width] = names.view(np.uint8).reshape(-1, width)
+
+    def strip_extensions(self, known: dict[bytes, int]) -> npt.NDArray[np.uint8]:
+        """Strip them; the index of each in ``known``, to which new ones are added."""
+        known.setdefault(_extension(self.names[0]), len(known))
+        kinds, rest = np.zeros(len(self.names), np.uint8), np.arange(len(self.names))
+        for extension, kind in known.items():
+            has = self._ends_with(rest, extension) if extension else np.zeros(len(rest), bool)
+            kinds[rest[has]] = kind
+            self.sizes[rest[has]] -= len(extension)
+            rest = rest[~has]
+        for i in rest.tolist():
+            extension = _extension(self.names[i])
+            kinds[i] = known.setdefault(extension, len(known))
+            self.sizes[i] -= len(extension)
+        return kinds
+
+    def strip(self, ending: bytes) -> npt.NDArray[np.intp]:
+        """Keep the names with an ending, and strip it; their indices."""
+        where = np.arange(len(self.sizes))
+        if ending:
+            where = where[self._ends_with(where, ending, least=0)]
+            self.letters, self.sizes = self.letters[where], self.sizes[where] - len(ending)
+        return where
+
+    def text(self) -> bytes:
+        """The names, each followed by NUL."""
+        columns = np.arange(self.letters.shape[1])
+        self.letters[np.arange(len(self.letters)), self.sizes] = 0
+        return self.letters[columns <= self.sizes[:, None]].tobytes()
+
+    def _ends_with(
+        self, rows: npt.NDArray[np.intp], ending: bytes, least: int = 1
+    ) -> npt.NDArray[np.bool_]:
+        """Which names of ``rows`` end with ``ending``, after ``least`` letters of a file name."""
+        starts = self.sizes[rows] - len(ending)
+        found: npt.NDArray[np.bool_] = starts >= least
+        if not found.any():
+            return found
+        starts = np.maximum(starts, 0)
+        for i, letter in enumerate(ending):
+            found &= self.letters[rows, starts + i] == letter
+        if least:
+            found &= self.letters[rows, starts - 1] != _SLASH
+        return found
 
 
-def _last(letters: npt.NDArray[np.uint8], letter: int) -> npt.NDArray[np.int64]:
-    """(N,) last column that holds ``letter``; -1 if none does."""
-    found = letters[:, ::-1] == letter
-    first = found.argmax(axis=1)
-    return np.where(found.any(axis=1), letters.shape[1] - 1 - first, -1)
+def _extension(name: bytes) -> bytes:
+    """From the last dot of the file name; nothing if it begins with that."""
+    stem, dot, extension = name.rpartition(b"/")[2].rpartition(b".")
+    return dot + extension if stem else b""
 
 
 def _sorted_names(names: Names) -> tuple[Names, npt.NDArray[np.int64] | None]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from PIL import Image
 
 from multimae.images.index.listing import Stamp, stamp_of
 from multimae.images.pack import PACK_FILE, AnyPath
+from multimae.images.pack.index_check import check_index
 from multimae.images.pack.layout import (
     DTYPES,
     FILES,
@@ -25,16 +26,15 @@ from multimae.images.pack.layout import (
     NAMES_FILE,
     SHARD,
     Kind,
-    Records,
-    check_index,
     file_name,
     read_contents,
     record_checksum,
     shape_of,
 )
+from multimae.images.pack.stored_array import StoredArray
 from multimae.images.pixels import Array, ImageError
 from multimae.specs.errors import UserError, bullet_list
-from multimae.weights.atomic import DIGEST_BYTES, checksum
+from multimae.weights.atomic import DIGEST_BYTES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 OPEN_FILES = 64
@@ -42,9 +42,7 @@ OPEN_FILES = 64
 
 
 class PackedFolder:
-    """The files of one modality.
-
-    Records are read, not memory-mapped: mapped pages would count as memory of every process.
+    """The files of one modality; nothing is memory-mapped (see :class:`StoredArray`).
 
     Attributes:
         folder: Folder of the shards.
@@ -52,12 +50,13 @@ class PackedFolder:
         names: ``sub-folder/name.extension`` as bytes, sorted.
     """
 
-    def __init__(self, folder: AnyPath, *, check: bool = True) -> None:
+    def __init__(self, folder: AnyPath, *, check_first: int | None = None) -> None:
         """Open the index; sizes of all shards are checked.
 
         Args:
             folder: Folder of the shards.
-            check: Check every record and name, unless that was done since the files changed.
+            check_first: Number of files to check; all, with the checksums of the index, if
+                ``None``.
 
         Raises:
             UserError: Files are missing, damaged or of the wrong size.
@@ -65,16 +64,13 @@ class PackedFolder:
         self.folder = folder
         self.contents = read_contents(folder)
         self._check_sizes()
-        self._records = cast(Records, _load(self._index_file(INDEX_FILE)))
-        self.names = cast(npt.NDArray[np.bytes_], _load(self._index_file(NAMES_FILE)))
+        self._records = _open_array(self._index_file(INDEX_FILE))
+        self.names = _open_array(self._index_file(NAMES_FILE))
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
-        if not check:
-            return
         try:
-            check_index(self.contents, self._records, self.names)
-            self._check_digests()
-        except ValueError as err:
+            check_index(self.contents, self._records, self.names, check_first)
+        except (ValueError, OSError) as err:
             raise UserError(
                 f"{folder / INDEX_FILE} and {NAMES_FILE} are not an index of "
                 f"{self.contents.count} files ({err}). Copy the pack again, or pack the data again."
@@ -100,8 +96,15 @@ class PackedFolder:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def record(self, index: int) -> np.void:
-        """Position and kind of a file."""
-        found: np.void = self._records[index]
+        """Position and kind of a file.
+
+        Raises:
+            ImageError: The index cannot be read.
+        """
+        try:
+            found: np.void = self._records[index]
+        except OSError as err:
+            raise ImageError(f"{self.folder / INDEX_FILE}: cannot be read ({err}).") from err
         return found
 
     def read(self, index: int) -> bytes | Array:
@@ -232,13 +235,6 @@ class PackedFolder:
                 "files again, or pack the data again."
             )
 
-    def _check_digests(self) -> None:
-        """Compare the index with ``pack.json``: its fields may fit, and be of another pack."""
-        for part in self.contents.files:
-            is_index = part.name in (INDEX_FILE, NAMES_FILE)
-            if is_index and checksum(self._index_file(part.name)) != part.written:
-                raise ValueError(f"{part.name} has another checksum than {PACK_FILE} lists")
-
     def _stream(self, file: str) -> BinaryIO:
         stream = self._open.pop(file, None)
         if stream is None:
@@ -276,10 +272,8 @@ def _unpack(
     return np.ascontiguousarray(planes.T).reshape(-1)
 
 
-def _load(path: Path) -> npt.NDArray[Any]:
-    """Memory-mapped array."""
+def _open_array(path: Path) -> StoredArray:
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+        return StoredArray(path)
     except (OSError, ValueError, EOFError) as err:
         raise UserError(f"{path}: cannot be read ({err}). Pack the data again.") from err

@@ -145,15 +145,15 @@ class RemotePack(PackedFolder):
 
     folder: RemotePath
 
-    def __init__(self, folder: RemotePath) -> None:
-        """Fetch the index, unless it is cached.
+    def __init__(self, folder: RemotePath, *, check_first: int | None = None) -> None:
+        """Fetch the index, unless it is cached; arguments as of the base class.
 
         Raises:
             UserError: The server cannot be read or does not support ranges, or the index is
                 damaged.
         """
         self._prefetched: dict[int, npt.NDArray[np.uint8]] = {}
-        super().__init__(folder)
+        super().__init__(folder, check_first=check_first)
         self._digests = {part.name: part.digest for part in self.contents.files}
         self._cache = _record_cache(cache_folder() / "records", cache_limit())
         self._cache.mark_used(self._digests.values())

@@ -55,7 +55,7 @@ def open_folder(
 def _first_name(folder: AnyPath) -> str:
     """Name, without extension, of some image of a modality folder; empty if it has none."""
     if is_packed(folder):
-        return os.path.splitext(os.fsdecode(open_pack(folder).names[0]))[0]
+        return os.path.splitext(os.fsdecode(open_pack(folder, check_first=1).names[0]))[0]
     for _, _, files in os.walk(folder) if isinstance(folder, Path) else ():
         for name in files:
             stem, suffix = os.path.splitext(name)

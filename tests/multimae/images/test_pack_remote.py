@@ -34,7 +34,7 @@ from utils.distributed.world import init_world
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_folder(tmp_path_factory.mktemp("plain"))
     (root / "classes.json").write_text(json.dumps({"classes": ["void", "wall"]}))
-    out = root.parent / "packed"
+    out = tmp_path_factory.mktemp("packed")
     options = PackOptions(images_per_shard=5)
     write_packs(list_images(root), root, out, options, workers=1)
     copy_loose_files(root, out)

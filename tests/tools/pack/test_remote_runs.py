@@ -23,8 +23,7 @@ STEPS = 24
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = write_scenes(tmp_path_factory.mktemp("plain"), 8)
-    out = scenes.parent / "packed"
-    out.mkdir()
+    out = tmp_path_factory.mktemp("packed")
     write_packs(list_images(scenes), scenes, out, PackOptions(images_per_shard=3), workers=1)
     copy_loose_files(scenes, out)
     return out
