@@ -21,7 +21,7 @@ from utils.distributed.world import World, init_world, shutdown
 from utils.logs.logger import RunLogger
 from utils.logs.paths import locked_output_dir
 from utils.tasks.base import Evaluator
-from utils.tasks.job import Job, describe_model, save_weights, train
+from utils.tasks.job import Job, describe_model, report_end, save_weights, train
 from utils.tasks.pretraining import (
     PretrainTask,
     build_task,
@@ -59,7 +59,7 @@ def pretrain(cfg: PretrainConfig, world: World) -> None:
         state = train(job, task, precision, paths, logger)
         if paths is not None:
             save_weights(state, paths, world)
-            logger.info(f"weights: {paths.model}")
+            report_end(logger, job.goal, state.best, pretrained=True)
 
 
 class Pretraining(Job[PretrainTask]):

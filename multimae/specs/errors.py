@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 MAX_SHOWN = 10
+COLOURS = {"red": 31, "green": 32, "yellow": 33}
 
 
 class UserError(Exception):
@@ -82,4 +83,12 @@ def exit_on_user_error() -> Iterator[None]:
 def print_error(err: UserError) -> None:
     """Print the message on stderr, without the traceback that DataLoader workers prepend."""
     message = str(err).split(f"{type(err).__name__}: ")[-1].strip()
-    print(f"{err.label}: {message}", file=sys.stderr, flush=True)
+    label = coloured(f"{err.label}:", "red", sys.stderr)
+    print(f"{label} {message}", file=sys.stderr, flush=True)
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """``text`` in one of :data:`COLOURS`, on terminals; not with ``NO_COLOR`` or ``TERM=dumb``."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{COLOURS[colour]}m{text}\033[0m"

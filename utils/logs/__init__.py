@@ -2,5 +2,6 @@
 
 ``paths`` names the files of the output folder, ``lock`` keeps other runs out of it;
 ``logger.RunLogger`` writes log lines and pictures, ``log_rows`` cuts them on resume, ``trackers``
-sends them on; ``window`` averages values and times steps between two lines.
+sends them on; ``window`` averages values and times steps between two lines; ``known_metrics`` has
+titles and units, ``score_tables`` prints evaluations and ``summary`` the end of a run.
 """

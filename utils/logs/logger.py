@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from PIL import Image
 from tqdm import tqdm
 
+from multimae.specs.errors import coloured
 from utils.config.options import LogOptions
 from utils.logs.paths import RunPaths
 
 if TYPE_CHECKING:
     from utils.logs.trackers import TensorBoard, Wandb
+    from utils.training.state import Goal
+
+WARNING = "warning: "
 
 
 class RunLogger:
@@ -88,6 +92,8 @@ class RunLogger:
     def info(self, text: str) -> None:
         """Print a line."""
         if self.is_main:
+            if text.startswith(WARNING):
+                text = coloured(WARNING, "yellow", sys.stdout) + text.removeprefix(WARNING)
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
@@ -127,7 +133,7 @@ class RunLogger:
         """Log a training row."""
         self._row("train", step, epoch, values)
         short = (
-            f"loss {values['loss']:.4f}, {values['images_per_s']:.0f} img/s, "
+            f"loss {values['loss']:.4f}, {_three_digits(values['images_per_s'])} img/s, "
             f"data wait {values['data_wait']:.0%}"
         )
         if self._bar is not None:
@@ -137,11 +143,22 @@ class RunLogger:
                 f"step {step}/{self._total} (epoch {epoch:.2f}) {short}, ETA {self._eta(step)}"
             )
 
-    def eval(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Log an evaluation row."""
+    def eval(
+        self,
+        step: int,
+        epoch: float,
+        values: Mapping[str, float],
+        goal: Goal | None = None,
+        best: float | None = None,
+    ) -> None:
+        """Log an evaluation row; ``goal`` and its ``best`` value before tell if it is the best."""
         self._row("eval", step, epoch, values)
-        short = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
-        self.info(f"evaluation after step {step} (epoch {epoch:.2f}): {short}")
+        if not self.is_main:
+            return
+        from utils.logs.score_tables import BEST, evaluation_lines
+
+        for line in evaluation_lines(epoch, step, values, goal, best):
+            self.info(coloured(line, "green", sys.stdout) if BEST in line else line)
 
     def picture(self, name: str, step: int, image: Image.Image) -> None:
         """Save a picture as ``pictures/{name}-{step}.png`` and send it to the other sinks."""
@@ -167,6 +184,11 @@ class RunLogger:
         done = max(1, step - self._first)
         seconds = (time.perf_counter() - self._begin) / done * (self._total - step)
         return tqdm.format_interval(seconds)
+
+
+def _three_digits(value: float) -> str:
+    """A number with three significant digits, and all digits of large ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _open_log(path: Path) -> TextIO:

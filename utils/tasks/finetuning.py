@@ -45,7 +45,7 @@ from utils.distributed.world import World
 from utils.logs.logger import RunLogger
 from utils.logs.paths import locked_output_dir, record_start
 from utils.tasks.base import Evaluator, PictureEvaluator, Task
-from utils.tasks.job import Job, describe_model, save_weights, train
+from utils.tasks.job import Job, describe_model, report_end, save_weights, train
 from utils.tasks.loaders import eval_loader, index_finder, spread_keys
 from utils.training.ema import average
 from utils.training.finetune_groups import finetune_no_decay, layer_lr_scale
@@ -414,6 +414,7 @@ def finetune(job: Finetuning[Any]) -> dict[str, float]:
                 logger.info(f"testing {best}, the best checkpoint, from epoch {epoch}")
                 state.ema = None
             values |= evaluate(state, tests, logger, float(state.epoch))
+        report_end(logger, job.goal, state.best, pretrained=False)
         return values
 
 

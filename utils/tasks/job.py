@@ -210,6 +210,15 @@ def save_weights(state: TrainState, paths: RunPaths, world: World) -> None:
         save_model(weights, cast(Pretrained, state.model).spec, paths.model)
 
 
+def report_end(logger: RunLogger, goal: Goal, best: float | None, *, pretrained: bool) -> None:
+    """Log the best score, where weights and pictures are, and the next command."""
+    if logger.is_main and logger.paths is not None:
+        from utils.logs.summary import summary_lines
+
+        for line in summary_lines(logger.paths, goal, best, pretrained=pretrained):
+            logger.info(line)
+
+
 def _load_start(job: Job[TaskT], task: TaskT, train_set: MultiModalDataset, info: Info) -> str:
     """Load the weights to start from; log a summary and modalities whose statistics differ.
 

@@ -205,7 +205,8 @@ def _finish_epoch(run: TrainingRun) -> None:
         state.epoch = epoch
         try:
             with run.stop.interrupting():
-                values = evaluate(state, chosen, run.logger, state.step / plan.steps_per_epoch)
+                at = state.step / plan.steps_per_epoch
+                values = evaluate(state, chosen, run.logger, at, run.goal)
         except Stopped as err:
             saver.write_now(before)
             raise Stopped(_stopped(run)) from err
@@ -253,7 +254,11 @@ def due_evaluators(
 
 
 def evaluate(
-    state: TrainState, evaluators: Sequence[Evaluator], logger: RunLogger, epoch: float
+    state: TrainState,
+    evaluators: Sequence[Evaluator],
+    logger: RunLogger,
+    epoch: float,
+    goal: Goal | None = None,
 ) -> dict[str, float]:
     """Run every evaluator on the model in evaluation mode and log one row."""
     model = to_device_of(state.model, state.full_scored_model())
@@ -263,7 +268,7 @@ def evaluate(
     for evaluator in evaluators:
         values.update(evaluator.run(model, state.step))
     state.task.train()
-    logger.eval(state.step, epoch, values)
+    logger.eval(state.step, epoch, values, goal, state.best)
     return values
 
 
