@@ -48,6 +48,15 @@ def read_log(run: Path) -> list[Row]:
     return rows
 
 
+def evaluations(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Evaluations during training, the last of several at a step; and tests."""
+    found = [row for row in rows if row.get("kind") == "eval" and "step" in row]
+    is_test = [any(key.startswith("test/") for key in row) for row in found]
+    during = {row["step"]: row for row, test in zip(found, is_test, strict=True) if not test}
+    tests = [row for row, test in zip(found, is_test, strict=True) if test]
+    return [during[step] for step in sorted(during)], tests
+
+
 def curve(rows: Iterable[Row], kind: str, key: str, over: str = "step") -> Curve:
     """Finite values of ``key`` in the rows of one kind, sorted by ``over`` (step or epoch).
 

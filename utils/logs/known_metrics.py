@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 SPLITS = ("eval", "test")
+MASKED_LOSS = "masked loss"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Metric:
         higher_is_better: ``None`` if neither is.
         part: Task, modality or label that it is about; empty for all.
         scale: Displayed value per logged value.
+        group: Title of the plot that it shares with others; empty for its own title.
     """
 
     key: str
@@ -29,6 +31,7 @@ class Metric:
     higher_is_better: bool | None = True
     part: str = ""
     scale: float = 1.0
+    group: str = ""
 
     @property
     def heading(self) -> str:
@@ -59,21 +62,21 @@ _KNOWN = {
         Metric("gain", "gain over the baseline", "%", scale=100.0),
         Metric("trivial", "baseline", higher_is_better=None),
         Metric("samples", "samples", higher_is_better=None),
-        Metric("mean_iou", "mean IoU", "%"),
-        Metric("mean_accuracy", "mean accuracy", "%"),
-        Metric("pixel_accuracy", "pixel accuracy", "%", scale=100.0),
-        Metric("acc1", "top-1 accuracy", "%"),
-        Metric("acc5", "top-5 accuracy", "%"),
-        Metric("map", "mAP", "%"),
-        Metric("f1_micro", "micro F1", "%"),
-        Metric("f1_macro", "macro F1", "%"),
-        Metric("delta_1", "δ < 1.25", "%", scale=100.0),
-        Metric("delta_2", "δ < 1.25²", "%", scale=100.0),
-        Metric("delta_3", "δ < 1.25³", "%", scale=100.0),
-        Metric("rel", "abs. rel.", "", False),
+        Metric("mean_iou", "mean IoU", "%", group="IoU and accuracy"),
+        Metric("mean_accuracy", "mean accuracy", "%", group="IoU and accuracy"),
+        Metric("pixel_accuracy", "pixel accuracy", "%", scale=100.0, group="IoU and accuracy"),
+        Metric("acc1", "top-1 accuracy", "%", group="accuracy"),
+        Metric("acc5", "top-5 accuracy", "%", group="accuracy"),
+        Metric("map", "mAP", "%", group="mAP and F1"),
+        Metric("f1_micro", "micro F1", "%", group="mAP and F1"),
+        Metric("f1_macro", "macro F1", "%", group="mAP and F1"),
+        Metric("delta_1", "δ < 1.25", "%", scale=100.0, group="δ accuracy"),
+        Metric("delta_2", "δ < 1.25²", "%", scale=100.0, group="δ accuracy"),
+        Metric("delta_3", "δ < 1.25³", "%", scale=100.0, group="δ accuracy"),
+        Metric("rel", "abs. rel.", "", False, group="relative error"),
         Metric("srel", "sq. rel.", "", False),
         Metric("rmse", "RMSE", "", False),
-        Metric("log10", "log RMSE", "", False),
+        Metric("log10", "log RMSE", "", False, group="relative error"),
         Metric("mae", "MAE", "", False),
         Metric("r2", "R²"),
         Metric("l1", "L1", "", False),
@@ -97,7 +100,7 @@ def metrics_of(keys: Iterable[str]) -> list[Metric]:
             split, rest = "", key
         name, _, part = rest.partition("/")
         if f"trivial/{rest}" in known:  # pre-training: the loss of a modality
-            metric = Metric(key, "masked loss", "", False, rest)
+            metric = Metric(key, MASKED_LOSS, "", False, rest)
         elif name in _KNOWN:
             metric = replace(_KNOWN[name], key=key, part=part)
         elif split:

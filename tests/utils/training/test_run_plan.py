@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from multimae.specs.errors import UserError
-from tools.show_run import main as show_run
 from utils.config.options import OptimOptions, RuntimeOptions
 from utils.training.schedule import make_run_plan
 
@@ -44,23 +41,6 @@ def test_invalid_plans_are_errors() -> None:
         make_run_plan(4, 1, replace(OPTIM, update_freq=8), RUNTIME, blr=1.0)
     with pytest.raises(UserError, match="warm-up of 500 steps"):
         make_run_plan(10, 1, replace(OPTIM, warmup_steps=500), RUNTIME, blr=1.0)
-
-
-def test_show_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_run([str(tmp_path)]) == 2
-    assert "log.jsonl does not exist" in capsys.readouterr().err
-    rows = [
-        {"kind": "eval", "step": 5, "epoch": 1.0, "eval/x": 9.0, "trivial/x": 9.0, "gain/x": 0.0},
-        {"kind": "eval", "step": 9, "epoch": 2.0, "eval/x": 0.5, "trivial/x": 2.0, "gain/x": 0.75},
-    ]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/reconstructions-000005.png").write_bytes(b"old")
-    (tmp_path / "pictures/reconstructions-000009.png").write_bytes(b"new")
-    assert show_run([str(tmp_path)]) == 0
-    assert (tmp_path / "reconstructions.png").read_bytes() == b"new"
-    out = capsys.readouterr().out
-    assert "x                 0.5000    2.0000         75.0 %" in out
 
 
 def test_a_schedule_may_end_at_the_last_step() -> None:
