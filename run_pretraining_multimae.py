@@ -102,12 +102,6 @@ class Pretraining(Job[PretrainTask]):
     ) -> Sequence[Evaluator]:
         """Masked losses and pictures of ``--eval_data_path``."""
         evaluators: list[Evaluator] = []
-        if self.cfg.data.sources:
-            from utils.data.mixing import SourceCounts
-
-            runtime, update_freq = self.cfg.runtime, self.cfg.optim.update_freq
-            global_batch = runtime.batch_size * self.world.size * update_freq
-            evaluators.append(SourceCounts(train_set, global_batch))
         path = self.cfg.data.eval_data_path
         if path:
             from utils.tasks.reconstruction import build_evaluators

@@ -220,7 +220,7 @@ def prepare_graft(
         old = MultiMAE.from_pretrained(checkpoint)
     except CheckpointError as err:
         raise UserError(str(err)) from err
-    modalities = resolve_statistics(read_new_modalities(add, old.spec), options.data)
+    modalities = resolve_statistics(read_new_modalities(add, old.spec), [options.data])
     names = [m.name for m in old.spec.inputs]
     if clone is not None and clone not in names:
         raise UserError(

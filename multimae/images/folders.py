@@ -202,6 +202,28 @@ class MultiModalFolder:
             self._index = load(self._index)
 
     @property
+    def parts(self) -> tuple[MultiModalFolder, ...]:
+        """The data roots that form this set, each with its samples."""
+        return (self,)
+
+    @property
+    def times_per_epoch(self) -> tuple[float, ...]:
+        """How often a sample of each part is used in an epoch, on average."""
+        return (1.0,)
+
+    def part_of(self, index: int) -> int:
+        """Which part has a sample."""
+        return 0
+
+    def own_names(self) -> list[str]:
+        """``sub-folder/name`` of all samples in their data roots."""
+        return [part.name(i) for part in self.parts for i in range(len(part))]
+
+    def spread(self, count: int) -> list[int]:
+        """At most ``count`` samples, evenly spaced."""
+        return spread_indices(len(self), count)
+
+    @property
     def modality_folders(self) -> tuple[AnyPath, ...]:
         """Folders of the stored modalities."""
         return tuple(self._folders.values())

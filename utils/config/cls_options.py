@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from multimae.specs.heads import LabelKind
 from utils.config.fields import option
@@ -23,8 +23,10 @@ from utils.config.options import RuntimeOptions
 class ClsDataOptions(FinetuneDataOptions):
     """Data and augmentation."""
 
-    data_path: str = option(
-        "ADD_DATA_PATH_HERE/rgb", "Training images, MODALITY/CLASS/NAME; or a modality's folder"
+    data_path: str | tuple[Mapping[str, Any], ...] = option(
+        "ADD_DATA_PATH_HERE/rgb",
+        "Training images, MODALITY/CLASS/NAME; or a modality's folder; in YAML also a list of "
+        "{path, weight} to sample from",
     )
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE/rgb", "Validation images, as above")
     num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")

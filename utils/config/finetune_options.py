@@ -33,6 +33,15 @@ class FinetuneDataOptions(DataOptions):
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
 
+    def problems(self) -> Iterator[str]:
+        """Invalid modalities and folders; a number of images where weights say how often."""
+        yield from super().problems()
+        if self.sources and getattr(self, "max_train_images", None) is not None:
+            yield (
+                "max_train_images: set it to null (all) where data_path is a list: the weights of "
+                "the folders say how often their images are used"
+            )
+
 
 def class_weights_option() -> Any:
     """Declare ``class_weights`` of a task with cross-entropy."""

@@ -22,6 +22,7 @@ from multimae.specs.modalities import (
 )
 from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
+from utils.config.train_sources import TrainSources
 
 # A target computed from another modality's data is stored and normalised like that modality.
 _OF_TARGETS = (
@@ -53,12 +54,13 @@ def device_problems(name: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(TrainSources):
     """Data."""
 
-    data_path: str = option(
+    data_path: str | tuple[Mapping[str, Any], ...] = option(
         "ADD_DATA_PATH_HERE",
-        "Training images: one sub-folder per modality, same file names",
+        "Training images: one sub-folder per modality, same file names; in YAML also a list of "
+        "{path, weight} to sample from",
         on_resume="free",
     )
     eval_data_path: str | None = option(
@@ -193,6 +195,7 @@ class DataOptions:
         for name in self.in_names:
             if name in table and table[name].source:
                 yield f"in_domains: '{name}' is a target computed from '{table[name].source}'"
+        yield from self.source_problems()
 
     def unused_problems(self, used: tuple[str, ...]) -> Iterator[str]:
         """Declared modalities, misspelt perhaps, that no domain of this run uses."""

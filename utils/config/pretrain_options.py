@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from multimae.nn.tokens import as_size
 from utils.config.fields import option
@@ -20,18 +19,11 @@ from utils.config.options import (
     split_names,
 )
 
-_LARGEST_WEIGHT = 1e9
-
 
 @dataclass(frozen=True)
 class PretrainDataOptions(DataOptions):
     """Data."""
 
-    data_path: str | tuple[Mapping[str, Any], ...] = option(  # type: ignore[assignment]
-        "ADD_DATA_PATH_HERE",
-        "Training images: one sub-folder per modality, same file names; in YAML also a list of "
-        "{path, weight} to sample from",
-    )
     in_domains: str = option("rgb-depth-semseg", "Input modalities, joined by '-'")
     out_domains: str = option("rgb-depth-semseg", "Predicted modalities, joined by '-'")
     missing: Literal["error", "allow"] = option(
@@ -47,37 +39,9 @@ class PretrainDataOptions(DataOptions):
         (3 / 4, 4 / 3), "Smallest and largest width / height of a crop", within="(0, inf)"
     )
 
-    @property
-    def sources(self) -> tuple[Mapping[str, Any], ...]:
-        """Training folders with their weights; empty for a single folder."""
-        return () if isinstance(self.data_path, str) else self.data_path
-
-    @property
-    def mix(self) -> list[tuple[str, float]]:
-        """Paths and normalized weights of ``sources``."""
-        total = sum(source["weight"] for source in self.sources)
-        return [(s["path"], round(s["weight"] / total, 9)) for s in self.sources]
-
-    @property
-    def roots(self) -> tuple[str, ...]:
-        """Training folders."""
-        if isinstance(self.data_path, str):
-            return (self.data_path,)
-        return tuple(str(source.get("path", "")) for source in self.data_path)
-
     def problems(self) -> Iterator[str]:
-        """Invalid modalities, empty ranges, invalid sources."""
+        """Invalid modalities, empty ranges."""
         yield from super().problems()
-        if not self.roots:
-            yield "data_path: the list is empty"
-        for i, source in enumerate(self.sources):
-            weight = source.get("weight")
-            if set(source) != {"path", "weight"} or not isinstance(source["path"], str):
-                yield f"data_path: entry {i} is {dict(source)}; expected {{path: ..., weight: ...}}"
-            elif not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                yield f"data_path: weight {weight!r} of {source['path']} is not above 0"
-            elif isinstance(weight, bool) or weight > _LARGEST_WEIGHT:
-                yield f"data_path: weight {weight!r} of {source['path']} is not up to 1e9"
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, key)
             if low > high:
@@ -229,8 +193,6 @@ class PretrainConfig(RunConfig):
             table = self.table()
         except ValueError:  # the data section reports it
             return
-        if self.data.sources and any(m.normalization == "computed" for m in table.values()):
-            yield "data_path: normalization computed needs a single folder; set mean and std"
         used = tuple(dict.fromkeys((*self.in_names, *outputs, *self.out_names)))
         yield from self.data.unused_problems(used)
         sizes, patch = as_size(self.model.input_size), self.model.patch_size

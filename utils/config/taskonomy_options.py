@@ -62,6 +62,8 @@ class TaskonomyDataOptions(FinetuneDataOptions):
         for name in self.out_names:
             if name not in TASKS:
                 yield f"out_domains: unknown task '{name}'{did_you_mean(name, TASKS)}"
+        if self.sources and not self.eval_data_path:
+            yield "eval_data_path: name the folder of the validation views; data_path is a list"
         if not self.out_names:
             yield f"out_domains: name at least one of {', '.join(TASKS)}"
         if set(self.out_names) & set(self.in_names):
@@ -105,6 +107,12 @@ class TaskonomyConfig(DenseFinetuneConfig):
     model: TaskonomyModelOptions = field(default_factory=TaskonomyModelOptions)
     optim: TaskonomyOptimOptions = field(default_factory=TaskonomyOptimOptions)
     runtime: TaskonomyRuntimeOptions = field(default_factory=TaskonomyRuntimeOptions)
+
+    def problems(self) -> Iterator[str]:
+        """Test views that no option names."""
+        yield from super().problems()
+        if self.start.test and self.data.sources and not self.data.test_data_path:
+            yield "test_data_path: name the folder of the test views; data_path is a list"
 
     @property
     def has_eval_set(self) -> bool:

@@ -6,6 +6,8 @@ import atexit
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -90,6 +92,10 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         self.value_ranges: dict[str, tuple[float, float]] = {}
         self.tops: dict[str, list[float]] = {}
 
+    @property
+    def _is_mixed(self) -> bool:
+        return self.folder.parts[0] is not self.folder
+
     def __len__(self) -> int:
         """Number of samples."""
         return min(len(self.folder), self.limit or len(self.folder))
@@ -125,9 +131,25 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         samples.block = getattr(keys, "block", None)
         return samples
 
+    @cached_property
+    def parts(self) -> tuple[MultiModalDataset, ...]:
+        """This set, or that of each data root of a mix, for statistics and warnings."""
+        folders = self.folder.parts
+        return tuple(map(self._part, folders)) if self._is_mixed else (self,)
+
+    def _part(self, folder: MultiModalFolder) -> MultiModalDataset:
+        part = copy(self)
+        part.folder = folder
+        part.label_counts, part.value_ranges, part.tops = {}, {}, {}
+        return part
+
     def sampler(self, *args: Any, **options: Any) -> GlobalBatchSampler:
         """Sampler of training batches; arguments of :class:`GlobalBatchSampler`."""
-        return GlobalBatchSampler(*args, **options)
+        if not self._is_mixed:
+            return GlobalBatchSampler(*args, **options)
+        from utils.data.mixing import mixed_sampler
+
+        return mixed_sampler(self, *args, **options)
 
     def name(self, index: int) -> str:
         """``sub-folder/name`` of a sample."""
@@ -141,6 +163,10 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         for index in range(len(self)):
             digest.update(os.fsencode(self.name(index)) + b"\0")
         return {"count": len(self), "digest": digest.hexdigest()}
+
+    def spread(self, count: int) -> list[int]:
+        """Indices of at most ``count`` evenly spaced samples; of a mix, by the folders' shares."""
+        return self.folder.spread(count) if self._is_mixed else spread_indices(len(self), count)
 
     def has(self, index: int, modality: Modality) -> bool:
         """Whether a sample has a file of a modality."""
@@ -175,6 +201,8 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
     def _folder_index(self, index: int) -> int:
         """Index in the folder of a sample of this set."""
+        if self._is_mixed:
+            return index % len(self.folder)  # later rounds have larger indices
         return index * len(self.folder) // len(self)
 
     def _read(self, index: int, thorough: bool = False) -> tuple[dict[str, Pixels], list[str]]:
@@ -204,7 +232,8 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
     """Read up to ``count`` evenly spaced samples to find bad files before training.
 
     Args:
-        dataset: Data set to read, in threads; its ``known_bad`` and statistics are set.
+        dataset: Data set to read, in threads; its ``known_bad`` and the statistics of its ``parts``
+            are set.
         count: Number of samples to read.
         max_bad: Number of bad samples allowed in a set with ``skip_bad``.
 
@@ -216,11 +245,11 @@ def check_samples(dataset: MultiModalDataset, count: int, max_bad: int = 0) -> l
             samples are bad.
     """
     total, root = len(dataset), dataset.folder.root
-    indices = spread_indices(total, count)
+    indices = dataset.spread(count)
     found = {}
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
         for i, checked in zip(indices, pool.map(dataset.check, indices), strict=True):
-            dataset.count(checked)
+            dataset.parts[dataset.folder.part_of(i)].count(checked)
             if checked.problems:
                 found[i] = checked.problems
     if not dataset.skip_bad:

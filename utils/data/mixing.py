@@ -24,7 +24,6 @@ from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
 from utils.data.samplers import GlobalBatchSampler
-from utils.data.transforms import JointTransform
 from utils.training.seeding import mix_seed
 
 _SOURCES = -1  # sets the generator of the sources apart from those of the permutations
@@ -68,6 +67,14 @@ class MixedBatchSampler(GlobalBatchSampler):
         return self.mix.order(epoch)
 
 
+def mixed_sampler(dataset: MultiModalDataset, *args: Any, **options: Any) -> MixedBatchSampler:
+    """Sampler of training batches in the order of the mix."""
+    assert isinstance(dataset.folder, MixedFolder)
+    sampler = MixedBatchSampler(*args, **options)
+    sampler.mix = dataset.folder.mix(dataset.seed)
+    return sampler
+
+
 def common_class_names(roots: Sequence[str]) -> tuple[str, ...] | None:
     """Class names of the folders; ``None`` if none of them has names.
 
@@ -90,9 +97,9 @@ class MixedFolder(MultiModalFolder):
     Names begin with the number of the folder, as names of different folders may be equal.
     """
 
-    def __init__(self, folders: Sequence[MultiModalFolder]) -> None:
-        """Join ``folders``, which have the same modalities."""
-        self.folders = tuple(folders)
+    def __init__(self, folders: Sequence[MultiModalFolder], weights: Sequence[float]) -> None:
+        """Join ``folders``, which have the same modalities, with the weights of their samples."""
+        self.folders, self.weights = tuple(folders), tuple(weights)
         self.modalities = folders[0].modalities
         self.root: AnyPath = Path(" + ".join(str(folder.root) for folder in folders))
         self.incomplete = [entry for folder in folders for entry in folder.incomplete]
@@ -104,6 +111,38 @@ class MixedFolder(MultiModalFolder):
                 return number, index
             index -= len(folder)
         raise IndexError(index)
+
+    @property
+    def parts(self) -> tuple[MultiModalFolder, ...]:
+        """The folders."""
+        return self.folders
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of the samples of an epoch that come from each folder, on average."""
+        return [weight / sum(self.weights) for weight in self.weights]
+
+    @property
+    def times_per_epoch(self) -> tuple[float, ...]:
+        """How often a sample of each folder is used in an epoch, on average."""
+        sizes = map(len, self.folders)
+        return tuple(w * len(self) / size for w, size in zip(self.shares, sizes, strict=True))
+
+    def spread(self, count: int) -> list[int]:
+        """About ``count`` samples: of every folder its share, evenly spaced, at least one."""
+        indices, first = [], 0
+        for folder, share in zip(self.folders, self.shares, strict=True):
+            indices += [first + i for i in folder.spread(max(1, round(count * share)))]
+            first += len(folder)
+        return indices
+
+    def part_of(self, index: int) -> int:
+        """Number of the folder."""
+        return self._find(index)[0]
+
+    def mix(self, seed: int) -> Mix:
+        """Order of the samples."""
+        return Mix(tuple(map(len, self.folders)), self.weights, seed)
 
     def __getstate__(self) -> dict[str, object]:
         """Each folder drops its own mapped index."""
@@ -180,30 +219,17 @@ class MixedFolder(MultiModalFolder):
         return self.folders[number].packed_original(index, modality)
 
 
-class MixedDataset(MultiModalDataset):
-    """Transformed samples of a :class:`MixedFolder`, by the indices of :meth:`Mix.order`."""
+class MixedTargets:
+    """Labels of samples of a :class:`MixedFolder`, found by their names in their own folders."""
 
-    def __init__(
-        self,
-        folder: MixedFolder,
-        transform: JointTransform,
-        *,
-        weights: Sequence[float],
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        """Sample the folders in proportion to ``weights``; others as in the base class."""
-        super().__init__(folder, transform, seed=seed, **options)
-        self.mix = Mix(tuple(map(len, folder.folders)), tuple(weights), seed)
+    def __init__(self, labels: Any) -> None:
+        """``labels`` of all folders."""
+        self.labels = labels
 
-    def sampler(self, *args: Any, **options: Any) -> MixedBatchSampler:
-        """Sampler of training batches in the order of the mix."""
-        sampler = MixedBatchSampler(*args, **options)
-        sampler.mix = self.mix
-        return sampler
-
-    def _folder_index(self, index: int) -> int:
-        return index % len(self.folder)
+    def targets(self, samples: Sequence[str], device: torch.device | None = None) -> Tensor:
+        """Labels ``(B,)`` or ``(B, K)`` of samples."""
+        found: Tensor = self.labels.targets([name.partition("/")[2] for name in samples], device)
+        return found
 
 
 class SourceCounts:
@@ -211,8 +237,8 @@ class SourceCounts:
 
     def __init__(self, dataset: MultiModalDataset, global_batch: int) -> None:
         """``global_batch``: samples per step."""
-        assert isinstance(dataset, MixedDataset) and isinstance(dataset.folder, MixedFolder)
-        self.mix, self.global_batch = dataset.mix, global_batch
+        assert isinstance(dataset.folder, MixedFolder)
+        self.mix, self.global_batch = dataset.folder.mix(dataset.seed), global_batch
         self.per_epoch = len(dataset) // global_batch * global_batch
         roots = [str(folder.root) for folder in dataset.folder.folders]
         ends = [os.path.basename(root.rstrip("/")) for root in roots]

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from multimae.images.folders import MultiModalFolder, spread_indices
+from multimae.images.folders import MultiModalFolder
 from multimae.images.index.listing import FindIndex, list_now
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pack import AnyPath
@@ -28,7 +29,7 @@ WARNING_IMAGES = 64
 MAX_DEVIATION = 3.0
 
 Numbers = tuple[float, ...]
-_Sums = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,29 +51,41 @@ def measure(
     Raises:
         UserError: No file of a modality can be read, or a channel is constant.
     """
-    indices = spread_indices(len(folder), images)
-    return {m.name: _measure(folder, m, indices) for m in modalities if not m.is_labels}
+    return {m.name: _measure(folder, m, images) for m in modalities if not m.is_labels}
 
 
 def resolve_statistics(
     modalities: Sequence[Modality],
-    root: str | AnyPath,
+    roots: Sequence[str | AnyPath],
     world: World = ALONE,
     find: FindIndex = list_now,
+    weights: Sequence[float] = (),
 ) -> list[Modality]:
-    """Turn ``normalization: computed`` into ``mean_std`` with the statistics of ``root``.
+    """Turn ``normalization: computed`` into ``mean_std`` with the statistics of ``roots``.
 
     A modality with a ``source`` gets those of its source.
+
+    Args:
+        modalities: The modalities.
+        roots: Data roots.
+        world: Processes, of which the first measures.
+        find: As of :class:`MultiModalFolder`.
+        weights: Weights of the roots in a mix; empty for a single root.
 
     Raises:
         UserError: Folders or files that cannot be read.
     """
-    modalities = with_no_data_tags(modalities, root)
+    modalities = with_no_data_tags(modalities, *roots)
     names = {m.data_name for m in modalities if m.normalization == "computed"}
     known: dict[str, Statistics] = {}
     for m in modalities:
         if m.name in names:
-            folder = MultiModalFolder(root, [m], find=find)
+            folders = [MultiModalFolder(root, [m], find=find) for root in roots]
+            folder = folders[0]
+            if weights:
+                from utils.data.mixing import MixedFolder
+
+                folder = MixedFolder(folders, weights)
             known |= world.broadcast_from_main(partial(measure, folder, [m]))
     return [_resolved(m, known.get(m.data_name)) for m in modalities]
 
@@ -139,9 +152,43 @@ def statistics_warnings(weights: str, dataset: MultiModalDataset) -> list[str]:
         return [f"warning: {err}"]
 
 
-def _measure(folder: MultiModalFolder, m: Modality, indices: Sequence[int]) -> Statistics:
-    count = np.zeros(m.num_channels)
-    total, squares = count.copy(), count.copy()
+def _measure(folder: MultiModalFolder, m: Modality, images: int) -> Statistics:
+    """Statistics of one modality; each part of a mix counts by its share."""
+    total_share, mean, squares, read = 0.0, np.zeros(m.num_channels), np.zeros(m.num_channels), 0
+    for part, times in zip(folder.parts, folder.times_per_epoch, strict=True):
+        share = times * len(part) / len(folder)
+        sums = _sums(part, m, part.spread(max(1, round(share * images))))
+        if sums.count.all():
+            mean += share * (sums.total / sums.count)
+            squares += share * (sums.squares / sums.count)
+            total_share, read = total_share + share, read + sums.images
+    folders = " and ".join(str(part.root / m.data_folder) for part in folder.parts)
+    if not read:
+        raise UserError(
+            f"modality '{m.name}': no file of {folders} has a value to compute statistics from. "
+            "Check the files, or set mean and std."
+        )
+    mean, squares = mean / total_share, squares / total_share
+    std = np.sqrt(np.maximum(squares - mean**2, 0.0))
+    if (std < 1e-8).any():
+        raise UserError(
+            f"modality '{m.name}': a channel of {folders} is constant: standard deviation "
+            f"{_few(std.tolist())}. Drop the channel, or set mean and std."
+        )
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()), read)
+
+
+class _Sums(NamedTuple):
+    """Sums over pixels by channel, and the number of images."""
+
+    count: Floats
+    total: Floats
+    squares: Floats
+    images: int
+
+
+def _sums(folder: MultiModalFolder, m: Modality, indices: Sequence[int]) -> _Sums:
+    count, total, squares = np.zeros((3, m.num_channels))
     images = 0
     for index in (i for i in indices if folder.has(i, m)):
         try:
@@ -157,25 +204,7 @@ def _measure(folder: MultiModalFolder, m: Modality, indices: Sequence[int]) -> S
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
         images += 1
-    return _statistics(m, folder, images, count, total, squares)
-
-
-def _statistics(
-    m: Modality, folder: MultiModalFolder, images: int, count: _Sums, total: _Sums, squares: _Sums
-) -> Statistics:
-    if not images or not count.all():
-        raise UserError(
-            f"modality '{m.name}': no file of {folder.root / m.data_folder} has a value to compute "
-            "statistics from. Check the files, or set mean and std."
-        )
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    if (std < 1e-8).any():
-        raise UserError(
-            f"modality '{m.name}': a channel of {folder.root / m.data_folder} is constant: "
-            f"standard deviation {_few(std.tolist())}. Drop the channel, or set mean and std."
-        )
-    return Statistics(tuple(mean.tolist()), tuple(std.tolist()), images)
+    return _Sums(count, total, squares, images)
 
 
 def _few(values: Sequence[float]) -> str:

@@ -48,7 +48,7 @@ from utils.tasks.finetuning import (
     SplitEvaluator,
     build_model,
 )
-from utils.tasks.loaders import build_dataset
+from utils.tasks.loaders import build_dataset, open_train_folder
 from utils.training.state import Goal
 
 HEAD = "cls"
@@ -351,7 +351,8 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
     @cached_property
     def train_folder(self) -> MultiModalFolder:
         """Training images."""
-        return self._folder(self.cfg.data.data_path, skip_bad=self.cfg.data.skips_bad)
+        skip_bad = self.cfg.data.skips_bad
+        return open_train_folder(self.cfg, lambda root: self._folder(root, skip_bad=skip_bad))
 
     def train_set(self) -> MultiModalDataset:
         """Augmented samples of ``--data_path``, checked."""
@@ -401,12 +402,19 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         return ClassificationTask(
             built,
             self.inputs,
-            self.labels,
+            self._labels_by_sample(),
             head,
             self.cfg.data,
             self.class_weights,
             self.label_digest,
         )
+
+    def _labels_by_sample(self) -> dict[str, Targets]:
+        if not self.cfg.data.sources:
+            return self.labels
+        from utils.data.mixing import MixedTargets
+
+        return {**self.labels, "train": MixedTargets(self.labels["train"])}
 
     def _target(self) -> Modality:
         """Modality of the classes, or of the numbers with their statistics."""
@@ -443,16 +451,18 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         folder, ids = self.train_folder, range(len(names))
 
         def count() -> tuple[Any, Any]:
-            samples = [folder.name(i) for i in range(len(folder))]
-            found = self.labels["train"].targets(samples)
-            return found.bincount(minlength=len(ids)).numpy(), np.full(len(ids), len(folder))
+            found = self.labels["train"].targets(folder.own_names())
+            times = torch.tensor(folder.times_per_epoch, dtype=torch.float64)
+            each = times.repeat_interleave(torch.tensor([*map(len, folder.parts)]))
+            counts = found.bincount(each, minlength=len(ids))
+            return counts.numpy(), np.full(len(ids), len(folder))
 
         return self.world.broadcast_from_main(lambda: resolve_weights(option, names, ids, count))
 
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Add the class weights."""
         yield from super().describe(dataset)
-        if self.class_weights is not None and dataset.folder is self.train_folder:
+        if self.class_weights is not None and dataset.folder is self.train_folder.parts[-1]:
             ids = range(len(self.names))
             yield describe_weights(self.class_weights, self.names, ids)
 

@@ -32,7 +32,7 @@ from utils.data.sets.label_maps import read_validity
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, SplitEvaluator, build_model
-from utils.tasks.loaders import build_dataset
+from utils.tasks.loaders import build_dataset, open_train_folder
 from utils.tasks.regression import RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
@@ -159,7 +159,8 @@ class DepthFinetuning(Finetuning[RegressionTask]):
             scales=data.scale_jitter,
             colour=data.color_augs,
         )
-        return self._dataset(data.data_path, transform, data.max_train_images, train=True)
+        folder = open_train_folder(self.cfg, lambda root: self._folder(root, train=True))
+        return self._dataset(folder, transform, data.max_train_images, train=True)
 
     def build_task(self) -> DepthTask:
         """Model with the head of the options."""
@@ -182,15 +183,19 @@ class DepthFinetuning(Finetuning[RegressionTask]):
             else (data.test_data_path, data.max_test_images)
         )
         transform = EvalTransform(self.modalities, self.cfg.model.input_size)
-        return self._dataset(path, transform, limit) if path else None
+        return self._dataset(self._folder(path), transform, limit) if path else None
+
+    def _folder(self, path: str, train: bool = False) -> MultiModalFolder:
+        skip = train and self.cfg.data.skips_bad
+        return MultiModalFolder(path, self.modalities, skip_incomplete=skip, find=self.find_index)
 
     def _dataset(
-        self, path: str, transform: JointTransform, limit: int | None, train: bool = False
+        self,
+        folder: MultiModalFolder,
+        transform: JointTransform,
+        limit: int | None,
+        train: bool = False,
     ) -> DepthDataset:
-        skip = train and self.cfg.data.skips_bad
-        folder = MultiModalFolder(
-            path, transform.modalities, skip_incomplete=skip, find=self.find_index
-        )
         return build_dataset(
             DepthDataset, self.cfg, folder, transform, world=self.world, train=train, limit=limit
         )

@@ -279,6 +279,7 @@ class Finetuning(Job[TaskT]):
         self.cfg, self.notes = with_trained_inputs(cfg, self.trained_spec, self.source)
         self.world = world
         self.find_index = index_finder(cfg, world)
+        self.mix = cfg.data.mix
         self.inputs = self.modalities = self.with_no_data(
             select(self.cfg.table(), self.cfg.in_names)
         )
@@ -289,7 +290,7 @@ class Finetuning(Job[TaskT]):
         data = self.cfg.data
         if self.cfg.scores_only:
             return (data.test_data_path if self.cfg.start.test else data.eval_data_path,)
-        return (data.data_path, data.eval_data_path, data.test_data_path)
+        return (*data.roots, data.eval_data_path, data.test_data_path)
 
     def with_no_data(self, modalities: Sequence[Modality]) -> list[Modality]:
         """Take ``no_data`` from the tags of TIFF files, on all processes alike."""
@@ -330,8 +331,9 @@ class Finetuning(Job[TaskT]):
         for evaluator in evaluators:
             scored = evaluator.loader.dataset if isinstance(evaluator, SplitEvaluator) else None
             if isinstance(scored, MultiModalDataset):
-                for line in overlap_warnings(train_set, scored):
-                    logger.info(line)
+                for part in train_set.parts:
+                    for line in overlap_warnings(part, scored):
+                        logger.info(line)
         return evaluators
 
     def evaluators(

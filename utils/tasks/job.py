@@ -135,7 +135,7 @@ def train(
     bad_samples = BadSamples(cfg.data.max_bad_samples, info, state.bad_sample_names)
     bad_samples.add(train_set.known_bad)
     bad_samples.check()
-    evaluators = job.train_evaluators(task, train_set, precision, logger)
+    evaluators = _evaluators(job, task, train_set, precision, logger, plan)
     _compare_eval_set(state, evaluators, info)
     run = TrainingRun(
         state,
@@ -162,7 +162,25 @@ def _describe_run(job: Job[TaskT], plan: RunPlan, train_set: MultiModalDataset) 
     yield f"{len(train_set)} images, {plan.describe()}"
     for problem in plan.warnings(job.cfg.optim, job.cfg.optim.rates["blr"]):
         yield f"warning: {problem}"
-    yield from job.describe(train_set)
+    for part in train_set.parts:
+        yield from job.describe(part)
+
+
+def _evaluators(
+    job: Job[TaskT],
+    task: TaskT,
+    train_set: MultiModalDataset,
+    precision: Precision,
+    logger: RunLogger,
+    plan: RunPlan,
+) -> list[Evaluator]:
+    """Evaluators of the job; of a mix, also the counts by source."""
+    found = [*job.train_evaluators(task, train_set, precision, logger)]
+    if job.cfg.data.sources:
+        from utils.data.mixing import SourceCounts
+
+        found.append(SourceCounts(train_set, plan.global_batch))
+    return found
 
 
 def _compare_eval_set(state: TrainState, evaluators: Sequence[Evaluator], info: Info) -> None:

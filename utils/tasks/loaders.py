@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from multimae.images.folders import MultiModalFolder, spread_indices
+from multimae.images.folders import MultiModalFolder
 from multimae.images.index.listing import FindIndex, SampleIndex
 from multimae.specs.errors import UserError
 from utils.config.options import RunConfig
@@ -144,11 +144,24 @@ def build_dataset(
 
     def check() -> tuple[Any, ...]:
         bad = check_samples(dataset, CHECKED_SAMPLES, cfg.data.max_bad_samples)
-        return bad, dataset.label_counts, dataset.value_ranges, dataset.tops
+        return bad, [(p.label_counts, p.value_ranges, p.tops) for p in dataset.parts]
 
-    checked = world.broadcast_from_main(check)
-    dataset.known_bad, dataset.label_counts, dataset.value_ranges, dataset.tops = checked
+    dataset.known_bad, statistics = world.broadcast_from_main(check)
+    for part, found in zip(dataset.parts, statistics, strict=True):
+        part.label_counts, part.value_ranges, part.tops = found
     return dataset
+
+
+def open_train_folder(
+    cfg: RunConfig, open_root: Callable[[str], MultiModalFolder]
+) -> MultiModalFolder:
+    """Open ``--data_path``: a folder, or several that are mixed."""
+    folders = [open_root(root) for root in cfg.data.roots]
+    if not cfg.data.sources:
+        return folders[0]
+    from utils.data.mixing import MixedFolder
+
+    return MixedFolder(folders, [float(source["weight"]) for source in cfg.data.sources])
 
 
 def train_loader(
@@ -187,4 +200,4 @@ def eval_loader(cfg: RunConfig, dataset: MultiModalDataset, world: World) -> Dat
 
 def spread_keys(dataset: MultiModalDataset, count: int) -> list[SampleKey]:
     """Keys of at most ``count`` evenly spaced samples."""
-    return [SampleKey(0, i) for i in spread_indices(len(dataset), count)]
+    return [SampleKey(0, i) for i in dataset.spread(count)]

@@ -40,7 +40,7 @@ from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.distributed.world import ALONE, World
 from utils.tasks.base import StepOutput, StepPosition, Task
-from utils.tasks.loaders import build_dataset, index_finder
+from utils.tasks.loaders import build_dataset, index_finder, open_train_folder
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
 from utils.training.seeding import generator
 
@@ -308,7 +308,9 @@ def run_modalities(
     if any(m.normalization == "computed" for m in wanted):
         from utils.data.statistics import resolve_statistics
 
-        wanted = resolve_statistics(wanted, cfg.data.roots[0], world, index_finder(cfg, world))
+        weights = [float(source["weight"]) for source in cfg.data.sources]
+        find = index_finder(cfg, world)
+        wanted = resolve_statistics(wanted, cfg.data.roots, world, find, weights)
     filled = {m.name: m for m in wanted}
     return select(filled, cfg.in_names), select(filled, cfg.out_names)
 
@@ -335,15 +337,8 @@ def build_train_set(
         ratio=cfg.data.crop_ratio,
         hflip=cfg.data.hflip,
     )
-    folders = [_folder(cfg, root, transform, world, train=True) for root in cfg.data.roots]
-    if not cfg.data.sources:
-        return build_dataset(MultiModalDataset, cfg, folders[0], transform, world=world, train=True)
-    from utils.data.mixing import MixedDataset, MixedFolder
-
-    weights = [float(source["weight"]) for source in cfg.data.sources]
-    return build_dataset(
-        MixedDataset, cfg, MixedFolder(folders), transform, world=world, train=True, weights=weights
-    )
+    folder = open_train_folder(cfg, lambda root: _folder(cfg, root, transform, world, train=True))
+    return build_dataset(MultiModalDataset, cfg, folder, transform, world=world, train=True)
 
 
 def describe_data(cfg: PretrainConfig, train_set: MultiModalDataset) -> Iterator[str]:

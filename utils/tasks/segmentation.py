@@ -61,7 +61,7 @@ from utils.tasks.finetuning import (
     SplitEvaluator,
     build_model,
 )
-from utils.tasks.loaders import build_dataset
+from utils.tasks.loaders import build_dataset, open_train_folder
 from utils.tasks.segmentation_losses import counted_images, dice_sum, focal_sum
 from utils.training.state import Goal
 
@@ -236,12 +236,12 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             self.cfg, notes = with_trained_options(self.cfg, flags, self.source)
             self.notes += notes
         cfg, data = self.cfg, self.cfg.data
-        root = data.data_path
+        roots = data.roots
         if cfg.scores_only:
-            root = (data.test_data_path if cfg.start.test else data.eval_data_path) or ""
-        names = self._class_names(root)
+            roots = ((data.test_data_path if cfg.start.test else data.eval_data_path) or "",)
+        names = self._class_names(*roots)
         if trained is not None:
-            check_same_classes(names, trained.target.class_names, root, "the weights")
+            check_same_classes(names, trained.target.class_names, roots[0], "the weights")
             names = names or trained.target.class_names
         names = names or published_class_names(data.dataset_name, data.num_classes)
         self.target = replace(data.target(names), label_map=self._label_map)
@@ -261,24 +261,28 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         if option is None or self.cfg.scores_only:
             return None
         dataset = self.train_set()
-        table = self._table(dataset)
+        table = self._table(dataset.parts[0])
         void = {0: (*table.class_names, "")[0], IGNORE: ""}
         return self.world.broadcast_from_main(
             lambda: resolve_weights(option, names, table.classes, dataset.class_pixels, void)
         )
 
-    def _class_names(self, root: str) -> tuple[str, ...]:
+    def _class_names(self, *roots: str) -> tuple[str, ...]:
         data = self.cfg.data
         return reduced_class_names(
-            self._stored_names(root),
+            self._stored_names(*roots),
             data.num_classes,
             data.seg_reduce_zero_label,
-            f"{root}/{CLASSES_FILE}",
+            " and ".join(f"{root}/{CLASSES_FILE}" for root in roots),
         )
 
-    def _stored_names(self, root: AnyPath | str) -> tuple[str, ...]:
+    def _stored_names(self, *roots: AnyPath | str) -> tuple[str, ...]:
         """Names of the ids of label maps, void included, after the ``label_map``."""
-        names = read_class_names(root) or ()
+        names = read_class_names(roots[0]) or ()
+        if len(roots) > 1:
+            from utils.data.mixing import common_class_names
+
+            names = common_class_names(list(map(str, roots))) or ()
         return mapped_names(names, self._label_map) if self._label_map else names
 
     @property
@@ -292,7 +296,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
     def describe(self, dataset: MultiModalDataset) -> Iterator[str]:
         """Yield statistics of the target labels and of label inputs."""
         yield from self._table(dataset).lines()
-        if self.class_weights is not None and dataset is self.train_set():
+        if self.class_weights is not None and dataset is self.train_set().parts[-1]:
             ids = self._table(dataset).classes
             yield describe_weights(self.class_weights, self.target.class_names, ids)
         for table in label_tables(dataset):
@@ -321,7 +325,11 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         transform = SegTrainTransform(
             self.modalities, self.cfg.model.input_size, data.scale_jitter, data.hflip, data.vflip
         )
-        return self._dataset(self.cfg.data.data_path, transform, None, train=True)
+        folder = open_train_folder(self.cfg, lambda root: self._folder(root, train=True))
+        dataset = self._dataset(folder, transform, None, train=True)
+        for part in dataset.parts:
+            check_classes(self._table(part))
+        return dataset
 
     def eval_set(self, split: Split) -> SegmentationDataset | None:
         """Padded samples of a split, checked."""
@@ -329,7 +337,11 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
         path = data.eval_data_path if split == "eval" else data.test_data_path
         limit = data.max_val_images if split == "eval" else None
         transform = SegEvalTransform(self.modalities, self.cfg.model.input_size)
-        return self._dataset(path, transform, limit) if path else None
+        if not path:
+            return None
+        names = self._class_names(path)
+        check_same_classes(names, self.target.class_names, path, " and ".join(data.roots))
+        return self._dataset(self._folder(path), transform, limit)
 
     def build_task(self) -> SegmentationTask:
         """Build the model with the head of the options.
@@ -367,23 +379,22 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             focal_gamma=data.focal_gamma,
         )
 
+    def _folder(self, path: str, train: bool = False) -> MultiModalFolder:
+        skip = train and self.cfg.data.skips_bad
+        return MultiModalFolder(path, self.modalities, skip_incomplete=skip, find=self.find_index)
+
     def _dataset(
-        self, path: str, transform: JointTransform, limit: int | None, train: bool = False
+        self,
+        folder: MultiModalFolder,
+        transform: JointTransform,
+        limit: int | None,
+        train: bool = False,
     ) -> SegmentationDataset:
         data = self.cfg.data
-        skip = train and data.skips_bad
-        if not train:
-            names = self._class_names(path)
-            check_same_classes(names, self.target.class_names, path, data.data_path)
-        dataset = build_dataset(
+        return build_dataset(
             SegmentationDataset,
             self.cfg,
-            MultiModalFolder(
-                path,
-                transform.modalities,
-                skip_incomplete=skip,
-                find=self.find_index,
-            ),
+            folder,
             transform,
             world=self.world,
             train=train,
@@ -392,6 +403,3 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             num_classes=data.num_classes,
             zero_is_void=data.seg_reduce_zero_label,
         )
-        if train:
-            check_classes(self._table(dataset))
-        return dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import to_path
 from multimae.inference.truth import BLURRED, MASK_VALID, blur_edges, mask_modality, valid_taskonomy
 from utils.config.finetune_options import Split
@@ -22,7 +23,7 @@ from utils.data.sets.taskonomy_views import (
 from utils.data.transforms import EvalTransform, JointTransform
 from utils.distributed.world import World
 from utils.tasks.finetuning import Finetuning, build_model
-from utils.tasks.loaders import build_dataset
+from utils.tasks.loaders import build_dataset, open_train_folder
 from utils.tasks.regression import L1Evaluator, RegressionPictures, RegressionTask, Target
 from utils.training.state import Goal
 
@@ -54,7 +55,7 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         """Select the modalities to read."""
         super().__init__(cfg, world)
         self.targets = [Target(name, *TASKS[name]) for name in cfg.data.out_names]
-        roots = (cfg.data.data_path, cfg.data.eval_data_path, cfg.data.test_data_path)
+        roots = (*cfg.data.roots, cfg.data.eval_data_path, cfg.data.test_data_path)
         masked = all((to_path(root) / MASK_VALID).is_dir() for root in roots if root)
         mask = mask_modality()
         valid = mask if masked else TASKS[VALID][0]
@@ -65,17 +66,22 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         """Views of the training buildings, checked."""
         data = self.cfg.data
         transform = EvalTransform(self.modalities, self.cfg.model.input_size)
-        return self._dataset(data.data_path, "train", transform, data.max_train_images)
+        folder = open_train_folder(
+            self.cfg, lambda root: self._folder(root, "train", data.max_train_images)
+        )
+        return self._dataset(folder, transform, train=True)
 
     def eval_set(self, split: Split) -> MultiModalDataset:
         """Views of the validation or test buildings, checked."""
         data = self.cfg.data
         transform = EvalTransform(self.modalities, self.cfg.model.input_size)
         if split == "eval":
-            path = data.eval_data_path or data.data_path
-            return self._dataset(path, "val", transform, data.max_val_images)
-        path = data.test_data_path or data.data_path
-        return self._dataset(path, "test", transform, data.max_test_images)
+            path, limit = data.eval_data_path, data.max_val_images
+        else:
+            path, limit = data.test_data_path, data.max_test_images
+        (path,) = (path,) if path else data.roots  # options refuse several
+        subset: Subset = "val" if split == "eval" else "test"
+        return self._dataset(self._folder(path, subset, limit), transform)
 
     def build_task(self) -> TaskonomyTask:
         """Model with one DPT head per task."""
@@ -89,19 +95,20 @@ class TaskonomyFinetuning(Finetuning[RegressionTask]):
         )
         return TaskonomyTask(built, self.inputs, self.targets, "l1")
 
-    def _dataset(
-        self, root: str, subset: Subset, transform: JointTransform, limit: int | None
-    ) -> MultiModalDataset:
-        train = subset == "train"
-        folder = TaskonomyFolder(
+    def _folder(self, root: str, subset: Subset, limit: int | None) -> TaskonomyFolder:
+        return TaskonomyFolder(
             root,
-            transform.modalities,
+            self.modalities,
             buildings_of(root, subset, self.cfg.data.taskonomy_splits),
             limit,
             views=listed_views(root, subset),
-            skip_incomplete=train and self.cfg.data.skips_bad,
+            skip_incomplete=subset == "train" and self.cfg.data.skips_bad,
             find=self.find_index,
         )
+
+    def _dataset(
+        self, folder: MultiModalFolder, transform: JointTransform, train: bool = False
+    ) -> MultiModalDataset:
         return build_dataset(
             TaskonomyDataset, self.cfg, folder, transform, world=self.world, train=train
         )

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from multimae.specs.errors import UserError
-from tests.support.image_folders import MODALITIES, message_of, write_sample
+from tests.support.image_folders import MODALITIES, message_of, save, write_sample
 from utils.checkpoint.resume import _compare_identity
 from utils.config.parse import ConfigError, parse_config, to_yaml
 from utils.config.pretrain_options import PretrainConfig
@@ -149,3 +149,30 @@ def test_every_source_needs_every_modality_and_the_same_classes(
         (root / "classes.json").write_text(json.dumps({"classes": names}))
     with pytest.raises(UserError, match="differ"):
         run_modalities(cfg)
+
+
+def test_statistics_are_those_of_the_mix(roots: list[Path], tmp_path: Path) -> None:
+    for root, value in zip(roots, (50, 200), strict=True):
+        for path in sorted((root / "rgb").rglob("*.*")):
+            noise = np.random.default_rng(0).integers(-20, 21, (40, 52, 3))
+            save(path.with_suffix(".png"), (value + noise).astype(np.uint8))
+            if path.suffix != ".png":
+                path.unlink()
+    means = []
+    for weights in ((1, 3), (1, 1), (3, 1)):
+        computed = "{semseg: {num_classes: 41}, rgb: {normalization: computed}}"
+        cfg = config(tmp_path, sources_of(roots, *weights), "--modalities", computed)
+        (rgb,) = (m for m in run_modalities(cfg)[0] if m.name == "rgb")
+        means.append(255 * rgb.mean[0])
+    assert means == pytest.approx([0.25 * 50 + 0.75 * 200, 125, 0.75 * 50 + 0.25 * 200], abs=1)
+    folder = build_train_set(cfg, MODALITIES).folder
+    assert [folder.part_of(i) for i in folder.spread(4)] == [0, 0, 0, 1]
+    assert folder.times_per_epoch == (pytest.approx(0.75 * 16 / 6), pytest.approx(0.25 * 16 / 10))
+
+
+def test_every_source_is_checked(roots: list[Path], tmp_path: Path) -> None:
+    for path in (roots[1] / "depth").rglob("*.png"):
+        path.write_bytes(b"no image")
+    cfg = config(tmp_path, sources_of(roots, 1e6, 1))
+    with pytest.raises(UserError, match=str(roots[1] / "depth")):
+        build_train_set(cfg, MODALITIES)

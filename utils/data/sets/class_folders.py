@@ -81,7 +81,7 @@ def find_classes(folder: MultiModalFolder, num_classes: int | None = None) -> Cl
         raise UserError(
             f"{folder.root} has {len(names)} classes ({', '.join(names[:5])}"
             f"{', ...' if len(names) > 5 else ''}) but nb_classes is {num_classes}: set "
-            f"--nb_classes {len(names)}, or check the path."
+            f"--nb_classes {len(names)}, or check the path.{_not_in_all(folder)}"
         )
     return ClassIndex(names)
 
@@ -96,8 +96,18 @@ def check_classes(folder: MultiModalFolder, classes: ClassIndex) -> None:
         )
 
 
+def _not_in_all(folder: MultiModalFolder) -> str:
+    """Classes that only some folders of a mix have, for a message."""
+    found = {str(part.root): set(_class_names(part)) for part in folder.parts}
+    common = set.intersection(*found.values())
+    lines = [
+        f"'{name}' in {root}" for root, names in found.items() for name in sorted(names - common)
+    ]
+    return f" Some folders lack classes:\n{bullet_list(lines)}" if lines else ""
+
+
 def _class_names(folder: MultiModalFolder) -> list[str]:
-    keys = [folder.name(i) for i in range(len(folder))]
+    keys = folder.own_names()
     loose = [key for key in keys if "/" not in key]
     if loose:
         raise UserError(

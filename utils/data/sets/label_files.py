@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePath
@@ -45,7 +46,15 @@ class LabelFile(NamedTuple):
 
     def check(self, folder: MultiModalFolder) -> None:
         """Raise a UserError if an image has no row."""
-        missing = [n for n in map(folder.name, range(len(folder))) if n not in self.rows]
+        names = folder.own_names()
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"{self.path}: {folder.root} have {len(twice)} images of the same name, which a "
+                f"row cannot tell apart:\n{bullet_list(twice)}\nRename them, or train on one "
+                "folder."
+            )
+        missing = [name for name in names if name not in self.rows]
         if missing:
             raise UserError(
                 f"{self.path}: {len(missing)} of {len(folder)} images of {folder.root} have no "
@@ -59,7 +68,7 @@ class LabelFile(NamedTuple):
         Raises:
             UserError: A column has no or always the same number.
         """
-        values = self.targets([folder.name(i) for i in range(len(folder))]).double()
+        values = self.targets(folder.own_names()).double()
         means, deviations = [], []
         for title, column in zip(self.names, values.unbind(dim=1), strict=True):
             known = column[column.isfinite()]
@@ -74,7 +83,7 @@ class LabelFile(NamedTuple):
 
     def digest(self, folder: MultiModalFolder) -> Tensor:
         """Checksum (2,) of the labels of a folder's images."""
-        values = self.targets([folder.name(i) for i in range(len(folder))])
+        values = self.targets(folder.own_names())
         data = "\0".join(self.names).encode() + values.numpy().tobytes()
         found = blake2b(data, digest_size=16).digest()
         halves = (found[:8], found[8:])

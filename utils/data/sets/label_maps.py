@@ -72,20 +72,23 @@ class SegmentationDataset(MultiModalDataset):
             problems = self._label_problems(index, pixels)
         return pixels, problems
 
-    def class_pixels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def class_pixels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Read the label map of every sample.
 
         Returns:
-            By class, its pixels, and the pixels of all label maps that contain it.
+            By class, its pixels, and the pixels of all label maps that contain it; of a mix, in
+            an average epoch.
 
         Raises:
             UserError: A label map cannot be read. Not with ``skip_bad``.
         """
-        pixels, present = np.zeros((2, IGNORE + 1), np.int64)
+        pixels, present = np.zeros((2, IGNORE + 1))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for counts in pool.map(self._ids, range(len(self))):
-                pixels += counts
-                present += np.where(counts > 0, counts.sum(), 0)
+            for part, times in zip(self.parts, self.folder.times_per_epoch, strict=True):
+                assert isinstance(part, SegmentationDataset)
+                for counts in pool.map(part._ids, range(len(part))):
+                    pixels += times * counts
+                    present += times * np.where(counts > 0, counts.sum(), 0)
         first = int(self.zero_is_void)
         classes = slice(first, first + self.num_classes)
         return pixels[classes], present[classes]
