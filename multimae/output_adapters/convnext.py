@@ -102,6 +102,6 @@ class ConvNeXtAdapter(nn.Module):
         x = self.proj_dec(main_task_tokens(tokens, input_info, self.main_tasks))
         h, w = main_task_grid(input_info, self.main_tasks)
         s = self.cells_per_side
-        x = rearrange(x, "b (h w) (i j c) -> b c (h i) (w j)", h=h, w=w, i=s, j=s)
-        x = self.final_layer(self.blocks(x))
+        x = rearrange(x, "b (h w) (i j c) -> b (h i) (w j) c", h=h, w=w, i=s, j=s)
+        x = self.final_layer(self.blocks(x.permute(0, 3, 1, 2)))  # channels last
         return F.interpolate(x, size=input_info.image_size, mode=self.interpolate_mode)

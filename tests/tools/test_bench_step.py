@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
-from tools import bench_step
+from tools import bench_heads, bench_step
 from tools.bench.counting import Product, count_flops, count_saved_bytes, measure_work
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
@@ -56,3 +56,14 @@ def test_work_of_a_step() -> None:
     work = measure_work(step, [])
     assert work.products == {Product(1, 4, 8, 16): 1}
     assert work.host_syncs == {"item": 1, "nonzero": 1}
+
+
+@pytest.mark.long
+def test_heads_are_timed_beside_the_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_heads.main(["--input_size", "32", "--batch", "1", "--steps", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line[:22].strip() for line in lines]
+    assert names == [
+        *("head", "encoder alone", "segmenter", "convnext", "dpt", "convnext, by channel"),
+    ]
+    assert all(float(line[22:31]) > 0 for line in lines[1:])

@@ -141,7 +141,11 @@ class SegmentationTask(FinetuneTask):
         weights, counts = self.class_weights, self._counts(labels) if counts is None else counts
         total = logits.new_zeros(())
         if "ce" in self.losses:
-            total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORE, reduction="sum")
+            # By pixel: logits of heads that are channels last are not copied.
+            by_pixel = logits.movedim(1, -1).flatten(0, -2)
+            total = F.cross_entropy(
+                by_pixel, labels.flatten(), weights, ignore_index=IGNORE, reduction="sum"
+            )
         if "focal" in self.losses:
             total = total + focal_sum(logits, labels, weights, self.focal_gamma)
         loss = mean_of_sum(total, counts[0])
