@@ -1,4 +1,4 @@
-# make demo | app | test | test-fast | test-long | check | format | smoke | pictures | results; see README.md
+# make demo | earth | app | test | test-fast | test-long | check | format | smoke | pictures | results; see README.md
 # The first command creates .venv.
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := output/demo
 ROOMS := data/rooms
+EARTH := output/earth/demo
 # Options of a fine-tuning run on a handful of rooms; its folder's name follows.
 SMOKE := --data_path $(ROOMS)-smoke/train --eval_data_path $(ROOMS)-smoke/val --epochs 2 \
 	--batch_size 8 --warmup_epochs 0 --log_every 1 --finetune output/smoke/pretrain/model.safetensors \
@@ -28,7 +29,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo app test test-fast test-long test-browser check format smoke pictures results results-finetune results-data segmenter clean
+.PHONY: demo earth app test test-fast test-long test-browser check format smoke pictures results results-finetune results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -44,6 +45,13 @@ demo: $(READY)
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/demo.yaml
 	$(BIN)/python tools/plot_run.py $(DEMO) --out $(DEMO)/loss.png
 	$(BIN)/python tools/show_run.py $(DEMO)
+
+# The same on tiles of the planet: colour, elevation, land cover.
+earth: $(READY)
+	$(BIN)/python tools/make_earth.py --out data/earth
+	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/earth/demo.yaml
+	$(BIN)/python tools/plot_run.py $(EARTH) --out $(EARTH)/loss.png
+	$(BIN)/python tools/show_run.py $(EARTH)
 
 # Paint masks and labels in the browser; Ctrl+C stops. make app WEIGHTS=output/mine/model.safetensors
 app: $(READY)
