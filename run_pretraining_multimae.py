@@ -112,7 +112,7 @@ class Pretraining(Job[PretrainTask]):
         if self.cfg.log.probe_freq:
             from utils.training.probes import build_probe
 
-            evaluators += build_probe(self.cfg, task.inputs, len(train_set), self.world, precision)
+            evaluators.append(build_probe(self.cfg, task.inputs, self.world, precision))
         return evaluators
 
 

@@ -13,7 +13,7 @@ SIZES["nano"] = {"dim_tokens": 64, "depth": 2, "num_heads": 4}
 # Modules whose tests start training processes or browsers, compile, or export. They run first,
 # to balance the load of parallel workers; `make test-fast` skips them.
 SLOW = {
-    *("test_prediction_truth", "test_mixed_finetuning"),
+    *("test_prediction_truth", "test_mixed_finetuning", "test_label_ranks"),
     *("test_global_batch", "test_trained_inputs", "test_security_weights", "test_resuming"),
     *("test_lock", "test_bad_input", "test_prepare_taskonomy", "test_published_files"),
     *("test_torture", "test_fsdp", "test_export", "test_finetuning_ranks", "test_pretraining"),

@@ -158,9 +158,9 @@ def _measure(folder: MultiModalFolder, m: Modality, images: int) -> Statistics:
     for part, times in zip(folder.parts, folder.times_per_epoch, strict=True):
         share = times * len(part) / len(folder)
         sums = _sums(part, m, part.spread(max(1, round(share * images))))
-        if sums.count.all():
-            mean += share * (sums.total / sums.count)
-            squares += share * (sums.squares / sums.count)
+        if sums.pixels.all():
+            mean += share * (sums.total / sums.pixels)
+            squares += share * (sums.squares / sums.pixels)
             total_share, read = total_share + share, read + sums.images
     folders = " and ".join(str(part.root / m.data_folder) for part in folder.parts)
     if not read:
@@ -181,7 +181,7 @@ def _measure(folder: MultiModalFolder, m: Modality, images: int) -> Statistics:
 class _Sums(NamedTuple):
     """Sums over pixels by channel, and the number of images."""
 
-    count: Floats
+    pixels: Floats
     total: Floats
     squares: Floats
     images: int

@@ -86,6 +86,16 @@ class Evaluator(Protocol):
         ...
 
 
+class PeriodicEvaluator(ABC):
+    """Evaluator that runs every ``freq`` epochs, also between evaluations, and after the last."""
+
+    freq: int
+
+    @abstractmethod
+    def run(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Metrics by name, equal on all ranks."""
+
+
 class PictureEvaluator(ABC):
     """Evaluator that logs pictures, not metrics; runs every ``picture_freq`` epochs."""
 

@@ -19,7 +19,7 @@ from utils.distributed.script import Stopped, StopRequest, acknowledge
 from utils.distributed.world import Control, ControlGroup
 from utils.logs.logger import RunLogger
 from utils.logs.window import StepClock
-from utils.tasks.base import Evaluator, PictureEvaluator
+from utils.tasks.base import Evaluator, PeriodicEvaluator, PictureEvaluator
 from utils.training.nonfinite import GRAD_NORM, MIN_LOSS_SCALE, NonFinite
 from utils.training.schedule import RunPlan
 from utils.training.state import Goal, TrainState
@@ -199,8 +199,8 @@ def _finish_epoch(run: TrainingRun) -> None:
     state, plan, log, saver = run.state, run.plan, run.log, run.saver
     epoch = state.step // plan.steps_per_epoch
     finished = state.step == plan.total_steps
-    if run.evaluators and (finished or epoch % log.eval_freq == 0):
-        chosen = due_evaluators(run.evaluators, log, epoch, finished)
+    chosen = due_evaluators(run.evaluators, log, epoch, finished)
+    if chosen:
         before = saver.defer(state)  # of the epoch that is not scored yet
         state.epoch = epoch
         try:
@@ -246,11 +246,17 @@ def _named_causes() -> Iterator[None]:
 def due_evaluators(
     evaluators: Sequence[Evaluator], log: LogOptions, epoch: int, finished: bool
 ) -> Sequence[Evaluator]:
-    """All of them; without pictures where ``picture_freq`` epochs have not passed."""
+    """Those that run after ``epoch``; pictures where ``picture_freq`` epochs have passed."""
+    scored = finished or epoch % log.eval_freq == 0
     every = log.picture_freq
-    if finished or epoch // every > (epoch - log.eval_freq) // every:
-        return evaluators
-    return [e for e in evaluators if not isinstance(e, PictureEvaluator)]
+    drawn = finished or (scored and epoch // every > (epoch - log.eval_freq) // every)
+
+    def is_due(evaluator: Evaluator) -> bool:
+        if isinstance(evaluator, PeriodicEvaluator):
+            return finished or epoch % evaluator.freq == 0
+        return drawn if isinstance(evaluator, PictureEvaluator) else scored
+
+    return list(filter(is_due, evaluators))
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from utils.data.dataset import MultiModalDataset
 from utils.data.sets.class_folders import ClassEvalTransform, data_root, find_classes
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
+from utils.tasks.base import PeriodicEvaluator
 from utils.tasks.loaders import build_dataset, eval_loader, index_finder
 from utils.training.stepper import Precision
 
@@ -28,13 +29,9 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 def build_probe(
-    cfg: PretrainConfig,
-    inputs: Sequence[Modality],
-    num_samples: int,
-    world: World,
-    precision: Precision,
-) -> list[FeatureProbe]:
-    """The probe of ``--probe_freq``; ``num_samples`` of the training set.
+    cfg: PretrainConfig, inputs: Sequence[Modality], world: World, precision: Precision
+) -> FeatureProbe:
+    """The probe of ``--probe_freq``.
 
     Raises:
         UserError: Nothing to probe, or samples that lack modalities.
@@ -43,21 +40,14 @@ def build_probe(
         raise UserError("probe_freq: features are those of all inputs; not with missing: allow")
     if not cfg.data.eval_data_path and not cfg.log.probe_data_path:
         raise UserError("probe_freq: set eval_data_path (RankMe) or probe_data_path (kNN)")
-    batches = num_samples // (cfg.runtime.batch_size * world.size)
-    steps = max(1, batches // cfg.optim.update_freq)
-    return [FeatureProbe(cfg, inputs, steps, world, precision)]
+    return FeatureProbe(cfg, inputs, world, precision)
 
 
-class FeatureProbe:
-    """Evaluates frozen features every ``--probe_freq`` epochs, and after the last."""
+class FeatureProbe(PeriodicEvaluator):
+    """Evaluates frozen features."""
 
     def __init__(
-        self,
-        cfg: PretrainConfig,
-        inputs: Sequence[Modality],
-        steps_per_epoch: int,
-        world: World,
-        precision: Precision,
+        self, cfg: PretrainConfig, inputs: Sequence[Modality], world: World, precision: Precision
     ) -> None:
         """Build the sets: ``--eval_data_path``, and ``--probe_data_path`` with its classes.
 
@@ -65,7 +55,7 @@ class FeatureProbe:
             UserError: A path is missing, or has no input modality or no labels.
         """
         self.world, self.precision = world, precision
-        self.steps, self.freq, self.epochs = steps_per_epoch, cfg.log.probe_freq, cfg.runtime.epochs
+        self.freq = cfg.log.probe_freq
         self.inputs, self.loaders = list(inputs), dict[str, DataLoader[Any]]()
         if cfg.data.eval_data_path:
             folder = MultiModalFolder(
@@ -102,10 +92,7 @@ class FeatureProbe:
 
     @torch.inference_mode()
     def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """``eval/rankme`` and ``eval/knn`` (percent), if they are due at ``step``."""
-        epoch = step // self.steps
-        if epoch % self.freq and epoch < self.epochs:
-            return {}
+        """``eval/rankme`` and ``eval/knn`` (percent)."""
         values = {}
         if "rankme" in self.loaders:
             values["eval/rankme"] = rankme(self._features("rankme", model, self.inputs)[0])

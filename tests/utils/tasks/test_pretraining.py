@@ -217,6 +217,14 @@ def test_probes_do_not_change_training(scenes: Path, unseen: Path, tmp_path: Pat
         assert row["eval/knn"] == pytest.approx(100 * round(row["eval/knn"] * 0.06) / 6)
 
 
+def test_probes_run_between_evaluations(scenes: Path, unseen: Path, tmp_path: Path) -> None:
+    more = ("--eval_data_path", str(unseen), "--epochs", "5", "--eval_freq", "3")
+    main(tiny_run(scenes, tmp_path, *more, "--probe_freq", "2", "--num_pictures", "0"))
+    found = rows(tmp_path, "eval")
+    assert [row["step"] // 3 for row in found if "eval/rankme" in row] == [2, 4, 5]
+    assert [row["step"] // 3 for row in found if "gain" in row] == [3, 5]
+
+
 def test_probe_needs_something_to_probe(scenes: Path, tmp_path: Path) -> None:
     arguments = tiny_run(scenes, tmp_path, "--probe_freq", "1")
     assert "probe_data_path" in message_of(main, arguments)
