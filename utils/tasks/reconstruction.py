@@ -165,7 +165,7 @@ class ReconstructionPictures(PictureEvaluator):
         from multimae.plotting.grids import reconstruction_grid
 
         image = reconstruction_grid(
-            {n: v.cpu() for n, v in targets.x.items()},
+            drawn_truth(targets, task.outputs),
             preds,
             {n: v.cpu() for n, v in out.masks.task_masks.items()},
             task.outputs,
@@ -174,6 +174,19 @@ class ReconstructionPictures(PictureEvaluator):
         )
         self.logger.picture("reconstructions", step, image)
         return {}
+
+
+def drawn_truth(targets: Targets, outputs: Sequence[Modality]) -> dict[str, Tensor]:
+    """Targets on the CPU, NaN where images have no value, which is drawn grey.
+
+    Statistics of patches (``norm_pix``) need numbers: such a modality keeps its zeros.
+    """
+    truth = {name: x.cpu() for name, x in targets.x.items()}
+    numbers = {m.data_name for m in outputs if m.is_labels or m.norm_pix}
+    for name, valid in targets.valid.items():
+        if name in truth and name not in numbers:
+            truth[name] = truth[name].masked_fill(~valid.cpu(), math.nan)
+    return truth
 
 
 def fixed_masks(

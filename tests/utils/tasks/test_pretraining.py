@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from multimae.specs.errors import exit_on_user_error
+from multimae.specs.modalities import Modality
 from run_pretraining_multimae import main
 from tests.support.image_folders import message_of
 from tests.support.processes import run_on_two_processes
 from tests.support.scenes import tiny_run, write_scenes
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
-from utils.tasks.pretraining import build_eval_set, run_modalities
+from utils.tasks.pretraining import Targets, build_eval_set, run_modalities
+from utils.tasks.reconstruction import drawn_truth
 
 REPO = Path(__file__).parents[3]
 
@@ -228,3 +230,17 @@ def test_probes_run_between_evaluations(scenes: Path, unseen: Path, tmp_path: Pa
 def test_probe_needs_something_to_probe(scenes: Path, tmp_path: Path) -> None:
     arguments = tiny_run(scenes, tmp_path, "--probe_freq", "1")
     assert "probe_data_path" in message_of(main, arguments)
+
+
+def test_pictures_show_where_there_is_no_value() -> None:
+    height = Modality("height", num_channels=1, no_data=0, interpolation="nearest", plot="scalar")
+    photo = Modality("photo", no_data=0, interpolation="nearest")
+    extra = Modality("norm_photo", norm_pix=True, source="photo")
+    valid = torch.tensor([[[[True, False]]]])
+    x = {"height": torch.zeros(1, 1, 1, 2), "photo": torch.zeros(1, 3, 1, 2)}
+    targets = Targets(x, {"height": valid, "photo": valid})
+    truth = drawn_truth(targets, [height, photo])
+    assert truth["height"].isnan().tolist() == (~valid).tolist()
+    assert truth["photo"].isnan()[..., 1].all() and not x["photo"].isnan().any()
+    # A patch with NaN would have no mean.
+    assert not drawn_truth(targets, [height, photo, extra])["photo"].isnan().any()
