@@ -53,7 +53,7 @@ earth: $(READY)
 	$(BIN)/python tools/plot_run.py $(EARTH) --out $(EARTH)/loss.png
 	$(BIN)/python tools/show_run.py $(EARTH)
 
-# Paint masks and labels in the browser; Ctrl+C stops. make app WEIGHTS=output/mine/model.safetensors
+# The demo page; Ctrl+C stops. make app WEIGHTS='output/mine/model.safetensors output/semseg/model.safetensors'
 app: $(READY)
 	$(BIN)/python tools/demo_app.py $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PORT),--port $(PORT))
 

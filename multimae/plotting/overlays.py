@@ -58,6 +58,25 @@ def backdrop(pixels: Pixels, modality: Modality) -> Picture:
     return np.asarray(image)
 
 
+def blend_labels(
+    photo: Picture, ids: npt.NDArray[np.integer], target: Modality, first_colour: int = 1
+) -> Picture:
+    """Classes over a photo, outlined; arguments as for :func:`label_overlay`."""
+    height, width = photo.shape[:2]
+    shown = nearest(ids, (height, width)) + 1
+    colours = label_palette(target.num_classes + 1)[(shown - 1 + first_colour).clip(0)]
+    colours = colours.astype(np.float32)
+    blended = photo * (1 - _OPACITY) + colours * _OPACITY
+    blended[shown == 0] = photo[shown == 0] * 0.35 + 0.1 * np.array(VOID_GREY)
+    edge = np.zeros((height, width), bool)
+    line = max(1, round(max(height, width) / 800))
+    edge[:, line:] |= shown[:, line:] != shown[:, :-line]
+    edge[line:] |= shown[line:] != shown[:-line]
+    blended[edge] = 0.25 * blended[edge] + 0.75 * 255
+    picture: Picture = blended.clip(0, 255).astype(np.uint8)
+    return picture
+
+
 def label_overlay(
     photo: Picture, ids: npt.NDArray[np.integer], target: Modality, first_colour: int = 1
 ) -> Image.Image:
@@ -70,18 +89,9 @@ def label_overlay(
         first_colour: Number of the colour of class 0; colour 0 is that of void.
     """
     height, width = photo.shape[:2]
-    shown = _nearest(ids, (height, width)) + 1
+    shown = nearest(ids, (height, width)) + 1
     row = with_void(target) if first_colour else target
-    colours = label_palette(target.num_classes + 1)[(shown - 1 + first_colour).clip(0)]
-    colours = colours.astype(np.float32)
-    blended = photo * (1 - _OPACITY) + colours * _OPACITY
-    blended[shown == 0] = photo[shown == 0] * 0.35 + 0.1 * np.array(VOID_GREY)
-    edge = np.zeros((height, width), bool)
-    line = max(1, round(max(height, width) / 800))
-    edge[:, line:] |= shown[:, line:] != shown[:, :-line]
-    edge[line:] |= shown[line:] != shown[:-line]
-    blended[edge] = 0.25 * blended[edge] + 0.75 * 255
-    picture = Image.fromarray(blended.clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(blend_labels(photo, ids, target, first_colour))
     counts = np.bincount(ids[ids >= 0].ravel(), minlength=target.num_classes)
     shares = counts / max(1, counts.sum())
     names = [target.class_names[i] if target.class_names else str(i) for i in range(len(counts))]
@@ -105,7 +115,7 @@ def value_overlay(
         unit: Unit of the values.
     """
     height, width = photo.shape[:2]
-    values = _nearest(values, (height, width))
+    values = nearest(values, (height, width))
     size = _text_size(2 * width)
     canvas = Image.new("RGB", (2 * width + GUTTER, height), WHITE)
     canvas.paste(Image.fromarray(photo), (0, 0))
@@ -167,7 +177,8 @@ def _gap(width: int, size: int) -> Image.Image:
     return Image.new("RGB", (width, size // 2), WHITE)
 
 
-def _nearest(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+def nearest(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Resize ``[h, w, ...]`` to ``size``, repeating or dropping values."""
     rows, columns = (
         (np.arange(side) * 2 + 1) * stored // (2 * side)
         for side, stored in zip(size, values.shape[:2], strict=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
+import socket
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,14 +19,13 @@ from multimae.images.pixels import ImageError
 from multimae.images.readers import read
 from multimae.specs.modalities import make_table
 from multimae.weights.files import CheckpointError, read_checkpoint
-from tools.app import server_limits
-from tools.app.server_limits import RequestLimits
+from tools.app import server
+from tools.app.server import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, refusal, serve
 from utils.config.parse import load_yaml
 
 BANDS = make_table({"bands": {"kind": "image", "num_channels": 6, "normalization": "computed"}})[
     "bands"
 ]
-HOST = (b"host", b"127.0.0.1:7860")
 
 
 def test_yaml_aliases_may_not_multiply() -> None:
@@ -60,66 +61,96 @@ def test_compressed_checkpoints_are_refused(tmp_path: Path) -> None:
         read_checkpoint(bomb)
 
 
-def status(
-    headers: list[tuple[bytes, bytes]],
-    path: str = "/gradio_api/queue/join",
-    body: int = 10,
-    uploads: Path | None = None,
-) -> int:
-    """Status with which a request is answered."""
-    sent: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def receive() -> dict[str, Any]:
-        nonlocal body
-        part = min(body, 1_000_000)
-        body -= part
-        return {"type": "http.request", "body": bytes(part), "more_body": body > 0}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [HOST, *headers]}
-    asyncio.run(RequestLimits(app, uploads)(scope, receive, send))
-    return int(sent[0]["status"])
-
-
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ([], 200),
-        ([(b"origin", b"http://127.0.0.1:7860")], 200),
-        ([(b"origin", b"http://evil.example")], 403),
-        ([(b"origin", b"http://127.0.0.1:8000")], 403),
-        ([(b"origin", b"null")], 403),
-        ([(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"no-cors")], 403),
-        ([(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"navigate")], 200),
-        ([(b"content-length", b"4000001")], 413),
-        ([(b"content-length", b"-1")], 413),
+        ({}, None),
+        ({"origin": "http://127.0.0.1:7860"}, None),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, None),
+        ({"host": "evil.example:7860"}, 400),
+        ({"host": "127.0.0.1.evil.example"}, 400),
     ],
 )
-def test_foreign_origins_and_large_bodies(
-    headers: list[tuple[bytes, bytes]], expected: int
-) -> None:
-    assert status(headers) == expected
+def test_foreign_origins_are_refused(headers: dict[str, str], expected: int | None) -> None:
+    found = refusal({"host": "127.0.0.1:7860", **headers})
+    assert (found and found[0]) == expected
 
 
-def test_a_body_without_a_length_is_bounded() -> None:
-    assert status([], body=server_limits.MAX_BODY_BYTES + 1) == 413
-    assert status([], "/gradio_api/upload", server_limits.MAX_BODY_BYTES + 1) == 200
+class Echo:
+    """Answers with the body it was asked with."""
+
+    actions: ClassVar = {"echo": lambda body: body}
+
+    def config(self) -> dict[str, str]:
+        return {"title": "</script>"}
 
 
-def test_uploads_are_bounded_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_limits, "MAX_STORED_FILES", 3)
-    for i in range(3):
-        assert status([], "/gradio_api/upload", uploads=tmp_path) == 200
-        (tmp_path / str(i)).write_bytes(b"1")
-    assert status([], "/gradio_api/upload", uploads=tmp_path) == 429
-    assert status([], uploads=tmp_path) == 200
-    monkeypatch.setattr(server_limits, "MAX_STORED_FILES", 30)
-    monkeypatch.setattr(server_limits, "MAX_STORED_BYTES", server_limits.MAX_UPLOAD_BYTES + 2)
-    assert status([], "/gradio_api/upload", uploads=tmp_path) == 429
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    api: Any = Echo()
+    with serve(api, 0) as address:
+        yield int(address.rpartition(":")[2])
+
+
+def send(port: int, head: str, body: bytes = b"") -> bytes:
+    """The answer to a request."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"{head}\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode() + body)
+        return connection.recv(2**16)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (f"POST /api/echo HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}", 413),
+        (f"POST /api/upload?name=a.png HTTP/1.1\r\nContent-Length: {MAX_UPLOAD_BYTES + 1}", 413),
+        (f"POST /api/echo HTTP/1.1\r\nContent-Length: {'9' * 400}", 413),
+        ("POST /api/echo HTTP/1.1\r\nContent-Length: -1", 411),
+        ("POST /api/echo HTTP/1.1", 411),
+        ("POST /api/echo HTTP/1.1\r\nTransfer-Encoding: chunked", 411),
+        ("GET /../demo_app.py HTTP/1.1", 404),
+        ("GET /example/1e9 HTTP/1.1", 404),
+        ("PUT / HTTP/1.1", 501),
+    ],
+)
+def test_bodies_are_bounded_and_paths_are_known(port: int, head: str, status: int) -> None:
+    assert send(port, head).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"[" * 100_000, b"\xff"])
+def test_malformed_json_gets_a_message(port: int, body: bytes) -> None:
+    answer = send(port, f"POST /api/echo HTTP/1.1\r\nContent-Length: {len(body)}", body)
+    assert answer.startswith(b"HTTP/1.1 422 ") and b"JSON" in answer
+
+
+def test_the_page_runs_no_other_script(port: int) -> None:
+    answer = send(port, "GET / HTTP/1.1\r\nConnection: close").decode()
+    assert "default-src 'none'" in answer and "script-src 'self';" in answer
+    assert '{"title": "\\u003c/script>"}' in answer
+
+
+def test_requests_at_a_time_are_bounded(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(body: dict[str, Any]) -> dict[str, Any]:
+        started.set()
+        assert go_on.wait(10)
+        return body
+
+    monkeypatch.setattr(server, "MAX_REQUESTS", 1)
+    monkeypatch.setitem(Echo.actions, "wait", wait)
+    api: Any = Echo()
+    with serve(api, 0) as address:
+        own = int(address.rpartition(":")[2])
+        ask = "POST /api/wait HTTP/1.1\r\nContent-Length: 2"
+        first = threading.Thread(target=send, args=(own, ask, b"{}"))
+        first.start()
+        assert started.wait(10)
+        assert send(own, ask, b"{}").startswith(b"HTTP/1.1 503 ")
+        go_on.set()
+        first.join()
+        assert send(own, ask, b"{}").startswith(b"HTTP/1.1 200 ")

@@ -1,7 +1,7 @@
-"""The interactive demo, a Gradio page served on the loopback interface.
+"""The interactive demo, a page served on the loopback interface.
 
-Start at `serve.py`, then `application.py` (server settings) and `page_layout.py` (components).
-`events.py` connects components to `session.py`, which turns a scene and the painters' values into
-a page update. `engine.py` holds the model; `scenes.py` and `uploads.py` read images; `strokes.py`
-checks what the painters in `static/` send; `panels.py` renders predictions as HTML.
+Start at ``api.py``, the actions of the page, and ``server.py``, which serves them and the files of
+``static/``. ``engine.py`` holds a model; ``fill_in.py``, ``head_panels.py`` and
+``feature_panels.py`` are the page's tabs; ``scenes.py``, ``uploads.py`` and ``photo_labels.py``
+supply images; ``strokes.py`` checks painted patches; ``page_pictures.py`` encodes pictures.
 """

@@ -1,4 +1,4 @@
-"""The model behind the page, shared by all visitors; one prediction at a time."""
+"""A model behind the page, shared by all visitors; one call at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.app.strokes import Array, Mask, patch_grid
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's outputs for a set of visible patches.
+    """The decoders' outputs for a set of visible patches.
 
     Attributes:
         outputs: ``(C, h, w)`` in model space, logits ``(K, h, w)`` for labels, by output.
@@ -40,22 +40,29 @@ class Prediction:
 
 
 class Engine:
-    """Samples visible patches and predicts all outputs. Thread-safe."""
+    """A model with its spec. :meth:`draw` and :meth:`predict` need decoders. Thread-safe.
+
+    Attributes:
+        model: The model; hold ``lock`` while calling it.
+        spec: Its spec.
+        lock: Held during inference.
+        grids: Rows and columns of patches by input.
+    """
 
     def __init__(self, weights: Path) -> None:
         """Load weights with an embedded model spec.
 
         Raises:
-            UserError: The file is missing, unreadable, or has no model spec or decoders.
+            UserError: The file is missing, unreadable, or has neither decoders nor heads.
         """
         try:
-            self._model = MultiMAE.from_pretrained(weights)
+            self.model = MultiMAE.from_pretrained(weights)
         except (CheckpointError, OSError) as err:
             raise UserError(str(err)) from err
-        self.spec = self._model.spec
-        if not self.spec.outputs:
-            raise UserError(f"{weights}: {self.spec.name} has no pre-training decoders to show")
-        self._lock = threading.Lock()
+        self.spec = self.model.spec
+        if not self.spec.outputs and not self.spec.heads:
+            raise UserError(f"{weights}: {self.spec.name} has neither decoders nor heads to show")
+        self.lock = threading.Lock()
         self.grids = {m.name: patch_grid(m, self.spec) for m in self.spec.inputs}
 
     @property
@@ -65,13 +72,8 @@ class Engine:
 
     @property
     def outputs(self) -> tuple[Modality, ...]:
-        """Specs of the outputs. Ground truth exists where the input of that name does."""
+        """Specs of the decoders' outputs. Ground truth exists where the input of that name does."""
         return self.spec.outputs
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches over all inputs."""
-        return sum(rows * columns for rows, columns in self.grids.values())
 
     def draw(
         self,
@@ -89,7 +91,7 @@ class Engine:
             seed: Seed of the sampling.
         """
         modalities = [m for m in self.inputs if m.name in pixels]
-        layout = self._model.layout({m.name: pixels[m.name].shape[:2] for m in modalities})
+        layout = self.model.layout({m.name: pixels[m.name].shape[:2] for m in modalities})
         num_encoded_tokens = min(max(1, num_encoded_tokens), layout.num_task_tokens)
         generator = torch.Generator().manual_seed(seed)
         masks = sample_masks(
@@ -100,26 +102,23 @@ class Engine:
         }
 
     def predict(self, pixels: Mapping[str, Array], visible: Mapping[str, Mask]) -> Prediction:
-        """Predict all outputs from the visible patches.
+        """Predict all outputs from the visible patches; none if nothing is visible.
 
         Args:
             pixels: Stored values by input, ``(h, w)`` or ``(h, w, C)``.
             visible: A mask per input in ``pixels``.
-
-        Raises:
-            UserError: Nothing is visible.
         """
-        if not any(mask.any() for mask in visible.values()):
-            raise UserError("No patch is visible: reveal at least one, of any modality.")
         modalities = [m for m in self.inputs if m.name in pixels]
         raw = {m.name: _batch(pixels[m.name], m) for m in modalities}
         masks = {
             name: torch.from_numpy(~mask.ravel())[None].long() for name, mask in visible.items()
         }
-        with self._lock, torch.inference_mode():
+        outputs: dict[str, Tensor] = {}
+        with self.lock, torch.inference_mode():
             start = time.perf_counter()
             truth = prepare(raw, modalities)
-            outputs, _ = self._model(truth, task_masks=masks)
+            if any(mask.any() for mask in visible.values()):
+                outputs, _ = self.model(truth, task_masks=masks)
             seconds = time.perf_counter() - start
         return Prediction(
             {name: out[0] for name, out in outputs.items()},

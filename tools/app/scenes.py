@@ -1,16 +1,20 @@
-"""Aligned images at the model's resolution: an example, an upload or a rendered room."""
+"""Aligned images that the page shows: examples, uploads and rendered rooms."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from multimae.images.pixels import Pixels
+from multimae.images.pixels import Pixels, size_of
 from multimae.images.readers import SUFFIXES
+from multimae.images.views import View, centred_view, cut
 from multimae.nn.tokens import as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
@@ -20,62 +24,244 @@ from tools.app.uploads import check_one_view, read_upload
 from tools.rooms.classes import NYU40_CLASSES, ROOM_TYPES
 from utils.data.transforms import EvalTransform
 
+MAX_EXAMPLES = 24
+"""Examples that have a thumbnail."""
+MAX_SCENE_BYTES = 400_000_000
+"""Pixels of all uploads and rooms that are kept."""
+MAX_NUMBER = 10**6
+SIDE = 160
+_ROOM, _UPLOAD = "room:", "upload:"
+_RENDERED = frozenset({"rgb", "depth", "semseg", "normals"})
+
 
 @dataclass(frozen=True)
 class Scene:
-    """Aligned images of any non-empty subset of the model's inputs, as stored values.
+    """Aligned images of any non-empty subset of the inputs.
 
     Attributes:
+        id: Name in URLs.
         title: Name on the page.
-        pixels: ``(h, w)`` or ``(h, w, C)`` by modality.
+        pixels: As read, by modality.
+        files: File names by modality; empty for rendered rooms.
+        read_as: Modalities that the pixels were read as, by name.
+        metric: Modalities whose values are millimetres.
+        views: What the pre-trained model sees, ``(h, w)`` or ``(h, w, C)`` by modality.
     """
 
+    id: str
     title: str
-    pixels: Mapping[str, Array]
+    pixels: Mapping[str, Pixels]
+    files: Mapping[str, str]
+    read_as: Mapping[str, Modality]
+    metric: frozenset[str] = frozenset()
+    views: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the pixels."""
+        return sum(np.asarray(p).nbytes for p in self.pixels.values())
 
 
-def crop_scene(pixels: Mapping[str, Pixels], spec: ModelSpec, title: str) -> Scene:
-    """Crop the largest centered square and resize it to the model's input size."""
+def crop(pixels: Mapping[str, Pixels], spec: ModelSpec) -> dict[str, Array]:
+    """Crop the largest centred view of the model's shape and resize it to the input size."""
     modalities = [m for m in spec.inputs if m.name in pixels]
     views = EvalTransform(modalities, spec.image_size)(pixels)
-    arrays = {name: view.numpy() for name, view in views.items()}
-    return Scene(title, {m.name: _channels_last(arrays[m.name], m) for m in modalities})
+    return {m.name: _channels_last(views[m.name].numpy(), m) for m in modalities}
 
 
-def from_files(files: Mapping[str, Path], spec: ModelSpec, title: str) -> Scene:
-    """Read a scene from one file per modality.
-
-    Raises:
-        UserError: No file, an invalid file, or files with different aspect ratios.
-    """
-    modalities = [m for m in spec.inputs if m.name in files]
-    if not modalities:
-        raise UserError("Choose at least one image: " + ", ".join(m.name for m in spec.inputs))
-    pixels = {m.name: read_upload(files[m.name], m, spec.patch_size) for m in modalities}
-    check_one_view(pixels, {name: path.name for name, path in files.items()})
-    return crop_scene(pixels, spec, title)
+_FILE_FIELDS = ("kind", "num_channels", "num_classes", "storage", "max_value", "no_data")
 
 
-def examples(folder: Path, spec: ModelSpec) -> list[Scene]:
-    """Read all scenes of a data folder, sorted by name.
-
-    Raises:
-        UserError: There is no image, or one is invalid.
-    """
-    found: dict[str, dict[str, Path]] = {}
-    for m in spec.inputs:
-        root = folder / m.data_folder
-        for path in root.rglob("*"):
-            if path.suffix.lower() in SUFFIXES:
-                stem = path.relative_to(root).with_suffix("").as_posix()
-                found.setdefault(stem, {})[m.name] = path
-    if not found:
-        wanted = " or ".join(str(folder / m.data_folder) for m in spec.inputs)
-        raise UserError(f"no example images in {wanted}")
-    return [from_files(found[stem], spec, _title(stem)) for stem in sorted(found)]
+def fitting_inputs(spec: ModelSpec, scene: Scene) -> list[Modality]:
+    """Inputs of a model that a scene has, stored as the model's spec says."""
+    return [
+        m
+        for m in spec.inputs
+        if (read_as := scene.read_as.get(m.name)) is not None
+        and all(getattr(m, key) == getattr(read_as, key) for key in _FILE_FIELDS)
+    ]
 
 
-def _title(stem: str) -> str:
+def crop_box(pixels: Pixels, spec: ModelSpec) -> View:
+    """Box of an image that :func:`crop` keeps."""
+    return centred_view(size_of(pixels), as_size(spec.image_size))
+
+
+def shrink(pixels: Pixels, modality: Modality, side: int) -> Array:
+    """An image whose longer side is at most ``side``, ``(h, w)`` or ``(h, w, C)``."""
+    height, width = size_of(pixels)
+    scale = min(1.0, side / max(height, width))
+    out = max(1, round(height * scale)), max(1, round(width * scale))
+    view = View((height, width), 0, 0, height, width)
+    return _channels_last(cut(pixels, modality, view, out).numpy(), modality)
+
+
+class Scenes:
+    """All scenes by id: ``kitchen/000038``, ``room:17`` or ``upload:`` and a hash. Thread-safe."""
+
+    def __init__(
+        self,
+        folder: Path,
+        inputs: Sequence[Modality],
+        spec: ModelSpec | None,
+        patch_size: int,
+        metric: frozenset[str] = frozenset(),
+    ) -> None:
+        """List the examples and read the first.
+
+        Args:
+            folder: A sub-folder per modality.
+            inputs: Modalities of all models.
+            spec: Of the pre-trained model, which sets :attr:`Scene.views`.
+            patch_size: Patch side in pixels.
+            metric: Modalities of the examples whose values are millimetres.
+
+        Raises:
+            UserError: There is no image, or the first is invalid.
+        """
+        self.inputs, self.spec, self.patch_size, self.metric = inputs, spec, patch_size, metric
+        self._examples: dict[str, dict[str, Path]] = {}
+        for m in inputs:
+            root = folder / m.data_folder
+            for path in sorted(root.rglob("*")):
+                if path.suffix.lower() in SUFFIXES:
+                    stem = path.relative_to(root).with_suffix("").as_posix()
+                    self._examples.setdefault(stem, {})[m.name] = path
+        if not self._examples:
+            wanted = " or ".join(str(folder / m.data_folder) for m in inputs)
+            raise UserError(f"no example images in {wanted}")
+        self.ids = sorted(self._examples)[:MAX_EXAMPLES]
+        self._kept: OrderedDict[str, Scene] = OrderedDict()
+        self._lock, self._rendering = threading.Lock(), threading.Lock()
+        self.get(self.ids[0])
+
+    @property
+    def can_render(self) -> bool:
+        """Whether the ray tracer is installed and renders all inputs."""
+        try:
+            from tools.rooms.rendering.tracer import require_tracer
+
+            require_tracer()
+        except (ImportError, RuntimeError):
+            return False
+        return all(
+            m.data_folder in _RENDERED and (not m.is_labels or m.num_classes == len(NYU40_CLASSES))
+            for m in self.inputs
+        )
+
+    def get(self, scene_id: object) -> Scene:
+        """Return a scene.
+
+        Raises:
+            UserError: It is unknown, no longer kept, or cannot be rendered.
+        """
+        with self._lock:
+            scene = self._kept.get(str(scene_id))
+            if scene is not None:
+                self._kept.move_to_end(scene.id)
+                return scene
+        name = str(scene_id)
+        if name in self._examples:
+            return self._keep(self._read(name))
+        if name.startswith(_ROOM) and self.can_render:
+            return self._keep(self._render(name))
+        if name.startswith(_UPLOAD):
+            raise UserError("This upload is no longer on the server. Choose the file again.")
+        raise UserError(f"There is no image “{name[:80]}” here. Choose one of the examples.")
+
+    def upload(self, path: Path, modality: str, onto: str) -> Scene:
+        """Read an uploaded file and add it to an upload.
+
+        Args:
+            path: The file.
+            modality: What it holds.
+            onto: Id of the upload that it belongs to; any other id starts a new one.
+
+        Raises:
+            UserError: The file is invalid or does not fit the other files.
+        """
+        m = {m.name: m for m in self.inputs}.get(modality)
+        if m is None:
+            raise UserError(f"No model here has an input “{modality[:80]}”.")
+        pixels = {m.name: read_upload(path, m, self.patch_size)}
+        files = {m.name: path.name}
+        if onto.startswith(_UPLOAD):
+            base = self.get(onto)
+            pixels, files = {**base.pixels, **pixels}, {**base.files, **files}
+        check_one_view(pixels, files)
+        return self.add(pixels, files)
+
+    def add(self, pixels: Mapping[str, Pixels], files: Mapping[str, str]) -> Scene:
+        """Keep images as an upload; ``files`` are their names."""
+        digest = hashlib.sha256()
+        for name in sorted(pixels):
+            digest.update(f"{name} {files.get(name)}".encode())
+            digest.update(np.ascontiguousarray(pixels[name]).tobytes())
+        title = next(iter(files.values()))
+        key = _UPLOAD + digest.hexdigest()[:16]
+        return self._keep(self._scene(key, title, pixels, files))
+
+    def _scene(
+        self,
+        scene_id: str,
+        title: str,
+        pixels: Mapping[str, Pixels],
+        files: Mapping[str, str],
+        metric: frozenset[str] = frozenset(),
+    ) -> Scene:
+        """A scene with the views of the pre-trained model."""
+        spec = self.spec
+        seen = spec is not None and any(m.name in pixels for m in spec.inputs)
+        views = crop(pixels, spec) if seen and spec is not None else {}
+        read_as = {m.name: m for m in self.inputs if m.name in pixels}
+        return Scene(scene_id, title, pixels, files, read_as, metric, views)
+
+    def _read(self, name: str) -> Scene:
+        """Read an example."""
+        paths = self._examples[name]
+        pixels = {
+            m.name: read_upload(paths[m.name], m, self.patch_size)
+            for m in self.inputs
+            if m.name in paths
+        }
+        files = {key: path.name for key, path in paths.items()}
+        check_one_view(pixels, files)
+        return self._scene(name, title_of(name), pixels, files, self.metric)
+
+    def _render(self, name: str) -> Scene:
+        """Render a room of the validation split; deterministic."""
+        from tools.rooms.sample import RenderError, render_room
+        from tools.rooms.sample_files import aligned_images
+
+        digits = name.removeprefix(_ROOM)
+        if not digits.isdecimal() or int(digits) >= MAX_NUMBER:
+            raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")
+        number = int(digits)
+        side = SIDE if self.spec is None else max(SIDE, *as_size(self.spec.image_size))
+        try:
+            with self._rendering:
+                sample = render_room(number, "val", number % len(ROOM_TYPES), side)
+        except RenderError as err:
+            raise UserError(f"Room {number} has no acceptable view. Try another number.") from err
+        images = aligned_images(sample)
+        pixels: dict[str, Pixels] = {m.name: images[m.data_folder] for m in self.inputs}
+        metric = frozenset(m.name for m in self.inputs if m.data_folder == "depth")
+        title = f"{sample.room_type.replace('_', ' ')} {number}"
+        return self._scene(name, title, pixels, {}, metric)
+
+    def _keep(self, scene: Scene) -> Scene:
+        with self._lock:
+            self._kept[scene.id] = scene
+            while len(self._kept) > 1 and self._size() > MAX_SCENE_BYTES:
+                self._kept.popitem(last=False)
+        return scene
+
+    def _size(self) -> int:
+        return sum(scene.num_bytes for scene in self._kept.values())
+
+
+def title_of(stem: str) -> str:
+    """Title of an example: its folder's name, or its own."""
     kind, _, name = stem.rpartition("/")
     return (kind or name).rpartition("/")[2].replace("_", " ")
 
@@ -88,43 +274,6 @@ def _channels_last(array: Array, modality: Modality) -> Array:
     return last[..., 0] if modality.num_channels == 1 else last
 
 
-SIDE = 160
-MAX_NUMBER = 10**6
-_FOLDERS = frozenset({"rgb", "depth", "semseg", "normals"})
-_lock = threading.Lock()
-
-
-def can_render(spec: ModelSpec) -> bool:
-    """Return whether the ray tracer is installed and renders all inputs of the model."""
-    try:
-        from tools.rooms.rendering.tracer import require_tracer
-
-        require_tracer()
-    except (ImportError, RuntimeError):
-        return False
-    return all(
-        m.data_folder in _FOLDERS and (not m.is_labels or m.num_classes == len(NYU40_CLASSES))
-        for m in spec.inputs
-    )
-
-
-def render_scene(number: int, spec: ModelSpec) -> Scene:
-    """Render room ``number`` of the validation split; deterministic.
-
-    Raises:
-        UserError: The number is out of range, or no camera view of that room is acceptable.
-    """
-    from tools.rooms.sample import RenderError, render_room
-    from tools.rooms.sample_files import aligned_images
-
-    if not 0 <= number < MAX_NUMBER:
-        raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")
-    side = max(SIDE, *as_size(spec.image_size))
-    try:
-        with _lock:
-            sample = render_room(number, "val", number % len(ROOM_TYPES), side)
-    except RenderError as err:
-        raise UserError(f"Room {number} has no acceptable view. Try another number.") from err
-    images = aligned_images(sample)
-    title = f"{sample.room_type.replace('_', ' ')} {number}"
-    return crop_scene({m.name: images[m.data_folder] for m in spec.inputs}, spec, title)
+def as_photo(pixels: Pixels) -> Image.Image:
+    """A photo as a Pillow image."""
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
