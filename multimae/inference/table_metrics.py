@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from multimae.inference.meters import Meter, ratio
+from multimae.inference.meters import MeanMeter, Meter, ratio
+from multimae.inference.truth import Scores
 
 
 class MultiLabelMeter(Meter):
@@ -77,6 +79,30 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
     return float((steps * hits / counts).sum() / hits[-1])
 
 
+def label_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of several labels [B, K]; 0 where the target is NaN."""
+    known = targets.isfinite()
+    truth = torch.where(known, targets, 0.0)
+    each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return torch.where(known, each, 0.0)
+
+
+class MultiLabelScores(Scores):
+    """``map``, ``f1_micro``, ``f1_macro`` (percent) and ``loss``."""
+
+    def __init__(self, samples: Iterable[str], num_classes: int, device: torch.device) -> None:
+        """``samples``: names of all that may be counted."""
+        self._rows = {name: i for i, name in enumerate(samples)}
+        self._ranking = MultiLabelMeter(len(self._rows), num_classes, device)
+        self._mean = MeanMeter(["loss"], device)
+        self.meters = (self._ranking, self._mean)
+
+    def update(self, names: Sequence[str], logits: Tensor, targets: Tensor) -> None:
+        """Count logits and targets [B, K] of named samples; NaN: unknown."""
+        self._mean.update({"loss": label_losses(logits, targets)}, targets.isfinite())
+        self._ranking.update([self._rows[name] for name in names], logits, targets)
+
+
 class NumberMeter(Meter):
     """Mean absolute error, root mean square error and R² of numbers, by name.
 
@@ -119,3 +145,16 @@ class NumberMeter(Meter):
             values[f"rmse{end}"] = std * math.sqrt(ratio(square, count)) if count else math.nan
             values[f"r2{end}"] = 1 - ratio(square, spread) if spread > 0 else math.nan
         return values
+
+
+class NumberScores(Scores):
+    """Metrics of a :class:`NumberMeter`; the loss is an option of training."""
+
+    def __init__(self, meter: NumberMeter) -> None:
+        """Count with ``meter``."""
+        self._meter = meter
+        self.meters = (meter,)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count standardized outputs and targets ``[B, C]``; NaN: unknown."""
+        self._meter.update(outputs, targets)

@@ -62,10 +62,13 @@ def downstream_report(
         UserError: Files do not fit the model.
     """
     spec = model.spec
+    for head in spec.heads:
+        _meter(head)  # fails early
     truths = {head.name: _truth(head, data) for head in spec.heads}
     stored = [truth.modality for truth in truths.values() if truth.modality is not None]
     folder = MultiModalFolder(data, [*spec.inputs, *stored])
     indices = spread_indices(len(folder), limit or len(folder))
+    _check_class_folders(spec, folder, indices)
     inputs = tuple(m.name for m in spec.inputs)
     rows: dict[Subset, dict[str, Score | None]] = {}
     for subset in subsets(inputs):
@@ -77,6 +80,21 @@ def downstream_report(
     falls = frozenset(c for c in columns if c.rpartition(" ")[2] in ("rmse", "mae"))
     matrix = Matrix("downstream", "Scores of the heads", _BLANK_NOTE, columns, rows, falls)
     return Report(checkpoint, str(data), len(indices), inputs, (matrix,), drops(matrix, inputs))
+
+
+def _check_class_folders(spec: ModelSpec, folder: MultiModalFolder, indices: Sequence[int]) -> None:
+    """Raise a UserError if sub-folders are no classes of a classification head."""
+    for head in spec.heads:
+        known = set(head.target.class_names)
+        if not isinstance(head.options, LinearOptions) or not known:
+            continue
+        names = sorted({folder.name(i).partition("/")[0] for i in indices} - known)
+        if names:
+            raise UserError(
+                f"{folder.root}: the sub-folder '{names[0]}' is no class of head '{head.name}' "
+                f"({_few(head.target.class_names)}). Labels in a CSV file are not reported by "
+                "subset: use --eval of run_finetuning_cls.py with --label_file."
+            )
 
 
 class _Scorer:

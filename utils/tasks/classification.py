@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import MultiModalFolder
 from multimae.inference.meters import MeanMeter
-from multimae.inference.table_metrics import MultiLabelMeter, NumberMeter
+from multimae.inference.table_metrics import MultiLabelScores, NumberMeter, label_losses
 from multimae.inference.truth import ClassScores
 from multimae.multimae import MultiViT
 from multimae.plotting.colours import Picture
@@ -152,15 +152,12 @@ class ClassificationTask(FinetuneTask):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every label or number (B, K); 0 for unknown ones."""
+        if self.kind == "multi":
+            return label_losses(outputs, targets)
         known = targets.isfinite()
         truth = torch.where(known, targets, 0.0)
-        if self.kind == "multi":
-            each = F.binary_cross_entropy_with_logits(outputs, truth, reduction="none")
-        elif self.number_loss == "l1":
-            each = (outputs - truth).abs()
-        else:
-            each = (outputs - truth).square()
-        return torch.where(known, each, 0.0)
+        error = outputs - truth
+        return torch.where(known, error.abs() if self.number_loss == "l1" else error.square(), 0.0)
 
     def load_extra_state_dict(self, state: dict[str, Any]) -> None:
         """Check that the labels and class weights are the same.
@@ -223,19 +220,19 @@ class LabelEvaluator(SplitEvaluator[ClassificationTask]):
         head, device = self.task.head, self.world.device
         dataset = self.loader.dataset
         assert isinstance(dataset, MultiModalDataset)
-        mean, names = MeanMeter(["loss"], device), head.target.class_names
-        rows = {dataset.name(i): i for i in range(len(dataset))}
-        ranking = MultiLabelMeter(len(rows), head.channels, device)
-        errors = NumberMeter(names, head.target.mean, head.target.std, device)
+        names = [dataset.name(i) for i in range(len(dataset))]
+        ranking = MultiLabelScores(names, head.channels, device)
+        mean = MeanMeter(["loss"], device)
+        errors = NumberMeter(head.target.class_names, head.target.mean, head.target.std, device)
         for batch, outputs in self.predictions(model):
             targets = self.task.targets(batch, self.split)
-            known = targets.isfinite()
-            mean.update({"loss": self.task.losses(outputs[HEAD], targets)}, known)
             if self.task.kind == "multi":
-                ranking.update([rows[name] for name in batch.names], outputs[HEAD], targets)
+                ranking.update(batch.names, outputs[HEAD], targets)
             else:
+                losses = self.task.losses(outputs[HEAD], targets)
+                mean.update({"loss": losses}, targets.isfinite())
                 errors.update(outputs[HEAD], targets)
-        return self.reduce(ranking if self.task.kind == "multi" else errors, mean)
+        return self.reduce(*(ranking.meters if self.task.kind == "multi" else (errors, mean)))
 
 
 class ClassPictures(PredictionPictures[ClassificationTask]):
@@ -322,7 +319,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
 
     def _read_labels(self, stored_names: Sequence[str], head: HeadSpec | None) -> tuple[str, ...]:
         """Read the label files; return the names of classes or numbers."""
-        from utils.data.sets.label_files import read_label_file
+        from multimae.inference.label_files import read_label_file
 
         data = self.cfg.data
         kind, other = data.label_kind, data.eval_label_file or data.label_file
@@ -375,7 +372,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         if isinstance(labels, ClassIndex):
             check_classes(folder, labels)
         else:
-            from utils.data.sets.label_files import LabelFile
+            from multimae.inference.label_files import LabelFile
 
             assert isinstance(labels, LabelFile)
             labels.check(folder)

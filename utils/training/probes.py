@@ -77,7 +77,7 @@ class FeatureProbe(PeriodicEvaluator):
         if not file:
             self.labels: Any = find_classes(folder)
         else:
-            from utils.data.sets.label_files import read_label_file
+            from multimae.inference.label_files import read_label_file
 
             self.labels = read_label_file(file, "class")
             self.labels.check(folder)

@@ -23,6 +23,7 @@ from PIL import Image, TiffImagePlugin
 from multimae.images.folders import CLASSES_FILE
 from multimae.images.tiff import GDAL_NODATA
 from multimae.images.views import View
+from multimae.inference.label_files import SEPARATOR
 from multimae.inference.predict import (
     ClassPrediction,
     LabelPrediction,
@@ -395,7 +396,8 @@ class ClassOutput(HeadOutput):
         if photo is not None:
             shares = prediction.probabilities[:count].tolist()
             self._write_overlay(sample, class_overlay(photo, prediction.names[:count], shares))
-        self._append(sample, {"name": sample, "classes": classes})
+        labels = {"labels": list(prediction.labels)} if prediction.multi else {}
+        self._append(sample, {"name": sample, **labels, "classes": classes})
 
     def _append(self, sample: str, row: dict[str, Any]) -> None:
         with self._lock:
@@ -416,10 +418,12 @@ class ClassOutput(HeadOutput):
     def _table(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
         count = max((len(row["classes"]) for row in rows), default=0)
         heads = [f"{key}_{i + 1}" for i in range(count) for key in ("class", "probability")]
-        yield ["name", *heads]
+        multi = any("labels" in row for row in rows)
+        yield ["name", *["labels"] * multi, *heads]
         for row in rows:
             cells = [c[key] for c in row["classes"] for key in ("class", "probability")]
-            yield [row["name"], *cells]
+            labels = [SEPARATOR.join(row["labels"])] if multi else []
+            yield [row["name"], *labels, *cells]
 
 
 class NumberOutput(ClassOutput):

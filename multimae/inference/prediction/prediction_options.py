@@ -128,9 +128,9 @@ class _Tile(argparse.Action):
 def _add_scores(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores")
     group.add_argument(
-        "--truth", metavar="DIR", type=Path,
+        "--truth", metavar="PATH", type=Path,
         help="print the metrics of --eval, and write DIR/metrics.json: a data root, a folder of "
-        "truths with the names of the images, or class folders",
+        "truths with the names of the images, class folders, or a CSV file as --label_file",
     )  # fmt: skip
     _add_switch(
         group.add_argument, "seg_reduce_zero_label", "no_seg_reduce_zero_label",

@@ -15,8 +15,10 @@ from torch import Tensor
 from multimae.images.folders import MultiModalFolder, read_class_names, spread_indices
 from multimae.images.inputs import Framed
 from multimae.images.pixels import ImageError, Pixels, size_of
+from multimae.inference.label_files import read_label_file
 from multimae.inference.prediction.outputs import RECORD_FILE
 from multimae.inference.prediction.samples import open_folder
+from multimae.inference.table_metrics import MultiLabelScores, NumberMeter, NumberScores
 from multimae.inference.truth import (
     BLURRED,
     MASK_VALID,
@@ -41,7 +43,7 @@ from multimae.inference.truth import (
     with_void,
 )
 from multimae.specs.errors import UserError, bullet_list
-from multimae.specs.heads import HeadSpec, LinearOptions
+from multimae.specs.heads import HeadSpec, LabelKind, LinearOptions
 from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
 from multimae.specs.spec import ModelSpec
@@ -96,7 +98,8 @@ def open_truth(
     """Find the truth of a model's heads.
 
     Args:
-        root: Data root, or a folder of the truth's files; of classification, one folder per class.
+        root: Data root, or a folder of the truth's files; of classification, one folder per class,
+            or a CSV file of labels.
         spec: Spec of the model.
         device: Device of the scores.
         zero_is_void: Stored label 0 is void; ``None``: as the weights or ``classes.json`` say.
@@ -105,13 +108,21 @@ def open_truth(
     Raises:
         UserError: No truth there.
     """
-    if not root.is_dir():
-        raise UserError(f"--truth {root} is not a folder.")
+    is_table = root.is_file()
+    if not is_table and not root.is_dir():
+        raise UserError(f"--truth {root} does not exist.")
     root, head = root.resolve(), spec.heads[0]
     if isinstance(head.options, LinearOptions):
+        if is_table:
+            return _LabelRows(root, head, head.options.predicts, device)
         if head.options.predicts != "class":
-            raise UserError("--truth reads class folders; score CSV labels by --eval")
+            raise UserError(
+                f"--truth {root} is a folder: the head '{head.name}' predicts label_kind "
+                f"{head.options.predicts}, whose truth is the CSV file of --label_file."
+            )
         return _Classes(root, spec, head, device)
+    if is_table:
+        raise UserError(f"--truth {root} is a file: '{head.name}' needs a folder of images.")
     if head.target.is_labels:
         if any((folder / RECORD_FILE).is_file() for folder in (root, root.parent)):
             # Maps that predict wrote hold class ids, not what the label map maps.
@@ -301,6 +312,39 @@ def _stored_row(head: HeadSpec) -> Modality:
         mean=mean,
         std=std,
     )
+
+
+class _LabelRows(Truth):
+    """Rows of a CSV file: a class, several labels or numbers."""
+
+    def __init__(self, path: Path, head: HeadSpec, kind: LabelKind, device: torch.device) -> None:
+        self._labels = read_label_file(path, kind, head.target.class_names or None)
+        self._kind, self._head, target = kind, head, head.target
+        self.scores: Scores
+        if kind == "number":
+            meter = NumberMeter(target.class_names, target.mean, target.std, device)
+            self.scores = NumberScores(meter)
+        elif kind == "multi":
+            self.scores = MultiLabelScores(self._labels.rows, head.channels, device)
+        else:
+            self.scores = ClassScores(device)
+
+    def has(self, name: str) -> bool:
+        return name in self._labels.rows
+
+    def update(self, outputs: Outputs, samples: Framed, names: Sequence[str]) -> None:
+        output = outputs[self._head.name]
+        targets = self._labels.targets(names, output.device)
+        if isinstance(self.scores, MultiLabelScores):
+            self.scores.update(names, output, targets)
+        elif isinstance(self.scores, ClassScores):
+            self.scores.update(output, targets)
+        elif isinstance(self.scores, NumberScores):
+            mean, std = (
+                torch.tensor(values, device=output.device)
+                for values in (self._head.target.mean, self._head.target.std)
+            )
+            self.scores.update(output, (targets - mean) / std)
 
 
 class _Classes(Truth):

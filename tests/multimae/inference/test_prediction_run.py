@@ -18,6 +18,7 @@ from PIL import Image
 from multimae import ModelSpec, MultiMAE, MultiViT, save_model
 from multimae.cli import main
 from multimae.images.folders import read_class_names
+from multimae.images.inputs import load_inputs
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import Modality, default_table
 from tests.support.image_folders import save
@@ -265,6 +266,52 @@ def test_tables_of_classes(tmp_path: Path) -> None:
     assert predict(model, root, out, "--topk", 2, "--overlay") == 0
     assert files(out) == complete
     assert predict(model, root, tmp_path / "c", "--confidence") == 2
+
+
+def test_tables_of_several_labels(tmp_path: Path) -> None:
+    head = HeadSpec("cls", labels(3, "x", "y", "w"), 3, LinearOptions(predicts="multi"))
+    model = model_file(tmp_path / "m.safetensors", head, resize_mode="crop")
+    root, out = photos(tmp_path / "photos", "a.jpg", "b/c.jpg", "d.jpg"), tmp_path / "out"
+    assert predict(model, root, out, "--topk", 2) == 0
+    rows = list(csv.DictReader((out / "cls.csv").read_text().splitlines()))
+    lines = list(map(json.loads, (out / "cls.jsonl").read_text().splitlines()))
+    loaded = MultiMAE.from_pretrained(model)
+    for row, line in zip(rows, lines, strict=True):
+        image = root / f"{line['name']}.jpg"
+        logits = loaded.apply_heads(load_inputs({"rgb": image}, loaded.spec).x)["cls"][0]
+        shares = dict(zip("xyw", logits.sigmoid().tolist(), strict=True))
+        best = sorted("xyw", key=shares.__getitem__, reverse=True)
+        assert [row["class_1"], row["class_2"]] == best[:2]
+        assert [row["labels"], line["labels"]] == [
+            ";".join(n for n in best if shares[n] > 0.5), [n for n in best if shares[n] > 0.5]
+        ]  # fmt: skip
+        for i in (0, 1):
+            assert line["classes"][i]["class"] == best[i]
+            assert line["classes"][i]["probability"] == pytest.approx(shares[best[i]], abs=1e-5)
+            found = float(row[f"probability_{i + 1}"])
+            assert found == line["classes"][i]["probability"]
+    assert sum(sum(c["probability"] for c in line["classes"]) for line in lines) != len(lines)
+
+
+def test_tables_of_numbers(tmp_path: Path) -> None:
+    target = Modality(
+        "cls", num_channels=2, storage="float", max_value=1.0, mean=(20.0, -1.0), std=(7.0, 0.1),
+        interpolation="nearest", plot="scalar", class_names=("width", "age"),
+    )  # fmt: skip
+    head = HeadSpec("cls", target, 2, LinearOptions(predicts="number"))
+    model = model_file(tmp_path / "m.safetensors", head, resize_mode="crop")
+    root, out = photos(tmp_path / "photos", "a.jpg", "b/c.jpg"), tmp_path / "out"
+    assert predict(model, root, out) == 0
+    rows = list(csv.DictReader((out / "cls.csv").read_text().splitlines()))
+    lines = list(map(json.loads, (out / "cls.jsonl").read_text().splitlines()))
+    loaded = MultiMAE.from_pretrained(model)
+    assert list(rows[0]) == ["name", "width", "age"]
+    for row, line in zip(rows, lines, strict=True):
+        image = root / f"{line['name']}.jpg"
+        outputs = loaded.apply_heads(load_inputs({"rgb": image}, loaded.spec).x)["cls"][0].detach()
+        expected = {"width": 20 + 7 * float(outputs[0]), "age": -1 + 0.1 * float(outputs[1])}
+        assert line["values"] == pytest.approx(expected, rel=1e-4)
+        assert {k: float(row[k]) for k in expected} == line["values"]
 
 
 def test_reconstruction(tmp_path: Path) -> None:

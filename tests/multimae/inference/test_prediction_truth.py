@@ -114,6 +114,49 @@ def test_classes(data: Path, tmp_path: Path) -> None:
     assert {row["name"] for row in rows} >= {path.stem for path in flat.iterdir()}
 
 
+LABELS = {
+    "class": ("name,label", lambda i: f"kind{i % 3}"),
+    "multi": ("name,x,y,z", lambda i: f"{i % 2},{'' if i % 4 == 1 else i % 3 % 2},{(i > 3) + 0}"),
+    "number": ("name,width,age", lambda i: f"{0.1 * i * i - 3},{'' if i % 3 == 1 else 1000 + i}"),
+}
+
+
+def write_labels(path: Path, root: Path, kind: str) -> Path:
+    title, label = LABELS[kind]
+    names = sorted(p.relative_to(root / "rgb").with_suffix("") for p in root.glob("rgb/*/*"))
+    path.write_text("\n".join([title, *(f"{n},{label(i)}" for i, n in enumerate(names))]))
+    return path
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_in_files(data: Path, tmp_path: Path, kind: str) -> None:
+    train, val = (write_labels(tmp_path / f"{s}.csv", data / s, kind) for s in ("train", "val"))
+    options = ["--label_kind", kind, "--label_file", str(train), "--eval_label_file", str(val)]
+    options += ["--nb_classes", "3", "--mixup", "0", "--cutmix", "0", "--eval_batch_size", "4"]
+    arguments = cls_run(data, tmp_path, *BRIEF, *options)
+    expected = evaluated(run_finetuning_cls.main, arguments, tmp_path)
+    if kind == "number":  # whose loss is an option
+        del expected["loss"]
+    assert len(expected) >= 3 and scored(tmp_path, data / "val", val) == expected
+    again = ["predict", str(tmp_path / "model.safetensors"), str(data / "val"), *QUICK]
+    again += ["--out", str(tmp_path / "folder"), "--truth", str(data / "val")]
+    assert main(again) == 2  # sub-folders a and b are no labels
+    (tmp_path / "other.csv").write_text("name,other\na/000,1\n")
+    assert main([*again[:-1], str(tmp_path / "other.csv")]) == 2
+
+
+def test_a_table_is_no_truth_of_maps(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_finetuning_semseg.main(semseg_run(data, tmp_path, *BRIEF))
+    table = write_labels(tmp_path / "val.csv", data / "val", "class")
+    weights = str(tmp_path / "model.safetensors")
+    command = ["predict", weights, str(data / "val"), "--out", str(tmp_path / "p"), *QUICK]
+    assert main([*command, "--truth", str(table)]) == 2
+    message = capsys.readouterr().err
+    assert str(table) in message and "semseg" in message
+
+
 @pytest.mark.parametrize("masked", [0, 1, 255])
 def test_taskonomy(tmp_path: Path, masked: int) -> None:
     root = write_taskonomy(tmp_path / "data")

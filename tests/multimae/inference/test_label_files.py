@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from multimae.inference.label_files import LabelFile, read_label_file
 from multimae.specs.heads import LabelKind
 from tests.support.image_folders import message_of
-from utils.data.sets.label_files import LabelFile, read_label_file
 
 
 def read(tmp_path: Path, text: str, kind: LabelKind, names: list[str] | None = None) -> LabelFile:
