@@ -215,10 +215,6 @@ class MultiModalFolder:
         """Which part has a sample."""
         return 0
 
-    def own_names(self) -> list[str]:
-        """``sub-folder/name`` of all samples in their data roots."""
-        return [part.name(i) for part in self.parts for i in range(len(part))]
-
     def spread(self, count: int) -> list[int]:
         """At most ``count`` samples, evenly spaced."""
         return spread_indices(len(self), count)

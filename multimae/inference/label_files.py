@@ -46,7 +46,7 @@ class LabelFile(NamedTuple):
 
     def check(self, folder: MultiModalFolder) -> None:
         """Raise a UserError if an image has no row."""
-        names = folder.own_names()
+        names = own_names(folder)
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise UserError(
@@ -68,7 +68,7 @@ class LabelFile(NamedTuple):
         Raises:
             UserError: A column has no or always the same number.
         """
-        values = self.targets(folder.own_names()).double()
+        values = self.targets(own_names(folder)).double()
         means, deviations = [], []
         for title, column in zip(self.names, values.unbind(dim=1), strict=True):
             known = column[column.isfinite()]
@@ -83,11 +83,16 @@ class LabelFile(NamedTuple):
 
     def digest(self, folder: MultiModalFolder) -> Tensor:
         """Checksum (2,) of the labels of a folder's images."""
-        values = self.targets(folder.own_names())
+        values = self.targets(own_names(folder))
         data = "\0".join(self.names).encode() + values.numpy().tobytes()
         found = blake2b(data, digest_size=16).digest()
         halves = (found[:8], found[8:])
         return torch.tensor([int.from_bytes(h, "little", signed=True) for h in halves])
+
+
+def own_names(folder: MultiModalFolder) -> list[str]:
+    """``sub-folder/name`` of all samples in their data roots."""
+    return [part.name(i) for part in folder.parts for i in range(len(part))]
 
 
 def read_label_file(

@@ -85,16 +85,13 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
         except ImageError as err:
             raise UserError(str(err)) from err
         self.folder, self.transform = folder, transform
+        self._is_mixed = folder.parts[0] is not folder
         self.seed, self.patch_size = seed, patch_size
         self.limit, self.skip_bad, self.fast_decode = limit, skip_bad, fast_decode
         self.known_bad: list[BadSample] = []
         self.label_counts: dict[str, npt.NDArray[np.int64]] = {}
         self.value_ranges: dict[str, tuple[float, float]] = {}
         self.tops: dict[str, list[float]] = {}
-
-    @property
-    def _is_mixed(self) -> bool:
-        return self.folder.parts[0] is not self.folder
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -139,7 +136,7 @@ class MultiModalDataset(Dataset[Sample | BadSample]):
 
     def _part(self, folder: MultiModalFolder) -> MultiModalDataset:
         part = copy(self)
-        part.folder = folder
+        part.folder, part._is_mixed = folder, False
         part.label_counts, part.value_ranges, part.tops = {}, {}, {}
         return part
 

@@ -86,14 +86,10 @@ class Evaluator(Protocol):
         ...
 
 
-class PeriodicEvaluator(ABC):
-    """Evaluator that runs every ``freq`` epochs, also between evaluations, and after the last."""
+class PeriodicEvaluator:
+    """Base of evaluators that run every ``freq`` epochs, also between evaluations."""
 
     freq: int
-
-    @abstractmethod
-    def run(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Metrics by name, equal on all ranks."""
 
 
 class PictureEvaluator(ABC):

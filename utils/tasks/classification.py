@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multimae.criterion import mean_of_sum
 from multimae.images.folders import MultiModalFolder
+from multimae.inference.label_files import own_names
 from multimae.inference.meters import MeanMeter
 from multimae.inference.table_metrics import MultiLabelScores, NumberMeter, label_losses
 from multimae.inference.truth import ClassScores
@@ -448,7 +449,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         folder, ids = self.train_folder, range(len(names))
 
         def count() -> tuple[Any, Any]:
-            found = self.labels["train"].targets(folder.own_names())
+            found = self.labels["train"].targets(own_names(folder))
             times = torch.tensor(folder.times_per_epoch, dtype=torch.float64)
             each = times.repeat_interleave(torch.tensor([*map(len, folder.parts)]))
             counts = found.bincount(each, minlength=len(ids))

@@ -135,7 +135,7 @@ def train(
     bad_samples = BadSamples(cfg.data.max_bad_samples, info, state.bad_sample_names)
     bad_samples.add(train_set.known_bad)
     bad_samples.check()
-    evaluators = _evaluators(job, task, train_set, precision, logger, plan)
+    evaluators = job.train_evaluators(task, train_set, precision, logger)
     _compare_eval_set(state, evaluators, info)
     run = TrainingRun(
         state,
@@ -143,7 +143,7 @@ def train(
         plan,
         Stepper(state, world, plan, precision, cfg.optim, cfg.runtime, job.skip_grad),
         logger,
-        evaluators,
+        [*evaluators, *_source_counts(cfg, train_set, plan)],
         log=replace(cfg.log, eval_freq=cfg.eval_freq),
         saver=Saver(cfg.checkpoint, world),
         control=control,
@@ -166,21 +166,13 @@ def _describe_run(job: Job[TaskT], plan: RunPlan, train_set: MultiModalDataset) 
         yield from job.describe(part)
 
 
-def _evaluators(
-    job: Job[TaskT],
-    task: TaskT,
-    train_set: MultiModalDataset,
-    precision: Precision,
-    logger: RunLogger,
-    plan: RunPlan,
-) -> list[Evaluator]:
-    """Evaluators of the job; of a mix, also the counts by source."""
-    found = [*job.train_evaluators(task, train_set, precision, logger)]
-    if job.cfg.data.sources:
+def _source_counts(
+    cfg: RunConfig, train_set: MultiModalDataset, plan: RunPlan
+) -> Iterator[Evaluator]:
+    if cfg.data.sources:
         from utils.data.mixing import SourceCounts
 
-        found.append(SourceCounts(train_set, plan.global_batch))
-    return found
+        yield SourceCounts(train_set, plan.global_batch)
 
 
 def _compare_eval_set(state: TrainState, evaluators: Sequence[Evaluator], info: Info) -> None:

@@ -134,7 +134,10 @@ def test_fine_tuned_model_is_evaluated_on_its_task(scenes: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("predicts", "fact"), [("class", "'a' is no class"), ("multi", "multi")])
 def test_labels_of_a_file_are_not_reported(predicts: str, fact: str, scenes: Path) -> None:
-    kinds = Modality("cls", "labels", num_classes=2, class_names=("x", "y"))
+    kinds = Modality(
+        "cls", "labels", num_classes=2, class_names=("x", "y"), loss="cross_entropy",
+        interpolation="nearest",
+    )  # fmt: skip
     head = HeadSpec("cls", kinds, 2, LinearOptions(predicts=predicts))  # type: ignore[arg-type]
     model = model_with(
         name="multivit_nano", inputs=INPUTS[:2], outputs=(), heads=(head,), resize_mode="crop"

@@ -18,6 +18,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
 from multimae.images.views import View, centred_view
+from multimae.inference.label_files import own_names
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
@@ -107,7 +108,7 @@ def _not_in_all(folder: MultiModalFolder) -> str:
 
 
 def _class_names(folder: MultiModalFolder) -> list[str]:
-    keys = folder.own_names()
+    keys = own_names(folder)
     loose = [key for key in keys if "/" not in key]
     if loose:
         raise UserError(
