@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from multimae import __version__
 from multimae.inference.prediction.prediction_options import DESCRIPTION, add_arguments
-from multimae.specs.errors import UserError, escape_names, print_error
+from multimae.specs.arguments import CommandParser
+from multimae.specs.errors import UserError, exit_code_of, print_error
 from multimae.specs.survey.init_command import INIT_DESCRIPTION, add_init_arguments, init
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if images are bad, or an ONNX file differs from its model; 2 for bad
         input or flags.
     """
-    escape_names()
+    return exit_code_of(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command == "predict":
@@ -74,8 +78,10 @@ def exit_code(command: Callable[[], int]) -> int:
     """Call ``command``; print an expected error in one line and return 2."""
     try:
         return command()
+    except BrokenPipeError:
+        raise
     except (UserError, ValueError, OSError, ModuleNotFoundError) as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(UserError(str(err)))
         return 2
 
 
@@ -224,8 +230,8 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="multimae", description="Predict with MultiMAE weights; inspect, convert, export."
+    parser = CommandParser(
+        "Predict with MultiMAE weights; inspect, convert, export.", prog="multimae"
     )
     parser.add_argument("--version", action="version", version=f"multimae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -234,7 +240,6 @@ def _parser() -> argparse.ArgumentParser:
         "predict",
         help="run a model over files, folders, data roots or packs",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(command)
 
@@ -242,7 +247,6 @@ def _parser() -> argparse.ArgumentParser:
         "init",
         help="look at a data folder and write a config for it",
         description=INIT_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_init_arguments(command)
 
@@ -253,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("source", metavar="IN", help="weight file")
     command.add_argument("target", metavar="OUT", help="*.safetensors, or *.pth for torch.save")
     command.add_argument("--to", choices=FORMATS, required=True, help="names to convert to")
-    command.add_argument("--modality", default="rgb", help="image input of the ViT (rgb)")
+    command.add_argument("--modality", default="rgb", help="image input of the ViT")
     command.add_argument(
         "--keep_global_tokens",
         action="store_true",

@@ -12,7 +12,6 @@ listing of a pack, without its images. The folder is deleted afterwards.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
@@ -49,6 +48,7 @@ from multimae.images.pack.layout import (
     file_name,
     record_checksum,
 )
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, checksum
@@ -246,9 +246,7 @@ def _peak_mb() -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the data, measure, delete the data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--samples", type=int, default=1_280_000, help="samples of three files")
     parser.add_argument("--processes", type=int, default=2, help="training processes")
     parser.add_argument("--synthetic", action="store_true", help="measure the index, without files")

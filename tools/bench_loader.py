@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.preprocess import prepare
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.modalities import Modality, make_table, select
 from tools.pack.packing import PackOptions, write_packs
@@ -319,22 +320,21 @@ def report(found: Sequence[Variant], differences: dict[str, dict[str, Any]]) -> 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and packs")
-    parser.add_argument("--data_path", type=Path, nargs="+", help="data roots (default: render)")
-    parser.add_argument("--make", type=int, default=1000, help="rooms to render (1000)")
-    parser.add_argument("--samples", type=int, default=512, help="images per round (512)")
-    parser.add_argument("--rounds", type=int, default=3, help="measured epochs (3)")
-    parser.add_argument("--compared", type=int, default=1000, help="samples compared (1000)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes (2)")
-    parser.add_argument("--batch_size", type=int, default=32, help="samples per batch (32)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of order and crops (0)")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", type=Path, nargs="+", help="data roots (default: render)")
+    group.add_argument("--make", type=int, default=1000, help="rooms to render")
+    parser.add_argument("--samples", type=int, default=512, help="images per round")
+    parser.add_argument("--rounds", type=int, default=3, help="measured epochs")
+    parser.add_argument("--compared", type=int, default=1000, help="samples compared")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--batch_size", type=int, default=32, help="samples per batch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of order and crops")
     parser.add_argument("--normalise", action="store_true", help="time normalisation as well")
-    parser.add_argument("--urls", nargs="+", default=[], help="URLs of copies of the data's pack")
+    group.add_argument("--urls", nargs="+", default=[], help="URLs of copies of the data's pack")
     packs = ("packed", "packed_zlib", "packed_raw")
-    parser.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
+    group.add_argument("--packs", nargs="+", choices=packs, default=packs, help="kinds of packs")
     return parser.parse_args(argv)
 
 

@@ -33,6 +33,7 @@ from multimae.inference.predict import forward_of
 from multimae.inference.prediction.outputs import Levels, ValueOutput
 from multimae.inference.tiling.tiles import TileOptions, Tiler
 from multimae.inference.tiling.windows import Scene
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.heads import HeadOptions, HeadSpec
 from multimae.specs.modalities import Modality
@@ -134,18 +135,18 @@ def predict(tiler: Tiler, source: Path, out: Path) -> tuple[int, float, dict[str
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the scene")
-    parser.add_argument("--size", type=int, nargs=2, default=(20000, 20000), metavar=("H", "W"))
-    parser.add_argument("--model", default="multivit_tiny", help="registered name (%(default)s)")
-    parser.add_argument("--patch", type=int, default=16, help="patch size (%(default)s)")
-    parser.add_argument("--tile", type=int, default=512, help="side of a tile (%(default)s)")
-    parser.add_argument("--overlap", type=float, default=0.25, help="(%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=4, help="tiles (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="of plain batching (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(20000, 20000), metavar=("H", "W"), help="of the scene"
+    )
+    parser.add_argument("--model", default="multivit_tiny", help="registered name")
+    parser.add_argument("--patch", type=int, default=16, help="patch size")
+    parser.add_argument("--tile", type=int, default=512, help="side of a tile")
+    parser.add_argument("--overlap", type=float, default=0.25, help="share of two tiles")
+    parser.add_argument("--batch_size", type=int, default=4, help="tiles")
+    parser.add_argument("--device", default="cpu", help="where to run")
+    parser.add_argument("--seconds", type=float, default=10, help="of plain batching")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     source, (height, width) = args.work / "scene.tif", args.size

@@ -27,6 +27,7 @@ if __package__ in (None, ""):
     # Read when numpy is loaded. Matrix products are small here: more threads do not help.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 from multimae.specs.label_map import parse_label_map
 from multimae.specs.modalities import ModalityTable, default_table, select
@@ -65,20 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "data", type=Path, metavar="DIR", help="data root: one sub-folder per modality"
     )
-    parser.add_argument("--modalities", default="", help="e.g. rgb-depth; default: all known ones")
-    parser.add_argument(
+    group = parser.add_argument_group("data")
+    group.add_argument("--modalities", default="", help="e.g. rgb-depth; default: all known ones")
+    group.add_argument(
         "--val_path", type=Path, metavar="DIR2", help="validation set, checked for leaks"
     )
-    parser.add_argument("--config", type=Path, help="YAML with a `modalities:` section")
-    parser.add_argument("--full", action="store_true", help="read every sample")
-    parser.add_argument("--out", type=Path, help="report folder (output/doctor/NAME)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
+    group.add_argument("--config", type=Path, help="YAML with a `modalities:` section")
+    group = parser.add_argument_group("output and speed")
+    group.add_argument("--full", action="store_true", help="read every sample")
+    group.add_argument("--out", type=Path, help="report folder (output/doctor/NAME)")
+    group.add_argument("--workers", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error("--workers must be at least 1")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ ROOMS = REPO / "examples" / "rooms"
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "--weights",
         type=Path,

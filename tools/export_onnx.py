@@ -8,7 +8,6 @@ description (normalisation, class names) under `multimae`. Needs `pip install 'm
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import add_onnx_arguments, exit_code, export_graph
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export; returns 0, 1 if the file computes something else, or 2 for bad input or flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("weights", help="weight file, model folder or hub repository")
     parser.add_argument("target", type=Path, help="file to write, *.onnx")
     add_onnx_arguments(parser)

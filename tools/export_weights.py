@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import exit_code, export_weights
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 2 if the input or the flags are bad."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("source", type=Path, help="model.safetensors of a run")
     parser.add_argument("target", type=Path, help="file to write, *.safetensors")
     parser.add_argument("--float32", action="store_true", help="keep single precision")

@@ -12,7 +12,6 @@ colours); "refused": an error that names the file. Any other outcome makes the e
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from tools.formats.format_samples import samples
 from tools.formats.verdicts import COLUMNS, WAYS, Row, build_table
@@ -30,9 +30,7 @@ GOOD = ("right", "refused")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a cell is neither right nor refused."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--details", action="store_true", help="print the errors, too")
     parser.add_argument(

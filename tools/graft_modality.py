@@ -16,7 +16,6 @@ Unknown flags are passed to the training script (``--precision fp32``).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -36,6 +35,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.inference.graft import count_parameters_of, graft
 from multimae.multimae import MultiMAE
 from multimae.nn.tokens import as_size
+from multimae.specs.arguments import CommandParser
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list, run_command
 from multimae.specs.modalities import Modality, make_table
@@ -348,9 +348,7 @@ def _epochs(spec: ModelSpec, options: GraftOptions, steps: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Extend the model, train it, check it; return 1 if the check fails."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, passes_unknown=True)
     defaults = GraftOptions(Path(), Path(), Path())
     parser.add_argument("checkpoint", type=Path, help="pre-trained weights")
     parser.add_argument("--add", type=Path, required=True, help="YAML with the new modalities")
@@ -358,8 +356,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_path", type=Path, required=True, help="training set")
     parser.add_argument("--eval_data_path", type=Path, required=True, help="evaluation set")
     parser.add_argument("--output_dir", type=Path, required=True, help="output folder")
-    parser.add_argument("--max_val_images", type=int, help="samples to evaluate; default: all")
-    parser.add_argument("--num_encoded_tokens", type=int, help="default: a sixth of all patches")
+    group = parser.add_argument_group("samples")
+    group.add_argument("--max_val_images", type=int, help="samples to evaluate; default: all")
+    group.add_argument("--num_encoded_tokens", type=int, help="default: a sixth of all patches")
+    group = parser.add_argument_group("training")
     for name, kind, text in (
         ("warmup_steps", int, "steps that train the new adapters alone"),
         ("steps", int, "steps that train the full model"),
@@ -368,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("lr", float, "peak learning rate of the second phase"),
     ):
         default = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} ({default:g})")
+        group.add_argument(f"--{name}", type=kind, default=default, help=text)
     args, more = parser.parse_known_args(argv)
     if min(args.warmup_steps, args.steps) < 0 or args.batch_size < 1:
         raise UserError("--warmup_steps and --steps must be >= 0, --batch_size >= 1")

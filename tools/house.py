@@ -10,7 +10,6 @@ separate process on the images of `examples/rooms`.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import subprocess
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 REPO = Path(__file__).resolve().parents[1]
@@ -295,9 +295,7 @@ def table(rules: Sequence[Rule]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all figures; 1 if a limit is exceeded."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     rules = [*loaded_rules(), *check()]

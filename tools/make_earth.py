@@ -30,6 +30,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from tools.common.target_folder import Target
 from tools.earth.maps import water_agreement
@@ -42,22 +43,18 @@ _SHIFTS = range(-2, 3)
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="data set folder")
+    parser.add_argument("--tile", type=int, default=160, help="side of training tiles, pixels")
     parser.add_argument(
-        "--tile", type=int, default=160, help="side of training tiles, pixels (160)"
+        "--stride", type=int, default=16, help="pixels between neighbouring training tiles"
     )
-    parser.add_argument(
-        "--stride", type=int, default=16, help="pixels between neighbouring training tiles (16)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of training positions (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training positions")
     parser.add_argument(
         "--packages",
         type=Path,
         default=None,
-        help=f"folder of the wheels; missing ones are downloaded into it ({default_folder()})",
+        help=f"folder of the wheels, downloaded if missing; default: {default_folder()}",
     )
     parser.add_argument("--overwrite", action="store_true", help="rewrite existing files")
     parser.add_argument(

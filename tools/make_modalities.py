@@ -10,7 +10,6 @@ each.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +17,14 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from tools.rooms.derived_modalities import DERIVED, derive
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("rooms", type=Path, help="folder made by tools/make_rooms.py")
     parser.add_argument(
         "--add", nargs="+", choices=DERIVED, default=list(DERIVED), help="modalities to add (all)"

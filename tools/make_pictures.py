@@ -12,7 +12,6 @@ predict    semantic segmentation of RGB images
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from multimae.inference.reconstruct import Column, Patches, Reconstruction
 from multimae.nn.tokens import as_size
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 REPO = Path(__file__).resolve().parents[1]
@@ -235,11 +235,11 @@ PICTURES: dict[str, Callable[[MultiMAE, Path], Path]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Render the figures; return 2 if weights or examples are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=REPO / "docs/images", help="output folder")
-    parser.add_argument("--only", choices=PICTURES, nargs="+", default=list(PICTURES))
+    parser.add_argument(
+        "--only", choices=PICTURES, nargs="+", default=list(PICTURES), help="pictures to draw"
+    )
     args = parser.parse_args(argv)
     try:
         model = MultiMAE.from_pretrained(WEIGHTS)

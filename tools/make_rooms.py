@@ -23,19 +23,23 @@ from pathlib import Path
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from multimae.specs.arguments import CommandParser
+
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="data set folder")
-    parser.add_argument("--train", type=int, default=1000, help="training samples (1000)")
-    parser.add_argument("--val", type=int, default=100, help="validation samples (100)")
-    parser.add_argument("--size", type=int, default=256, help="width and height, pixels (256)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data set (0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
-    parser.add_argument(
+    group = parser.add_argument_group("rooms")
+    group.add_argument("--train", type=int, default=1000, help="training samples")
+    group.add_argument("--val", type=int, default=100, help="validation samples")
+    group.add_argument("--size", type=int, default=256, help="width and height, pixels")
+    group.add_argument("--seed", type=int, default=0, help="seed of the data set")
+    group.add_argument("--workers", type=int, default=1, help="processes")
+    group.add_argument(
         "--furniture", type=Path, nargs="+", default=[], help="Sweet Home 3D archives (.sh3f)"
     )
-    parser.add_argument("--layout", choices=("multimae", "taskonomy"), default="multimae")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--layout", choices=("multimae", "taskonomy"), default="multimae", help="see above"
+    )
     args = parser.parse_args(argv)
     if args.train < 0 or args.val < 0 or args.seed < 0:
         parser.error("--train, --val and --seed must not be negative")

@@ -10,7 +10,6 @@ over seeds. Unknown flags are passed to the pre-training script.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import statistics
@@ -25,6 +24,7 @@ if __package__ in (None, ""):
 
 import numpy as np
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 from tools.report.run_log import read_log
 
@@ -95,14 +95,12 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, passes_unknown=True)
     parser.add_argument("train", type=Path, help="complete training set")
     parser.add_argument("val", type=Path, help="complete evaluation set")
-    parser.add_argument("--absent", type=float, default=0.3, help="fraction of files to drop (0.3)")
-    parser.add_argument("--steps", type=int, default=500, help="steps per run (500)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (3)")
+    parser.add_argument("--absent", type=float, default=0.3, help="fraction of files to drop")
+    parser.add_argument("--steps", type=int, default=500, help="steps per run")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     args, extra_flags = parser.parse_known_args(argv)
     scores: dict[str, list[dict[str, float]]] = {"complete": [], "incomplete": []}
     with tempfile.TemporaryDirectory() as folder:

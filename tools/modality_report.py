@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.multimae import MultiMAE
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 from multimae.weights.files import CheckpointError
 from tools.subset_report.finetuned import downstream_report
@@ -33,21 +34,21 @@ from utils.config.options import default_device, device_problems
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="pre-trained or fine-tuned weights")
     parser.add_argument("data", type=Path, help="data folder, one sub-folder per modality")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--picture", type=Path, help="write heat maps to this file")
-    parser.add_argument(
-        "--visible", type=float, default=VISIBLE, help="visible share of the patches (1/6)"
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", type=Path, help="write the numbers to this file")
+    group.add_argument("--picture", type=Path, help="write heat maps to this file")
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--visible", type=float, default=VISIBLE, help="visible share of the patches"
     )
-    parser.add_argument(
+    group.add_argument(
         "--limit", type=int, help="maximum number of samples, evenly spaced; default: all"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="samples per forward pass (16)")
-    parser.add_argument("--device", default=default_device(), help="cuda, cuda:N, cpu or mps")
+    group.add_argument("--batch_size", type=int, default=16, help="samples per forward pass")
+    group.add_argument("--device", default=default_device(), help="cuda, cuda:N, cpu or mps")
     args = parser.parse_args(argv)
     report = make_report(args)
     print(report.table())

@@ -9,7 +9,6 @@ The global token becomes the class token. MultiMAE has no final norm: in timm, s
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import convert, exit_code
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 2 if the input or the flags are bad."""
-    parser = argparse.ArgumentParser(
-        description="Convert MultiMAE weights to a ViT's (timm's names)."
-    )
+    parser = CommandParser("Convert MultiMAE weights to a ViT's (timm's names).")
     parser.add_argument(
         "--multimae_ckpt_path", required=True, help="weights of a MultiMAE or MultiViT"
     )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, print_error, run_command
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ if TYPE_CHECKING:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--data_path", type=Path, help="data root, or packed data root")
-    parser.add_argument(
+    group = parser.add_argument_group("other formats")
+    group.add_argument(
         "--from",
         dest="sources",
         nargs="+",
@@ -49,35 +49,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="instead of --data_path: WebDataset tars, zip, Parquet or Arrow files, folders that "
         "save_to_disk wrote, URLs with modality folders; globs, {a,b} and {000..127} are expanded",
     )
-    parser.add_argument(
+    group.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="MODALITY=COLUMN",
         help="extension in tars, column in tables, or folder, of every modality",
     )
-    parser.add_argument("--class_column", help="column or extension with the class: sub-folders")
-    parser.add_argument("--name_column", help="column of a table with the samples' names")
+    group.add_argument("--class_column", help="column or extension with the class: sub-folders")
+    group.add_argument("--name_column", help="column of a table with the samples' names")
     parser.add_argument("--out", type=Path, help="folder to write")
-    parser.add_argument("--unpack", action="store_true", help="restore the original files")
-    parser.add_argument("--verify", action="store_true", help="verify the checksums of a pack")
-    parser.add_argument("--max_size", type=int, help="longest side; larger images are downscaled")
-    parser.add_argument(
+    group = parser.add_argument_group("what to do with a pack")
+    group.add_argument("--unpack", action="store_true", help="restore the original files")
+    group.add_argument("--verify", action="store_true", help="verify the checksums of a pack")
+    group = parser.add_argument_group("images")
+    group.add_argument("--max_size", type=int, help="longest side; larger images are downscaled")
+    group.add_argument(
         "--jpeg",
         choices=("keep", "raw"),
         default="keep",
-        help="store JPEGs as files or as pixels (keep)",
+        help="store JPEGs as files or as pixels",
     )
-    parser.add_argument(
-        "--codec", choices=("none", "zlib"), default="none", help="compression of pixels (none)"
+    group.add_argument(
+        "--codec", choices=("none", "zlib"), default="none", help="compression of pixels"
     )
-    parser.add_argument(
+    group.add_argument(
         "--no_files", action="store_true", help="do not store the files of images stored as pixels"
     )
-    parser.add_argument(
-        "--images_per_shard", type=int, default=1000, help="images per shard (1000)"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
+    group.add_argument("--images_per_shard", type=int, default=1000, help="images per shard")
+    group.add_argument("--workers", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     if (args.data_path is None) == (not args.sources):
         parser.error("one of --data_path and --from is needed")

@@ -10,7 +10,6 @@ Several runs share the axes, one line style each. Needs matplotlib: ``pip instal
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 from tools.report.curves import plot_runs
 from tools.report.run_log import read_log
@@ -25,8 +25,8 @@ from tools.report.run_log import read_log
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Plot the log.jsonl of one or several runs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR")
+    parser = CommandParser("Plot the log.jsonl of one or several runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR", help="folder of a run")
     parser.add_argument(
         "--out", type=Path, help="output file (default: loss.png in the first OUTPUT_DIR)"
     )

@@ -9,12 +9,12 @@ ROOT holds {train,val}/{class}/ or {train,val}/rgb/{class}/, classes named by Wo
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 URL = "https://datasets.epfl.ch/vilab/imagenet_multitask"
@@ -37,9 +37,7 @@ def entries(root: Path) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("root", type=Path, help="folder of train/ and val/")
     args = parser.parse_args(argv)
     lines = list(entries(args.root))

@@ -12,7 +12,6 @@ epoch. Scores are those of the last epoch: no checkpoint is selected on the test
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, run_command
 from tools.compare.comparison import ComparisonRun, read_comparison
 from tools.compare.comparison_report import write_report
@@ -32,12 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("run", help="train the missing runs")
-    train.add_argument("--jobs", type=int, default=1, help="concurrent runs (1)")
+    train.add_argument("--jobs", type=int, default=1, help="concurrent runs")
     train.add_argument(
         "--threads",
         type=int,
@@ -50,7 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for each in (train, report):
         each.add_argument("plan", type=Path, help="YAML file of cfgs/results")
         each.add_argument("--size", default=None, help="tiny, small ...; default: the plan's")
-        each.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changes")
+        each.add_argument(
+            "--set",
+            nargs="+",
+            default=[],
+            metavar="OPTION=VALUE",
+            dest="changes",
+            help="options of every run",
+        )
     args = parser.parse_args(argv)
     plan = read_comparison(args.plan, args.size, args.changes)
     if args.command == "report":

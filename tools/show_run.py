@@ -8,7 +8,6 @@ pre-training run to ``OUTPUT_DIR/reconstructions.png``.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.images.folders import spread_indices
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, coloured, print_error, run_command
 from tools.report.run_log import Row, evaluations, read_log
 from utils.logs.known_metrics import Metric, goal_of, metrics_of, value_of
@@ -97,9 +97,7 @@ def _when(rows: Sequence[Row]) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Exit code 2 without a readable evaluation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("output_dir", type=Path, help="output folder of a run")
     output_dir: Path = parser.parse_args(argv).output_dir
     try:

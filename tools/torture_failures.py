@@ -15,7 +15,6 @@ Linux (/proc).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -30,6 +29,7 @@ if __package__ in (None, ""):
 
 import run_pretraining_multimae
 from multimae.images.pack import to_path
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.failures import FAILURES, KIND, inject, try_failure
@@ -45,13 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [CHILD]:
         return train_child(arguments[1:])
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--trials", type=int, default=10, help="trials of each kind")
     kinds = [*FAILURES, *DELAYS_S]
-    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
-    parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"))
+    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds, help="failures")
+    parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"), help="samples")
     parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     runs = RunFactory([str(Path(__file__).resolve()), CHILD], options.data_path, steps=400)

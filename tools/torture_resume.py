@@ -11,7 +11,6 @@ Needs Linux (/proc).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ if __package__ in (None, ""):
 
 import run_pretraining_multimae
 from multimae.images.pack import to_path
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.kills import Chain, chains_of, torture
@@ -42,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == [CHILD]:
         train_child(arguments[1:])
         return 0
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=50, help="number of SIGKILLs")
-    parser.add_argument("--in_save", type=int, default=20, help="kills inside a save")
-    parser.add_argument("--per_chain", type=int, default=5, help="kills per run")
-    parser.add_argument("--steps", type=int, default=48, help="steps per run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
-    parser.add_argument("--layouts", nargs="+", default=["1x0", "2x2", "1x2", "2x0"],
+    parser = CommandParser(__doc__)
+    group = parser.add_argument_group("kills")
+    group.add_argument("--kills", type=int, default=50, help="number of SIGKILLs")
+    group.add_argument("--in_save", type=int, default=20, help="kills inside a save")
+    group.add_argument("--per_chain", type=int, default=5, help="kills per run")
+    group = parser.add_argument_group("runs")
+    group.add_argument("--steps", type=int, default=48, help="steps per run")
+    group.add_argument("--seed", type=int, default=0, help="seed of the kills")
+    group.add_argument("--layouts", nargs="+", default=["1x0", "2x2", "1x2", "2x0"],
                         help="processes x loader workers")  # fmt: skip
-    parser.add_argument("--data_path", type=to_path, default=Path("examples/rooms"))
-    parser.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
+    group.add_argument("--data_path", type=to_path, default=Path("examples/rooms"), help="samples")
+    group.add_argument("--work", type=Path, help="folder of the runs (a temporary one)")
     options = parser.parse_args(arguments)
     layouts = [Layout.parse(text) for text in options.layouts]
     chains: list[Chain] = chains_of(

@@ -11,7 +11,6 @@ their number of calls. Returns 1 if there are more than `--limit`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import run_pretraining_multimae
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from tools.house import REPO, TINY_RUN, is_project_file
 from utils.data.batches import Batch, BatchStream
@@ -114,12 +114,8 @@ def _relative_name(path: Path) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trace, print, compare with the limit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--limit", type=int, default=MAX_FILES, help=f"most files allowed ({MAX_FILES})"
-    )
+    parser = CommandParser(__doc__)
+    parser.add_argument("--limit", type=int, default=MAX_FILES, help="most files allowed")
     args = parser.parse_args(argv)
     calls = trace_batch()
     for number, (name, count) in enumerate(calls.items(), start=1):

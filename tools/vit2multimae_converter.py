@@ -8,7 +8,6 @@ The class token becomes the global token. The final norm, the head and MAE's dec
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import convert, exit_code
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 2 if the input or the flags are bad."""
-    parser = argparse.ArgumentParser(
-        description="Convert ViT weights (timm's names, also MAE's) to MultiMAE's."
-    )
+    parser = CommandParser("Convert ViT weights (timm's names, also MAE's) to MultiMAE's.")
     parser.add_argument("--vit_ckpt_path", required=True, help="weights of a ViT")
     parser.add_argument("--multimae_ckpt_path", required=True, help="file to write")
     parser.add_argument("--modality", default="rgb", help="input that the patches belong to")

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 MAX_SHOWN = 10
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 COLOURS = {"red": 31, "green": 32, "yellow": 33}
 
 
@@ -45,23 +46,42 @@ def bullet_list(items: Sequence[str], limit: int = MAX_SHOWN) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run the ``main`` of a command and exit with its code.
+    """Run the ``main`` of a command and exit with its code, see :func:`exit_code_of`."""
+    sys.exit(exit_code_of(main))
 
-    A :class:`UserError` is printed without a traceback. Exit codes of a shell: 130 after Ctrl+C,
-    141 if the reader of the output is gone (``| head``).
+
+def exit_code_of(main: Callable[[], int | None]) -> int:
+    """Run the ``main`` of a command.
+
+    A :class:`UserError` is printed without a traceback. Codes of a shell: 130 after Ctrl+C, 143
+    after SIGTERM, 141 if the reader of the output is gone (``| head``).
     """
+    from multimae.specs.termination import exit_on_sigterm
+
     escape_names()
     try:
-        with exit_on_user_error():
+        with exit_on_user_error(), exit_on_sigterm():
             code = main() or 0
-        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
+        code = BROKEN_PIPE
+    except SystemExit:
+        if drop_broken_pipe():
+            raise SystemExit(BROKEN_PIPE) from None
+        raise
+    return BROKEN_PIPE if drop_broken_pipe() else code
+
+
+def drop_broken_pipe() -> bool:
+    """Whether the reader of stdout is gone; then what Python would still write is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    sys.exit(code)
+        return True
+    return False
 
 
 def escape_names() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError
 from tools.common.staging import remove_staging
 from tools.common.target_folder import LINKS, Target
@@ -19,12 +20,10 @@ def make_parser(doc: str | None, source: str) -> argparse.ArgumentParser:
         doc: Docstring of the command.
         source: Help of ``--source``.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(doc)
     parser.add_argument("--source", type=Path, required=True, help=source)
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
-    parser.add_argument("--workers", type=_positive, default=1, help="processes (1)")
+    parser.add_argument("--workers", type=_positive, default=1, help="processes")
     parser.add_argument("--overwrite", action="store_true", help="rewrite existing files")
     return parser
 

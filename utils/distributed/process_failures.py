@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from multimae.specs.errors import RunError
+from multimae.specs.errors import RunError, drop_broken_pipe
 
 # Messages of gloo, NCCL and the store when a peer has died.
 _PEER_MESSAGES = (
@@ -24,6 +24,11 @@ def is_peer_failure(error: BaseException) -> bool:
 
 def as_run_error(error: Exception) -> RunError | None:
     """Turn what the machine does to a run into an error that says what to do, else ``None``."""
+    if isinstance(error, BrokenPipeError) and drop_broken_pipe():
+        return RunError(
+            "the reader of the output, such as `head`, has ended. Run the same command to resume "
+            "from the last checkpoint."
+        )
     died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     # Batches arrive through a socket, which may close before the worker is reported dead.
     if died or isinstance(error, ConnectionError | EOFError):

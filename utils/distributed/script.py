@@ -16,7 +16,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from multimae.specs.errors import UserError, escape_names, print_error
+from multimae.specs.errors import (
+    BROKEN_PIPE,
+    UserError,
+    drop_broken_pipe,
+    escape_names,
+    print_error,
+)
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise
@@ -143,6 +149,11 @@ def run_script(main: Callable[[], object]) -> None:
     try:
         with stopping_at_once():
             main()
+        sys.stdout.flush()
+    except SystemExit:  # --help
+        if drop_broken_pipe():
+            raise SystemExit(BROKEN_PIPE) from None
+        raise
     except UserError as err:
         code = err.exit_code
         if not (err.everywhere and _rank()):
@@ -151,7 +162,10 @@ def run_script(main: Callable[[], object]) -> None:
         from utils.distributed.process_failures import is_peer_failure
 
         code = 1
-        if is_peer_failure(err):
+        if isinstance(err, BrokenPipeError) and drop_broken_pipe():
+            code = BROKEN_PIPE
+            print("error: the reader of the output has ended", file=sys.stderr)
+        elif is_peer_failure(err):
             print(f"rank {_rank()}: ends because another process has ended", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "--format", choices=("png", "tiff", "npy"), default=default.format,
-        help="files of values (%(default)s)",
+        help="files of values",
     )  # fmt: skip
     group.add_argument(
         "--overlay", action="store_true", help="also draw predictions over the photo, with a legend"
@@ -87,9 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--confidence", action="store_true", help="also write the softmax of labels, 8-bit PNG"
     )
-    group.add_argument(
-        "--topk", type=_positive, default=default.topk, help="classes per image (%(default)s)"
-    )
+    group.add_argument("--topk", type=_positive, default=default.topk, help="classes per image")
     group.add_argument("--overwrite", action="store_true", help="replace the outputs in DIR")
     _add_tiles(parser, default)
     _add_scores(parser)
@@ -105,7 +103,7 @@ def _add_tiles(parser: argparse.ArgumentParser, default: PredictionOptions) -> N
     )  # fmt: skip
     group.add_argument(
         "--overlap", type=float, default=default.overlap,
-        help="share of a tile that the next one covers, too (%(default)s)",
+        help="share of a tile that the next one covers, too",
     )  # fmt: skip
     group.add_argument(
         "--tta", default=default.tta,
@@ -152,31 +150,29 @@ def _add_computation(parser: argparse.ArgumentParser, default: PredictionOptions
     group = parser.add_argument_group("reconstruction (pre-trained models)")
     group.add_argument(
         "--visible", default=default.visible,
-        help="visible patches: a number, a share such as 1/6 or 0.2, or all (%(default)s)",
+        help="visible patches: a number, a share such as 1/6 or 0.2, or all",
     )  # fmt: skip
-    group.add_argument(
-        "--seed", type=int, default=default.seed, help="of the patches (%(default)s)"
-    )
+    group.add_argument("--seed", type=int, default=default.seed, help="of the patches")
 
     group = parser.add_argument_group("computation")
     group.add_argument(
         "--batch_size",
         type=_positive,
         default=default.batch_size,
-        help="images at a time (%(default)s)",
+        help="images at a time",
     )
     group.add_argument(
         "--num_workers", type=_count, default=default.num_workers,
-        help="processes that decode images (%(default)s)",
+        help="processes that decode images",
     )  # fmt: skip
     group.add_argument(
         "--device",
         default=default.device,
-        help="cpu, cuda, cuda:N or mps; auto: cuda if there is one (%(default)s)",
+        help="cpu, cuda, cuda:N or mps; auto: cuda if there is one",
     )
     group.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default=default.precision,
-        help="autocast type; auto: the best of the device (%(default)s)",
+        help="autocast type; auto: the best of the device",
     )  # fmt: skip
 
 

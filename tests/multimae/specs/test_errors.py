@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +34,42 @@ def test_ctrl_c_has_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert exit_code(main, capfd) == (130, "", "interrupted\n")
+
+
+def test_sigterm_runs_finally_blocks_and_stops_commands(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from multimae.specs.errors import run_command\n"
+        "def main():\n"
+        "    try:\n"
+        "        sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "        with ThreadPoolExecutor(1) as pool:\n"
+        "            future = pool.submit(subprocess.run, sleep)\n"
+        "            print('started', flush=True)\n"
+        "            future.result()\n"
+        "    finally:\n"
+        "        Path(sys.argv[1]).touch()\n"
+        "run_command(main)"
+    )
+    done = tmp_path / "done"
+    process = subprocess.Popen([sys.executable, "-c", code, done], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"started\n"
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(20) == 143 and done.is_file()
+    process.stdout.close()
+
+
+def test_sigterm_is_handled_during_the_command_only(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def main() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    assert exit_code(main, capfd) == (143, "", "")
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_names_that_are_not_utf8_and_closed_pipes() -> None:
