@@ -9,7 +9,6 @@ by default. Contenders take turns in one process. Results: docs/notes/MEASUREMEN
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimae.multimae import MultiViT
+from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import run_command
 from multimae.specs.heads import HeadOptions, dense_head
 from multimae.specs.modalities import make_table, select
@@ -39,14 +39,12 @@ HEADS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: time the contenders, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=SIZES, default="tiny", help="encoder (tiny)")
-    parser.add_argument("--input_size", type=int, default=128, help="image side in pixels (128)")
-    parser.add_argument("--batch", type=int, default=8, help="images per step (8)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per contender (5)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser = CommandParser(__doc__)
+    parser.add_argument("--model", choices=SIZES, default="tiny", help="encoder")
+    parser.add_argument("--input_size", type=int, default=128, help="image side in pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per contender")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     steps = {

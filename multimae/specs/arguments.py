@@ -15,6 +15,7 @@ _FLAG = re.compile(r"--[A-Za-z][\w-]*")
 _NO_DEFAULT = re.compile(r"\s*\(default:\s+(None|False|\[\]|)\)")
 _TOLD = re.compile(r"\)\s+\(default:.*?\)(?=\n|$)", re.DOTALL)  # the help ends in parentheses
 _LIST = re.compile(r"\(default:\s+[\[(](.*?)[\])]\)", re.DOTALL)
+_LIST_SIGNS = re.compile("[,']")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -55,7 +56,7 @@ class CommandParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Text of ``--help``, without defaults that say nothing or that the text tells."""
         text = _TOLD.sub(")", _NO_DEFAULT.sub("", super().format_help()))
-        return _LIST.sub(lambda found: f"(default: {re.sub("[,']", '', found[1])})", text)
+        return _LIST.sub(lambda found: f"(default: {_LIST_SIGNS.sub('', found[1])})", text)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong in one line and exit with 2."""
