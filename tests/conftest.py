@@ -17,7 +17,7 @@ SLOW = {
     *("test_global_batch", "test_trained_inputs", "test_security_weights", "test_resuming"),
     *("test_lock", "test_bad_input", "test_prepare_taskonomy", "test_published_files"),
     *("test_torture", "test_fsdp", "test_export", "test_finetuning_ranks", "test_pretraining"),
-    *("test_app", "test_notebook", "test_plan_run", "test_step_speed", "test_pseudo_label"),
+    *("test_app", "test_photos", "test_notebook", "test_plan_run", "test_step_speed", "test_pseudo_label"),
     *("test_signals", "test_finetuning_mae", "test_saving", "test_nonfinite", "test_bad_training"),
     *("test_convert", "test_doctor", "test_bench_step", "test_heads", "test_timm", "test_hubconf"),
     *("test_prepare_ade20k", "test_probe", "test_bad_counting", "test_wheel", "test_trace_batch"),

@@ -13,7 +13,7 @@ from multimae.images.pixels import Pixels
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from tools.app.scenes import Scene, as_photo, shrink
-from tools.labelling.labellers import Labeller, as_tensor, build_labeller
+from tools.labelling.labellers import ClassCountError, Labeller, as_tensor, build_labeller
 from tools.labelling.options import LabelModelOptions
 from utils.training.stepper import choose_precision
 
@@ -85,7 +85,13 @@ class PhotoLabeller:
             options = LabelModelOptions(depth_model=self.depth_model, semseg_model=self.seg_model)
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             precision = choose_precision("auto", device)
-            self._loaded[m.name] = build_labeller(m, options, device, precision)
+            try:
+                self._loaded[m.name] = build_labeller(m, options, device, precision)
+            except ClassCountError as err:
+                raise UserError(
+                    f"{m.name}: {self.seg_model} does not predict the {m.num_classes} classes of "
+                    "these weights. Choose a --seg_model that does."
+                ) from err
         labeller = self._loaded[m.name]
         size = labeller.shapes.input_size(*image.size)
         inputs = as_tensor(image.resize(size, Image.Resampling.BICUBIC))

@@ -35,6 +35,10 @@ _STRIDE = 32
 _ROUNDING = 1e-5
 
 
+class ClassCountError(UserError):
+    """A model predicts another number of classes than the modality has."""
+
+
 class Labeller(ABC):
     """A model that predicts one modality.
 
@@ -176,14 +180,14 @@ class ClassLabeller(Labeller):
         """Image processor and model.
 
         Raises:
-            UserError: Its number of classes differs from the modality's.
+            ClassCountError: Its number of classes differs from the modality's.
         """
         from transformers import AutoModelForUniversalSegmentation
 
         model = AutoModelForUniversalSegmentation.from_pretrained(folder)
         classes, modality = int(model.config.num_labels), self.modality
         if classes != modality.num_classes:
-            raise UserError(
+            raise ClassCountError(
                 f"{self.name} predicts {classes} classes, but modality '{modality.name}' has "
                 f"num_classes {modality.num_classes}. Choose a --semseg_model with as many classes "
                 f"(133: COCO panoptic), or set --modalities '{{{modality.name}: {{num_classes: "

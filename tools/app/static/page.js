@@ -1,97 +1,8 @@
 // The page: its state is in the URL; every change asks the server for what the tab shows.
 "use strict";
 
-const find = (id) => document.getElementById(id);
-const config = JSON.parse(find("config").textContent);
-const TABS = ["fill", "predict", "features"];
-const EMPTY = { fill: config.inputs.length, predict: config.heads.length, features: 1 };
-const ADVICE = {
-  fill: "These weights have no decoders: start the page with --weights and a pre-trained model, too.",
-  predict: "These weights have no head: start the page with --weights and a fine-tuned model, too.",
-};
-const POINTS = 64; // steps of a point in a picture
-
-let state = initial();
 let running = false;
 let waiting = false;
-
-// --- state and URL
-
-function initial() {
-  return {
-    tab: TABS.find((tab) => EMPTY[tab]),
-    scene: config.examples[0].id,
-    seed: 0,
-    tokens: config.tokens,
-    concentration: 1,
-    shares: {},
-    visible: null, // null: drawn by the four settings above
-    edits: {},
-    block: config.blocks,
-    query: null,
-    point: [POINTS / 2, POINTS / 2],
-  };
-}
-
-function toHex(bits) {
-  return bits.match(/.{1,4}/g).map((four) => parseInt(four.padEnd(4, "0"), 2).toString(16)).join("");
-}
-
-function fromHex(hex, count) {
-  if (!/^[0-9a-f]+$/.test(hex) || hex.length !== Math.ceil(count / 4)) return null;
-  return [...hex].map((digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("").slice(0, count);
-}
-
-function toUrl() {
-  const first = initial();
-  const query = new URLSearchParams({ scene: state.scene });
-  const put = (name, value) => query.set(name, value);
-  for (const name of ["tab", "seed", "tokens", "concentration", "block"]) {
-    if (state[name] !== first[name]) put(name, state[name]);
-  }
-  for (const [name, share] of Object.entries(state.shares)) if (share !== 1) put(`share.${name}`, share);
-  for (const [name, bits] of Object.entries(state.visible || {})) put(`visible.${name}`, toHex(bits));
-  for (const [name, edits] of Object.entries(state.edits)) {
-    const listed = Object.entries(edits).map(([i, value]) => `${i}_${String(value).replace("#", "")}`);
-    if (listed.length) put(`edits.${name}`, listed.join("~"));
-  }
-  if (state.tab === "features" && state.query) put("patch", state.query.join("."));
-  if (state.tab === "predict" && String(state.point) !== String(first.point)) put("point", state.point.join("."));
-  return `?${query}`;
-}
-
-// State of the URL; what does not fit this model keeps its default.
-function fromUrl() {
-  const query = new URLSearchParams(location.search);
-  const read = initial();
-  const number = (name, low, high) => {
-    const value = Number(query.get(name));
-    if (query.has(name) && value >= low && value <= high) read[name] = value;
-  };
-  if (TABS.includes(query.get("tab"))) read.tab = query.get("tab");
-  if (query.has("scene")) read.scene = query.get("scene");
-  number("seed", 0, config.maxSeed);
-  number("tokens", 1, Infinity);
-  number("concentration", 0.1, 10);
-  number("block", 1, config.blocks);
-  for (const input of config.inputs) {
-    const share = Number(query.get(`share.${input.name}`) ?? 1);
-    if (share >= 0 && share <= 1) read.shares[input.name] = share;
-    const bits = fromHex(query.get(`visible.${input.name}`) || "", input.rows * input.columns);
-    if (bits) read.visible = { ...read.visible, [input.name]: bits };
-    for (const part of (query.get(`edits.${input.name}`) || "").split("~")) {
-      const [i, value] = part.split("_");
-      if (value === undefined) continue;
-      read.edits[input.name] ||= {};
-      read.edits[input.name][i] = input.edit === "colour" ? `#${value}` : Number(value);
-    }
-  }
-  const patch = (query.get("patch") || "").split(".");
-  if (patch.length === 3) read.query = [patch[0], Number(patch[1]), Number(patch[2])];
-  const point = (query.get("point") || "").split(".").map(Number);
-  if (point.length === 2 && point.every((x) => x >= 0 && x < POINTS)) read.point = point;
-  return read;
-}
 
 // Change the state, put it into the history, and show it.
 function go(changes) {
@@ -136,7 +47,10 @@ function show(text, isError = false) {
   message.classList.toggle("error", isError);
 }
 
+let calls = 0; // that the visitor waits for
+
 async function busy(act) {
+  calls++;
   document.body.classList.add("busy");
   find("stage").setAttribute("aria-busy", "true");
   try {
@@ -145,8 +59,10 @@ async function busy(act) {
     show(error.message, true);
     return null;
   } finally {
-    document.body.classList.remove("busy");
-    find("stage").removeAttribute("aria-busy");
+    if (!--calls) {
+      document.body.classList.remove("busy");
+      find("stage").removeAttribute("aria-busy");
+    }
   }
 }
 
@@ -177,7 +93,7 @@ async function refresh() {
 async function recover(error) {
   clearRows();
   const start = initial().scene;
-  if (!started && state.scene !== start) {
+  if (!shownScene && state.scene !== start) {
     note = `${error.message} Here is an example instead.`;
     Object.assign(state, { scene: start, visible: null, edits: {} });
     history.replaceState(null, "", toUrl());
@@ -187,56 +103,9 @@ async function recover(error) {
   show(error.message, true);
 }
 
-let started = false;
+let shownScene = null;
 
 // --- rows of pictures
-
-function cell(caption, board) {
-  const image = h("img", { alt: "", hidden: true, draggable: false });
-  const empty = h("span", { className: "missing" }, "–");
-  const box = board || h("div", { className: "picture" }, image, empty);
-  const text = h("figcaption", {}, caption);
-  return { figure: h("figure", {}, box, text), image, empty, text, box };
-}
-
-function setCell(part, reference, caption, alt, exact, missing = "not available") {
-  part.text.textContent = caption;
-  part.image.hidden = !reference;
-  part.empty.hidden = Boolean(reference);
-  part.empty.textContent = missing;
-  part.image.className = exact ? "exact" : "";
-  part.image.alt = reference ? alt : "";
-  if (reference) part.image.src = source(reference);
-}
-
-function row(id, name, notes, parts) {
-  const score = h("p", { className: "score" });
-  const legend = h("div", { className: "legend" });
-  const about = h("div", { className: "about" }, h("h3", {}, name), ...notes, score, legend);
-  const element = h("article", { className: "row", id }, about, ...parts.map((part) => part.figure));
-  return { element, score, legend };
-}
-
-function fillLegend(box, data) {
-  box.replaceChildren();
-  for (const chip of data.legend || []) {
-    const swatch = h("i");
-    swatch.style.background = chip.colour || "transparent";
-    box.append(h("span", { className: "chip" }, swatch, chip.name));
-  }
-  for (const bar of data.scales || []) {
-    const ramp = h("i");
-    ramp.style.background = `linear-gradient(90deg, ${config.ramp.join(", ")})`;
-    box.append(h("span", { className: "scale" }, h("b", {}, bar.title), h("span", {}, bar.low), ramp, h("span", {}, bar.high)));
-  }
-  for (const bar of data.bars || []) {
-    const fill = h("i");
-    fill.style.width = `${Math.max(1, 100 * bar.share)}%`;
-    if (bar.colour) fill.style.background = bar.colour;
-    box.append(h("span", { className: "share" }, h("span", {}, bar.name), h("b", {}, fill), h("span", {}, bar.text)));
-  }
-  for (const entry of data.numbers || []) box.append(h("span", { className: "chip" }, `${entry.name}: ${entry.value}`));
-}
 
 const painters = new Map();
 const outputs = new Map(); // parts of the rows of the decoders
@@ -246,6 +115,7 @@ function buildFill() {
   for (const input of config.inputs) {
     const painter = new Painter(input, (done) => painted(done));
     painters.set(input.name, painter);
+    fit(painter.image, painter.board);
     const board = cell("visible patches", painter.board);
     addRow(find("rows"), input, [painter.total, painter.tools, painter.palette], targets.has(input.name), [board]);
   }
@@ -265,6 +135,7 @@ function addRow(box, modality, notes, predicted, before) {
 }
 
 function clearRows() {
+  if (state.scene !== shownScene) for (const painter of painters.values()) painter.set("", {}, false);
   for (const [name, output] of outputs) setOutput(name, output, { pictures: {}, score: "" });
   for (const id of ["predict-rows", "features-rows"]) find(id)?.replaceChildren();
 }
@@ -283,7 +154,6 @@ function setOutput(name, output, data) {
 }
 
 async function showFill() {
-  if (!config.inputs.length) throw new Error(ADVICE.fill);
   const asked = state.scene;
   const { scene, visible, edits, seed, tokens, concentration, shares } = state;
   const further = find("further").open;
@@ -326,7 +196,6 @@ function painted(done) {
 }
 
 async function showPredict() {
-  if (!config.heads.length) throw new Error(ADVICE.predict);
   const answer = await ask("predict", { scene: state.scene, point: state.point.map((x) => (x + 0.5) / POINTS) });
   showScene(answer);
   const focused = document.activeElement?.id;
@@ -386,7 +255,8 @@ const SHOW = { fill: showFill, predict: showPredict, features: showFeatures };
 // --- settings, examples, uploads
 
 function showScene(answer) {
-  started = true;
+  shownScene = answer.scene;
+  find("forget").hidden = !answer.scene.startsWith("upload:");
   for (const button of find("examples").children) button.setAttribute("aria-pressed", button.dataset.id === answer.scene);
   for (const input of config.uploads) {
     const name = answer.files[input];
@@ -463,6 +333,7 @@ function buildSettings() {
     find(`${tab}-rows`).dataset.tab = tab;
   }
   find("rows").dataset.tab = "fill";
+  document.body.style.setProperty("--rows", Math.min(4, Math.max(2, config.inputs.length || config.features.length)));
 }
 
 function showOnly(name) {
@@ -541,6 +412,7 @@ function listen() {
   find("new-room").addEventListener("click", () => enter(`room:${Math.floor(Math.random() * config.maxRoom)}`));
   find("download").addEventListener("click", download);
   find("label").addEventListener("click", label);
+  find("forget").addEventListener("click", () => enter(initial().scene));
   find("further").addEventListener("toggle", () => find("further").open && refresh());
   addEventListener("popstate", () => {
     state = fromUrl();

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from tools.app.page_pictures import Sender
 from tools.app.strokes import from_bits, parse_edits, to_bits
 from tools.app.uploads import MAX_BYTES, read_upload
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 NAMES = ("rgb", "depth", "semseg")
 KITCHEN, OFFICE = "kitchen/000038", "office/000034"
 
@@ -367,7 +368,9 @@ def test_many_visitors_at_once(server: tuple[int, int, Path]) -> None:
 
 def test_the_first_visit_is_small(server: tuple[int, int, Path]) -> None:
     port, *_ = server
-    paths = ("/", "/page.css", "/page.js", "/painter.js")
+    page = request(port, "GET", "/")[1].decode()
+    paths = ["/", *re.findall(r'(?:src|href)="(/[^"]+)"', page)]
+    assert len(paths) == 6
     sizes = [len(request(port, "GET", p, accept_encoding="gzip")[1]) for p in paths]
     body = json.dumps({"scene": KITCHEN}).encode()
     sizes.append(len(request(port, "POST", "/api/fill", body, accept_encoding="gzip")[1]))
