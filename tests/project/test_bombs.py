@@ -20,7 +20,7 @@ from multimae.images.readers import read
 from multimae.specs.modalities import make_table
 from multimae.weights.files import CheckpointError, read_checkpoint
 from tools.app import server
-from tools.app.server import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, refusal, serve
+from tools.app.server import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, refusal, safe_name, serve
 from utils.config.parse import load_yaml
 
 BANDS = make_table({"bands": {"kind": "image", "num_channels": 6, "normalization": "computed"}})[
@@ -154,3 +154,19 @@ def test_requests_at_a_time_are_bounded(port: int, monkeypatch: pytest.MonkeyPat
         go_on.set()
         first.join()
         assert send(own, ask, b"{}").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("a.png", "a.png"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\a.png", "a.png"),
+        ("..", "upload"),
+        ("", "upload"),
+        ("a\0\nb.png", "ab.png"),
+        ("é" * 300 + ".png", "é" * 56 + ".png"),
+    ],
+)
+def test_names_of_uploads_stay_in_their_folder(sent: str, stored: str) -> None:
+    assert safe_name(sent) == stored

@@ -31,6 +31,7 @@ MAX_REQUESTS = 64
 """Answered at a time."""
 _TIMEOUT_S = 30
 _MIN_GZIP_BYTES = 500
+_MAX_NAME = 60  # characters, of at most 4 bytes
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _POLICY = "; ".join(
@@ -184,24 +185,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def _upload(self, content: bytes, modality: str, name: str, onto: str) -> dict[str, Any]:
         """Read a file from a folder that exists meanwhile."""
-        safe = Path(name.replace("\\", "/")).name.replace("\0", "")[-120:] or "upload"
         with tempfile.TemporaryDirectory(dir=self.server.uploads) as folder:
-            path = Path(folder) / safe
+            path = Path(folder) / safe_name(name)
             path.write_bytes(content)
             return self.server.api.upload(path, modality, onto)
 
     def _answer(self, act: Any) -> None:
         """Send the result of a call; user errors as a message, others as one, too."""
+        status = 200
         try:
             kind, content = act()
-            self._send(200, kind, content)
         except UserError as err:
-            self._send(422, *_json({"error": str(err)}))
-        except OSError:  # the browser closed the connection
-            self.close_connection = True
+            status, (kind, content) = 422, _json({"error": str(err)})
         except Exception:
             traceback.print_exc()
-            self._send(500, *_json({"error": "The server failed: its terminal says why."}))
+            status = 500
+            kind, content = _json({"error": "The server failed: its terminal says why."})
+        self._send(status, kind, content)
 
     def _is_allowed(self) -> bool:
         """Refuse other hosts (DNS rebinding) and requests that other origins send."""
@@ -239,6 +239,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _UPLOAD_KEYS = ("modality", "name", "onto")
+
+
+def safe_name(name: str) -> str:
+    """Name of a file for a name that a browser sent."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    short = "".join(c for c in last if c.isprintable())[-_MAX_NAME:]
+    return short if short.strip(". ") else "upload"
 
 
 def refusal(headers: Mapping[str, str]) -> tuple[int, str] | None:
