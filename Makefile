@@ -19,7 +19,7 @@ SH3D := data/sh3d
 RESULTS := data/results
 PRETRAINED = output/results/pretrain-$(MODEL)
 VIEWS ?= 5200
-LABELLED ?= 200
+LABELLED ?= 1600
 SIZE ?= 160
 RENDER = $(BIN)/python tools/make_rooms.py --workers $(shell nproc) --size $(SIZE) --furniture $(FURNITURE)
 # Larger, on a GPU: make results MODEL=small VIEWS=30000 SIZE=256 JOBS=1 \
@@ -29,7 +29,7 @@ PRETRAIN ?=
 FINETUNE ?=
 JOBS ?= 2
 
-.PHONY: demo earth app test test-fast test-long test-browser check format smoke pictures results results-finetune results-data segmenter clean
+.PHONY: demo earth app test test-fast test-long test-browser check format smoke pictures results results-finetune results-labels results-ablations results-earth results-data segmenter clean
 
 # A fresh environment from the pinned requirements; remade when they change.
 $(READY): requirements.txt
@@ -100,7 +100,6 @@ pictures: $(READY)
 
 # Does pre-training pay? Hours on a CPU; whatever is done already is not done again.
 results: results-data
-	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/tiny.yaml \
 		--model pretrain_multimae_$(MODEL) --output_dir $(PRETRAINED) $(PRETRAIN)
 	$(BIN)/python tools/show_run.py $(PRETRAINED)
@@ -112,9 +111,19 @@ results-finetune: results-data
 	$(BIN)/python tools/results.py run cfgs/results/rooms.yaml --size $(MODEL) --jobs $(JOBS) $(if $(FINETUNE),--set $(FINETUNE))
 	$(BIN)/python tools/results.py report cfgs/results/rooms.yaml --size $(MODEL)
 
+# How many labels, and which settings of pre-training: plans of cfgs/results.
+results-labels results-ablations: results-data
+	$(BIN)/python tools/results.py run cfgs/results/rooms-$(@:results-%=%).yaml --size $(MODEL) --jobs $(JOBS)
+	$(BIN)/python tools/results.py report cfgs/results/rooms-$(@:results-%=%).yaml --size $(MODEL)
+
+# Tiles of the planet, scored on regions that no training has.
+results-earth: $(READY)
+	$(BIN)/python tools/make_earth.py --out data/earth
+	$(BIN)/python tools/results.py run cfgs/results/earth.yaml --size $(MODEL) --jobs $(JOBS)
+	$(BIN)/python tools/results.py report cfgs/results/earth.yaml --size $(MODEL)
+
 # The segmentation model of weights/, from the pre-trained one; an hour on a CPU core.
 segmenter: results-data
-	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
 	$(BIN)/python run_finetuning_semseg.py --config cfgs/finetune/rooms/semseg_rgb.yaml
 	$(BIN)/python tools/export_weights.py output/results/semseg-tiny/model.safetensors \
 		weights/multimae-tiny_rooms-semseg.safetensors
@@ -122,7 +131,9 @@ segmenter: results-data
 # Labelled rooms: other views than those of pre-training, scored on furniture that no training has.
 results-data: $(READY) $(if $(findstring $(SH3D),$(FURNITURE)),$(SH3D)/.ready)
 	$(RENDER) --out $(RESULTS)/labelled --train $(LABELLED) --val 300 --seed 1
-	$(RENDER) --out $(RESULTS)/taskonomy --train $(LABELLED) --val 300 --seed 1 --layout taskonomy
+	$(RENDER) --out $(RESULTS)/pretrain --train $(VIEWS) --val 200 --seed 0
+	$(RENDER) --out $(RESULTS)/taskonomy --train 200 --val 300 --seed 1 --layout taskonomy
+	$(RENDER) --out $(RESULTS)/taskonomy-selection --train 1 --val 100 --seed 0 --layout taskonomy
 
 # 820 models, CC0 and CC-BY; Debian and Ubuntu only, elsewhere name your archives in FURNITURE.
 $(SH3D)/.ready:

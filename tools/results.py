@@ -4,10 +4,11 @@
     python tools/results.py run cfgs/results/rooms.yaml --size small --set input_size=224
     python tools/results.py report cfgs/results/rooms.yaml
 
-``run`` trains every missing run in ``output_dir/EXPERIMENT/START/SEED`` and can be restarted.
+``run`` trains every missing run in ``output_dir/EXPERIMENT/START/BUDGET/SEED`` and can be
+restarted: first models that the plan pre-trains, then runs that tune an option, then the others.
 ``--set`` changes options of every run. ``report`` writes the table, command, hardware and commit
-between the ``<!-- results -->`` markers of the plan's ``report`` file, and a plot of the metrics by
-epoch. Scores are those of the last epoch: no checkpoint is selected on the test set.
+between the ``<!-- results: PLAN -->`` markers of the plan's ``report`` file, and a plot of the
+scores. They are those of the last epoch: no checkpoint is selected on the test set.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="CPU threads per run; default: cores / jobs",
     )
     train.add_argument("--only", nargs="+", default=[], help="experiments to run")
+    train.add_argument("--budgets", nargs="+", default=[], help="budgets to run")
     train.add_argument("--seeds", type=int, nargs="+", default=[], help="override the plan's seeds")
     report = commands.add_parser("report", help="write table and plot from the logs")
     for each in (train, report):
@@ -64,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     jobs = max(1, args.jobs)
     threads = args.threads or max(1, (os.cpu_count() or 1) // jobs)
-    run_all(plan.runs(args.only, args.seeds), jobs, ["--num_threads", str(threads)])
+    flags = ["--num_threads", str(threads)]
+    for runs in (plan.pretraining_runs(args.seeds), plan.tuning_runs(args.only)):
+        if runs:
+            run_all(runs, jobs, flags)
+    runs = plan.runs(args.only, args.seeds, args.budgets)
+    run_all([replace(run, options=plan.tuned_options(run)) for run in runs], jobs, flags)
 
 
 def run_all(runs: Sequence[ComparisonRun], jobs: int, extra_args: Sequence[str]) -> None:

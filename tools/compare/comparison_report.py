@@ -6,7 +6,6 @@ import datetime
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,11 @@ import numpy as np
 import torch
 
 from multimae.specs.errors import UserError
-from tools.compare.comparison import Comparison, Experiment, Gain, Metric
+from tools.compare.comparison import Comparison, Experiment, Gain, Metric, mean_and_std
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARK = "<!-- results -->"
 _COLOURS = ("#8a8f99", "#1f6fb2", "#c8553d", "#3f8f4f")
 
 
@@ -37,11 +35,12 @@ def write_report(plan: Comparison, command: str) -> list[Path]:
         UserError: The report lacks the two markers, or no run is finished.
     """
     text = plan.report.read_text(encoding="utf-8") if plan.report.is_file() else ""
-    parts = text.split(MARK)
+    mark = f"<!-- results: {plan.name} -->"
+    parts = text.split(mark)
     if len(parts) != 3:
-        raise UserError(f"{plan.report}: needs two lines {MARK} around the table")
+        raise UserError(f"{plan.report}: needs two lines {mark} around the table")
     table = "\n".join([*_table(plan), "", *_origin(plan, command)])
-    plan.report.write_text(f"{parts[0]}{MARK}\n{table}\n{MARK}{parts[2]}", encoding="utf-8")
+    plan.report.write_text(f"{parts[0]}{mark}\n{table}\n{mark}{parts[2]}", encoding="utf-8")
     draw(plan)
     return [plan.report, plan.picture]
 
@@ -51,38 +50,42 @@ def _table(plan: Comparison) -> list[str]:
     heads = ["task", "metric", baseline]
     for start in others:
         heads += [start, "gain", "gain / std"]
-    rows = []
-    for experiment in plan.experiments:
-        for metric in experiment.metrics:
-            first = plan.samples(experiment, baseline, metric)
-            values = {start: plan.samples(experiment, start, metric) for start in others}
-            if len(first) < 2 or any(len(v) < 2 for v in values.values()):
-                continue
-            rows.append(_row(experiment, metric, first, list(values.values())))
-    if not rows:
+    columns = ["---"] * 2 + ["---:"] * (len(heads) - 2)
+    lines: list[str] = []
+    for budget in plan.budgets:
+        rows = [
+            row
+            for experiment in plan.experiments
+            if not budget.only or experiment.name in budget.only
+            for metric in experiment.metrics
+            if (row := _row(plan, experiment, metric, budget.name))
+        ]
+        if rows:
+            title = ["", f"**{budget.name}**", ""] if budget.name else []
+            lines += [*title, *("| " + " | ".join(row) + " |" for row in (heads, columns, *rows))]
+    if not lines:
         raise UserError(f"no finished runs in {plan.output_dir}: run `tools/results.py run` first")
-    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return lines[1:] if not lines[0] else lines
 
 
-def _row(
-    experiment: Experiment,
-    metric: Metric,
-    baseline: Sequence[float],
-    others: Sequence[Sequence[float]],
-) -> list[str]:
+def _row(plan: Comparison, experiment: Experiment, metric: Metric, budget: str) -> list[str]:
+    """Cells of a row; empty unless every start has a finished run."""
+    values = [plan.samples(experiment, start, metric, budget) for start in plan.starts]
+    if not all(values):
+        return []
     arrow = "↑" if metric.higher_is_better else "↓"
-    gains = [Gain.of(baseline, values, metric) for values in others]
-    cells = [experiment.title, f"{metric.title} {arrow}", _spread(gains[0].baseline)]
+    gains = [Gain.of(values[0], other, metric) for other in values[1:]]
+    cells = [experiment.title, f"{metric.title} {arrow}", _spread(mean_and_std(values[0]))]
     for gain in gains:
-        cells += [_spread(gain.other), f"{gain.gain:+.3g}", f"{gain.deviations:+.1f}"]
+        deviations = f"{gain.deviations:+.1f}" if np.isfinite(gain.deviations) else "–"
+        cells += [_spread(gain.other), f"{gain.gain:+.3g}", deviations]
     return cells
 
 
-def _spread(mean_and_std: tuple[float, float]) -> str:
-    mean, std = mean_and_std
+def _spread(values: tuple[float, float]) -> str:
+    mean, std = values
     digits = int(np.clip(2 - np.floor(np.log10(max(abs(mean), 1e-9))), 0, 5))
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if np.isfinite(std) else "")
 
 
 def _origin(plan: Comparison, command: str) -> list[str]:
@@ -90,10 +93,29 @@ def _origin(plan: Comparison, command: str) -> list[str]:
     seeds = ", ".join(map(str, plan.seeds))
     return [
         f"Mean ± standard deviation over seeds {seeds}, last epoch; gain / std is in units of the "
-        "pooled standard deviation.",
+        "pooled standard deviation."
+        + "".join(
+            f" {budget.name}: seed {', '.join(map(str, budget.seeds))} alone."
+            for budget in plan.budgets
+            if budget.seeds
+        )
+        + (_tuned(plan) if plan.tune else ""),
         f"`{command}`, {datetime.date.today():%Y-%m-%d}, {_hardware()}, "
         f"torch {torch.__version__.partition('+')[0]}, commit {_commit()}.",
     ]
+
+
+def _tuned(plan: Comparison) -> str:
+    assert plan.tune is not None
+    chosen = [
+        f"{experiment.title}: " + ", ".join(f"{plan.tuned(experiment, s):g}" for s in plan.starts)
+        for experiment in plan.experiments
+    ]
+    candidates = ", ".join(f"{value:g}" for value in plan.tune.values)
+    return (
+        f" {plan.tune.option} is the best of {candidates} on data that is not scored here, for "
+        f"{', '.join(plan.starts)}: {'; '.join(chosen)}."
+    )
 
 
 def _hardware() -> str:
@@ -116,7 +138,9 @@ def _commit() -> str:
 
 
 def draw(plan: Comparison) -> None:
-    """Plot the main metric of every experiment by epoch: mean over seeds ± standard deviation.
+    """Plot the main metric of every experiment by budget, or by epoch if there is only one.
+
+    Mean over seeds ± standard deviation.
 
     Raises:
         UserError: matplotlib is missing.
@@ -127,6 +151,7 @@ def draw(plan: Comparison) -> None:
     except ModuleNotFoundError as err:
         raise UserError("plots need matplotlib: pip install 'multimae[plots]'") from err
     panels = [(experiment, experiment.metrics[0]) for experiment in plan.experiments]
+    by_budget = len(plan.budgets) > 1
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     fig = Figure(figsize=(4.3 * columns, 3.1 * rows), dpi=120, layout="constrained")
@@ -136,8 +161,12 @@ def draw(plan: Comparison) -> None:
             _draw_start(ax, plan, experiment, metric, start, colour)
         ax.set_title(experiment.title, loc="left", fontsize=10)
         ax.set_ylabel(metric.title, fontsize=9)
-        ax.set_xlabel("epoch", fontsize=9)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if by_budget:
+            names = [budget.name for budget in plan.budgets]
+            ax.set_xticks(range(len(names)), names)
+        else:
+            ax.set_xlabel("epoch", fontsize=9)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(color="#e6e8ec", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
@@ -151,13 +180,23 @@ def draw(plan: Comparison) -> None:
 def _draw_start(
     axes: Axes, plan: Comparison, experiment: Experiment, metric: Metric, start: str, colour: str
 ) -> None:
-    runs = [r for r in plan.runs([experiment.name]) if r.start == start and r.done()]
-    if not runs:
+    """Draw final scores by budget, or scores by epoch if the plan has one budget."""
+    xs: list[float] = []
+    values: list[list[float]] = []
+    if len(plan.budgets) > 1:
+        for x, budget in enumerate(plan.budgets):
+            scores = plan.samples(experiment, start, metric, budget.name)
+            if scores and (not budget.only or experiment.name in budget.only):
+                xs.append(x)
+                values.append(scores)
+    else:
+        runs = [r for r in plan.runs([experiment.name]) if r.start == start and r.done()]
+        curves = [dict(zip(*run.curve(metric), strict=True)) for run in runs]
+        xs = sorted(set.intersection(*map(set, curves))) if curves else []
+        values = [[curve[x] for curve in curves] for x in xs]
+    if not xs:
         return
-    curves = [run.curve(metric) for run in runs]
-    shared = sorted(set.intersection(*({float(e) for e in epochs} for epochs, _ in curves)))
-    values = np.array([[dict(zip(*c, strict=True))[e] for e in shared] for c in curves])
-    mean = values.mean(axis=0)
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-    axes.plot(shared, mean, "o-", color=colour, markersize=3, label=start)
-    axes.fill_between(shared, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+    mean, std = np.array([mean_and_std(each) for each in values]).T
+    std = np.nan_to_num(std)
+    axes.plot(xs, mean, "o-", color=colour, markersize=3, label=start)
+    axes.fill_between(xs, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)

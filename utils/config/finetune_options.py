@@ -29,6 +29,9 @@ class FinetuneDataOptions(DataOptions):
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
     test_data_path: str | None = option(None, "Test images, for --test", on_resume="free")
     num_workers: int = option(16, "Loader processes per GPU", within="[0, inf)")
+    max_train_images: int | None = option(
+        None, "Train on N images, evenly spread", within="[1, inf)"
+    )
     max_val_images: int | None = option(
         None, "Evaluate on N images, spread over the set", within="[1, inf)"
     )
@@ -36,7 +39,7 @@ class FinetuneDataOptions(DataOptions):
     def problems(self) -> Iterator[str]:
         """Invalid modalities and folders; a number of images where weights say how often."""
         yield from super().problems()
-        if self.sources and getattr(self, "max_train_images", None) is not None:
+        if self.sources and self.max_train_images is not None:
             yield (
                 "max_train_images: set it to null (all) where data_path is a list: the weights of "
                 "the folders say how often their images are used"

@@ -359,7 +359,13 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
             self.inputs, self.cfg.model.input_size, data.aa, data.color_jitter
         )
         return build_dataset(
-            MultiModalDataset, self.cfg, self.train_folder, transform, world=self.world, train=True
+            MultiModalDataset,
+            self.cfg,
+            self.train_folder,
+            transform,
+            world=self.world,
+            train=True,
+            limit=data.max_train_images,
         )
 
     def eval_set(self, split: Split) -> MultiModalDataset | None:
@@ -449,11 +455,13 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         folder, ids = self.train_folder, range(len(names))
 
         def count() -> tuple[Any, Any]:
-            found = self.labels["train"].targets(own_names(folder))
+            limit = self.cfg.data.max_train_images
+            trained = slice(None) if limit is None else folder.spread(limit)
+            found = self.labels["train"].targets(own_names(folder))[trained]
             times = torch.tensor(folder.times_per_epoch, dtype=torch.float64)
-            each = times.repeat_interleave(torch.tensor([*map(len, folder.parts)]))
+            each = times.repeat_interleave(torch.tensor([*map(len, folder.parts)]))[trained]
             counts = found.bincount(each, minlength=len(ids))
-            return counts.numpy(), np.full(len(ids), len(folder))
+            return counts.numpy(), np.full(len(ids), len(found))
 
         return self.world.broadcast_from_main(lambda: resolve_weights(option, names, ids, count))
 

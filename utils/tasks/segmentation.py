@@ -330,7 +330,7 @@ class SegmentationFinetuning(Finetuning[SegmentationTask]):
             self.modalities, self.cfg.model.input_size, data.scale_jitter, data.hflip, data.vflip
         )
         folder = open_train_folder(self.cfg, lambda root: self._folder(root, train=True))
-        dataset = self._dataset(folder, transform, None, train=True)
+        dataset = self._dataset(folder, transform, data.max_train_images, train=True)
         for part in dataset.parts:
             check_classes(self._table(part))
         return dataset

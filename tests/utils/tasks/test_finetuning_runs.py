@@ -19,18 +19,23 @@ import run_finetuning_depth
 import run_finetuning_semseg
 from tests.support.scenes import write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
+from tests.utils.tasks.test_finetuning_cls import arguments as cls_arguments
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_arguments
 from tests.utils.tasks.test_finetuning_semseg import arguments, rows
 from utils.checkpoint.start_weights import fetch
+from utils.config.cls_options import ClsConfig
 from utils.config.depth_options import DepthConfig
 from utils.config.finetune_options import FinetuneLogOptions
 from utils.config.parse import parse_config
+from utils.config.semseg_options import SemsegConfig
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
 from utils.logs.paths import RunPaths
 from utils.logs.trackers import Wandb
 from utils.tasks.base import PictureEvaluator
+from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import HEAD, DepthFinetuning
+from utils.tasks.segmentation import SegmentationFinetuning
 from utils.training.loop import due_evaluators, to_device_of
 
 REPO = Path(__file__).parents[3]
@@ -101,6 +106,18 @@ def test_limited_evaluation_uses_evenly_spaced_images(data: Path) -> None:
     few = DepthFinetuning(cfg, World(0, 1, torch.device("cpu"))).train_set()
     names = [few[SampleKey(0, i)].name for i in range(len(few))]
     assert names == ["a/000", "a/004", "b/001", "b/005"]
+
+
+def test_every_task_trains_on_evenly_spaced_images(data: Path) -> None:
+    world, few = World(0, 1, torch.device("cpu")), ("--max_train_images", "3")
+    semseg = SegmentationFinetuning(parse_config(SemsegConfig, arguments(data, "", *few)), world)
+    weighted = cls_arguments(data, "", *few, "--class_weights", "balanced")
+    cls = ClassificationFinetuning(parse_config(ClsConfig, weighted), world)
+    for train_set in (semseg.train_set(), cls.train_set()):
+        names = [train_set[SampleKey(0, i)].name for i in range(len(train_set))]
+        assert names == ["a/000", "a/004", "b/003"]
+    # Of these three; of all eight, as many are of each class.
+    assert cls.class_weights == pytest.approx((0.75, 1.5))
 
 
 def test_depth_pictures_name_their_scale(data: Path) -> None:
