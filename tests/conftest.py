@@ -27,6 +27,7 @@ SLOW = {
     *("test_finetuning_cls", "test_finetuning_depth", "test_finetuning_semseg", "test_dist"),
     *("test_frozen_encoder", "test_prepare_nyuv2", "test_format_table", "test_depth_units"),
     *("test_shared_memory", "test_finetuning_runs", "test_damaged_checkpoints"),
+    "test_compilation",
 }
 
 

@@ -171,7 +171,7 @@ def robust_statistics(x: Tensor, eps: float = ROBUST_EPS) -> tuple[Tensor, Tenso
     low, high = int(ROBUST_RANGE[0] * n), int(ROBUST_RANGE[1] * n)
     if high - low < 2:
         raise ValueError(f"robust statistics need at least 3 values per sample, got {n}")
-    if flat.device.type == "cpu":
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
         # The order within the range is irrelevant: partitioning is faster than torch.sort.
         kept = torch.from_numpy(np.partition(flat.numpy(), (low, high - 1), axis=1)[:, low:high])
         kept = kept.float()
@@ -207,13 +207,25 @@ def _valid_statistics(x: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Ten
     return (origin + mean).view(shape), (var + eps).sqrt().view(shape)
 
 
-@lru_cache(maxsize=128)
 def _affine(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift ``(C, 1, 1)`` of ``mean_std``; cached, as each upload would stall the GPU."""
+    """Scale and shift ``(C, 1, 1)`` of ``mean_std``, rounded from float64."""
+    scale = tuple(1 / (modality.max_value * s) for s in modality.std)
+    shift = tuple(-m / s for m, s in zip(modality.mean, modality.std, strict=True))
+    return per_channel(scale, device), per_channel(shift, device)
+
+
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Constants ``(C, 1, 1)``, float32."""
+    if torch.compiler.is_compiling():  # a graph fills them on the device
+        return torch.stack([torch.full((1, 1), value, device=device) for value in values])
+    return _on_device(values, device)
+
+
+@lru_cache(maxsize=128)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Upload constants once: each upload would stall the GPU."""
     with torch.inference_mode(False):  # an inference tensor could not serve a training step later
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (modality.mean, modality.std))
-        scale, shift = 1 / (modality.max_value * std), -mean / std
-        return tuple(v.float().to(device).view(-1, 1, 1) for v in (scale, shift))  # type: ignore[return-value]
+        return torch.tensor(values, dtype=torch.float64).float().to(device).view(-1, 1, 1)
 
 
 def _check_shape(x: Tensor, modality: Modality) -> None:

@@ -18,6 +18,7 @@ from multimae.images.readers import SUFFIXES
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.heads import LabelKind
+from utils.data.batches import upload
 
 SEPARATOR = ";"
 _YES_NO = {"0": 0.0, "1": 1.0, "": math.nan}
@@ -42,7 +43,7 @@ class LabelFile(NamedTuple):
 
     def targets(self, samples: Sequence[str], device: torch.device | None = None) -> Tensor:
         """Labels ``(B,)`` or ``(B, K)`` of samples."""
-        return self.values[[self.rows[name] for name in samples]].to(device)
+        return upload(self.values[[self.rows[name] for name in samples]], device)
 
     def check(self, folder: MultiModalFolder) -> None:
         """Raise a UserError if an image has no row."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimae.images.pixels import Array, ImageError, Pixels
-from multimae.images.preprocess import pixels_with_value, to_model_input
+from multimae.images.preprocess import per_channel, pixels_with_value, to_model_input
 from multimae.inference.meters import MeanMeter, Meter
 from multimae.inference.metrics import AccuracyMeter, DepthMeter, SegmentationMeter
 from multimae.specs.class_names import ADE20K_CLASSES, NYU40_CLASSES
@@ -158,8 +158,8 @@ def normalized_target(raw: Tensor, modality: Modality, predicted: Modality) -> T
         predicted: Modality of the predicted channels, the first of the files.
     """
     x = to_model_input(raw, modality)[:, : predicted.num_channels]
-    top = [(1 - m) / s for m, s in zip(predicted.mean, predicted.std, strict=True)]
-    return torch.minimum(x, x.new_tensor(top).view(-1, 1, 1))
+    top = tuple((1 - m) / s for m, s in zip(predicted.mean, predicted.std, strict=True))
+    return torch.minimum(x, per_channel(top, x.device))
 
 
 def stored_values(x: Tensor, modality: Modality) -> Tensor:

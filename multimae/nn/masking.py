@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,14 +33,26 @@ class TokenMasks:
     ids_restore: Tensor
     task_masks: dict[str, Tensor]
 
-    def take(self, rows: Sequence[int]) -> TokenMasks:
-        """Select the masks of some samples."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.ids_keep.device)
-        return TokenMasks(
-            self.ids_keep[index],
-            self.ids_restore[index],
-            {name: mask[index] for name, mask in self.task_masks.items()},
-        )
+
+class MaskNoise(NamedTuple):
+    """Random numbers that determine the masks of a batch.
+
+    Attributes:
+        shares: (b, modalities) share of each modality in the visible tokens, float64.
+        noise: (b, N) uniform: the lowest of each modality are visible.
+        ties: (b, N) uniform: which tokens to drop or add to reach the exact number.
+    """
+
+    shares: Tensor
+    noise: Tensor
+    ties: Tensor
+
+    def take(self, rows: slice | Sequence[int]) -> MaskNoise:
+        """Select the numbers of some samples."""
+        if isinstance(rows, slice):
+            return MaskNoise(*(x[rows] for x in self))
+        index = torch.tensor(rows, dtype=torch.long, device=self.noise.device)
+        return MaskNoise(*(x[index] for x in self))
 
 
 def sample_masks(
@@ -78,39 +90,74 @@ def sample_masks(
     Raises:
         ValueError: ``num_encoded_tokens`` is not in 1..N, or ``alphas`` has a wrong length.
     """
-    sizes = [s.num_tokens for s in layout.slices.values()]
-    total = sum(sizes)
+    drawn = draw_noise(
+        layout,
+        batch_size,
+        num_encoded_tokens,
+        alphas,
+        sample_tasks_uniformly,
+        generator,
+        device,
+    )
+    if rows is not None:
+        drawn = drawn.take(slice(*rows))
+    return masks_from_noise(drawn, layout, num_encoded_tokens, present)
+
+
+def draw_noise(
+    layout: TokenLayout,
+    batch_size: int,
+    num_encoded_tokens: int,
+    alphas: float | Sequence[float] = 1.0,
+    sample_tasks_uniformly: bool = False,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> MaskNoise:
+    """Draw what :func:`masks_from_noise` turns into masks; arguments as :func:`sample_masks`.
+
+    Raises:
+        ValueError: See :func:`sample_masks`.
+    """
+    total = layout.num_task_tokens
     if not 1 <= num_encoded_tokens <= total:
         raise ValueError(
             f"num_encoded_tokens = {num_encoded_tokens} is not in 1..{total}, "
             f"the tokens of {', '.join(layout.slices)} at {layout.image_size}"
         )
-    keep = slice(*rows) if rows is not None else slice(None)
     shares = _dirichlet_shares(
-        batch_size, len(sizes), alphas, sample_tasks_uniformly, generator, device
+        batch_size, len(layout.slices), alphas, sample_tasks_uniformly, generator, device
     )
-    absent = _absent(layout, present, len(shares[keep]), device)
-    counts = (_renormalize_shares(shares[keep], absent) * num_encoded_tokens).round()
-    noise = torch.rand(batch_size, total, generator=generator, device=device)[keep]
-    drawn = _lowest(noise, counts, layout)
+    noise = torch.rand(batch_size, total, generator=generator, device=device)
+    ties = torch.rand(batch_size, total, generator=generator, device=device)
+    return MaskNoise(shares, noise, ties)
+
+
+def masks_from_noise(
+    drawn: MaskNoise,
+    layout: TokenLayout,
+    num_encoded_tokens: int,
+    present: Mapping[str, Tensor] | None = None,
+) -> TokenMasks:
+    """Masks of a draw; no randomness, fixed shapes. Arguments as :func:`sample_masks`."""
+    shares, noise, ties = drawn
+    sizes = [s.num_tokens for s in layout.slices.values()]
+    absent = _absent(layout, present, shares)
+    counts = (_renormalize_shares(shares, absent) * num_encoded_tokens).round()
     # Drawn tokens sort first. Tokens to drop or add are chosen by new noise: reusing the noise of
     # the draw would favour larger modalities.
-    ties = torch.rand(batch_size, total, generator=generator, device=device)[keep]
-    order = _absent_last(ties - drawn.float(), absent, sizes)
+    order = _absent_last(ties - _lowest(noise, counts, layout).float(), absent, sizes)
     return _from_order(order.argsort(dim=1), num_encoded_tokens, layout)
 
 
 def _absent(
-    layout: TokenLayout,
-    present: Mapping[str, Tensor] | None,
-    batch: int,
-    device: torch.device | str,
+    layout: TokenLayout, present: Mapping[str, Tensor] | None, shares: Tensor
 ) -> Tensor | None:
     """(b, modalities) bool, True where a modality is missing; ``None`` without ``present``."""
     if not present or not any(name in present for name in layout.slices):
         return None
-    there = torch.ones(batch, dtype=torch.bool, device=device)
-    return ~torch.stack([present.get(name, there).to(device) for name in layout.slices], dim=1)
+    there = torch.ones_like(shares[:, 0], dtype=torch.bool)
+    known = [present.get(name, there).to(shares.device) for name in layout.slices]
+    return ~torch.stack(known, dim=1)
 
 
 def _renormalize_shares(shares: Tensor, absent: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: b batch, n visible tokens, N tokens of all modalities, g global tokens, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,9 +242,7 @@ class MultiModalTransformer(nn.Module):
         for name, adapter in self.output_adapters.items():
             fp32 = name in fp32_output_adapters
             tokens = encoded.float() if fp32 else encoded
-            device = encoded.device.type
-            enabled = torch.is_autocast_enabled(device) and not fp32
-            with torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=enabled):
+            with torch.autocast(encoded.device.type, enabled=False) if fp32 else nullcontext():
                 if isinstance(adapter, SpatialOutputAdapter):
                     out[name] = adapter.forward_patches(
                         tokens, layout, masks.ids_keep, masks.ids_restore

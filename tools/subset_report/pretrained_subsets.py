@@ -19,9 +19,10 @@ from multimae.specs.errors import UserError
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, mean_score, subsets
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
+from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
-from utils.tasks.pretraining import MaskOptions, PretrainTask, Targets
+from utils.tasks.pretraining import PretrainTask, Targets
 from utils.tasks.reconstruction import EVAL_SEED, ConstantBaseline
 
 VISIBLE = 1 / 6  # as in pre-training: 98 of 588, 32 of 192

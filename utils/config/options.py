@@ -329,7 +329,15 @@ class RuntimeOptions:
     )
     grad_checkpointing: bool = option(
         False,
-        "Recompute activations in the backward pass: less memory, a third more time",
+        "Recompute activations in the backward pass: less memory, more time",
+        on_resume="free",
+    )
+    compile: bool = option(
+        False, "Compile model and losses: minutes of start-up, faster steps", on_resume="free"
+    )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
+        "default",
+        "CUDA graphs (reduce-overhead); max-autotune: and a search for fast kernels",
         on_resume="free",
     )
     num_threads: int | None = option(
@@ -357,8 +365,12 @@ class RuntimeOptions:
     dist_url: str = option("env://", "Address where the processes meet", on_resume="free")
 
     def problems(self) -> Iterator[str]:
-        """Unknown devices, runs that end before they start."""
+        """Unknown devices, runs that end before they start, graphs that cannot be captured."""
         yield from device_problems(self.device)
+        if self.compile_mode != "default":
+            from utils.training.compilation import capture_problems
+
+            yield from capture_problems(self)
         if self.start_epoch > self.epochs:
             yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
 

@@ -14,7 +14,6 @@ from utils.config.options import (
     ModelOptions,
     OptimOptions,
     RunConfig,
-    RuntimeOptions,
     StartOptions,
     split_names,
 )
@@ -134,21 +133,6 @@ class PretrainStartOptions:
 
 
 @dataclass(frozen=True)
-class PretrainRuntimeOptions(RuntimeOptions):
-    """Run: duration, device, processes, compilation."""
-
-    compile: bool = option(
-        False, "Compile model and losses: minutes of start-up, faster steps", on_resume="free"
-    )
-
-    def problems(self) -> Iterator[str]:
-        """Incompatible options."""
-        yield from super().problems()
-        if self.compile and self.parallel == "fsdp":
-            yield "compile: incompatible with parallel fsdp, which gathers block by block"
-
-
-@dataclass(frozen=True)
 class PretrainLogOptions(LogOptions):
     """Logs and evaluation."""
 
@@ -167,7 +151,6 @@ class PretrainConfig(RunConfig):
     model: PretrainModelOptions = field(default_factory=PretrainModelOptions)
     optim: PretrainOptimOptions = field(default_factory=PretrainOptimOptions)
     start: PretrainStartOptions = field(default_factory=PretrainStartOptions)
-    runtime: PretrainRuntimeOptions = field(default_factory=PretrainRuntimeOptions)
     log: PretrainLogOptions = field(default_factory=PretrainLogOptions)
 
     @property

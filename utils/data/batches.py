@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,6 +83,18 @@ class Batch:
         """Number of samples, bad ones included."""
         return len(self.names) + len(self.bad)
 
+    def tensors(self, always_present: Iterable[str] = ()) -> Batch:
+        """The tensors, without what changes from batch to batch and would be compiled anew.
+
+        Args:
+            always_present: Modalities for which ``present`` has an entry, also where none lacks.
+        """
+        present = dict(self.present)
+        for name in set(always_present) - present.keys():
+            image = self.images[name]
+            present[name] = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        return Batch(self.images, [], present={name: present[name] for name in sorted(present)})
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy to ``device``; copies from pinned memory overlap with computation."""
         moved, present = (
@@ -133,6 +145,13 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype)
     out.share_memory_()  # type: ignore[no-untyped-call]
     return torch.stack(list(tensors), out=out)
+
+
+def upload(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """Copy a tensor of the host to ``device`` without waiting for it."""
+    if device is not None and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class BatchStream:

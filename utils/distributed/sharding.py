@@ -48,6 +48,7 @@ def shard(
     averages: Iterable[nn.Module],
     world: World,
     dtype: torch.dtype | None,
+    compiled: Mapping[str, Any] | None = None,
 ) -> FullModelBuilder:
     """Shard ``task`` over two or more processes.
 
@@ -60,6 +61,8 @@ def shard(
         averages: Running averages of its model, sharded alike.
         world: The processes.
         dtype: Autocast type of the run; ``None`` is float32.
+        compiled: Options of :func:`torch.compile` for blocks and output adapters; ``None`` or
+            empty: not compiled.
 
     Returns:
         A builder of full models.
@@ -75,6 +78,10 @@ def shard(
     full_model_builder = FullModelBuilder(task.model, world)
     for model in averages:
         _shard(model, cast(MultiModalTransformer, model), mesh, None)
+    if compiled:
+        from utils.training.compilation import compile_parts
+
+        compile_parts(task.model, **compiled)
     _shard(task, cast(MultiModalTransformer, task.model), mesh, dtype, task.fp32_output_adapters)
     return full_model_builder
 

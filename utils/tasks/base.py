@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from multimae.nn.masking import TokenMasks
@@ -21,7 +22,7 @@ class StepPosition(NamedTuple):
         counts: (losses,) :meth:`Task.count` of the global batch / world size, the divisor of summed
             losses; ``None`` if the batch is the global batch.
         num_batches: Micro-batches per step and rank.
-        masks: From :meth:`Task.draw_masks`; ``None`` if not drawn yet.
+        masks: From :meth:`Task.plan`; ``None`` if not drawn yet.
     """
 
     step: int
@@ -50,19 +51,28 @@ class Task(nn.Module, ABC):
         model: Model saved in checkpoints.
         loss_names: Log keys of the losses that :meth:`count` counts, in its order.
         fp32_output_adapters: Outputs computed in float32.
+        compiled: Methods that ``--compile`` turns into one graph each.
+        compiled_in_shards: The same of a sharded task, whose blocks and heads are graphs, too.
     """
 
     model: nn.Module
     loss_names: tuple[str, ...] = ("loss",)
     fp32_output_adapters: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ("_count", "_losses")
+    compiled_in_shards: tuple[str, ...] = ("_count", "loss")
 
     @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Losses of a batch: sums over counted samples or values, over ``position.counts``."""
 
-    def draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks | None:
-        """Masks of a batch, for ``position.masks``; ``None`` in tasks without masks."""
-        return None
+    def plan(self, batch: Batch, position: StepPosition) -> StepPosition:
+        """Add the masks of a batch, in tasks with masks, and what its losses count."""
+        return position._replace(counts=self.count(batch, position))
+
+    def compile_step(self, *, sharded: bool = False, **options: Any) -> None:
+        """Compile the step; options of :func:`torch.compile`. Keys of the weights stay."""
+        for name in self.compiled_in_shards if sharded else self.compiled:
+            setattr(self, name, torch.compile(getattr(self, name), **options))
 
     @abstractmethod
     def count(self, batch: Batch, position: StepPosition) -> Tensor:

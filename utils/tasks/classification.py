@@ -113,34 +113,57 @@ class ClassificationTask(FinetuneTask):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Loss of the augmented batch; Mixup works within the batch."""
-        x = self.prepare(batch)
         labels = self.targets(batch)
-        if self.reprob > 0:
-            x = {m.name: self._erase(x[m.name]) if m.is_photo else x[m.name] for m in self.inputs}
-        if self.kind != "class":
-            losses = self.losses(self.predict(x)[HEAD].float(), labels)
-            count = labels.isfinite().sum() if position.counts is None else position.counts[0]
-            return StepOutput(mean_of_sum(losses.sum(), count), {})
+        x: dict[str, Tensor] | None = None
         soft: Tensor | None = None
-        if self.mixup is not None:
-            x, soft = mix(self.mixup, x, labels, self.inputs)
-        logits = self.predict(x)[HEAD].float()
+        if self.reprob > 0 or self.mixup is not None:  # drawn on the host: not part of a graph
+            x = self.prepare(batch)
+            if self.reprob > 0:
+                x = {
+                    m.name: self._erase(x[m.name]) if m.is_photo else x[m.name] for m in self.inputs
+                }
+            if self.mixup is not None:
+                x, soft = mix(self.mixup, x, labels, self.inputs)
+        return StepOutput(self._losses(batch.tensors(), x, labels, soft, position.counts), {})
+
+    def _losses(
+        self,
+        batch: Batch,
+        x: dict[str, Tensor] | None,
+        labels: Tensor,
+        soft: Tensor | None,
+        counts: Tensor | None,
+    ) -> Tensor:
+        """Loss of a batch, or of its augmented inputs ``x``."""
+        outputs = self.predict(self.prepare(batch) if x is None else x)[HEAD].float()
+        count = self._count(labels) if counts is None else counts
+        return mean_of_sum(self.loss(outputs, labels, soft), count[0])
+
+    def loss(self, outputs: Tensor, labels: Tensor, soft: Tensor | None = None) -> Tensor:
+        """Sum of the losses.
+
+        Args:
+            outputs: (B, K), float32.
+            labels: Class ids (B,), or labels and numbers (B, K).
+            soft: Targets (B, K) of Mixup.
+        """
+        if self.kind != "class":
+            return self.losses(outputs, labels).sum()
         if soft is not None:
             weights = 1.0 if self.class_weights is None else self.class_weights
-            total = -(weights * soft * logits.log_softmax(dim=1)).sum()
-        else:
-            total = F.cross_entropy(
-                logits, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing
-            )
-        count = self.total_weight(labels) if position.counts is None else position.counts[0]
-        return StepOutput(mean_of_sum(total, count), {})
+            return -(weights * soft * outputs.log_softmax(dim=1)).sum()
+        return F.cross_entropy(
+            outputs, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing
+        )
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of samples, or the sum of the weights of their classes, before Mixup.
 
         Of several labels and numbers, how many are known.
         """
-        labels = self.targets(batch)
+        return self._count(self.targets(batch))
+
+    def _count(self, labels: Tensor) -> Tensor:
         if self.kind != "class":
             return labels.isfinite().sum().reshape(1)
         return self.total_weight(labels).reshape(1)

@@ -192,11 +192,18 @@ def _initial_state(
     global_batch: int,
 ) -> TrainState:
     """State before the first step; shards the model with ``--parallel fsdp``."""
-    ema, full_model_builder = job.average(task), None
-    if job.cfg.runtime.parallel == "fsdp" and job.world.size > 1:
+    ema, full_model_builder, compiled = job.average(task), None, {}
+    runtime, sharded = job.cfg.runtime, job.cfg.runtime.parallel == "fsdp" and job.world.size > 1
+    if runtime.compile:
+        from utils.training.compilation import compile_options
+
+        compiled = compile_options(runtime)
+        task.compile_step(sharded=sharded, **compiled)
+    if sharded:
         from utils.distributed.sharding import shard
 
-        full_model_builder = shard(task, [ema.module] if ema else [], job.world, precision.dtype)
+        averages = [ema.module] if ema else []
+        full_model_builder = shard(task, averages, job.world, precision.dtype, compiled)
     return TrainState(
         task,
         job.optimizer(task),

@@ -26,7 +26,7 @@ from multimae.images.folders import CLASSES_FILE, MultiModalFolder, read_class_n
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
-from multimae.nn.masking import TokenMasks, sample_masks
+from multimae.nn.masking import MaskNoise, TokenMasks, masks_from_noise
 from multimae.nn.tokens import TokenLayout, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
@@ -36,71 +36,16 @@ from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
+from utils.data.mask_options import MaskOptions
 from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.distributed.world import ALONE, World
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset, index_finder, open_train_folder
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
-from utils.training.seeding import generator
 
 if TYPE_CHECKING:
     from utils.checkpoint.start_weights import StartWeights
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """Mask sampling options (SPEC section 2)."""
-
-    num_encoded_tokens: int
-    alphas: float = 1.0
-    sample_tasks_uniformly: bool = False
-    seed: int = 0
-
-    def draw(
-        self,
-        layout: TokenLayout,
-        position: StepPosition,
-        size: int,
-        device: torch.device,
-        kept: Sequence[int] | None = None,
-        present: Mapping[str, Tensor] | None = None,
-    ) -> TokenMasks:
-        """Draw the masks of a batch; independent of the world size.
-
-        Every rank draws for the global batch and selects its samples. This is cheap, and needs no
-        generator state in checkpoints.
-
-        Args:
-            layout: Layout of the full sequence.
-            position: Position of the batch in the run.
-            size: Number of samples in the batch, including bad ones.
-            device: Device to draw on.
-            kept: Indices of the good samples in the batch; ``None``: all. The masks of a sample do
-                not depend on the others.
-            present: Modality -> (len(kept),) bool, whether a sample has it.
-        """
-        if present and kept is not None:
-            present = {name: _expand(kept, flags, size) for name, flags in present.items()}
-        drawn = sample_masks(
-            layout,
-            position.num_samples,
-            self.num_encoded_tokens,
-            self.alphas,
-            self.sample_tasks_uniformly,
-            generator(device, self.seed, position.step),
-            device,
-            rows=(position.first_sample, position.first_sample + size),
-            present=present,
-        )
-        return drawn if kept is None else drawn.take(kept)
-
-
-def _expand(kept: Sequence[int], flags: Tensor, size: int) -> Tensor:
-    """Expand the flags of good samples to a batch of ``size``; True for bad ones."""
-    expanded = torch.ones(size, dtype=torch.bool, device=flags.device)
-    expanded[torch.tensor(kept, dtype=torch.long, device=flags.device)] = flags
-    return expanded
 
 
 @dataclass(frozen=True)
@@ -135,6 +80,8 @@ class PretrainTask(Task):
     """MultiMAE with one loss per output modality and a task balancer."""
 
     model: MultiMAE
+    compiled = ("_plan", "_losses")
+    compiled_in_shards = ("_plan", "losses_of")
 
     def __init__(
         self,
@@ -147,6 +94,7 @@ class PretrainTask(Task):
         balancer: str = "none",
         loss_on_unmasked: bool = False,
         fp32_output_adapters: Sequence[str] = (),
+        may_lack: Sequence[str] = (),
     ) -> None:
         """Build the losses.
 
@@ -159,6 +107,7 @@ class PretrainTask(Task):
             balancer: ``none`` or ``uncertainty``.
             loss_on_unmasked: Include visible patches in the loss.
             fp32_output_adapters: Outputs decoded in float32.
+            may_lack: Modalities that samples may lack.
         """
         super().__init__()
         self.model = model
@@ -175,28 +124,52 @@ class PretrainTask(Task):
         )
         self.loss_on_unmasked = loss_on_unmasked
         self.fp32_output_adapters = tuple(fp32_output_adapters)
-        self._compute = self.compute_losses
+        self.may_lack = tuple(may_lack)
+        self._always_present: tuple[str, ...] = ()
 
-    def compile_step(self, **options: Any) -> None:
-        """Compile model and losses; masks are drawn outside the graph, for static shapes."""
-        self._compute = torch.compile(self.compute_losses, **options)
+    def compile_step(self, *, sharded: bool = False, **options: Any) -> None:
+        """As for all tasks; one graph also serves batches where no sample lacks a modality."""
+        self._always_present = self.may_lack
+        super().compile_step(sharded=sharded, **options)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
-        targets = Targets.from_batch(batch, self.modalities)
-        counts = None
-        if position.counts is not None:
-            names = (m.name for m in self.outputs)
-            counts = dict(zip(names, position.counts.unbind(), strict=True))
         masks = position.masks or self.draw_masks(batch, position)
-        losses = self._compute(targets, masks, counts)
-        weighted = self.balancer(losses, counts, position.num_batches)
+        tensors = batch.tensors(self._always_present)
+        return self._losses(tensors, masks, position.counts, position.num_batches)
+
+    def _losses(
+        self, batch: Batch, masks: TokenMasks, counts_t: Tensor | None, num_batches: int
+    ) -> StepOutput:
+        targets, counts = Targets.from_batch(batch, self.modalities), None
+        if counts_t is not None:
+            names = (m.name for m in self.outputs)
+            counts = dict(zip(names, counts_t.unbind(), strict=True))
+        losses = self.compute_losses(targets, masks, counts)
+        weighted = self.balancer(losses, counts, num_batches)
         total = torch.stack([m.loss_weight * weighted[m.name] for m in self.outputs]).sum()
         return StepOutput(total, {f"loss/{n}": v.detach() for n, v in losses.items()})
 
+    def plan(self, batch: Batch, position: StepPosition) -> StepPosition:
+        """Add masks, and the number of samples with a counted patch."""
+        ids_keep, ids_restore, task_masks, counts = self._plan(
+            batch.tensors(self._always_present), self._noise(batch, position)
+        )
+        masks = TokenMasks(ids_keep, ids_restore, task_masks)
+        return position._replace(masks=masks, counts=counts)
+
+    def _plan(
+        self, batch: Batch, drawn: MaskNoise
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        """Masks and counts; a tuple, because a graph returns no dataclass."""
+        masks = self._masks(batch, drawn)
+        return masks.ids_keep, masks.ids_restore, masks.task_masks, self._count(batch, masks)
+
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of samples with a counted patch, per output."""
-        masks = position.masks or self.draw_masks(batch, position)
+        return self._count(batch.tensors(), position.masks or self.draw_masks(batch, position))
+
+    def _count(self, batch: Batch, masks: TokenMasks) -> Tensor:
         valid = valid_pixels(batch, self.modalities)
         counts = torch.zeros(len(self.outputs), dtype=torch.int64, device=masks.ids_keep.device)
         for i, m in enumerate(self.outputs):
@@ -204,22 +177,26 @@ class PretrainTask(Task):
             if present is not None:
                 mask = present[:, None] if mask is None else without_absent(mask, present)
             counts[i] = counted_samples(
-                self.losses[m.name], mask, valid.get(m.data_name), len(batch)
+                self.losses[m.name], mask, valid.get(m.data_name), masks.ids_keep.shape[0]
             )
         return counts
 
     def draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks:
         """Masks of the batch's part of the global batch."""
-        images = {m.name: batch.images[m.data_name] for m in self.inputs}
-        device = next(iter(images.values())).device
-        return self.masks.draw(
-            self.model.layout_of(images),
-            position,
-            batch.full_size,
-            device,
-            batch.sample_indices,
-            batch.present,
+        return self._masks(batch, self._noise(batch, position))
+
+    def _noise(self, batch: Batch, position: StepPosition) -> MaskNoise:
+        device = next(iter(batch.images.values())).device
+        return self.masks.draw_noise(
+            self._layout(batch), position, batch.full_size, device, batch.sample_indices
         )
+
+    def _masks(self, batch: Batch, drawn: MaskNoise) -> TokenMasks:
+        count = self.masks.num_encoded_tokens
+        return masks_from_noise(drawn, self._layout(batch), count, batch.present)
+
+    def _layout(self, batch: Batch) -> TokenLayout:
+        return self.model.layout_of({m.name: batch.images[m.data_name] for m in self.inputs})
 
     def _counted_patches(self, m: Modality, masks: TokenMasks) -> Tensor | None:
         """(b, n), 1 = counted in the loss; ``None``: all patches."""
@@ -260,10 +237,20 @@ class PretrainTask(Task):
             lambda _: masks,
             self.fp32_output_adapters,
         )
+        return self.losses_of(out.patches, targets, masks, counts)
+
+    def losses_of(
+        self,
+        patches: Mapping[str, Tensor],
+        targets: Targets,
+        masks: TokenMasks,
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Masked loss of every output, of predictions as patch vectors."""
         losses = {}
         for m in self.outputs:
             mask = self._counted_patches(m, masks)
-            per_sample = self.per_sample(m, out.patches[m.name], targets, mask)
+            per_sample = self.per_sample(m, patches[m.name], targets, mask)
             losses[m.name] = mean_over_counted(*per_sample, counts[m.name] if counts else None)
         return losses
 
@@ -408,11 +395,11 @@ def build_task(
         model = MultiMAE.from_spec(spec, drop_path_rate=options.drop_path)
         h, w = as_size(options.input_size)
         layout = model.layout({m.name: (h // m.stride, w // m.stride) for m in inputs})
-        sample_masks(layout, 1, masks.num_encoded_tokens, masks.alphas)
+        masks.draw(layout, StepPosition(0, 0, 1), 1, torch.device("cpu"))
     except ValueError as err:
         raise UserError(str(err)) from err
     model.set_grad_checkpointing(enable=cfg.runtime.grad_checkpointing)
-    task = PretrainTask(
+    return PretrainTask(
         model,
         inputs,
         outputs,
@@ -421,10 +408,10 @@ def build_task(
         balancer=cfg.optim.task_balancer,
         loss_on_unmasked=options.loss_on_unmasked,
         fp32_output_adapters=split_names(options.fp32_output_adapters),
+        may_lack=sorted({m.data_name for m in (*inputs, *outputs)})
+        if cfg.data.missing == "allow"
+        else (),
     )
-    if cfg.runtime.compile:
-        task.compile_step()
-    return task
 
 
 def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:

@@ -117,9 +117,12 @@ class RegressionTask(FinetuneTask, ABC):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Mean loss over heads; several heads are also logged as ``loss/{head}``."""
+        return self._losses(batch.tensors(), position.counts)
+
+    def _losses(self, batch: Batch, counts_t: Tensor | None) -> StepOutput:
         truth, valid = self.truth(batch), self.valid(batch)
         preds = self.predict(self.prepare(batch))
-        counts = [None] * len(truth) if position.counts is None else position.counts.unbind()
+        counts = [None] * len(truth) if counts_t is None else counts_t.unbind()
         losses = {
             name: self.loss(preds[name].float(), target, valid, count)
             for (name, target), count in zip(truth.items(), counts, strict=True)
@@ -130,6 +133,9 @@ class RegressionTask(FinetuneTask, ABC):
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of valid values per head."""
+        return self._count(batch.tensors())
+
+    def _count(self, batch: Batch) -> Tensor:
         pixels = self.valid(batch).sum()
         return torch.stack([pixels * target.channels for target in self.targets])
 

@@ -125,9 +125,12 @@ class SegmentationTask(FinetuneTask):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Sum of the losses; 0 with a graph if no pixel is labelled."""
+        return self._losses(batch.tensors(), position.counts)
+
+    def _losses(self, batch: Batch, counts: Tensor | None) -> StepOutput:
         labels, padding = self.labels(batch)
         logits = self.predict(self.prepare(batch))[HEAD]
-        return StepOutput(self.loss(logits, labels, padding, position.counts), {})
+        return StepOutput(self.loss(logits, labels, padding, counts), {})
 
     def loss(
         self, logits: Tensor, labels: Tensor, padding: Tensor, counts: Tensor | None = None
@@ -155,6 +158,9 @@ class SegmentationTask(FinetuneTask):
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of labelled pixels, or the sum of their class weights; of images with Dice."""
+        return self._count(batch.tensors())
+
+    def _count(self, batch: Batch) -> Tensor:
         return self._counts(self._loss_labels(*self.labels(batch)))
 
     def _counts(self, labels: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class Stepper:
         self.parameters = [p for p in state.task.parameters() if p.requires_grad]
         self.task: nn.Module = state.task
         self.sharded = state.full_model_builder is not None
+        self.captures = runtime.compile and runtime.compile_mode != "default"
         self.reads_norm = world.device.type == "cpu"  # which costs nothing there
         fused = isinstance(state.optimizer, Adam | AdamW | SGD) and all(
             group.get("fused") for group in state.optimizer.param_groups
@@ -112,6 +113,8 @@ class Stepper:
         """
         world = self.world
         seed_everything(self.seed, state.step, world.rank)
+        if self.captures:  # until the next call, graphs keep their outputs
+            torch.compiler.cudagraph_mark_step_begin()
         if len(batches) == 1:  # several are copied one at a time, to count and to train
             batches = [batches[0].to(world.device)]
         buffers = [b.clone() for b in state.task.buffers()] if self.drop_nonfinite else []
@@ -159,7 +162,7 @@ class Stepper:
             )
             for i in range(len(batches))
         ]
-        drawn = [self._with_masks(state.task, *pair) for pair in zip(batches, starts, strict=True)]
+        drawn = [self._plan(state.task, *pair) for pair in zip(batches, starts, strict=True)]
         parts = [position.counts for position in drawn if position.counts is not None]
         counts = world.sum(torch.stack(parts).sum(dim=0))
         some = counts > 0
@@ -167,11 +170,9 @@ class Stepper:
         return [p._replace(counts=counts / world.size) for p in drawn], counted
 
     @torch.no_grad()
-    def _with_masks(self, task: Task, batch: Batch, position: StepPosition) -> StepPosition:
+    def _plan(self, task: Task, batch: Batch, position: StepPosition) -> StepPosition:
         """Add the masks of a batch, and what its losses count."""
-        batch = batch.to(self.world.device)
-        position = position._replace(masks=task.draw_masks(batch, position))
-        return position._replace(counts=task.count(batch, position))
+        return task.plan(batch.to(self.world.device), position)
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Reduce gradients over processes after the last batch of an update only.

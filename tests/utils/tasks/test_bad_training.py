@@ -25,6 +25,7 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import BadSample, collate
+from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.data.sets.class_folders import mix
 from utils.logs.logger import RunLogger
@@ -32,13 +33,7 @@ from utils.tasks.base import StepPosition
 from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
 from utils.tasks.finetuning import Finetuning
-from utils.tasks.pretraining import (
-    MaskOptions,
-    PretrainTask,
-    build_task,
-    build_train_set,
-    run_modalities,
-)
+from utils.tasks.pretraining import PretrainTask, build_task, build_train_set, run_modalities
 from utils.tasks.reconstruction import build_evaluators
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning

@@ -32,6 +32,7 @@ from utils.config.options import RuntimeOptions
 from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dense_transforms import INSIDE
+from utils.data.mask_options import MaskOptions
 from utils.data.sets.class_folders import ClassIndex
 from utils.data.sets.taskonomy_views import TASKS as TASKONOMY
 from utils.data.sets.taskonomy_views import VALID
@@ -41,7 +42,7 @@ from utils.tasks import classification
 from utils.tasks.base import StepPosition, Task
 from utils.tasks.classification import ClassificationTask
 from utils.tasks.depth_estimation import DepthTask
-from utils.tasks.pretraining import MaskOptions, PretrainTask
+from utils.tasks.pretraining import PretrainTask
 from utils.tasks.regression import Target
 from utils.tasks.segmentation import SegmentationTask
 from utils.tasks.taskonomy import TaskonomyTask
@@ -69,8 +70,11 @@ def multivit(inputs: list[Modality], *heads: HeadSpec) -> MultiViT:
     return MultiViT.from_spec(spec)
 
 
-def pretraining(depth_in: tuple[bool, ...], **options: Any) -> tuple[Task, Batch]:
-    table = make_table({"semseg": {"num_classes": 5}, "depth": {"no_data": 0}})
+def pretraining(
+    depth_in: tuple[bool, ...], normalization: str = "mean_std", **options: Any
+) -> tuple[Task, Batch]:
+    depth = {"no_data": 0, "normalization": normalization}
+    table = make_table({"semseg": {"num_classes": 5}, "depth": depth})
     inputs = select(table, PRETRAIN)
     outputs = [*inputs, table["norm_rgb"]]
     torch.manual_seed(0)
@@ -154,6 +158,7 @@ SOME, NONE = (False, False, True, True), (False,) * SAMPLES
 CASES: dict[str, Case] = {
     "missing modality": lambda: pretraining(SOME),
     "missing modality, uncertainty": lambda: pretraining(SOME, balancer="uncertainty"),
+    "standardized depth": lambda: pretraining(SOME, "robust"),
     "modality missing everywhere": lambda: pretraining(NONE, balancer="uncertainty"),
     "loss on unmasked": lambda: pretraining(SOME, loss_on_unmasked=True),
     "void": segmentation,
@@ -200,11 +205,21 @@ def make_stepper(
 
 
 def update(
-    case: Case, world: World, size: int, accum: int, parallel: Literal["ddp", "fsdp"] = "ddp"
+    case: Case,
+    world: World,
+    size: int,
+    accum: int,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    **compiled: Any,
 ) -> dict[str, Tensor]:
-    """Logs (means over processes) and the gradient of one update of four samples."""
+    """Logs (means over processes) and the gradient of one update of four samples.
+
+    ``compiled``: options of ``torch.compile``; none: not compiled.
+    """
     task, full = case()
-    builder = shard(task, (), world, None) if parallel == "fsdp" else None
+    if compiled:
+        task.compile_step(sharded=parallel == "fsdp", **compiled)
+    builder = shard(task, (), world, None, compiled) if parallel == "fsdp" else None
     optimizer = RecordedSGD(task.parameters(), lr=1.0)
     stepper, state = make_stepper(task, optimizer, world, size, accum, builder)
     starts = [(i * world.size + world.rank) * size for i in range(accum)]
@@ -364,7 +379,7 @@ def test_absent_modality_does_not_change_its_log_var() -> None:
 def test_masks_are_drawn_once_and_batches_copied_one_at_a_time(
     split: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, to, drawn = MaskOptions.draw, Batch.to, []
+    draw, to, drawn = MaskOptions.draw_noise, Batch.to, []
     copies: weakref.WeakSet[Batch] = weakref.WeakSet()
     most = [0]
 
@@ -380,7 +395,7 @@ def test_masks_are_drawn_once_and_batches_copied_one_at_a_time(
         most[0] = max(most[0], len(copies))
         return copy
 
-    monkeypatch.setattr(MaskOptions, "draw", counted_draw)
+    monkeypatch.setattr(MaskOptions, "draw_noise", counted_draw)
     monkeypatch.setattr(Batch, "to", counted_to)
     monkeypatch.setattr(Batch, "__hash__", object.__hash__)
     update(lambda: pretraining(SOME), World(0, 1, CPU), *split)

@@ -22,18 +22,13 @@ from tests.support.golden import assert_close, golden
 from tools.bench.contenders import synthetic_batch
 from tools.bench.counting import count_host_syncs, count_saved_bytes
 from tools.bench.plain_step import PlainMultiMAE
-from utils.config.parse import ConfigError, parse_config
+from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
+from utils.data.mask_options import MaskOptions
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
-from utils.tasks.pretraining import (
-    MaskOptions,
-    PretrainTask,
-    Targets,
-    build_task,
-    pretrain_optimizer,
-)
+from utils.tasks.pretraining import PretrainTask, Targets, build_task, pretrain_optimizer
 from utils.training.schedule import make_run_plan
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper, choose_precision
@@ -283,8 +278,3 @@ def test_gradient_checkpointing_changes_no_number() -> None:
         results.append((loss, [p.grad for p in task.parameters() if p.grad is not None]))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-
-
-def test_compile_with_fsdp_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="compile: .*parallel fsdp"):
-        config("--compile", "--parallel", "fsdp")

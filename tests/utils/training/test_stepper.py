@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
+from utils.config.options import RuntimeOptions
 from utils.distributed.world import World
 from utils.tasks.base import StepOutput, Task
 from utils.training.state import TrainState
@@ -51,7 +52,7 @@ class LinearTask(nn.Module):
     """The loss is ``0.5 * weight``; it draws one random number per step."""
 
     loss_names = ("loss",)
-    draw_masks = Task.draw_masks
+    plan = Task.plan
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ def one_update(
     state = TrainState(task, optimizer, scaler, ema=AveragedModel(task.model))
     plan: Any = SimpleNamespace(accum_steps=1, batch_size=1, global_batch=1)
     optim: Any = SimpleNamespace(clip_grad=1.0)
-    runtime: Any = SimpleNamespace(seed=0, on_nonfinite="stop", find_unused_params=False)
+    runtime: Any = RuntimeOptions(on_nonfinite="stop", find_unused_params=False)
     stepper = Stepper(
         state, World(rank, 1, CPU), plan, Precision("cpu", None), optim, runtime, skip_grad
     )

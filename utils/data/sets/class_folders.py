@@ -22,6 +22,7 @@ from multimae.inference.label_files import own_names
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
+from utils.data.batches import upload
 from utils.data.transforms import EvalTransform, TrainTransform
 
 DEFAULT_CROP_PCT = 224 / 256
@@ -57,7 +58,7 @@ class ClassIndex:
 
     def ids(self, samples: Sequence[str], device: torch.device | None = None) -> Tensor:
         """Class ids ``(B,)`` of samples named ``class/name``."""
-        return torch.tensor([self._ids[s.partition("/")[0]] for s in samples], device=device)
+        return upload(torch.tensor([self._ids[s.partition("/")[0]] for s in samples]), device)
 
     targets = ids
 

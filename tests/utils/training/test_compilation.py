@@ -1,0 +1,251 @@
+"""The compiled step: graphs without breaks, few of them, equal to the eager step, on one device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, fx
+
+from multimae.multimae import MultiViT
+from multimae.nn.masking import MaskNoise
+from multimae.specs.modalities import make_table, select
+from multimae.specs.spec import ModelSpec
+from tests.utils.training import test_global_batch
+from tests.utils.training.test_global_batch import (
+    CASES,
+    CPU,
+    SAMPLES,
+    SOME,
+    part_of,
+    pretraining,
+    update,
+)
+from tools.bench.counting import count_host_syncs
+from utils.config.options import RuntimeOptions
+from utils.config.parse import ConfigError, parse_config
+from utils.config.pretrain_options import PretrainConfig
+from utils.config.semseg_options import SemsegConfig
+from utils.data.batches import Batch
+from utils.data.mask_options import MaskOptions
+from utils.distributed.world import World
+from utils.tasks.base import StepPosition
+from utils.training.compilation import compile_options, compile_parts
+
+EAGER: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}  # needs no C++ compiler
+KINDS = (
+    *("standardized depth", "missing modality, uncertainty", "void", "dice", "focal"),
+    *("invalid depth, l1", "invalid depth, several heads", "label smoothing, class weights"),
+)
+
+
+class CountingBackend:
+    """Runs graphs as they are traced, and keeps them."""
+
+    def __init__(self) -> None:
+        self.graphs: list[fx.GraphModule] = []
+
+    def __call__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        self.graphs.append(graph)
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest relative difference of losses and gradient."""
+    assert found.keys() == expected.keys()
+    return max(
+        float((found[name] - value).norm() / value.norm().clamp_min(1e-9))
+        for name, value in expected.items()
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled_step_equals_the_eager_step(name: str) -> None:
+    alone = World(0, 1, CPU)
+    expected = update(CASES[name], alone, 4, 1)
+    assert gap(update(CASES[name], alone, 4, 1, **EAGER), expected) < 1e-5
+
+
+def drawn_again(batch: Batch, seed: int) -> Batch:
+    """The samples in another order."""
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    images = {name: x[order] for name, x in batch.images.items()}
+    names = [batch.names[i] for i in order]
+    return replace(batch, images=images, names=names, present=batch.present)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_200_draws_and_a_short_batch_need_two_graphs_of_each_region(name: str) -> None:
+    task, full = CASES[name]()
+    backend = CountingBackend()
+    task.compile_step(backend=backend, fullgraph=True)  # a graph break would be an error
+    sizes = set()
+    with torch.no_grad():
+        for step in range(200):
+            batch = drawn_again(full, step)
+            if step in (100, 199):
+                batch = part_of(batch, 0, 3)
+            sizes.add(len(batch))
+            task(batch, task.plan(batch, StepPosition(step, 0, SAMPLES)))
+            if step == 99:
+                assert len(backend.graphs) == len(task.compiled) == 2
+    assert sizes == {3, 4}
+    assert len(backend.graphs) <= 2 * len(task.compiled)
+
+
+def test_batches_where_none_or_some_lack_a_modality_share_their_graphs() -> None:
+    task, some = pretraining(SOME, may_lack=("depth", "rgb", "semseg"))
+    backend = CountingBackend()
+    task.compile_step(backend=backend, fullgraph=True)
+    losses = []
+    for flags in ({}, some.present, {"semseg": some.present["semseg"]}):
+        batch = replace(some, present=flags)
+        losses.append(task(batch, task.plan(batch, StepPosition(0, 0, SAMPLES))).loss)
+    assert len(backend.graphs) == 2
+    eager, _ = pretraining(SOME)
+    for flags, loss in zip(({}, some.present), losses, strict=False):
+        batch = replace(some, present=flags)
+        expected = eager(batch, eager.plan(batch, StepPosition(0, 0, SAMPLES))).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_waits_for_no_device(name: str) -> None:
+    task, full = CASES[name]()
+
+    def step() -> None:
+        position = task.plan(full, StepPosition(0, 0, SAMPLES))
+        task(full, position).loss.backward()
+
+    step()
+    assert not count_host_syncs(step)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_graphs_hold_tensors_of_one_device_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA graphs need, with the device ``meta`` in the place of a GPU.
+
+    Reading a value of a meta tensor would be an error, and a tensor made on the host shows.
+    """
+    draw = MaskOptions.draw_noise
+
+    def drawn_on_host(self: MaskOptions, *args: Any) -> MaskNoise:
+        drawn = draw(self, *args[:3], CPU, *args[4:])
+        return MaskNoise(*(x.to("meta") for x in drawn))
+
+    monkeypatch.setattr(MaskOptions, "draw_noise", drawn_on_host)
+    task, full = CASES[name]()
+    backend = CountingBackend()
+    task.compile_step(backend=backend, fullgraph=True)
+    task.to("meta")
+    batch = full.to("meta")
+    loss = task(batch, task.plan(batch, StepPosition(0, 0, SAMPLES))).loss
+    assert len(backend.graphs) == 2 and loss.device.type == "meta"
+    values = [node.meta.get("example_value") for g in backend.graphs for node in g.graph.nodes]
+    found = Counter(v.device.type for v in values if isinstance(v, Tensor))
+    assert found.keys() == {"meta"} and found["meta"] > 50
+
+
+def recomputing(name: str) -> Any:
+    """A case with activation checkpointing."""
+
+    def case() -> Any:
+        task, full = CASES[name]()
+        task.model.set_grad_checkpointing(enable=True)
+        return task, full
+
+    return case
+
+
+def on_rank(rank: int, folder: str) -> None:
+    """Eager DDP; compiled DDP and FSDP with activation checkpointing."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    world, found = World(rank, 2, CPU), {}
+    for name in RANKED:
+        found[name] = [
+            update(CASES[name], world, 1, 2),
+            update(recomputing(name), world, 1, 2, **EAGER),
+            update(recomputing(name), world, 1, 2, "fsdp", **EAGER),
+        ]
+    if rank == 0:
+        torch.save(found, f"{folder}/found")
+    dist.destroy_process_group()
+
+
+RANKED = ("standardized depth", "void")
+
+
+@pytest.mark.long
+def test_compiled_ddp_and_fsdp_equal_eager_ddp(tmp_path: Path) -> None:
+    mp.spawn(on_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    found = torch.load(tmp_path / "found", weights_only=True)
+    assert len(found) == len(RANKED)
+    for key, (expected, *others) in found.items():
+        assert expected["gradient"].abs().max() > 1e-3
+        for compiled in others:
+            assert gap(compiled, expected) < 1e-5, key
+
+
+SHARDED, CAPTURED = ("--parallel", "fsdp"), ("--compile_mode", "reduce-overhead")
+
+
+@pytest.mark.parametrize("script", [PretrainConfig, SemsegConfig])
+def test_cuda_graphs_need_a_gpu_and_weights_that_stay(script: type[Any]) -> None:
+    def problem(*more: str) -> str:
+        with pytest.raises(ConfigError, match="compile_mode: reduce-overhead") as error:
+            parse_config(script, [*CAPTURED, *more])
+        return str(error.value)
+
+    assert "compile_mode: reduce-overhead needs compile" in problem("--device", "cuda")
+    assert "parallel fsdp" in problem("--device", "cuda", "--compile", *SHARDED)
+    assert "device is cpu" in problem("--device", "cpu", "--compile")
+
+
+def test_a_step_marks_the_begin_of_a_capture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are accumulated belong to one capture: it keeps their gradients and logs."""
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    options: Any = RuntimeOptions(device="cuda", compile=True, compile_mode="reduce-overhead")
+    for runtime, expected in ((options, 1), (RuntimeOptions(compile=True), 0)):
+        marks.clear()
+        monkeypatch.setattr(test_global_batch, "RUNTIME", runtime)
+        update(CASES["void"], World(0, 1, CPU), 1, 4)
+        assert len(marks) == expected
+
+
+def test_every_block_of_a_sharded_model_is_compiled_whatever_its_drop_path() -> None:
+    """More graphs than torch allows by default, and none for another block of the same rate."""
+    inputs = select(make_table({}), ["rgb"])
+    spec = ModelSpec("multivit_tiny", tuple(inputs), (), 16, 32)
+    names = MultiViT.from_spec(spec).state_dict().keys()
+    for rate, expected in ((0.1, 12), (0.0, 1)):
+        torch.compiler.reset()
+        model, backend = MultiViT.from_spec(spec, drop_path_rate=rate), CountingBackend()
+        compile_parts(model, backend=backend, fullgraph=True)
+        for _ in range(2):
+            model.encode_tokens(model.embed(torch.randn(2, 3, 32, 32))[0])
+        assert len(backend.graphs) == expected
+        assert model.state_dict().keys() == names
+
+
+@pytest.mark.long
+def test_inductor_equals_the_eager_step() -> None:
+    """The default backend, which builds C++ kernels, with activation checkpointing."""
+    alone, compiled = World(0, 1, CPU), compile_options(RuntimeOptions(compile=True))
+    expected = update(CASES["void"], alone, 4, 1)
+    assert gap(update(recomputing("void"), alone, 4, 1, **compiled), expected) < 1e-5
