@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from multimae.nn.tokens import Sides, as_size, plain_sides
 from multimae.specs.coercion import did_you_mean
 from multimae.specs.modalities import (
@@ -22,6 +20,9 @@ from multimae.specs.modalities import (
 )
 from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
+from utils.config.runtime_options import RuntimeOptions as RuntimeOptions
+from utils.config.runtime_options import default_device as default_device
+from utils.config.runtime_options import device_problems as device_problems
 from utils.config.train_sources import TrainSources
 
 # A target computed from another modality's data is stored and normalised like that modality.
@@ -38,19 +39,6 @@ _COMMON_OPTIMISERS = ("adamw", "adam", "sgd")
 def split_names(text: str) -> tuple[str, ...]:
     """``"rgb-depth"`` as ``("rgb", "depth")``."""
     return tuple(text.split("-")) if text else ()
-
-
-def default_device() -> str:
-    """``cuda`` if available, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def device_problems(name: str) -> Iterator[str]:
-    """Check that PyTorch knows the device ``name``."""
-    try:
-        torch.device(name)
-    except RuntimeError:
-        yield f"device: '{name}' is not a device; use cuda, cuda:N, cpu or mps"
 
 
 @dataclass(frozen=True)
@@ -293,86 +281,6 @@ class OptimOptions:
         name = self.opt.lower().removeprefix("lookahead_")
         if name not in known:
             yield f"opt: unknown optimiser '{self.opt}'{did_you_mean(name, known)}"
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Run: duration, device, processes."""
-
-    epochs: int = option(
-        1600, "Passes over the training set", within="[1, inf)", on_resume="applied"
-    )
-    max_steps: int | None = option(
-        None,
-        "Stop after this many steps, with the schedule of the full run",
-        within="[1, inf)",
-        on_resume="applied",
-    )
-    schedule_to_max_steps: bool = option(
-        False, "End the schedules at --max_steps instead of the last epoch"
-    )
-    batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)", on_resume="free")
-    start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
-    device: str = option(default_device, "cuda, cuda:N, cpu or mps", on_resume="free")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto", "Autocast type; auto: the best the device has", on_resume="applied"
-    )
-    seed: int = option(0, "Seed of every random generator", within="[0, inf)")
-    deterministic: bool = option(
-        False, "Use deterministic algorithms only; slower on a GPU", on_resume="applied"
-    )
-    on_nonfinite: Literal["stop", "skip", "rollback"] = option(
-        "stop",
-        "On NaN/Inf: stop; skip the update (synchronises with the device every step); rollback to "
-        "the last checkpoint and skip the batch",
-        on_resume="applied",
-    )
-    grad_checkpointing: bool = option(
-        False,
-        "Recompute activations in the backward pass: less memory, more time",
-        on_resume="free",
-    )
-    compile: bool = option(
-        False, "Compile model and losses: minutes of start-up, faster steps", on_resume="free"
-    )
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
-        "default",
-        "CUDA graphs (reduce-overhead); max-autotune: and a search for fast kernels",
-        on_resume="free",
-    )
-    num_threads: int | None = option(
-        None, "CPU threads of PyTorch; none: its default", within="[1, inf)", on_resume="free"
-    )
-    data_cache_gb: float | None = option(
-        None, "Disk space for remote packs; none: 10 GB", within="[0, inf)", on_resume="free"
-    )
-    parallel: Literal["ddp", "fsdp"] = option(
-        "ddp",
-        "ddp: replicate the model on every process; fsdp: shard model, gradients and optimiser",
-        on_resume="free",
-    )
-    find_unused_params: bool = option(
-        True, "DDP: allow unused parameters, found in the first step", on_resume="free"
-    )
-    show_user_warnings: bool = option(False, "Show Python's UserWarnings", on_resume="free")
-    world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)", on_resume="free")
-    local_rank: int = option(
-        -1, "Rank on this machine; torchrun sets it", within="[-1, inf)", on_resume="free"
-    )
-    dist_on_itp: bool = option(
-        False, "Read the ranks from Open MPI's environment", on_resume="free"
-    )
-    dist_url: str = option("env://", "Address where the processes meet", on_resume="free")
-
-    def problems(self) -> Iterator[str]:
-        """Unknown devices, runs that end before they start, graphs that cannot be captured."""
-        yield from device_problems(self.device)
-        if self.compile_mode != "default":
-            from utils.training.compilation import capture_problems
-
-            yield from capture_problems(self)
-        if self.start_epoch > self.epochs:
-            yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Stepper:
         world = self.world
         seed_everything(self.seed, state.step, world.rank)
         if self.captures:  # until the next call, graphs keep their outputs
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         if len(batches) == 1:  # several are copied one at a time, to count and to train
             batches = [batches[0].to(world.device)]
         buffers = [b.clone() for b in state.task.buffers()] if self.drop_nonfinite else []

@@ -1,0 +1,114 @@
+"""Options of a run's processes: duration, device, precision, compilation, parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from utils.config.fields import option
+
+
+def default_device() -> str:
+    """``cuda`` if available, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_problems(name: str) -> Iterator[str]:
+    """Check that PyTorch knows the device ``name``."""
+    try:
+        torch.device(name)
+    except RuntimeError:
+        yield f"device: '{name}' is not a device; use cuda, cuda:N, cpu or mps"
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Run: duration, device, processes."""
+
+    epochs: int = option(
+        1600, "Passes over the training set", within="[1, inf)", on_resume="applied"
+    )
+    max_steps: int | None = option(
+        None,
+        "Stop after this many steps, with the schedule of the full run",
+        within="[1, inf)",
+        on_resume="applied",
+    )
+    schedule_to_max_steps: bool = option(
+        False, "End the schedules at --max_steps instead of the last epoch"
+    )
+    batch_size: int = option(256, "Images per GPU and batch", within="[1, inf)", on_resume="free")
+    start_epoch: int = option(0, "First epoch, counted from 0", within="[0, inf)")
+    device: str = option(default_device, "cuda, cuda:N, cpu or mps", on_resume="free")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto", "Autocast type; auto: the best the device has", on_resume="applied"
+    )
+    seed: int = option(0, "Seed of every random generator", within="[0, inf)")
+    deterministic: bool = option(
+        False, "Use deterministic algorithms only; slower on a GPU", on_resume="applied"
+    )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = option(
+        "stop",
+        "On NaN/Inf: stop; skip the update (synchronises with the device every step); rollback to "
+        "the last checkpoint and skip the batch",
+        on_resume="applied",
+    )
+    grad_checkpointing: bool = option(
+        False,
+        "Recompute activations in the backward pass: less memory, a third more time",
+        on_resume="free",
+    )
+    compile: bool = option(
+        False, "Compile masks, model and losses: slow start, faster steps", on_resume="free"
+    )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
+        "default",
+        "reduce-overhead: CUDA graphs, for small models and batches; max-autotune: also search for "
+        "the fastest kernels",
+        on_resume="free",
+    )
+    num_threads: int | None = option(
+        None, "CPU threads of PyTorch; none: its default", within="[1, inf)", on_resume="free"
+    )
+    data_cache_gb: float | None = option(
+        None, "Disk space for remote packs; none: 10 GB", within="[0, inf)", on_resume="free"
+    )
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "ddp: replicate the model on every process; fsdp: shard model, gradients and optimiser",
+        on_resume="free",
+    )
+    find_unused_params: bool = option(
+        True, "DDP: allow unused parameters, found in the first step", on_resume="free"
+    )
+    show_user_warnings: bool = option(False, "Show Python's UserWarnings", on_resume="free")
+    world_size: int = option(1, "Processes; torchrun sets it", within="[1, inf)", on_resume="free")
+    local_rank: int = option(
+        -1, "Rank on this machine; torchrun sets it", within="[-1, inf)", on_resume="free"
+    )
+    dist_on_itp: bool = option(
+        False, "Read the ranks from Open MPI's environment", on_resume="free"
+    )
+    dist_url: str = option("env://", "Address where the processes meet", on_resume="free")
+
+    def problems(self) -> Iterator[str]:
+        """Unknown devices, runs that end before they start, graphs that cannot be captured."""
+        yield from device_problems(self.device)
+        if self.compile_mode != "default":
+            yield from self._capture_problems(f"compile_mode: {self.compile_mode}")
+        if self.start_epoch > self.epochs:
+            yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
+
+    def _capture_problems(self, name: str) -> Iterator[str]:
+        if not self.compile:
+            yield f"{name} needs compile"
+        elif self.parallel == "fsdp":
+            yield (
+                f"{name} captures CUDA graphs, whose weights must keep their addresses; parallel "
+                "fsdp moves them: use compile_mode default"
+            )
+        elif not self.device.startswith("cuda"):
+            yield f"{name} captures CUDA graphs; device is {self.device}"
