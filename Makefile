@@ -45,6 +45,7 @@ demo: $(READY)
 	$(BIN)/python run_pretraining_multimae.py --config cfgs/pretrain/rooms/demo.yaml
 	$(BIN)/python tools/plot_run.py $(DEMO) --out $(DEMO)/loss.png
 	$(BIN)/python tools/show_run.py $(DEMO)
+	$(BIN)/python tools/make_pictures.py --beside $(DEMO)/model.safetensors --out $(DEMO)
 
 # The same on tiles of the planet: colour, elevation, land cover.
 earth: $(READY)

@@ -2,12 +2,16 @@
 
     python tools/make_pictures.py                # all figures, into docs/images
     python tools/make_pictures.py --only hero
+    python tools/make_pictures.py --beside output/demo/model.safetensors --out output/demo
 
 hero       animation: reconstructions from a growing number of visible patches
 subsets    all modalities predicted from each single one
 edit       effect of an edited label map on the predicted RGB image
 attention  attention of one patch
 predict    semantic segmentation of RGB images
+
+``--beside`` draws one figure: reconstructions of another model beside those of the shipped weights,
+from the same visible patches.
 """
 
 from __future__ import annotations
@@ -224,6 +228,31 @@ def predict(model: MultiMAE, out: Path) -> Path:
     return path
 
 
+def beside(model: MultiMAE, other: MultiMAE, out: Path) -> Path:
+    """Masked patches filled in by two models, from the same visible ones."""
+    names = [m.name for m in model.spec.inputs]
+    rooms = samples(model)
+    figures = []
+    for seed, kind in enumerate(HERO_ROOMS[:2]):
+        sample = rooms[next(k for k in rooms if k.startswith(kind))]
+        (visible,) = nested_masks(model, [32], seed)
+        shipped, trained = (each.reconstruct(sample, visible) for each in (model, other))
+        rows = [
+            ("visible", [shipped.picture(name, "input") for name in names]),
+            ("this run", [trained.picture(name, "masked") for name in names]),
+            ("weights/", [shipped.picture(name, "masked") for name in names]),
+            ("truth", [shipped.picture(name, "truth") for name in names]),
+        ]
+        figures.append(draw_table(rows, names))
+    left, right = figures
+    image = Image.new("RGB", (left.width + right.width, left.height), WHITE)
+    image.paste(left, (0, 0))
+    image.paste(right, (left.width, 0))
+    path = out / "beside.png"
+    image.save(path, optimize=True)
+    return path
+
+
 PICTURES: dict[str, Callable[[MultiMAE, Path], Path]] = {
     "hero": hero,
     "subsets": subsets,
@@ -240,10 +269,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", choices=PICTURES, nargs="+", default=list(PICTURES), help="pictures to draw"
     )
+    parser.add_argument("--beside", metavar="WEIGHTS", help="draw only this model's figure")
     args = parser.parse_args(argv)
     try:
         model = MultiMAE.from_pretrained(WEIGHTS)
         args.out.mkdir(parents=True, exist_ok=True)
+        if args.beside:
+            print(beside(model, MultiMAE.from_pretrained(args.beside), args.out))
+            return 0
         for name in args.only:
             path = PICTURES[name](model, args.out)
             print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")

@@ -51,3 +51,16 @@ def test_every_picture_of_the_readme_is_there_and_made_by_a_command() -> None:
     pages = [(REPO / page).read_text() for page in ("README.md", "weights/README.md")]
     names = {m for page in pages for m in re.findall(r"docs/images/([\w.-]+)", page)}
     assert names and all((REPO / "docs/images" / name).is_file() for name in names)
+
+
+def test_another_model_beside_the_shipped_one(tmp_path: Path) -> None:
+    assert make_pictures.main(["--beside", str(make_pictures.WEIGHTS), "--out", str(tmp_path)]) == 0
+    image = np.asarray(Image.open(tmp_path / "beside.png"))
+    cell = make_pictures.CELL + make_pictures.GUTTER
+    top = make_pictures.MARGIN + 2 * make_pictures.TITLE
+    visible, this_run, shipped, truth = (image[top + i * cell :][: cell - 4] for i in range(4))
+    side = make_pictures.MARGIN + int(make_pictures.font(make_pictures.TITLE).getlength("this run"))
+    pictures = slice(side + 2 * make_pictures.MARGIN, image.shape[1] // 2)
+    assert np.array_equal(this_run[:, pictures], shipped[:, pictures])
+    assert not np.array_equal(shipped[:, pictures], truth[:, pictures])
+    assert not np.array_equal(visible[:, pictures], truth[:, pictures])
