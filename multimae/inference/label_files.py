@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multimae.images.folders import MultiModalFolder
 from multimae.images.readers import SUFFIXES
-from multimae.specs.coercion import did_you_mean
+from multimae.specs.coercion import did_you_mean, repeated
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.heads import LabelKind
 from utils.data.batches import upload
@@ -142,7 +142,9 @@ def read_label_file(
     if lists:
         values = _encoded(labels, names, kind, problems)
     else:
-        if set(titles) != set(names) or len(titles) != len(set(titles)):
+        if repeated(titles):
+            problems.append(f"two columns are called {repeated(titles)}")
+        elif set(titles) != set(names):
             problems.append(f"columns {', '.join(titles)}, not {', '.join(names)}")
         values = _numbers(cells, list(rows), titles, names, kind, problems)
     if problems:

@@ -7,6 +7,7 @@ give the same number.
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
@@ -21,6 +22,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(name, known, n=1) or [k for k in known if k.startswith(name)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def repeated(names: Iterable[str]) -> str:
+    """Names that occur more than once, for a message; empty if none does."""
+    counts = Counter(name for name in names if name)
+    return ", ".join(f"'{name}'" for name, count in counts.items() if count > 1)
 
 
 def type_name(hint: Any) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from multimae.specs.coercion import coerce, did_you_mean
+from multimae.specs.coercion import coerce, did_you_mean, repeated
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -323,6 +323,8 @@ def make_table(
             problems.append(str(err))
     for name in declared or {}:
         class_names = table[name].class_names if name in table else ()
+        if base is None and repeated(class_names):  # weights keep what they were trained with
+            problems.append(f"modality '{name}': two classes are called {repeated(class_names)}")
         if class_names and table[name].is_labels and len(class_names) != table[name].num_classes:
             problems.append(
                 f"modality '{name}': {len(class_names)} class_names, num_classes is "

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from multimae.images.folders import CLASSES_FILE, read_class_names, spread_indices
 from multimae.images.no_data_tags import with_no_data_tags
 from multimae.images.pixels import ImageError, check_readable, range_problems
+from multimae.specs.coercion import repeated
 from multimae.specs.errors import RunError, UserError
 from multimae.specs.label_map import mapped_names
 from multimae.specs.modalities import Modality
@@ -195,6 +196,11 @@ def _with_class_names(
         return tuple(modalities)
     (first,) = unnamed
     names = mapped_names(names, first.label_map)
+    if repeated(names):
+        text = f"two classes are called {repeated(names)}; training refuses that"
+        findings.append(
+            Finding("error", "classes-file", text, str(root / CLASSES_FILE), first.name)
+        )
     return tuple(
         dataclasses.replace(modality, class_names=names) if modality in unnamed else modality
         for modality in modalities

@@ -28,6 +28,7 @@ from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.multimae import MultiMAE
 from multimae.nn.masking import MaskNoise, TokenMasks, masks_from_noise
 from multimae.nn.tokens import TokenLayout, as_size
+from multimae.specs.coercion import repeated
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality, select
 from multimae.specs.registry import DecoderOptions
@@ -310,7 +311,11 @@ def _with_class_names(m: Modality, names: Sequence[str]) -> Modality:
         from multimae.specs.label_map import mapped_names
 
         names = mapped_names(names, m.label_map)
-    return replace(m, class_names=tuple(names)) if len(names) == m.num_classes else m
+    if len(names) != m.num_classes:
+        return m
+    if repeated(names):
+        raise UserError(f"{CLASSES_FILE}: two classes of '{m.name}' are called {repeated(names)}.")
+    return replace(m, class_names=tuple(names))
 
 
 def build_train_set(

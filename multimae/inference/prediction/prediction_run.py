@@ -94,9 +94,21 @@ class _Run:
                 "--confidence is for label maps; tables of classes have probabilities, and values "
                 "have no confidence."
             )
+        self._check_zero_label()
         self._check_tiles()
         if not self.spec.heads and self.options.truth is not None:
             raise UserError("--truth is for fine-tuned models; this one reconstructs its inputs.")
+
+    def _check_zero_label(self) -> None:
+        """Refuse another meaning of label 0 than the weights'."""
+        flag, known = self.options.seg_reduce_zero_label, map(first_id_is_void, self.spec.heads)
+        if flag is not None and any(known is (not flag) for known in known):
+            meaning = "a class" if flag else "void, and classes count from 1"
+            raise UserError(
+                f"--{'' if flag else 'no_'}seg_reduce_zero_label contradicts the weights "
+                f"{self.options.model}: label 0 is {meaning}. Drop the flag; it is for weights "
+                "that do not say."
+            )
 
     def _check_tiles(self) -> None:
         if self.options.tta and not self.spec.heads:

@@ -367,6 +367,20 @@ def test_flags_override_what_the_weights_say(
     assert "--no_seg_reduce_zero_label" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("void", [True, False])
+def test_another_meaning_of_label_0_is_refused(
+    void: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / "photos", "0.jpg")
+    model = segmenter(tmp_path / "m.safetensors", zero_is_void=void)
+    same, other = ("", "no_") if void else ("no_", "")
+    assert predict(model, root, tmp_path / "a", f"--{same}seg_reduce_zero_label") == 0
+    assert predict(model, root, tmp_path / "b", f"--{other}seg_reduce_zero_label") == 2
+    message = capsys.readouterr().err
+    assert f"--{other}seg_reduce_zero_label" in message and model in message
+    assert ("void" in message) == void and not (tmp_path / "b").exists()
+
+
 def test_folders_of_other_modalities_are_not_read_as_photos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

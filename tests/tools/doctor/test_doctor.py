@@ -23,6 +23,7 @@ from tools.check_dataset import main
 from tools.doctor.alignment import edges
 from tools.doctor.examine import Diagnosis, examine_dataset
 from tools.doctor.files import file_checks
+from tools.doctor.files.modality_statistics import void_id
 from tools.doctor.findings import Finding
 from tools.rooms.generate import Job, make_rooms
 
@@ -174,6 +175,26 @@ def test_other_faults_by_code(sets):
         ("classes-file", str(train / "classes.json")),
         ("other-files", ""),
     } <= found
+
+
+@pytest.mark.parametrize(
+    ("names", "void"),
+    [
+        (["Void ", "a"], 0), (["other", "a"], 0), (["a", "other"], None), (["a", "unlabeled"], 1),
+        (["a", "No data"], 1), (["", "b"], 0), (["a", ""], None), (["a", "b"], None),
+    ],
+)  # fmt: skip
+def test_which_name_means_no_label(names, void):
+    assert void_id(names) == void
+
+
+def test_two_classes_of_one_name_are_found(rooms, tmp_path):
+    root = shutil.copytree(rooms / "val", tmp_path / "val")
+    content = json.loads((root / "classes.json").read_text())
+    content["classes"][3] = content["classes"][2]
+    (root / "classes.json").write_text(json.dumps(content))
+    (found,) = (f for f in examine(root).findings if f.code == "classes-file")
+    assert content["classes"][2] in found.message
 
 
 def test_statistics_are_those_of_numpy(rooms):

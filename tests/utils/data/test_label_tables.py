@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from multimae.images.folders import MultiModalFolder
-from multimae.specs.modalities import make_table
+from multimae.inference.label_files import read_label_file
+from multimae.specs.heads import HeadSpec, LinearOptions
+from multimae.specs.modalities import Modality, make_table
 from tests.support.image_folders import message_of, save
-from utils.config.parse import parse_config
+from utils.config.parse import ConfigError, parse_config
+from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.sample_checks import LabelTable, label_tables, overlap_warnings, range_warnings
@@ -25,6 +28,7 @@ from utils.data.sets.label_maps import (
 )
 from utils.data.transforms import EvalTransform
 from utils.distributed.world import World
+from utils.tasks.pretraining import run_modalities
 from utils.tasks.segmentation import SegmentationFinetuning
 
 
@@ -99,6 +103,34 @@ def test_another_number_of_names_is_refused(
 ) -> None:
     message = message_of(reduced_class_names, names, num_classes, reduced, "x/classes.json")
     assert "x/classes.json" in message and str(num_classes) in message and hint in message
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    message = message_of(reduced_class_names, ("void", "a", "b", "a"), 3, True, "x/classes.json")
+    assert "'a'" in message and "'b'" not in message and "x/classes.json" in message
+    assert reduced_class_names(("a", "a", "b"), 2, True) == ("a", "b")  # void has a name of its own
+    with pytest.raises(ConfigError, match="two classes are called 'a'"):
+        names = "{semseg: {num_classes: 3, class_names: [a, b, a]}}"
+        parse_config(PretrainConfig, ["--modalities", names])
+    root = write(tmp_path, halves(0, 1), names=("wall", "lamp", "wall"))
+    cfg = parse_config(
+        PretrainConfig,
+        ["--data_path", str(root), "--modalities", "{semseg: {num_classes: 3}}"],
+    )
+    assert "'wall'" in message_of(run_modalities, cfg)
+    path = tmp_path / "labels.csv"
+    path.write_text("name,x,x\na,1,0\n")
+    assert "'x'" in message_of(read_label_file, path, "multi")
+
+
+def test_weights_keep_equal_class_names() -> None:
+    names = ("a", "b", "a")
+    target = Modality(
+        "labels", "labels", num_classes=3, class_names=names, loss="cross_entropy",
+        interpolation="nearest",
+    )  # fmt: skip
+    head = HeadSpec("cls", target, 3, LinearOptions())
+    assert HeadSpec.from_dict(head.to_dict()).target.class_names == names
 
 
 def test_a_named_class_that_becomes_void_is_reported(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from multimae.images.pixels import storage_dtype
-from multimae.specs.modalities import Modality
+from multimae.specs.modalities import VOID_NAMES, Modality
 from multimae.specs.survey.guess_modality import depth_unit
 from tools.doctor.files.file_checks import valid_counts
 from tools.doctor.files.file_records import is_scalar_map
 from tools.doctor.files.histograms import Counts, Sums, add, add_sums, moments, quantile
 from utils.data.sets.class_weights import balanced_weights, median_frequency
 
-_VOID = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "unknown", "invalid"})
+_CLASSES_TOO = frozenset({"", "other", "none", "null"})
+"""Names of an id 0 that is no class, which name classes at other ids."""
 
 
 @dataclass
@@ -63,7 +64,9 @@ class Totals:
 
 def void_id(names: Sequence[str]) -> int | None:
     """Class id whose name means "no label"."""
-    return next((i for i, name in enumerate(names) if name.lower() in _VOID), None)
+    plain = [name.strip().lower() for name in names]
+    void = (i for i, name in enumerate(plain) if name in VOID_NAMES)
+    return next((i for i in void if i == 0 or plain[i] not in _CLASSES_TOO), None)
 
 
 def compute_statistics(modality: Modality, totals: Totals) -> dict[str, Any]:

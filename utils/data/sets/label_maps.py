@@ -12,6 +12,7 @@ import numpy.typing as npt
 from multimae.images.folders import CLASSES_FILE, MultiModalFolder
 from multimae.images.pixels import ImageError, Pixels, size_of
 from multimae.inference.truth import IGNORE, MASK_VALID, label_problem, validity_mask, with_void
+from multimae.specs.coercion import repeated
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from utils.data.dataset import MultiModalDataset
@@ -130,7 +131,8 @@ def reduced_class_names(
     """Names of the predicted classes from those of the stored ids; empty if there are none.
 
     Raises:
-        UserError: There is another number of names than of ids, void included.
+        UserError: There is another number of names than of ids, void included, or two classes have
+            the same name.
     """
     names, first = tuple(names or ()), int(zero_is_void)
     if names and len(names) != num_classes + first:
@@ -145,6 +147,11 @@ def reduced_class_names(
         raise UserError(
             f"{source}: {len(names)} names, from '{names[0]}' to '{names[-1]}', but num_classes is "
             f"{num_classes}{void}. {hint}"
+        )
+    if repeated(names[first:]):
+        raise UserError(
+            f"{source}: two classes are called {repeated(names[first:])}. Give every class its own "
+            "name, or make them one with label_map."
         )
     return names[first:]
 
