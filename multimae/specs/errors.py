@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         code = 130
     except BrokenPipeError:
         code = BROKEN_PIPE
+        drop_broken_pipe(failed=True)
     except SystemExit:
         if drop_broken_pipe():
             raise SystemExit(BROKEN_PIPE) from None
@@ -74,14 +76,26 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
     return BROKEN_PIPE if drop_broken_pipe() else code
 
 
-def drop_broken_pipe() -> bool:
-    """Whether the reader of stdout is gone; then what Python would still write is dropped."""
+def drop_broken_pipe(failed: bool = False) -> bool:
+    """Whether the reader of stdout is gone; then what Python would still write is dropped.
+
+    Args:
+        failed: Whether writing to some pipe has failed, and nothing may be left to write.
+    """
+    broken = False
     try:
         sys.stdout.flush()
+        if failed:
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)
+            broken = any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
+        broken = True
+    except (OSError, ValueError):  # not a file
+        return False
+    if broken:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return broken
 
 
 def escape_names() -> None:

@@ -24,7 +24,7 @@ def is_peer_failure(error: BaseException) -> bool:
 
 def as_run_error(error: Exception) -> RunError | None:
     """Turn what the machine does to a run into an error that says what to do, else ``None``."""
-    if isinstance(error, BrokenPipeError) and drop_broken_pipe():
+    if isinstance(error, BrokenPipeError) and drop_broken_pipe(failed=True):
         return RunError(
             "the reader of the output, such as `head`, has ended. Run the same command to resume "
             "from the last checkpoint."

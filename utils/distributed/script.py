@@ -162,7 +162,7 @@ def run_script(main: Callable[[], object]) -> None:
         from utils.distributed.process_failures import is_peer_failure
 
         code = 1
-        if isinstance(err, BrokenPipeError) and drop_broken_pipe():
+        if isinstance(err, BrokenPipeError) and drop_broken_pipe(failed=True):
             code = BROKEN_PIPE
             print("error: the reader of the output has ended", file=sys.stderr)
         elif is_peer_failure(err):

@@ -73,19 +73,31 @@ class Wandb:
         self._run: Any = None
 
     def open(self, step: int) -> None:
-        """Start the run, once."""
-        options, paths = self._options, self._paths
+        """Start the run, once.
+
+        Raises:
+            UserError: W&B refuses, for example because no API key is set.
+        """
         if self._run is None:
-            self._run = self._wandb.init(
-                project=options.wandb_project,
-                entity=options.wandb_entity,
-                name=options.wandb_run_name,
-                group=options.wandb_group or None,
-                dir=None if paths is None else str(paths.root),
-                id=None if paths is None else _run_id(paths.wandb_id),
-                resume="allow",
-                config=dict(self._config),
-            )
+            try:
+                self._run = self._start()
+            except self._wandb.Error as err:
+                reason = " ".join(str(err).split()).removesuffix(".")
+                hint = "set WANDB_API_KEY, or WANDB_MODE=offline"
+                raise UserError(f"--log_wandb: {reason}; {hint}") from err
+
+    def _start(self) -> Any:
+        options, paths = self._options, self._paths
+        return self._wandb.init(
+            project=options.wandb_project,
+            entity=options.wandb_entity,
+            name=options.wandb_run_name,
+            group=options.wandb_group or None,
+            dir=None if paths is None else str(paths.root),
+            id=None if paths is None else _run_id(paths.wandb_id),
+            resume="allow",
+            config=dict(self._config),
+        )
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Log a row."""

@@ -72,6 +72,25 @@ def test_sigterm_is_handled_during_the_command_only(capfd: pytest.CaptureFixture
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("kind", ["command", "script"])
+def test_a_closed_pipe_ends_a_command_and_a_script_in_a_line(kind: str) -> None:
+    start = {
+        "command": "from multimae.specs.errors import run_command as start",
+        "script": "from utils.distributed.script import run_script as start",
+    }
+    code = f"{start[kind]}\nstart(lambda: [print('x' * 99) for _ in range(100_000)] and None)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert process.wait() == 141
+    assert len(error.splitlines()) == (kind == "script") and "Traceback" not in error
+    process.stderr.close()
+
+
 def test_names_that_are_not_utf8_and_closed_pipes() -> None:
     code = (
         "from multimae.specs.errors import run_command\n"

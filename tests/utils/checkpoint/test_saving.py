@@ -212,7 +212,7 @@ def test_wandb_resumes_the_same_run(
         begun.append(options)
         return SimpleNamespace(log=lambda *a, **k: None, finish=lambda **k: None)
 
-    fake = SimpleNamespace(init=init, Image=lambda image: image)
+    fake = SimpleNamespace(init=init, Image=lambda image: image, Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for steps, folder in (("1", "a"), ("2", "a"), ("1", "b")):
         main(tiny_run(scenes, tmp_path / folder, "--log_wandb", "--max_steps", steps))

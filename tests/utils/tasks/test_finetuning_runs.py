@@ -17,6 +17,7 @@ from torch import nn
 
 import run_finetuning_depth
 import run_finetuning_semseg
+from multimae.specs.errors import UserError
 from tests.support.scenes import write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
 from tests.utils.tasks.test_finetuning_cls import arguments as cls_arguments
@@ -166,7 +167,7 @@ def test_downloads_with_equal_names_are_separate(
 
 def test_wandb_gets_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: dict[str, object] = {}
-    module = SimpleNamespace(init=lambda **options: given.update(options))
+    module = SimpleNamespace(init=lambda **options: given.update(options), Error=RuntimeError)
     monkeypatch.setitem(__import__("sys").modules, "wandb", module)
     options = FinetuneLogOptions(wandb_group="seeds", wandb_project="p")
     Wandb(options, RunPaths(tmp_path), {"lr": 1}).open(0)
@@ -174,6 +175,17 @@ def test_wandb_gets_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     first = given["id"]
     Wandb(options, RunPaths(tmp_path), {"lr": 1}).open(0)  # resumed
     assert given["id"] == first and given["resume"] == "allow"
+
+
+def test_a_missing_wandb_key_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**options: object) -> None:
+        raise LookupError("No API key configured.\nUse `wandb login` to log in.")
+
+    module = SimpleNamespace(init=refuse, Error=LookupError)
+    monkeypatch.setitem(__import__("sys").modules, "wandb", module)
+    with pytest.raises(UserError, match=r"No API key.*log in; set WANDB_API_KEY") as caught:
+        Wandb(FinetuneLogOptions(), RunPaths(tmp_path), {}).open(0)
+    assert "\n" not in str(caught.value)
 
 
 COMMANDS = re.findall(r"^python (run_finetuning_\w+)\.py (.*)$", PAGE, flags=re.MULTILINE)
