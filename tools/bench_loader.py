@@ -323,7 +323,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and packs")
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", type=Path, nargs="+", help="data roots (default: render)")
+    group.add_argument(
+        "--data_path", type=Path, nargs="+", help="local data roots (default: render)"
+    )
     group.add_argument("--make", type=int, default=1000, help="rooms to render")
     parser.add_argument("--samples", type=int, default=512, help="images per round")
     parser.add_argument("--rounds", type=int, default=3, help="measured epochs")

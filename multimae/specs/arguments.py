@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from multimae.specs.coercion import did_you_mean
@@ -16,6 +17,15 @@ _NO_DEFAULT = re.compile(r"\s*\(default:\s+(None|False|\[\]|)\)")
 _TOLD = re.compile(r"\)\s+\(default:.*?\)(?=\n|$)", re.DOTALL)  # the help ends in parentheses
 _LIST = re.compile(r"\(default:\s+[\[(](.*?)[\])]\)", re.DOTALL)
 _LIST_SIGNS = re.compile("[,']")
+
+
+def _local_path(text: str) -> Path:
+    """A path of this machine: as one, a URL would be a folder that does not exist."""
+    if re.match(r"\w[\w+.-]+://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, but this command reads and writes local files here: copy it first"
+        )
+    return Path(text)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -38,6 +48,7 @@ class CommandParser(argparse.ArgumentParser):
         """Create the parser."""
         kwargs = {"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs}
         super().__init__(description=description, **kwargs)
+        self.register("type", Path, _local_path)
         self.passes_unknown = passes_unknown
 
     def parse_known_args(  # type: ignore[override]

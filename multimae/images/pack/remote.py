@@ -35,6 +35,9 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 _TRANSIENT_STATUS = (408, 425, 429)
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _CHUNK = 2**25  # bytes of an index per request
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
+_IN_EXTRA = ("fsspec", "s3fs", "aiohttp")
+"""Packages that ``multimae[remote]`` installs."""
 _clients: dict[tuple[int, str], Any] = {}
 """fsspec file systems by process and protocol. A forked process keeps those of its parent, as
 closing them would close the parent's connections."""
@@ -379,11 +382,15 @@ def _client(url: str) -> Any:
             if any(process != os.getpid() for process, _ in _clients):
                 fsspec.asyn.reset_lock()  # another thread of the parent may have held it
             _clients[key] = fsspec.filesystem(protocol, **_client_options(protocol))
-        except (ImportError, ValueError) as err:
+        except ImportError as err:
+            package = _PACKAGES.get(protocol, "fsspec")
+            more = "" if package in _IN_EXTRA else f" {package}"
             raise UserError(
-                f"{url}: cannot be opened ({err}). Packages for URLs: pip install "
-                "'multimae[remote]', and gcsfs for gs://."
+                f"{url}: {protocol}:// needs the package {package}, which cannot be imported "
+                f"({err}): pip install 'multimae[remote]'{more}"
             ) from err
+        except ValueError as err:
+            raise UserError(f"{url}: no package of 'multimae[remote]' reads this ({err}).") from err
     return _clients[key]
 
 

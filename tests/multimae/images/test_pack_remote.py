@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -266,8 +267,21 @@ def test_a_package_or_protocol_that_is_missing(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "multimae[remote]" in message_of(MultiModalFolder, "ftpx://host/rooms", MODALITIES)
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    assert "gcsfs" in message_of(MultiModalFolder, "gs://bucket/rooms", MODALITIES)
+    remote._clients.clear()
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    message = message_of(MultiModalFolder, "gs://bucket/rooms", MODALITIES)
+    assert "gs://bucket/rooms" in message and "\n" not in message
+    assert message.endswith("pip install 'multimae[remote]' gcsfs")
+
+    def missing(protocol: str, **_: object) -> None:
+        raise ImportError(f"no module for {protocol}")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    for url, package in (("s3://bucket/rooms", "s3fs"), ("https://host/rooms", "aiohttp")):
+        message = message_of(MultiModalFolder, url, MODALITIES)
+        assert package in message and message.endswith("pip install 'multimae[remote]'")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    assert "package s3fs" in message_of(MultiModalFolder, "s3://bucket/rooms", MODALITIES)
 
 
 def test_local_paths_do_not_load_fsspec(packed: Path) -> None:

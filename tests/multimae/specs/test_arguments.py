@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from multimae import cli
 from multimae.specs.arguments import CommandParser
+from tools import bench_loader, check_dataset, pack_dataset
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -83,3 +85,29 @@ def test_all_commands_use_the_parser() -> None:
     for path in (*(REPO / "tools").rglob("*.py"), *(REPO / "multimae").rglob("*.py")):
         if path.name != "arguments.py":
             assert "argparse.ArgumentParser(" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/rooms", "https://host/rooms", "gs://bucket/rooms"])
+@pytest.mark.parametrize("main", [check_dataset.main, bench_loader.main, pack_dataset.main])
+def test_commands_for_local_folders_say_so(
+    main: Callable[[list[str]], int], url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {
+        check_dataset.main: [url],
+        bench_loader.main: ["--work", "x", "--data_path", "data", url],
+        pack_dataset.main: ["--out", "x", "--data_path", url],
+    }
+    with pytest.raises(SystemExit) as caught:
+        main(flags[main])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and url in error and len(error.splitlines()) == 1
+
+
+def test_local_paths(tmp_path: Path) -> None:
+    parser = CommandParser("x")
+    parser.add_argument("path", type=Path)
+    group = parser.add_argument_group("more")
+    group.add_argument("--out", type=Path, nargs="+", default=[])
+    for text in (str(tmp_path), "a:b/c", "C:/x", "a/b://c"):
+        found = parser.parse_args([text, "--out", text, text])
+        assert found.path == Path(text) and found.out == [Path(text)] * 2
