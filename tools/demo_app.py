@@ -11,12 +11,11 @@ download models. Uploads stay in memory. Ctrl+C or SIGTERM stops the server.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -67,18 +66,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl+C or SIGTERM; return 2 on an error."""
+    """Serve until Ctrl+C; return 2 on an error."""
     args = parse(argv)
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
     print(f"Loading {', '.join(path.name for path in args.weights)} ...", flush=True)
     try:
         from tools.app.server import serve
 
         with serve(load(args), args.port) as address:
             print(f"Open {address} in a browser. Ctrl+C stops.", flush=True)
-            stop.wait()
+            threading.Event().wait()
     except KeyboardInterrupt:
         print()
     except UserError as err:
@@ -109,14 +105,15 @@ def load(args: argparse.Namespace) -> Api:
     ordered = dict.fromkeys(m.name for engine in engines for m in engine.inputs)
     own = ["depth"] if args.examples == ROOMS else []
     metric = frozenset(own if args.millimetres is None else args.millimetres)
+    unknown = metric - set(ordered) if args.millimetres else set()
+    if unknown:
+        raise UserError(
+            f"--millimetres {' '.join(sorted(unknown))}: not an input of these weights, which are "
+            f"{', '.join(ordered)}."
+        )
     patch_size = max(engine.spec.patch_size for engine in engines)
     scenes = Scenes(args.examples, [inputs[name] for name in ordered], spec, patch_size, metric)
     return Api(engines, scenes, PhotoLabeller(args.depth_model, args.seg_model))
-
-
-def _interrupt(*_: Any) -> None:
-    """Handle SIGTERM as Ctrl+C."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

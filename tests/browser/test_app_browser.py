@@ -42,7 +42,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         run.stdout.readline()
         yield run.stdout.readline().split()[1]
         run.send_signal(signal.SIGTERM)
-        assert run.wait(30) == 0
+        assert run.wait(30) == 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +316,7 @@ def test_messages_and_no_stale_pictures(open_page: Open) -> None:
     for image in page.locator("#rows figure", has_text="prediction").locator("img").all():
         assert not image.is_visible()
     assert page.locator("#tokens-value").inner_text() == "0 of 192"
+    assert page.locator("#tokens").input_value() == "0"
 
 
 def test_tabs_predict_and_show_features(open_page: Open) -> None:

@@ -111,7 +111,7 @@ class Api:
             raise UserError(f"No example {index}: there are {len(self.scenes.ids)}.")
         scene = self.scenes.get(self.scenes.ids[index])
         m = next(m for m in self.scenes.inputs if m.name in scene.pixels)
-        return webp(picture_of_stored(shrink(scene.pixels[m.name], m, THUMBNAIL), m))
+        return webp(picture_of_stored(shrink(scene.small[m.name], m, THUMBNAIL), m))
 
     def fill(self, body: Body) -> Answer:
         """Predict from visible patches: those of the body, or drawn by its settings.
@@ -317,7 +317,7 @@ class Api:
             height, width = view.image_size
             if (view.height, view.width) == (height, width):
                 continue
-            small = picture_of_stored(shrink(scene.pixels[m.name], m, _CROP_SIDE), m)
+            small = picture_of_stored(shrink(scene.small[m.name], m, _CROP_SIDE), m)
             crops.append(
                 {
                     "name": m.name,

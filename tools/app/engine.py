@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from multimae import CheckpointError, MultiMAE
-from multimae.images.preprocess import prepare
+from multimae.images.preprocess import pixels_with_value, prepare
 from multimae.nn.masking import sample_masks
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
@@ -26,7 +26,8 @@ class Prediction:
 
     Attributes:
         outputs: ``(C, h, w)`` in model space, logits ``(K, h, w)`` for labels, by output.
-        truth: Input images in model space, ids ``(h, w)`` for labels, by input.
+        truth: Input images in model space, ids ``(h, w)`` for labels, by input; NaN, or id
+            ``num_classes``, where a pixel has no value.
         raw: Input images as stored, by input.
         visible: Masks by input.
         seconds: Inference time, without waiting for the lock.
@@ -116,17 +117,24 @@ class Engine:
         outputs: dict[str, Tensor] = {}
         with self.lock, torch.inference_mode():
             start = time.perf_counter()
-            truth = prepare(raw, modalities)
+            x = prepare(raw, modalities)
             if any(mask.any() for mask in visible.values()):
-                outputs, _ = self.model(truth, task_masks=masks)
+                outputs, _ = self.model(x, task_masks=masks)
             seconds = time.perf_counter() - start
+        truth = {m.name: _truth(x[m.name], raw[m.name], m) for m in modalities}
         return Prediction(
             {name: out[0] for name, out in outputs.items()},
-            {name: image[0] for name, image in truth.items()},
+            truth,
             raw,
             dict(visible),
             seconds,
         )
+
+
+def _truth(x: Tensor, raw: Tensor, modality: Modality) -> Tensor:
+    """The image of a batch of one, NaN where it has no value; ids stay."""
+    valid = None if modality.is_labels else pixels_with_value(raw, modality)
+    return (x if valid is None else x.masked_fill(~valid, torch.nan))[0]
 
 
 def _batch(pixels: Array, modality: Modality) -> Tensor:

@@ -43,7 +43,7 @@ def panels(
         wanted = ", ".join(m.name for m in engine.inputs)
         raise UserError(f"This image has nothing that the model reads: {wanted}.")
     try:
-        batch = load_inputs({m.name: scene.pixels[m.name] for m in inputs}, engine.spec)
+        batch = load_inputs({m.name: scene.small[m.name] for m in inputs}, engine.spec)
         with engine.lock, torch.inference_mode():
             maps = attention_maps(engine.model, batch, query, block - 1)
             encoding = encode(engine.model, batch, [block - 1])

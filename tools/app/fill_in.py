@@ -69,6 +69,9 @@ def _score(pair: PredictionPair, m: Modality, prediction: Tensor, truth: Tensor)
     hidden = _hidden(pair.now.visible.get(m.data_name), truth)
     if not hidden.any():
         return "all patches visible"
+    hidden &= truth < m.num_classes if m.is_labels else truth.isfinite().all(dim=0)
+    if not hidden.any():
+        return "no hidden pixel has a value"
     if m.is_labels:
         right = (prediction == truth)[hidden].float().mean().item()
         return f"{100 * right:.0f} % of hidden pixels right"
@@ -100,7 +103,7 @@ def _hidden(visible: Mask | None, truth: Tensor) -> Tensor:
 def _class_legend(m: Modality, prediction: Tensor, truth: Tensor | None) -> list[dict[str, str]]:
     """Colours and names of the classes present, most frequent first."""
     seen = [prediction.flatten()] + ([] if truth is None else [truth.flatten()])
-    counts = torch.bincount(torch.cat(seen), minlength=m.num_classes)
+    counts = torch.bincount(torch.cat(seen), minlength=m.num_classes)[: m.num_classes]
     order = [int(i) for i in counts.argsort(descending=True, stable=True) if counts[i] > 0]
     colours = hex_colours(m.num_classes)
     return chips((class_name(m, i), colours[i]) for i in order)
@@ -152,7 +155,7 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
 
     Args:
         a: ``(C, h, w)`` in model space, ids ``(h, w)`` for labels.
-        b: Same shape as ``a``.
+        b: Same shape as ``a``; NaN or id ``num_classes`` where there is no value.
         m: Spec of the modality.
         reference: Its value range sets the scale: the brightest color is half of it.
 
@@ -163,7 +166,8 @@ def difference(a: Tensor, b: Tensor, m: Modality, reference: Tensor) -> Picture:
     if m.is_labels:
         colours = label_palette(m.num_classes)[a.numpy()]
         faint = (_DIMMED * colours.mean(axis=-1, keepdims=True)).astype(np.uint8)
-        picture: Picture = np.where((a != b).numpy()[..., None], colours, faint).astype(np.uint8)
+        differs = ((a != b) & (b < m.num_classes)).numpy()
+        picture: Picture = np.where(differs[..., None], colours, faint).astype(np.uint8)
     else:
         low, high = colour_range(reference)
         gap = (a - b).abs().mean(dim=0).numpy()

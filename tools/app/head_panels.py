@@ -22,7 +22,7 @@ from tools.app.engine import Engine
 from tools.app.page_pictures import Sender, chips, class_name, hex_colours, picture_of_stored, scale
 from tools.app.scenes import Scene, fitting_inputs, shrink
 
-MAX_SIDE = 384
+PICTURE_SIDE = 384
 """Longer side of the pictures."""
 TOP_CLASSES = 5
 _MIN_SHARE = 0.001  # of the pixels, of a class in the legend
@@ -43,7 +43,7 @@ def predict(engine: Engine, scene: Scene) -> Outcome:
         wanted = ", ".join(m.name for m in engine.inputs)
         raise UserError(f"This image has nothing that the fine-tuned model reads: {wanted}.")
     with engine.lock:
-        return engine.model.predict({name: scene.pixels[name] for name in names})
+        return engine.model.predict({name: scene.small[name] for name in names})
 
 
 def panel(
@@ -138,7 +138,7 @@ def _bars(names: list[str], shares: list[float], colours: list[str]) -> list[dic
 
 def _region(scene: Scene, m: Modality, view: View | None) -> Picture:
     """Picture of the part of an image that the model sees."""
-    picture = picture_of_stored(shrink(scene.pixels[m.name], m, MAX_SIDE), m)
+    picture = picture_of_stored(shrink(scene.small[m.name], m, PICTURE_SIDE), m)
     if view is None:
         return picture
     scales = [side / full for side, full in zip(picture.shape[:2], view.image_size, strict=True)]

@@ -12,13 +12,10 @@ from PIL import Image
 from multimae.images.pixels import Pixels
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
-from tools.app.scenes import Scene, as_photo, shrink
+from tools.app.scenes import Scene
 from tools.labelling.labellers import ClassCountError, Labeller, as_tensor, build_labeller
 from tools.labelling.options import LabelModelOptions
 from utils.training.stepper import choose_precision
-
-MAX_SIDE = 1024
-"""Longer side of the photo that the models see, and of what they predict."""
 
 
 @dataclass
@@ -61,7 +58,8 @@ class PhotoLabeller:
         missing = [m for m in inputs if m.name not in scene.pixels and self._model_of(m)]
         if not missing:
             raise UserError("This image has all that the models here can predict.")
-        image = Image.fromarray(shrink(as_photo(scene.pixels[photo.name]), photo, MAX_SIDE))
+        small = scene.small[photo.name]
+        image = small if isinstance(small, Image.Image) else Image.fromarray(small)
         found: dict[str, Pixels] = {}
         problems: list[str] = []
         with self._lock:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from multimae.images.pixels import Pixels, size_of
 from multimae.images.readers import SUFFIXES
@@ -26,6 +25,8 @@ from utils.data.transforms import EvalTransform
 
 MAX_EXAMPLES = 24
 """Examples that have a thumbnail."""
+MAX_SIDE = 1024
+"""Longer side of what heads, features and pseudo-labelling see."""
 MAX_SCENE_BYTES = 400_000_000
 """Pixels of all uploads and rooms that are kept."""
 MAX_NUMBER = 10**6
@@ -46,6 +47,7 @@ class Scene:
         read_as: Modalities that the pixels were read as, by name.
         metric: Modalities whose values are millimetres.
         views: What the pre-trained model sees, ``(h, w)`` or ``(h, w, C)`` by modality.
+        small: ``pixels``, at most :data:`MAX_SIDE` wide or high.
     """
 
     id: str
@@ -55,11 +57,12 @@ class Scene:
     read_as: Mapping[str, Modality]
     metric: frozenset[str] = frozenset()
     views: Mapping[str, Array] = field(default_factory=dict)
+    small: Mapping[str, Pixels] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the pixels."""
-        return sum(np.asarray(p).nbytes for p in self.pixels.values())
+        return sum(np.asarray(p).nbytes for p in (*self.pixels.values(), *self.small.values()))
 
 
 def crop(pixels: Mapping[str, Pixels], spec: ModelSpec) -> dict[str, Array]:
@@ -214,7 +217,11 @@ class Scenes:
         seen = spec is not None and any(m.name in pixels for m in spec.inputs)
         views = crop(pixels, spec) if seen and spec is not None else {}
         read_as = {m.name: m for m in self.inputs if m.name in pixels}
-        return Scene(scene_id, title, pixels, files, read_as, metric, views)
+        small = {
+            name: shrink(p, read_as[name], MAX_SIDE) if max(size_of(p)) > MAX_SIDE else p
+            for name, p in pixels.items()
+        }
+        return Scene(scene_id, title, pixels, files, read_as, metric, views, small)
 
     def _read(self, name: str) -> Scene:
         """Read an example."""
@@ -272,8 +279,3 @@ def _channels_last(array: Array, modality: Modality) -> Array:
         return array
     last = np.ascontiguousarray(array.transpose(1, 2, 0))
     return last[..., 0] if modality.num_channels == 1 else last
-
-
-def as_photo(pixels: Pixels) -> Image.Image:
-    """A photo as a Pillow image."""
-    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

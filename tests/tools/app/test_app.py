@@ -20,14 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from multimae.specs.errors import UserError
+from multimae.specs.modalities import Modality
 from tests.support.image_folders import save
 from tests.utils.data.test_data_files import bomb, truncate
 from tools import demo_app
 from tools.app.api import Api
+from tools.app.engine import Prediction
 from tools.app.feature_panels import component_colours
+from tools.app.fill_in import PredictionPair, panel
 from tools.app.page_pictures import Sender
 from tools.app.strokes import from_bits, parse_edits, to_bits
 from tools.app.uploads import MAX_BYTES, read_upload
@@ -102,6 +106,30 @@ def test_rows_have_pictures_scores_and_units(api: Api) -> None:
         assert set(row["pictures"]) == {"prediction", "truth", "error"}
         assert decode(row["pictures"]["prediction"]).size == (128, 128)
     assert "norm_rgb" in fill(api, further=True)["rows"]
+
+
+def test_pixels_without_a_value_are_not_scored() -> None:
+    labels = Modality(
+        "lc", "labels", num_classes=3, loss="cross_entropy", interpolation="nearest", no_data=9
+    )
+    height = Modality("z", num_channels=1, interpolation="nearest", plot="scalar", no_data=0)
+    ids, values = torch.zeros(8, 8).long(), torch.zeros(1, 8, 8)
+    ids[:4], values[:, :4] = 3, torch.nan  # no value
+    ids[6:] = 1
+    now = Prediction(
+        {"lc": torch.stack([torch.full((8, 8), c) for c in (1.0, 0.0, 0.0)]), "z": values + 0.1},
+        {"lc": ids, "z": values},
+        {"lc": ids[None], "z": torch.zeros(1, 1, 8, 8)},
+        {"lc": np.zeros((2, 2), bool), "z": np.zeros((2, 2), bool)},
+        0.0,
+    )
+    now.outputs["z"][:] = 0.1
+    row = panel(PredictionPair(now, None), labels, 4, Sender())
+    assert row["score"].startswith("50 %") and len(row["legend"]) == 2
+    error = np.asarray(decode(row["pictures"]["error"]))
+    assert error[:4].max() < error[6:].max()
+    row = panel(PredictionPair(now, None), height, 4, Sender())
+    assert row["score"].endswith(" 26/255")  # 0.1 of 255
 
 
 def test_nothing_visible_leaves_no_prediction(api: Api) -> None:
@@ -291,6 +319,14 @@ def test_scenes_are_kept_within_a_limit(
         api.scenes.get(first)
 
 
+def test_large_photos_are_predicted_small(api: Api, tmp_path: Path) -> None:
+    scene = api.upload(noise(tmp_path / "a.png", 1500, 3000, 3), "rgb", "")["scene"]
+    assert api.scenes.get(scene).small["rgb"].shape == (512, 1024, 3)  # type: ignore[union-attr]
+    (row,) = api.predict({"scene": scene})["rows"]
+    assert decode(row["pictures"]["overlay"]).size == (384, 192)
+    assert fill(api, scene)["crops"][0]["box"] == [750, 0, 1500, 1500]
+
+
 def test_rooms_are_rendered_by_number(api: Api) -> None:
     scene = api.scenes.get("room:17")
     assert set(scene.pixels) == set(NAMES) and scene.metric == {"depth"}
@@ -320,7 +356,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int,
         assert time.perf_counter() - start < 3  # a second on an idle core
         yield int(run.stdout.readline().split()[1].rpartition(":")[2]), run.pid, home
         run.send_signal(signal.SIGTERM)
-        assert run.wait(30) == 0
+        assert run.wait(30) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
 
 
@@ -395,6 +431,7 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("--weights", "nowhere.safetensors"),
         ("--examples", str(tmp_path)),
         ("--port", "70000"),
+        ("--millimetres", "thermal"),
     ):
         assert demo_app.main([option, value]) == 2
         printed = capsys.readouterr()

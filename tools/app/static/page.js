@@ -15,14 +15,13 @@ function go(changes) {
 // --- server
 
 const pictures = new Map(); // data by name of a picture
-const MAX_PICTURES = 300;
+const MAX_PICTURES = 120;
 
-function source(reference) {
-  if (reference.data) {
-    if (pictures.size > MAX_PICTURES) pictures.delete(pictures.keys().next().value);
-    pictures.set(reference.id, reference.data);
-  }
-  return pictures.get(reference.id) || "";
+function source({ id, data = pictures.get(id) }) {
+  pictures.delete(id); // the last used are the last to go
+  pictures.set(id, data);
+  if (pictures.size > MAX_PICTURES) pictures.delete(pictures.keys().next().value);
+  return data;
 }
 
 async function post(path, body, type) {
@@ -228,7 +227,7 @@ async function showPredict() {
 async function showFeatures() {
   const answer = await ask("features", { scene: state.scene, block: state.block, query: state.query });
   showScene(answer);
-  state.query = answer.query;
+  if (!waiting) state.query = answer.query;
   const focused = document.activeElement?.id;
   const rows = Object.entries(answer.rows).map(([name, data]) => {
     const captions = { image: "image", attention: "attention", components: "components" };
@@ -336,9 +335,9 @@ function buildSettings() {
   document.body.style.setProperty("--rows", Math.min(4, Math.max(2, config.inputs.length || config.features.length)));
 }
 
+// All patches of one modality, or none at all.
 function showOnly(name) {
-  const painter = painters.get(name);
-  if (!painter.given) {
+  if (name && !painters.get(name).given) {
     show(`This image has no ${name}: add a file under “Your own images”.`, true);
     return;
   }
@@ -404,7 +403,7 @@ function listen() {
     find(id).addEventListener("input", () => (find(`${id}-value`).textContent = text(find(id))));
     find(id).addEventListener("change", () => changed(Number(find(id).value)));
   };
-  slider("tokens", (s) => `${s.value} of ${s.max}`, (tokens) => drawn({ tokens }));
+  slider("tokens", (s) => `${s.value} of ${s.max}`, (tokens) => (tokens ? drawn({ tokens }) : showOnly(null)));
   slider("concentration", (s) => s.value, (concentration) => drawn({ concentration }));
   slider("block", (s) => `${s.value} of ${s.max}`, (block) => go({ block }));
   find("seed").addEventListener("change", readSeed);

@@ -8,6 +8,7 @@ const EMPTY = { fill: config.inputs.length, predict: config.heads.length, featur
 const POINTS = 64; // steps of a point in a picture
 
 let state = initial();
+
 function initial() {
   return {
     tab: TABS.find((tab) => EMPTY[tab]),
@@ -55,15 +56,15 @@ function toUrl() {
 function fromUrl() {
   const query = new URLSearchParams(location.search);
   const read = initial();
-  const number = (name, low, high) => {
+  const number = (name, low, high, whole = true) => {
     const value = Number(query.get(name));
-    if (query.has(name) && value >= low && value <= high) read[name] = value;
+    if (query.has(name) && value >= low && value <= high && (!whole || Number.isInteger(value))) read[name] = value;
   };
   if (TABS.includes(query.get("tab"))) read.tab = query.get("tab");
   if (query.has("scene")) read.scene = query.get("scene");
   number("seed", 0, config.maxSeed);
-  number("tokens", 1, Infinity);
-  number("concentration", 0.1, 10);
+  number("tokens", 1, 1e9);
+  number("concentration", 0.1, 10, false);
   number("block", 1, config.blocks);
   for (const input of config.inputs) {
     const share = Number(query.get(`share.${input.name}`) ?? 1);
