@@ -23,6 +23,7 @@ from multimae.inference.prediction.prediction_options import DESCRIPTION, add_ar
 from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, exit_code_of, print_error
 from multimae.specs.survey.init_command import INIT_DESCRIPTION, add_init_arguments, init
+from multimae.weights.published import published_lines
 
 if TYPE_CHECKING:
     from multimae.multimae import MultiMAE
@@ -54,6 +55,11 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.command == "init":
         return exit_code(lambda: init(args.data, args.task, args.out))
     if args.command == "info":
+        if args.published:
+            print("\n".join(published_lines()))
+            return 0
+        if args.weights is None:
+            parser.error("info: name weights, or --published")
         return exit_code(lambda: info(args.weights))
     if args.command == "convert":
         return exit_code(
@@ -107,11 +113,13 @@ def info(weights: str) -> int:
         CheckpointError: Not found, unreadable, or not the weights of a MultiMAE or a ViT.
     """
     from multimae.multimae import MultiMAE
+    from multimae.weights.downloads import fetch
     from multimae.weights.files import extract_state_dict, read_checkpoint
     from multimae.weights.load import describe_architecture, is_vit_state_dict
 
-    if Path(weights).is_file():
-        state = extract_state_dict(read_checkpoint(weights))
+    path = fetch(weights)
+    if path.is_file():
+        state = extract_state_dict(read_checkpoint(path))
         if is_vit_state_dict(state):
             print(f"{weights}: {describe_architecture(state)}")
             return 0
@@ -251,7 +259,12 @@ def _parser() -> argparse.ArgumentParser:
     add_init_arguments(command)
 
     command = commands.add_parser("info", help="show modalities, size, heads and statistics")
-    command.add_argument("weights", help="weight file, model folder or hub repository")
+    command.add_argument(
+        "weights", nargs="?", help="weight file, its URL, model folder or hub repository"
+    )
+    command.add_argument(
+        "--published", action="store_true", help="list the weights of the authors, with URLs"
+    )
 
     command = commands.add_parser("convert", help="convert between MultiMAE and ViT (timm) names")
     command.add_argument("source", metavar="IN", help="weight file")

@@ -4,6 +4,7 @@
 ``atomic.py`` makes writes atomic and computes checksums (without PyTorch), ``load.py`` copies
 weights into a model,
 ``convert.py`` maps names to and from ViT, ``pretrained.py`` saves and loads models with their spec,
-``model_files.py`` finds, downloads and reads them, ``guess.py`` infers a missing spec,
+``model_files.py`` finds and reads them, ``downloads.py`` gets URLs, ``published.py`` lists the
+authors' weights, ``guess.py`` infers a missing spec,
 ``timm_models.py`` registers timm models. Start reading at ``pretrained.py``.
 """

@@ -32,7 +32,11 @@ def read_model(
     """Spec and weights of a model; arguments and errors of ``from_pretrained``."""
     path = Path(location)
     config: Path | None = None
-    if path.is_dir():
+    if "://" in str(location):
+        from multimae.weights.downloads import fetch
+
+        path = fetch(str(location))
+    elif path.is_dir():
         path, config = path / WEIGHTS, path / CONFIG
     elif path.suffix not in _SUFFIXES and not path.is_absolute() and not path.is_file():
         path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))

@@ -102,8 +102,9 @@ class Pretrained(
         """Load a model in float32, on the CPU, in evaluation mode.
 
         Args:
-            location: A weight file, a model folder, or a repository id on the Hugging Face hub. The
-                spec of a file without one (published checkpoints) is inferred from its weights.
+            location: A weight file, its https URL, a model folder, or a repository id on the
+                Hugging Face hub. The spec of a file without one (published checkpoints) is inferred
+                from its weights.
             spec: Spec to use instead of the stored or inferred one.
             **hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only``.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from multimae.specs.errors import UserError
+from multimae.weights.downloads import fetch
 from multimae.weights.files import CheckpointError, extract_state_dict, read_checkpoint
 from multimae.weights.load import load_weights
 from utils.checkpoint.find import best_checkpoint
-from utils.checkpoint.start_weights import fetch
 from utils.config.finetune_options import FinetuneConfig
 
 
@@ -25,7 +25,7 @@ def checkpoint_to_score(cfg: FinetuneConfig) -> Path:
     if path is None and output_dir:
         path = best_checkpoint(output_dir)
     if path is None and cfg.start.finetune:
-        path = fetch(cfg.start.finetune)
+        path = fetch(cfg.start.finetune, "--finetune")
     if path is None:
         raise UserError(
             "nothing to score: set --resume or --finetune to a fine-tuned checkpoint, or "

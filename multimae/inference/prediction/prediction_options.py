@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, in groups, with their defaults."""
     default = PredictionOptions("", [], Path())
     parser.add_argument(
-        "model", metavar="MODEL", help="weight file, model folder or hub repository"
+        "model", metavar="MODEL", help="weight file, its URL, model folder or hub repository"
     )
     parser.add_argument("input", metavar="INPUT", nargs="+", help="images; see above")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")

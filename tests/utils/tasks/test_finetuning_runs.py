@@ -18,12 +18,12 @@ from torch import nn
 import run_finetuning_depth
 import run_finetuning_semseg
 from multimae.specs.errors import UserError
+from multimae.weights.downloads import fetch
 from tests.support.scenes import write_scenes
 from tests.utils.config.test_config_contract import SCRIPTS
 from tests.utils.tasks.test_finetuning_cls import arguments as cls_arguments
 from tests.utils.tasks.test_finetuning_depth import arguments as depth_arguments
 from tests.utils.tasks.test_finetuning_semseg import arguments, rows
-from utils.checkpoint.start_weights import fetch
 from utils.config.cls_options import ClsConfig
 from utils.config.depth_options import DepthConfig
 from utils.config.finetune_options import FinetuneLogOptions
@@ -159,7 +159,7 @@ def test_downloads_with_equal_names_are_separate(
         calls.append(url)
         path.write_text(url)
 
-    monkeypatch.setattr("utils.checkpoint.start_weights.download", answer)
+    monkeypatch.setattr("multimae.weights.downloads.download", answer)
     urls = [f"https://x.org/{place}/model.safetensors" for place in "ab"]
     assert [fetch(url).read_text() for url in [*urls, *urls]] == [*urls, *urls]
     assert calls == urls

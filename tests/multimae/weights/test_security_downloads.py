@@ -13,13 +13,16 @@ from urllib.response import addinfourl
 import pytest
 import torch
 
+from multimae import MultiMAE, cli
 from multimae.specs.errors import UserError
+from multimae.weights.downloads import fetch
+from multimae.weights.published import PUBLISHED
 from tests.project.test_security import SCRIPTS, error_of
 from tests.support.image_folders import message_of
-from utils.checkpoint.start_weights import fetch
 
 Answer = tuple[int, bytes, dict[str, str]]
 """Status, contents, headers."""
+REPO = Path(__file__).parents[3]
 CONTENT = b"weights"
 HASH = sha256(CONTENT).hexdigest()
 
@@ -106,3 +109,33 @@ def test_truncated_download_is_an_error(
     with pytest.raises(UserError, match="cannot be downloaded"):
         fetch(url)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_models_are_loaded_by_url(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = REPO / "weights/multimae-tiny_rooms.safetensors"
+    content = weights.read_bytes()
+    url = f"https://x.org/w-{sha256(content).hexdigest()[:8]}.safetensors"
+    web.answers = {url: (200, content, {})}
+    here, there = (MultiMAE.from_pretrained(place) for place in (weights, url))
+    assert torch.equal(there.global_tokens, here.global_tokens)
+    photo = REPO / "examples/rooms/rgb/kitchen/000038.jpg"
+    assert cli.main(["predict", url, str(photo), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/reconstruction/000038.png").is_file()
+    assert cli.main(["info", url]) == 0
+    assert f"{url}: pretrain_multimae_tiny" in capsys.readouterr().out
+    assert web.asked == [url]
+
+
+def test_published_weights_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--published"]) == 0
+    shown = capsys.readouterr().out
+    page = (REPO / "SETUP.md").read_text(encoding="utf-8")
+    for each in PUBLISHED:
+        assert f"  {each.url}\n  SHA-256 {each.digest}" in shown
+        assert f"| `{each.file}` |" in page and len(each.digest) == 8
+    assert page.count("| `") >= len(PUBLISHED) and "CC-BY-NC 4.0" in shown
+    with pytest.raises(SystemExit):
+        cli.main(["info"])
+    assert "--published" in capsys.readouterr().err
