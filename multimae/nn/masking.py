@@ -33,6 +33,11 @@ class TokenMasks:
     ids_restore: Tensor
     task_masks: dict[str, Tensor]
 
+    def to(self, device: torch.device) -> TokenMasks:
+        """Copy to ``device``."""
+        task_masks = {name: mask.to(device) for name, mask in self.task_masks.items()}
+        return TokenMasks(self.ids_keep.to(device), self.ids_restore.to(device), task_masks)
+
 
 class MaskNoise(NamedTuple):
     """Random numbers that determine the masks of a batch.

@@ -163,7 +163,7 @@ class _Scorer:
                 )
                 for name, part in layout.slices.items()
             }
-            return _to_device(masks_from_task_masks(masks, layout), self.device)
+            return masks_from_task_masks(masks, layout).to(self.device)
 
         return self._losses(subset, draw, masked=True)
 
@@ -205,11 +205,6 @@ def _draw_mask(tokens: int, visible: float, sample: int, modality: int) -> Tenso
     order = np.random.default_rng(seed).permutation(tokens)
     count = min(max(1, round(visible * tokens)), tokens - 1) if tokens > 1 else 1
     return torch.from_numpy(order >= count).long()
-
-
-def _to_device(masks: TokenMasks, device: torch.device) -> TokenMasks:
-    task_masks = {name: mask.to(device) for name, mask in masks.task_masks.items()}
-    return TokenMasks(masks.ids_keep.to(device), masks.ids_restore.to(device), task_masks)
 
 
 def _concat(values: Losses) -> dict[str, Tensor]:

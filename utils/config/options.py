@@ -325,6 +325,15 @@ class LogOptions:
         within="[1, inf)",
         on_resume="applied",
     )
+    peak_tflops: float | None = option(
+        None,
+        "Peak TFLOP/s of a device, for mfu; none: of a known GPU, no mfu on CPUs; 0: measure it",
+        within="[0, inf)",
+        on_resume="free",
+    )
+    profile: str = option(
+        "", "START:END: profile these steps (from 1), trace in --output_dir", on_resume="free"
+    )
     num_pictures: int = option(
         8, "Images in the picture grid; 0: none", within="[0, inf)", on_resume="free"
     )
@@ -334,6 +343,19 @@ class LogOptions:
     wandb_entity: str | None = option(None, "W&B user or team", on_resume="free")
     wandb_run_name: str | None = option(None, "W&B run name", on_resume="free")
     wandb_group: str = option("", "W&B group", on_resume="free")
+
+    @property
+    def profiled(self) -> range | None:
+        """Steps to profile, from 0; ``None``: none."""
+        first, _, last = self.profile.partition(":")
+        return range(int(first) - 1, int(last)) if self.profile else None
+
+    def problems(self) -> Iterator[str]:
+        """Steps to profile that are no range."""
+        parts = self.profile.split(":")
+        numbers = len(parts) == 2 and all(part.isdecimal() for part in parts)
+        if self.profile and not (numbers and 1 <= int(parts[0]) <= int(parts[1])):
+            yield f"profile: '{self.profile}' is not START:END, such as 20:22"
 
     @property
     def picture_freq(self) -> int:

@@ -136,6 +136,10 @@ class RunLogger:
             f"loss {values['loss']:.4f}, {_three_digits(values['images_per_s'])} img/s, "
             f"data wait {values['data_wait']:.0%}"
         )
+        if "grad_norm" in values:
+            short += f", grad norm {values['grad_norm']:.3g}"
+        if "mfu" in values:
+            short += f", MFU {values['mfu']:.1%}, {values['memory_peak_gb']:.1f} GB"
         if self._bar is not None:
             self._bar.set_postfix_str(short, refresh=False)
         else:

@@ -69,6 +69,11 @@ class RunPaths:
         return self.root / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """Folder of ``--profile``."""
+        return self.root / "profile"
+
+    @property
     def wandb_id(self) -> Path:
         """Id of the W&B run."""
         return self.root / "wandb-id.txt"
@@ -104,7 +109,7 @@ class RunPaths:
         """Files and folders of an earlier run."""
         named = (
             *(self.config, self.log, self.weights_report, self.model, self.nonfinite),
-            *(self.pictures, self.tensorboard, self.wandb_id, self.checkpoints),
+            *(self.pictures, self.tensorboard, self.profile, self.wandb_id, self.checkpoints),
         )
         tables = self.root.glob(self.class_table("*").name)
         return [path for path in (*named, *sorted(tables)) if path.exists()]

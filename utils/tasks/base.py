@@ -65,6 +65,10 @@ class Task(nn.Module, ABC):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Losses of a batch: sums over counted samples or values, over ``position.counts``."""
 
+    def draw_masks(self, batch: Batch, position: StepPosition) -> TokenMasks | None:
+        """Masks of a batch; ``None`` in tasks without masks."""
+        return None
+
     def plan(self, batch: Batch, position: StepPosition) -> StepPosition:
         """Add the masks of a batch, in tasks with masks, and what its losses count."""
         return position._replace(counts=self.count(batch, position))

@@ -114,25 +114,17 @@ class ClassificationTask(FinetuneTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Loss of the augmented batch; Mixup works within the batch."""
         labels = self.targets(batch)
-        x: dict[str, Tensor] | None = None
-        soft: Tensor | None = None
+        x, soft = None, None
         if self.reprob > 0 or self.mixup is not None:  # drawn on the host: not part of a graph
             x = self.prepare(batch)
             if self.reprob > 0:
-                x = {
-                    m.name: self._erase(x[m.name]) if m.is_photo else x[m.name] for m in self.inputs
-                }
+                x |= {m.name: self._erase(x[m.name]) for m in self.inputs if m.is_photo}
             if self.mixup is not None:
                 x, soft = mix(self.mixup, x, labels, self.inputs)
         return StepOutput(self._losses(batch.tensors(), x, labels, soft, position.counts), {})
 
     def _losses(
-        self,
-        batch: Batch,
-        x: dict[str, Tensor] | None,
-        labels: Tensor,
-        soft: Tensor | None,
-        counts: Tensor | None,
+        self, batch: Batch, x: Any, labels: Tensor, soft: Tensor | None, counts: Tensor | None
     ) -> Tensor:
         """Loss of a batch, or of its augmented inputs ``x``."""
         outputs = self.predict(self.prepare(batch) if x is None else x)[HEAD].float()

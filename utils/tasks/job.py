@@ -32,6 +32,7 @@ from utils.training.stepper import Precision, Stepper
 
 if TYPE_CHECKING:
     from utils.checkpoint.start_weights import StartWeights
+    from utils.logs.monitor import RunMonitor
 
 TaskT = TypeVar("TaskT", bound=Task)
 
@@ -122,12 +123,11 @@ def train(
     steps, accum_steps = plan.steps_per_epoch, plan.accum_steps
     checkpoint = find_checkpoint(cfg.checkpoint, world, info)
     report = _load_start(job, task, train_set, info) if checkpoint is None else ""
-    state = _initial_state(job, task, precision, train_set, plan.global_batch)
+    monitor = _monitor(job, task, precision, paths, info)
+    state = _initial_state(job, task, precision, train_set, plan)
     for line in _describe_run(job, plan, train_set):
         info(line)
-    if checkpoint is None:
-        state.start_at(cfg.runtime.start_epoch, steps)
-    else:
+    if checkpoint is not None:
         from utils.checkpoint.resume import resume
 
         resume(state, checkpoint, cfg, world, info)
@@ -151,11 +151,23 @@ def train(
         bad_samples=bad_samples,
         rolls_back=cfg.runtime.on_nonfinite == "rollback",
         goal=job.goal,
+        monitor=monitor,
     )
     resumed = paths is not None and paths.has_checkpoint(checkpoint)
     record_start(paths, cfg, world, info, resumed=resumed, report=report)
     fit(run)
     return state
+
+
+def _monitor(
+    job: Job[TaskT], task: TaskT, precision: Precision, paths: RunPaths | None, info: Info
+) -> RunMonitor | None:
+    log = job.cfg.log
+    if job.world.device.type != "cuda" and log.peak_tflops is None and not log.profile:
+        return None
+    from utils.logs.monitor import RunMonitor
+
+    return RunMonitor(log, task, job.world, precision.dtype, paths, info)
 
 
 def _describe_run(job: Job[TaskT], plan: RunPlan, train_set: MultiModalDataset) -> Iterator[str]:
@@ -189,7 +201,7 @@ def _initial_state(
     task: TaskT,
     precision: Precision,
     train_set: MultiModalDataset,
-    global_batch: int,
+    plan: RunPlan,
 ) -> TrainState:
     """State before the first step; shards the model with ``--parallel fsdp``."""
     ema, full_model_builder, compiled = job.average(task), None, {}
@@ -204,12 +216,12 @@ def _initial_state(
 
         averages = [ema.module] if ema else []
         full_model_builder = shard(task, averages, job.world, precision.dtype, compiled)
-    return TrainState(
+    state = TrainState(
         task,
         job.optimizer(task),
         precision.scaler(),
         ema=ema,
-        global_batch=global_batch,
+        global_batch=plan.global_batch,
         config=to_flat_dict(job.cfg),
         identity={
             "samples": train_set.fingerprint(),
@@ -218,6 +230,8 @@ def _initial_state(
         },
         full_model_builder=full_model_builder,
     )
+    state.start_at(job.cfg.runtime.start_epoch, plan.steps_per_epoch)
+    return state
 
 
 def save_weights(state: TrainState, paths: RunPaths, world: World) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -24,6 +25,9 @@ from utils.training.nonfinite import GRAD_NORM, MIN_LOSS_SCALE, NonFinite
 from utils.training.schedule import RunPlan
 from utils.training.state import Goal, TrainState
 from utils.training.stepper import Stepper
+
+if TYPE_CHECKING:  # off by default
+    from utils.logs.monitor import RunMonitor
 
 
 @dataclass
@@ -43,6 +47,7 @@ class TrainingRun:
     bad_samples: BadSamples
     rolls_back: bool = False
     goal: Goal | None = None
+    monitor: RunMonitor | None = None
     clock: StepClock = field(default_factory=StepClock)
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -87,6 +92,8 @@ def fit(run: TrainingRun) -> None:
                     saver.save(state, at_epoch_end=False)
             else:
                 _finish_epoch(run)
+        if run.monitor is not None:
+            run.monitor.close()
         saver.finish()
         run.nonfinite.check_end(state.step, state.skipped)
         if saver.active:
@@ -118,6 +125,8 @@ def _begin(run: TrainingRun) -> None:
 def _update(run: TrainingRun, micro: Sequence[Batch]) -> None:
     """Forward, backward, optimizer step."""
     state = run.state
+    if run.monitor is not None:
+        run.monitor.begin(state.step, micro[0])
     run.nonfinite.watch(state.step, [name for batch in micro for name in batch.names])
     update = run.stepper.step(state, micro)
     if update.bad:
@@ -125,12 +134,16 @@ def _update(run: TrainingRun, micro: Sequence[Batch]) -> None:
         run.nonfinite.record_skipped_step(state.step)
     else:
         state.window.add(state.step, update.logs, update.counted)
+    if run.monitor is not None:
+        run.monitor.end(state.step)
 
 
 def _log(run: TrainingRun, lr: float) -> None:
     state = run.state
     if values := state.window.read(run.stepper.world):
         values = {**values, "lr": lr, **run.clock.read()}
+        if run.monitor is not None:
+            values |= run.monitor.read(values["images_per_s"])
         run.logger.train(state.step, state.step / run.plan.steps_per_epoch, values)
         run.clock.reset()
 
