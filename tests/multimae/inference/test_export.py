@@ -25,6 +25,7 @@ from multimae.nn.tokens import sincos_2d
 from multimae.specs.heads import HeadOptions, HeadSpec, LinearOptions
 from multimae.specs.modalities import select
 from multimae.specs.registry import DecoderOptions
+from multimae.weights.pretrained import save_model
 from tests.support.golden import assert_close
 from tools import export_onnx as command
 
@@ -106,6 +107,25 @@ def test_exported_heads_match_the_model(finetuned: MultiMAE, tmp_path: Path) -> 
     size = ["batch", 3, "16*rows", "16*columns"]
     assert shapes(path)["rgb"] == shapes(path)["predicted_rgb"] == size
     assert [p.name for p in tmp_path.iterdir()] == ["heads.onnx"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("learned", [False, True])
+def test_models_of_images_that_are_not_square(learned: bool, tmp_path: Path) -> None:
+    spec = ModelSpec(
+        "multivit_nano", (RGB, DEPTH), image_size=(48, 96), heads=HEADS, learnable_pos_emb=learned
+    )
+    model = randomized(MultiViT.from_spec(spec))
+    save_model(model.state_dict(), spec, tmp_path / "model.safetensors")
+    path = tmp_path / "heads.onnx"
+    assert command.main([str(tmp_path / "model.safetensors"), str(path)]) == 0
+    heads = {f"predicted_{head.name}" for head in HEADS}
+    # The size of the position tables, that of the transposed image, and others.
+    assert_equal_to_torch(model, path, heads, ((2, 3, 6), (1, 6, 3), (3, 5, 2)))
+    program = export_program(model, "encoder").module()
+    x = {k: v for k, v in images(2, 48, 96).items() if k != "semseg"}
+    with torch.no_grad():
+        assert_close(program(x)["tokens"], make_export_spec(model, "encoder").module(x)["tokens"])
 
 
 @pytest.mark.long
