@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 DIGEST_BYTES = 16
 TEMPORARY_SUFFIX = ".tmp"
@@ -98,13 +98,17 @@ def write_hashed(
     return written()
 
 
-def checksum(path: Path) -> Written:
+def checksum(path: Path, hashed: Any = None) -> Written:
     """Compute size and checksum of a file.
+
+    Args:
+        path: The file.
+        hashed: New object of :mod:`hashlib` to use instead of blake2b.
 
     Raises:
         OSError: The file cannot be read.
     """
-    hashed, size = blake2b(digest_size=DIGEST_BYTES), 0
+    hashed, size = hashed or blake2b(digest_size=DIGEST_BYTES), 0
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             hashed.update(chunk)

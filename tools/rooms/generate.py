@@ -6,10 +6,12 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
 
+from multimae.weights.atomic import checksum
 from tools.common.staging import remove_staging
 from tools.rooms.furniture.sh3f import ModelLibrary, load_library
 from tools.rooms.rendering.tracer import require_tracer
@@ -17,7 +19,6 @@ from tools.rooms.sample import SPLITS, render_room
 from tools.rooms.sample_files import (
     Settings,
     claim_folder,
-    file_digest,
     is_complete,
     write_index,
     write_sample,
@@ -100,7 +101,7 @@ def make_rooms(job: Job, progress: bool = True) -> int:
         # Read once here so that a bad archive is reported before anything is written.
         load_library(list(job.furniture))
     settings = Settings(
-        job.size, job.seed, job.layout, tuple(file_digest(p) for p in job.furniture)
+        job.size, job.seed, job.layout, tuple(checksum(p, sha256()).digest for p in job.furniture)
     )
     claim_folder(job.out, settings)
     remove_staging(job.out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -56,19 +55,6 @@ class Settings:
     layout: str
     furniture: tuple[str, ...] = ()
     version: int = VERSION
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def claim_folder(out: Path, settings: Settings) -> None:

@@ -74,6 +74,10 @@ class HeadOutput(ABC):
     def write(self, sample: str, prediction: Outcome, photo: Picture | None) -> None:
         """Write the files of a sample; ``photo`` is needed for overlays."""
 
+    def count_clipped(self, prediction: Outcome) -> int:
+        """Number of values that the file of a prediction cannot hold."""
+        return 0
+
     def finish(self, samples: Sequence[str]) -> None:
         """Write what concerns all samples, in their order."""
         return
@@ -253,7 +257,6 @@ class ValueOutput(HeadOutput):
         """
         super().__init__(out, name, overlay=overlay)
         self.kind, self.levels, self.channels, self.unit = kind, levels, channels, unit
-        self.clipped = 0
         wide = levels.top > 255
         if kind == "png" and (channels > 3 or (wide and channels > 1)):
             raise UserError(
@@ -311,13 +314,23 @@ class ValueOutput(HeadOutput):
         np.save(stream, values)
         return stream.getvalue()
 
+    def count_clipped(self, prediction: Outcome) -> int:
+        """See the base class."""
+        assert isinstance(prediction, ValuePrediction)
+        if self.kind != "png":
+            return 0
+        return int((self._levels(prediction.values) > self.levels.top).sum())
+
+    def _levels(self, values: Array) -> Array:
+        """Levels before clipping; 0 without a value."""
+        known = np.where(np.isfinite(values), values, 0).astype(np.float64)
+        return np.rint(known * self.levels.scale)
+
     def _stored(self, values: Array) -> Array:
         """Levels of a PNG."""
-        scale, top = self.levels.scale, self.levels.top
+        top = self.levels.top
+        levels = np.clip(self._levels(values), self.levels.lowest, top)
         known = np.isfinite(values)
-        levels = np.rint(np.where(known, values, 0).astype(np.float64) * scale)
-        self.clipped += int((levels > top).sum())
-        levels = np.clip(levels, self.levels.lowest, top)
         levels = np.where(known, levels, 0).astype(np.uint8 if top <= 255 else np.uint16)
         if levels.ndim == 3 and levels.shape[2] == 2:
             levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=2)

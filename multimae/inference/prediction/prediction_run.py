@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -75,6 +75,7 @@ class _Run:
         if options.truth is not None:
             self.truth = self._open_truth(options.truth)
         self.bad = [*self.samples.bad]
+        self.clipped = Counter[str]()  # values that files cannot hold, by head
 
     def _check(self) -> None:
         """Refuse what the model cannot do."""
@@ -258,7 +259,7 @@ def run(options: PredictionOptions) -> int:
             raise RunError(
                 f"{options.out} cannot be written ({err}). The same command continues."
             ) from err
-    return _summary(job, outputs, len(pending), kept)
+    return _summary(job, len(pending), kept)
 
 
 def _predict(
@@ -285,6 +286,7 @@ def _predict(
                     if index in pending:
                         writers.submit(names[index], sample, photo)
                 progress.update(len(group.indices))
+    job.clipped += writers.clipped
 
 
 def _predict_tiles(
@@ -309,6 +311,7 @@ def _predict_tiles(
                 report_bad(*job.bad[-1])
                 progress.set_postfix(bad=len(job.bad))
             progress.update()
+    job.clipped += run.clipped
 
 
 def _batches(
@@ -351,7 +354,8 @@ class _Writers:
     def __init__(self, outputs: Mapping[str, HeadOutput], threads: int) -> None:
         self._outputs, self._limit = outputs, 4 * threads
         self._pool = ThreadPoolExecutor(threads)
-        self._running: deque[Future[None]] = deque()
+        self._running: deque[Future[Counter[str]]] = deque()
+        self.clipped = Counter[str]()
 
     def __enter__(self) -> _Writers:
         return self
@@ -359,7 +363,7 @@ class _Writers:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             while self._running and kind is None:
-                self._running.popleft().result()
+                self._finish_oldest()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -367,11 +371,20 @@ class _Writers:
         """Write a sample; waits for the oldest if too many are open."""
         self._running.append(self._pool.submit(self._write, name, predictions, photo))
         while len(self._running) > self._limit:
-            self._running.popleft().result()
+            self._finish_oldest()
 
-    def _write(self, name: str, predictions: Mapping[str, Outcome], photo: Picture | None) -> None:
+    def _finish_oldest(self) -> None:
+        self.clipped += self._running.popleft().result()
+
+    def _write(
+        self, name: str, predictions: Mapping[str, Outcome], photo: Picture | None
+    ) -> Counter[str]:
+        """Write a sample; count the values by head that its files cannot hold."""
+        clipped = Counter[str]()
         for head, prediction in predictions.items():
             self._outputs[head].write(name, prediction, photo)
+            clipped[head] = self._outputs[head].count_clipped(prediction)
+        return clipped
 
 
 def _load(location: str) -> MultiMAE:
@@ -461,18 +474,17 @@ def _claim(
         raise UserError(f"--out {options.out} cannot be written ({err}).") from err
 
 
-def _summary(job: _Run, outputs: Mapping[str, HeadOutput], pending: int, kept: int) -> int:
+def _summary(job: _Run, pending: int, kept: int) -> int:
     unusable = len({name for name, _ in job.bad})
     written = pending - len({name for name, p in job.bad if not p.startswith("not scored")})
     text = f"{written} images predicted into {job.options.out}"
     text += f", {kept} kept from before" if kept else ""
     print(text + (f", {unusable} bad" if unusable else ""))
-    for output in outputs.values():
-        clipped = output.clipped if isinstance(output, ValueOutput) else 0
+    for name, clipped in job.clipped.items():
         if clipped:
             print(
-                f"warning: {output.name}: {clipped} values exceed what PNG holds and were clipped: "
-                "use --format tiff or npy"
+                f"warning: {name}: {clipped} values exceed what PNG holds and were clipped: use "
+                "--format tiff or npy"
             )
     if job.truth is not None:
         metrics = job.truth.scores.compute()

@@ -5,9 +5,10 @@ Memory does not grow with the height of the images, except those that must be de
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class TiledRun:
         masks: Maps of valid pixels of the inputs.
         device: Of the scores.
         confidence: Compute the confidence of labels.
+        clipped: Values that files cannot hold, by head.
     """
 
     samples: Samples
@@ -56,6 +58,7 @@ class TiledRun:
     masks: Masks | None
     device: torch.device
     confidence: bool
+    clipped: Counter[str] = field(default_factory=Counter)
 
     def run(self, todo: Sequence[int], pending: set[int]) -> Iterator[tuple[int, str]]:
         """Predict the samples ``todo`` and write those that are ``pending``.
@@ -91,6 +94,7 @@ class TiledRun:
                         for head, prediction in band.items():
                             if head in files:
                                 files[head].write(prediction)
+                                self.clipped[head] += self.outputs[head].count_clipped(prediction)
                         bar.update(next(iter(band.values())).view.height)
             if scores is not None:
                 scores.finish()

@@ -245,6 +245,23 @@ def test_values_in_three_formats(tmp_path: Path) -> None:
     assert np.array_equal(found["png"][:, 8:40], np.rint(depth).clip(1, 65535))
 
 
+@pytest.mark.parametrize("more", [(), ("--tile", 32)])
+def test_values_that_a_png_cannot_hold_are_counted(
+    more: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = replace(DEPTH, name="target_depth", normalization="mean_std", mean=(1.0,), std=(0.02,))
+    head = HeadSpec("depth", target, 1, HeadOptions("dpt", ("rgb",)), "mm")
+    model = model_file(tmp_path / "m.safetensors", head, resize_mode="crop")
+    root = photos(tmp_path / "photos", *(f"{i}.png" for i in range(12)))
+    assert predict(model, root, tmp_path / "exact", "--format", "npy", *more) == 0
+    assert "clipped" not in capsys.readouterr().out
+    made = np.stack([np.load(p) for p in (tmp_path / "exact/depth").iterdir()])
+    expected = (np.rint(1000 * made.astype(np.float64)) > 65535).sum()
+    assert 0 < expected < made.size
+    assert predict(model, root, tmp_path / "png", "--num_workers", 8, *more) == 0
+    assert f"depth: {expected} values" in capsys.readouterr().out
+
+
 def test_tables_of_classes(tmp_path: Path) -> None:
     head = HeadSpec("cls", labels(3, "x", "y, z", "w"), 3, LinearOptions())
     model = model_file(tmp_path / "m.safetensors", head, resize_mode="crop")
