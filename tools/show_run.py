@@ -45,7 +45,7 @@ def report(output_dir: Path, log: Sequence[Row]) -> Iterator[str]:
     yield f"{output_dir}: {count}"
     if goal is not None and best is not None:
         score = with_unit(value_of(rows[best], goal), goal)
-        yield f"best {goal.title}: {score} after epoch {rows[best]['epoch']:g}"
+        yield f"best {goal.title}: {score} after epoch {rows[best]['epoch']:.4g}"
     if rows:
         shown = sorted({*spread_indices(len(rows), MAX_ROWS), *([] if best is None else [best])})
         some = "" if len(shown) == len(rows) else f" ({len(shown)} of {len(rows)})"
@@ -54,7 +54,7 @@ def report(output_dir: Path, log: Sequence[Row]) -> Iterator[str]:
         yield from _parts(rows, shown, metrics)
     for test in tests[-1:]:
         found = metrics_of(test)
-        yield f"\ntest after epoch {test['epoch']:g}"
+        yield f"\ntest after epoch {test['epoch']:.4g}"
         yield from aligned(columns_of([test], [m for m in found if not m.part], set()))
         yield from part_lines(test, found)
 
@@ -77,7 +77,7 @@ def _parts(rows: Sequence[Row], shown: Sequence[int], metrics: Sequence[Metric])
     """Tables by modality or task: of the last evaluation, and of the gains over time."""
     last = rows[-1]
     if any(m.part for m in metrics):
-        yield f"\nafter epoch {last['epoch']:g}"
+        yield f"\nafter epoch {last['epoch']:.4g}"
         yield from part_lines(last, metrics)
     gains = [m for m in metrics if m.part and m.key.startswith("gain/")]
     if gains and len(shown) > 1:
@@ -90,7 +90,7 @@ def _parts(rows: Sequence[Row], shown: Sequence[int], metrics: Sequence[Metric])
 def _when(rows: Sequence[Row]) -> list[list[str]]:
     """Columns of epoch and step."""
     return [
-        ["epoch", *(f"{row['epoch']:g}" for row in rows)],
+        ["epoch", *(f"{row['epoch']:.4g}" for row in rows)],
         ["step", *(f"{row['step']:,}" for row in rows)],
     ]
 

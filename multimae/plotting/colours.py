@@ -10,6 +10,7 @@ Picture = npt.NDArray[np.uint8]
 
 VOID_GREY = (52, 52, 58)
 MASK_GREY = (222, 224, 228)
+PADDING_GREY = MASK_GREY
 
 # Every 16th colour of "inferno" (Smith and van der Walt, CC0), which is uniform in lightness.
 _INFERNO = """

@@ -95,10 +95,12 @@ def _legend(
     count: int,
     geometry: tuple[int, int, int],
 ) -> Image.Image | None:
-    """Legend or colour scale of a modality; ``None`` for colour images."""
+    """Legend of true and predicted classes, or colour scale; ``None`` for colour images."""
     if m.is_labels:
-        ids = truth.get(m.data_name, preds[m.name].argmax(dim=1))[:count]
-        return draw_legend(m, ids.cpu().numpy(), *geometry)
+        known = [truth[m.data_name]] if m.data_name in truth else []
+        maps = [*known, preds[m.name].argmax(dim=1)]
+        ids = np.concatenate([ids[:count].cpu().numpy().ravel() for ids in maps])
+        return draw_legend(m, ids, *geometry)
     return draw_scale(m, *geometry) if m.plot == "scalar" else None
 
 

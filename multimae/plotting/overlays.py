@@ -18,6 +18,7 @@ from multimae.plotting.drawing import (
     GUTTER,
     INK,
     MARGIN,
+    MIN_CELL,
     WHITE,
     draw_legend,
     font,
@@ -33,6 +34,8 @@ _BAR_COLOUR = (46, 98, 178)
 _TRACK = (232, 234, 238)
 _MIN_WIDTH = 480
 _MIN_SHARE = 0.001  # of the pixels, of a class in a legend
+_NAME = 13  # font size of names in a picture
+NO_CLASS = -1
 
 
 def backdrop(pixels: Pixels, modality: Modality) -> Picture:
@@ -75,6 +78,47 @@ def blend_labels(
     blended[edge] = 0.25 * blended[edge] + 0.75 * 255
     picture: Picture = blended.clip(0, 255).astype(np.uint8)
     return picture
+
+
+def named_overlay(
+    photo: Picture, ids: npt.NDArray[np.integer], target: Modality, first_colour: int = 1
+) -> Picture:
+    """Classes over a photo, outlined, with the names of those that are large enough.
+
+    Arguments are those of :func:`label_overlay`. Small photos are enlarged so that names can be
+    read, to a side of at least :data:`multimae.plotting.drawing.MIN_CELL`.
+    """
+    scale = max(1, -(-MIN_CELL // max(photo.shape[:2])))
+    large = photo.repeat(scale, axis=0).repeat(scale, axis=1)
+    blended = blend_labels(large, ids, target, first_colour)
+    image = Image.fromarray(blended)
+    draw, face = ImageDraw.Draw(image), font(_NAME)
+    height, width = blended.shape[:2]
+    for value in np.unique(ids[ids >= 0]).tolist():
+        name = target.class_names[value] if target.class_names else str(value)
+        y, x, depth = _deepest(ids == value)
+        y, x = (y + 0.5) * height / ids.shape[0], (x + 0.5) * width / ids.shape[1]
+        half = face.getlength(name) / 2 + 2
+        if depth * height / ids.shape[0] >= _NAME and 2 * half <= width:
+            at = (float(np.clip(x, half, width - half)), y)
+            draw.text(at, name, WHITE, face, anchor="mm", stroke_width=2, stroke_fill=INK)
+    return np.array(image)
+
+
+def _deepest(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Row and column of the pixel farthest from the outside of a mask, and its distance."""
+    inside, depth = np.pad(mask, 1), 0
+    while True:
+        rows, columns = np.nonzero(inside)
+        eroded = inside.copy()
+        for axis in (0, 1):
+            for shift in (-1, 1):
+                eroded &= np.roll(inside, shift, axis)
+        depth += 1
+        if not eroded.any():
+            middle = len(rows) // 2
+            return int(rows[middle]) - 1, int(columns[middle]) - 1, depth
+        inside = eroded
 
 
 def label_overlay(

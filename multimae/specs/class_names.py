@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multimae.specs.coercion import did_you_mean
+
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(" ".join(text.split()).split(", "))
@@ -55,11 +57,30 @@ COCO_CLASSES: tuple[str, ...] = _names("""
 _WITHOUT_VOID = {
     "nyu": NYU40_CLASSES[1:],
     "nyuv2": NYU40_CLASSES[1:],
+    "nyu40": NYU40_CLASSES[1:],
     "hypersim": NYU40_CLASSES[1:],
     "ade": ADE20K_CLASSES,
     "ade20k": ADE20K_CLASSES,
     "coco": COCO_CLASSES,
 }
+
+
+def names_of_set(dataset: str, num_classes: int) -> tuple[str, ...]:
+    """Names by class id of a published data set, with "void" first if there is one class more.
+
+    Raises:
+        ValueError: An unknown data set, or another number of classes.
+    """
+    names = _WITHOUT_VOID.get(dataset.lower())
+    if names is None:
+        near = did_you_mean(dataset.lower(), _WITHOUT_VOID)
+        raise ValueError(f"no published label set '{dataset}'{near} ({', '.join(_WITHOUT_VOID)})")
+    if num_classes not in (len(names), len(names) + 1):
+        raise ValueError(
+            f"{dataset} has {len(names)} classes, {len(names) + 1} with void; num_classes is "
+            f"{num_classes}"
+        )
+    return names if num_classes == len(names) else ("void", *names)
 
 
 def published_class_names(dataset: str | None, num_classes: int) -> tuple[str, ...]:

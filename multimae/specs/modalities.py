@@ -308,14 +308,14 @@ def make_table(
         if not isinstance(values, Mapping):
             problems.append(f"modality '{name}': expected a mapping of fields, got {values!r}")
             continue
-        fields, bad = _coerce_fields(name, values)
+        old = table.get(name)
+        fields, bad = _coerce_fields(name, values, old.num_classes if old else 0)
         if fields.get("storage") == "float":
             fields.setdefault("max_value", 1.0)
         problems += bad
         if bad:
             continue
         try:
-            old = table.get(name)
             table[name] = (
                 dataclasses.replace(old, **fields) if old else Modality(name=name, **fields)
             )
@@ -367,8 +367,13 @@ def changed_fields(modality: Modality) -> dict[str, Any]:
     }
 
 
-def _coerce_fields(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Check field names and convert YAML values to the fields' types."""
+def _coerce_fields(
+    name: str, values: Mapping[str, Any], num_classes: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Check field names and convert YAML values to the fields' types.
+
+    ``num_classes`` is that of the modality that they change.
+    """
     fields: dict[str, Any] = {}
     problems: list[str] = []
     known = [f for f in _HINTS if f != "name"]
@@ -383,6 +388,10 @@ def _coerce_fields(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any]
                 from multimae.specs.label_map import parse_label_map
 
                 value = parse_label_map(value)
+            if key == "class_names" and isinstance(value, str):
+                from multimae.specs.class_names import names_of_set
+
+                value = names_of_set(value, values.get("num_classes", num_classes))
             fields[key] = coerce(value, _HINTS[key])
         except ValueError as err:
             problems.append(f"modality '{name}': {key}: {err}")

@@ -29,7 +29,7 @@ def summary_lines(
 
         row = _row_of(paths, goal.metric, best)
         metric = next(m for m in metrics_of([*row, goal.metric]) if m.key == goal.metric)
-        when = f" after epoch {row['epoch']:g}" if row else ""
+        when = f" after epoch {row['epoch']:.4g}" if row else ""
         yield f"best {metric.title}: {with_unit(best * metric.scale, metric)}{when}"
     yield from file_lines(paths, pretrained=pretrained)
 
@@ -46,7 +46,7 @@ def file_lines(paths: RunPaths, *, pretrained: bool) -> Iterator[str]:
     if found and pretrained:
         yield f"next: python run_finetuning_semseg.py --finetune {found[-1]} (or _cls, _depth, ...)"
     elif found:
-        yield f"next: multimae predict {found[0]} PHOTOS --out predicted --overlay"
+        yield f"next: multimae predict {found[0]} DATA --out predicted --overlay"
 
 
 def _row_of(paths: RunPaths, key: str, value: float) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from multimae.inference.truth import (
     with_no_data,
 )
 from multimae.multimae import MultiViT
-from multimae.plotting.colours import Picture
+from multimae.plotting.colours import PADDING_GREY, Picture
+from multimae.plotting.overlays import NO_CLASS, named_overlay, nearest
 from multimae.plotting.pictures import to_picture, with_void
 from multimae.plotting.predictions import prediction_grid
 from multimae.specs.class_names import published_class_names
@@ -213,17 +214,26 @@ class SegmentationPictures(PredictionPictures[SegmentationTask]):
     def draw(
         self, batch: Batch, inputs: Mapping[str, list[Picture]], outputs: Mapping[str, Tensor]
     ) -> Image.Image:
-        """Compose the grid, with a legend of its classes."""
-        labels, _ = self.task.labels(batch)
+        """Compose the grid, with a legend of its classes; padding is grey in every column."""
+        labels, padding = (x.cpu() for x in self.task.labels(batch))
         target = with_void(self.task.target)
-        pred = outputs[HEAD][:, : self.task.target.num_classes].argmax(dim=1) + 1
+        pred = outputs[HEAD][:, : self.task.target.num_classes].argmax(dim=1).cpu() + 1
         truth = torch.where(labels == IGNORE, 0, labels + 1)
         columns = {
             **inputs,
             "prediction": [to_picture(ids, target) for ids in pred],
             "truth": [to_picture(ids, target) for ids in truth],
         }
-        ids = torch.cat([pred.flatten(), truth.flatten()]).cpu().numpy()
+        photo = next((inputs[m.name] for m in self.task.inputs if m.is_photo), None)
+        if photo is not None:
+            shown = (pred - 1).masked_fill(padding, NO_CLASS).numpy()
+            columns["over photo"] = [
+                named_overlay(*both, self.task.target) for both in zip(photo, shown, strict=True)
+            ]
+        for pictures in columns.values():
+            for picture, outside in zip(pictures, padding.numpy(), strict=True):
+                picture[nearest(outside, picture.shape[:2])] = PADDING_GREY
+        ids = torch.cat([pred[~padding], truth[~padding]]).numpy()
         return prediction_grid(columns, captions=batch.names, legend=target, ids=ids)
 
 

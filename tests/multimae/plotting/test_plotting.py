@@ -1,14 +1,19 @@
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from multimae.plotting.colours import MASK_GREY, VOID_GREY, label_palette, scalar_colours
+from multimae.plotting.drawing import draw_legend
 from multimae.plotting.grids import reconstruction_grid
+from multimae.plotting.overlays import NO_CLASS, blend_labels, named_overlay
 from multimae.plotting.pictures import to_picture, unnormalize_patches
 from multimae.specs.modalities import IMAGENET_MEAN, IMAGENET_STD, Modality, make_table
 
@@ -41,6 +46,41 @@ def to_model_space(rgb: Tensor) -> Tensor:
 # --- colours
 
 
+def test_legends_hold_true_and_predicted_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[list[int]] = []
+
+    def note(m: Modality, ids: npt.NDArray[np.integer], *geometry: int) -> Image.Image:
+        listed.append(np.unique(ids).tolist())
+        return draw_legend(m, ids, *geometry)
+
+    monkeypatch.setattr("multimae.plotting.grids.draw_legend", note)
+    m = replace(TABLE["parts"], name="labels", num_classes=6)
+    truth = torch.full((3, 16, 16), 2)
+    truth[2] = 5  # not shown
+    pred = torch.zeros(3, 6, 16, 16)
+    pred[:, 4] = 1.0
+    for known, classes in ((truth, [2, 4]), (None, [4])):
+        shown = {} if known is None else {"labels": known}
+        reconstruction_grid(shown, {"labels": pred}, {}, [m], 16, max_rows=2)
+        assert listed[-1] == classes
+
+
+def test_names_are_written_where_there_is_room() -> None:
+    names = ("wide", "thin")
+    m = replace(TABLE["parts"], num_classes=2, class_names=names)
+    photo = np.full((32, 32, 3), 128, np.uint8)
+    ids = np.zeros((32, 32), np.int64)
+    ids[:, 31] = 1
+    large = named_overlay(photo, ids, m)
+    assert large.shape == (224, 224, 3)
+    plain = blend_labels(photo.repeat(7, 0).repeat(7, 1), ids, m)
+    rows, columns = np.nonzero((large != plain).any(axis=2))
+    assert 80 < rows.mean() < 144 and 80 < columns.mean() < 144  # "wide", in the middle
+    assert len(rows) and columns.max() < 217
+    ids[:] = NO_CLASS
+    assert np.array_equal(named_overlay(photo, ids, m), blend_labels(large * 0 + 128, ids, m))
+
+
 def test_scalar_colours_get_lighter_and_clip() -> None:
     picture = scalar_colours(np.linspace(-1.0, 2.0, 301)[None], 0.0, 1.0)
     assert picture.shape == (1, 301, 3) and picture.dtype == np.uint8
@@ -69,6 +109,10 @@ def test_palette_is_stable_and_distinct() -> None:
     # A class keeps its colour between versions and machines, so that pictures compare.
     assert hashlib.sha256(label_palette(256).tobytes()).hexdigest() == (
         "a84d3734b6ab1d352760841892bb1a75c998a6f9bec6ffbcac75f3924c3f0f2d"
+    )
+    ramp = scalar_colours(np.linspace(-0.25, 1.25, 611)[None], 0.0, 1.0)
+    assert hashlib.sha256(ramp.tobytes()).hexdigest() == (
+        "f8332a31f45030cfcf1fb5fd6deb144dba8182d7b62d4296f68fa6ff292e3c79"
     )
 
 

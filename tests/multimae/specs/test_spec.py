@@ -88,6 +88,20 @@ def test_weights_of_a_run_load_and_export(
     assert "error: " in capsys.readouterr().err
 
 
+def test_a_spec_may_name_a_published_label_set() -> None:
+    def names(dataset: str, **fields: object) -> tuple[str, ...]:
+        return make_table({"semseg": {"class_names": dataset, **fields}})["semseg"].class_names
+
+    assert names("coco")[:2] == ("person", "bicycle")  # 133 classes, as the default modality
+    assert names("ade20k", num_classes=150)[0] == "wall"
+    assert names("NYU40", num_classes=41)[:2] == ("void", "wall")
+    assert names("nyu40", num_classes=40)[0] == "wall"
+    with pytest.raises(ValueError, match="'ade2k'; did you mean ade20k?"):
+        names("ade2k", num_classes=150)
+    with pytest.raises(ValueError, match="coco has 133 classes.*num_classes is 41"):
+        names("coco", num_classes=41)
+
+
 def test_names_of_published_data_sets_are_built_in() -> None:
     from multimae.specs.class_names import published_class_names
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ import torch
 
 import run_finetuning_semseg
 import run_pretraining_multimae
+from multimae.plotting.colours import PADDING_GREY, Picture, label_palette
+from multimae.specs.modalities import make_table
 from multimae.weights.files import read_checkpoint
 from tests.support.image_folders import message_of, save
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
@@ -20,7 +25,7 @@ from utils.config.semseg_options import SemsegConfig
 from utils.data.dense_transforms import INSIDE, SegEvalTransform, SegTrainTransform
 from utils.data.sets.label_maps import SegmentationDataset
 from utils.logs.lock import RunLock
-from utils.tasks.segmentation import SegmentationTask
+from utils.tasks.segmentation import SegmentationPictures, SegmentationTask
 
 SCORES = ("mean_iou", "mean_accuracy", "pixel_accuracy", "loss")
 
@@ -251,3 +256,32 @@ def test_resuming_with_classes_in_another_order_is_refused(tmp_path: Path) -> No
     name("wall", "floor", "bed", "door")
     message = message_of(run_finetuning_semseg.main, run)
     assert "class names" in message and "door -> bed" in message
+
+
+def test_pictures_show_no_prediction_on_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+
+    def note(columns: Mapping[str, Sequence[Picture]], **more: object) -> None:
+        drawn.update(more, columns=columns)
+
+    monkeypatch.setattr("utils.tasks.segmentation.prediction_grid", note)
+    padding = torch.zeros(1, 16, 16, dtype=torch.bool)
+    padding[:, 10:] = True
+    labels = torch.full((1, 16, 16), 1).masked_fill(padding, 255)
+    target = make_table({"semseg": {"num_classes": 5}})["semseg"]
+    task = SimpleNamespace(
+        target=target, inputs=[make_table()["rgb"]], labels=lambda batch: (labels, padding)
+    )
+    logits = torch.zeros(1, 5, 16, 16)
+    logits[:, 3, :10], logits[:, 4, 10:] = 1.0, 1.0  # class 4 is predicted on padding only
+    photo = [np.full((16, 16, 3), 9, np.uint8)]
+    pictures = SimpleNamespace(task=task)
+    batch = SimpleNamespace(names=["a"])
+    SegmentationPictures.draw(pictures, batch, {"rgb": photo}, {"semseg": logits})  # type: ignore[arg-type]
+    prediction = drawn["columns"]["prediction"][0]
+    assert (prediction[:10] == label_palette(6)[4]).all()
+    assert set(drawn["columns"]) == {"rgb", "prediction", "truth", "over photo"}
+    for (picture,) in drawn["columns"].values():
+        edge = 10 * len(picture) // 16
+        assert (picture[edge:] == PADDING_GREY).all() and (picture[:edge] != PADDING_GREY).any()
+    assert np.unique(drawn["ids"]).tolist() == [2, 4]
