@@ -115,6 +115,8 @@ def send(port: int, head: str, body: bytes = b"") -> bytes:
         ("GET /../demo_app.py HTTP/1.1", 404),
         ("GET /example/1e9 HTTP/1.1", 404),
         ("PUT / HTTP/1.1", 501),
+        ("GET / HTTP/1.1\r\nOrigin: http://evil.example", 403),
+        ("POST /api/echo HTTP/1.1\r\nContent-Length: 2\r\nSec-Fetch-Site: cross-site", 403),
     ],
 )
 def test_bodies_are_bounded_and_paths_are_known(port: int, head: str, status: int) -> None:

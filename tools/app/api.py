@@ -170,6 +170,7 @@ class Api:
         outcome = self._outcome(engine, scene)
         return {
             **self._about(scene, send),
+            "crops": [],  # the pictures show all that this model sees
             "rows": [
                 head_panels.panel(engine, scene, name, result, point, send)
                 for name, result in outcome.items()
