@@ -160,6 +160,13 @@ class ClsConfig(FinetuneConfig):
         late = self.runtime.disable_eval_during_finetuning
         return self.runtime.epochs if late else self.log.eval_freq
 
+    @property
+    def crop_pct(self) -> float:
+        """Crop of evaluation, as a share of the shorter side."""
+        from utils.data.sets.class_folders import default_crop_pct
+
+        return self.data.crop_pct or default_crop_pct(self.model.input_size)
+
     def problems(self) -> Iterator[str]:
         """Odd training batches, which Mixup cannot pair."""
         yield from super().problems()

@@ -35,7 +35,6 @@ from utils.data.sets.class_folders import (
     ClassTrainTransform,
     check_classes,
     data_root,
-    default_crop_pct,
     find_classes,
     mix,
 )
@@ -398,7 +397,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
 
             assert isinstance(labels, LabelFile)
             labels.check(folder)
-        transform = ClassEvalTransform(self.inputs, self.cfg.model.input_size, self._crop_pct)
+        transform = ClassEvalTransform(self.inputs, self.cfg.model.input_size, self.cfg.crop_pct)
         limit = data.max_val_images if split == "eval" else None
         return build_dataset(
             MultiModalDataset, self.cfg, folder, transform, world=self.world, limit=limit
@@ -414,7 +413,7 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
             self.inputs,
             [head],
             resize_mode="crop",
-            crop_pct=self._crop_pct,
+            crop_pct=self.cfg.crop_pct,
             drop_rate=model.drop,
             attn_drop_rate=model.attn_drop_rate,
         )
@@ -486,11 +485,6 @@ class ClassificationFinetuning(Finetuning[ClassificationTask]):
         if self.class_weights is not None and dataset.folder is self.train_folder.parts[-1]:
             ids = range(len(self.names))
             yield describe_weights(self.class_weights, self.names, ids)
-
-    @property
-    def _crop_pct(self) -> float:
-        """Crop percentage of evaluation, as a fraction of the shorter side."""
-        return self.cfg.data.crop_pct or default_crop_pct(self.cfg.model.input_size)
 
     def _folder(self, path: str, skip_bad: bool = False) -> MultiModalFolder:
         root = data_root(path, self.inputs)
