@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 REPO = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -93,17 +93,25 @@ def message(page: Page, text: str) -> None:
     expect(page.locator("#message")).to_contain_text(text)
 
 
-def picture(page: Page, name: str, caption: str = "prediction") -> str:
-    figure = page.locator(f"#row-{name} figure", has_text=caption)
-    return figure.locator("img").get_attribute("src") or ""
+def predicted(page: Page, name: str) -> Locator:
+    return page.locator(f"#row-{name} figure").nth(1)
+
+
+def picture(page: Page, name: str) -> str:
+    return predicted(page, name).locator("img").get_attribute("src") or ""
 
 
 def changed(page: Page, name: str, before: str) -> str:
     """Wait until the prediction of ``name`` is another one."""
-    image = page.locator(f"#row-{name} figure", has_text="prediction").locator("img")
-    expect(image).not_to_have_attribute("src", before)
+    expect(predicted(page, name).locator("img")).not_to_have_attribute("src", before)
     settled(page)
     return picture(page, name)
+
+
+def colours(figure: Locator) -> np.ndarray[Any, Any]:
+    """What a visitor sees of a picture, 64 x 64."""
+    with Image.open(io.BytesIO(figure.locator(".picture").screenshot())) as image:
+        return np.asarray(image.convert("RGB").resize((64, 64)), int)
 
 
 def seen(page: Page, name: str) -> int:
@@ -312,11 +320,25 @@ def test_messages_and_no_stale_pictures(open_page: Open) -> None:
         page.get_by_label(f"{name}: hide all patches").click()
     message(page, "No patch is visible")
     settled(page)
-    expect(page.locator("#rows figure", has_text="prediction").locator("img")).to_have_count(3)
-    for image in page.locator("#rows figure", has_text="prediction").locator("img").all():
-        assert not image.is_visible()
+    for name in ("rgb", "depth", "semseg"):
+        assert not predicted(page, name).locator("img, canvas").locator("visible=true").count()
     assert page.locator("#tokens-value").inner_text() == "0 of 192"
     assert page.locator("#tokens").input_value() == "0"
+
+
+def test_visible_patches_are_drawn_over_the_prediction(open_page: Open) -> None:
+    page = open_page("?scene=kitchen/000038")
+    page.locator("#preset-rgb").click()
+    message(page, "64 of 192")
+    settled(page)
+    box = predicted(page, "rgb")
+    expect(box).to_contain_text("filled in")
+    filled, truth = (colours(figure) for figure in (box, page.locator("#row-rgb figure").nth(2)))
+    assert np.abs(filled - truth).mean() < 5  # 32 without them
+    page.locator("#paste").uncheck()
+    expect(box).to_contain_text("prediction")
+    settled(page)
+    assert not box.locator("canvas").is_visible() and query(page)["paste"] == "no"
 
 
 def test_tabs_predict_and_show_features(open_page: Open) -> None:

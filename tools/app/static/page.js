@@ -142,12 +142,14 @@ function clearRows() {
 function setOutput(name, output, data) {
   const shown = data.pictures;
   const edited = "reaction" in shown;
-  const captions = edited ? ["prediction", "before the edit", "reaction"] : ["prediction", "truth", "error"];
-  const keys = edited ? ["prediction", "before", "reaction"] : captions;
+  const filled = state.paste && painters.get(name)?.given;
+  const captions = [filled ? "filled in" : "prediction", ...(edited ? ["before the edit", "reaction"] : ["truth", "error"])];
+  const keys = ["prediction", ...(edited ? ["before", "reaction"] : ["truth", "error"])];
   output.parts.forEach((part, i) => {
     const missing = keys[i] === "truth" || data.given ? "not available" : "–";
     setCell(part, shown[keys[i]], captions[i], `${name}: ${captions[i]}`, output.exact, missing);
   });
+  if (painters.has(name) && output.parts.length) paste(output.parts[0], painters.get(name), filled);
   output.score.textContent = data.score || "";
   fillLegend(output.legend, data);
 }
@@ -288,6 +290,7 @@ function showSettings() {
   find("further").hidden = state.tab !== "fill" || !find("further-rows").children.length;
   find("seed").value = state.seed;
   find("seed").removeAttribute("aria-invalid");
+  find("paste").checked = state.paste;
   find("block").value = state.block;
   find("block-value").textContent = `${state.block} of ${config.blocks}`;
   find("concentration").value = state.concentration;
@@ -405,6 +408,7 @@ function listen() {
   };
   slider("tokens", (s) => `${s.value} of ${s.max}`, (tokens) => (tokens ? drawn({ tokens }) : showOnly(null)));
   slider("concentration", (s) => s.value, (concentration) => drawn({ concentration }));
+  find("paste").addEventListener("change", () => go({ paste: find("paste").checked }));
   slider("block", (s) => `${s.value} of ${s.max}`, (block) => go({ block }));
   find("seed").addEventListener("change", readSeed);
   find("resample").addEventListener("click", () => drawn({ seed: Math.floor(Math.random() * 10000) }));

@@ -25,6 +25,22 @@ function fit(image, box) {
   image.addEventListener("load", () => (box.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`));
 }
 
+// Draw the visible patches over the prediction, or remove them.
+async function paste(part, painter, wanted) {
+  part.canvas ||= part.box.appendChild(h("canvas", { className: part.image.className }));
+  part.canvas.hidden = !wanted || part.image.hidden;
+  if (part.canvas.hidden) return;
+  const { image, visible, input } = painter;
+  await image.decode().catch(() => null);
+  const width = (part.canvas.width = image.naturalWidth) / input.columns;
+  const height = (part.canvas.height = image.naturalHeight) / input.rows;
+  const context = part.canvas.getContext("2d");
+  visible.forEach((seen, i) => {
+    const box = [(i % input.columns) * width, Math.floor(i / input.columns) * height, width, height];
+    if (seen) context.drawImage(image, ...box, ...box);
+  });
+}
+
 function row(id, name, notes, parts) {
   const score = h("p", { className: "score" });
   const legend = h("div", { className: "legend" });

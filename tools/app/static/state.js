@@ -19,6 +19,7 @@ function initial() {
     shares: {},
     visible: null, // null: drawn by the four settings above
     edits: {},
+    paste: true, // visible patches over the prediction
     block: config.blocks,
     query: null,
     point: [POINTS / 2, POINTS / 2],
@@ -47,6 +48,7 @@ function toUrl() {
     const listed = Object.entries(edits).map(([i, value]) => `${i}_${String(value).replace("#", "")}`);
     if (listed.length) put(`edits.${name}`, listed.join("~"));
   }
+  if (!state.paste) put("paste", "no");
   if (state.tab === "features" && state.query) put("patch", state.query.join("."));
   if (state.tab === "predict" && String(state.point) !== String(first.point)) put("point", state.point.join("."));
   return `?${query}`;
@@ -62,6 +64,7 @@ function fromUrl() {
   };
   if (TABS.includes(query.get("tab"))) read.tab = query.get("tab");
   if (query.has("scene")) read.scene = query.get("scene");
+  read.paste = query.get("paste") !== "no";
   number("seed", 0, config.maxSeed);
   number("tokens", 1, 1e9);
   number("concentration", 0.1, 10, false);
