@@ -431,12 +431,11 @@ class ClassOutput(HeadOutput):
     def _table(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
         count = max((len(row["classes"]) for row in rows), default=0)
         heads = [f"{key}_{i + 1}" for i in range(count) for key in ("class", "probability")]
-        multi = any("labels" in row for row in rows)
-        yield ["name", *["labels"] * multi, *heads]
+        multi = ["labels"] if any("labels" in row for row in rows) else []
+        yield ["name", *multi, *heads]
         for row in rows:
             cells = [c[key] for c in row["classes"] for key in ("class", "probability")]
-            labels = [SEPARATOR.join(row["labels"])] if multi else []
-            yield [row["name"], *labels, *cells]
+            yield [row["name"], *(SEPARATOR.join(row[key]) for key in multi), *cells]
 
 
 class NumberOutput(ClassOutput):
@@ -445,8 +444,8 @@ class NumberOutput(ClassOutput):
     def write(self, sample: str, prediction: Outcome, photo: Picture | None) -> None:
         """See the base class."""
         assert isinstance(prediction, NumberPrediction)
-        values = zip(prediction.names, prediction.values.tolist(), strict=True)
-        self._append(sample, {"name": sample, "values": dict(values)})
+        values = dict(zip(prediction.names, prediction.values.tolist(), strict=True))
+        self._append(sample, {"name": sample, "values": values})
 
     def _table(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
         yield ["name", *(rows[0]["values"] if rows else ())]

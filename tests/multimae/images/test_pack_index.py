@@ -112,7 +112,18 @@ def test_the_first_files_alone_are_checked(tmp_path: Path) -> None:
 
 
 ODD_NAMES = sorted(
-    ["1.png", "1-2.png", "1 (3).JPG", "a/1.jpg", "a/2.png", "a.b/c", "a.b/.hidden", "x/y.z.tif"]
+    [
+        "1.png",
+        "1-2.png",
+        ".png",
+        "d/.png",
+        "1 (3).JPG",
+        "a/1.jpg",
+        "a/2.png",
+        "a.b/c",
+        "a.b/.hidden",
+        "x/y.z.tif",
+    ]
     + ["no_extension", "z/é_rgb.png", "z/_rgb.png", "z/rgb.png", "zz/a_rgb", "zz/b_rgb.webp"]
 )
 

@@ -9,7 +9,12 @@ import torch
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 from torchmetrics.regression import R2Score
 
-from multimae.inference.table_metrics import MultiLabelMeter, NumberMeter, average_precision
+from multimae.inference.table_metrics import (
+    MultiLabelMeter,
+    MultiLabelScores,
+    NumberMeter,
+    average_precision,
+)
 
 
 def test_average_precision() -> None:
@@ -33,6 +38,15 @@ def test_several_labels_agree_with_torchmetrics_in_shards() -> None:
     for average in ("micro", "macro"):
         expected = MultilabelF1Score(6, average=average)(logits.sigmoid(), truth)
         assert values[f"f1_{average}"] == pytest.approx(100 * float(expected), rel=1e-5)
+
+
+def test_the_loss_of_several_labels_is_a_mean_over_known_ones() -> None:
+    scores = MultiLabelScores(["a", "b"], 2, torch.device("cpu"))
+    logits = torch.tensor([[0.5, 3.0], [-1.0, 2.0]])
+    targets = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
+    scores.update(["b", "a"], logits, targets)
+    expected = [math.log1p(math.exp(x)) for x in (-0.5, -1.0, -2.0)]
+    assert scores.compute()["loss"] == pytest.approx(sum(expected) / 3)
 
 
 def test_unknown_labels_do_not_count() -> None:
