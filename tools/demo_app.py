@@ -4,8 +4,8 @@
     python tools/demo_app.py --weights output/mine/model.safetensors --examples /data/mine/val
     python tools/demo_app.py --depth_model depth-anything/Depth-Anything-V2-Small-hf
 
-Serves on the loopback interface only. Only --depth_model and --seg_model use the network, to
-download models. Uploads stay in memory. Ctrl+C or SIGTERM stops the server.
+Serves on the loopback interface only; the network is used only for models that are not on this
+machine. Uploads stay in memory. Ctrl+C or SIGTERM stops the server.
 """
 
 from __future__ import annotations

@@ -364,10 +364,10 @@ def test_tabs_predict_and_show_features(open_page: Open) -> None:
     message(page, "attention from depth, row 2, column 1")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(open_page: Open, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("dark", 390)])
+def test_axe_finds_nothing(open_page: Open, scheme: str, width: int) -> None:
     for tab in TABS:
-        page = open_page(f"?tab={tab}", color_scheme=scheme)
+        page = open_page(f"?tab={tab}", width, color_scheme=scheme)
         for details in page.locator("details:visible summary").all():
             details.click()
         settled(page)

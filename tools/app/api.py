@@ -16,12 +16,13 @@ from multimae.images.readers import SUFFIXES
 from multimae.plotting import reconstruction_grid, to_picture
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
+from multimae.specs.spec import ModelSpec
 from tools.app import feature_panels, head_panels
 from tools.app.engine import Engine
 from tools.app.fill_in import PredictionPair, panel
 from tools.app.page_pictures import RAMP, Sender, class_name, hex_colours, picture_of_stored, webp
 from tools.app.photo_labels import PhotoLabeller
-from tools.app.scenes import MAX_NUMBER, Scene, Scenes, crop_box, shrink, title_of
+from tools.app.scenes import MAX_NUMBER, UPLOAD, Scene, Scenes, crop_box, shrink, title_of
 from tools.app.strokes import (
     Edits,
     Mask,
@@ -309,28 +310,34 @@ class Api:
 
     def _about(self, scene: Scene, send: Sender) -> Answer:
         """Id, title and modalities of a scene, and what of its files the model sees."""
-        crops = []
+        uploaded = scene.files if scene.id.startswith(UPLOAD) else {}
         spec = self.decoders.spec if self.decoders else None
-        for m in self.scenes.inputs if spec else ():
-            if m.name not in scene.files or spec is None:
-                continue
-            view = crop_box(scene.pixels[m.name], spec)
-            height, width = view.image_size
-            if (view.height, view.width) == (height, width):
-                continue
-            small = picture_of_stored(shrink(scene.small[m.name], m, _CROP_SIDE), m)
-            crops.append(
-                {
-                    "name": m.name,
-                    "file": scene.files[m.name],
-                    "size": [width, height],
-                    "box": [view.left, view.top, view.width, view.height],
-                    "picture": send(small, exact=m.is_labels),
-                }
-            )
-        has = [m.name for m in self.scenes.inputs if m.name in scene.pixels]
-        files = dict(scene.files) if scene.id.startswith("upload:") else {}
-        return {"scene": scene.id, "title": scene.title, "has": has, "files": files, "crops": crops}
+        crops = [] if spec is None else [_crop(scene, m, spec, send) for m in self.scenes.inputs]
+        return {
+            "scene": scene.id,
+            "title": scene.title,
+            "has": [m.name for m in self.scenes.inputs if m.name in scene.pixels],
+            "files": dict(uploaded),
+            "crops": [crop for crop in crops if crop],
+        }
+
+
+def _crop(scene: Scene, m: Modality, spec: ModelSpec, send: Sender) -> Answer | None:
+    """What the model sees of a file; ``None``: all of it, or there is none."""
+    if m.name not in scene.files:
+        return None
+    view = crop_box(scene.pixels[m.name], spec)
+    height, width = view.image_size
+    if (view.height, view.width) == (height, width):
+        return None
+    small = picture_of_stored(shrink(scene.small[m.name], m, _CROP_SIDE), m)
+    return {
+        "name": m.name,
+        "file": scene.files[m.name],
+        "size": [width, height],
+        "box": [view.left, view.top, view.width, view.height],
+        "picture": send(small, exact=m.is_labels),
+    }
 
 
 def _note(m: Modality) -> str:

@@ -31,7 +31,8 @@ MAX_SCENE_BYTES = 400_000_000
 """Pixels of all uploads and rooms that are kept."""
 MAX_NUMBER = 10**6
 SIDE = 160
-_ROOM, _UPLOAD = "room:", "upload:"
+ROOM, UPLOAD = "room:", "upload:"
+"""Prefixes of ids; an example's id is its name."""
 _RENDERED = frozenset({"rgb", "depth", "semseg", "normals"})
 
 
@@ -166,9 +167,9 @@ class Scenes:
         name = str(scene_id)
         if name in self._examples:
             return self._keep(self._read(name))
-        if name.startswith(_ROOM) and self.can_render:
+        if name.startswith(ROOM) and self.can_render:
             return self._keep(self._render(name))
-        if name.startswith(_UPLOAD):
+        if name.startswith(UPLOAD):
             raise UserError("This upload is no longer on the server. Choose the file again.")
         raise UserError(f"There is no image “{name[:80]}” here. Choose one of the examples.")
 
@@ -188,7 +189,7 @@ class Scenes:
             raise UserError(f"No model here has an input “{modality[:80]}”.")
         pixels = {m.name: read_upload(path, m, self.patch_size)}
         files = {m.name: path.name}
-        if onto.startswith(_UPLOAD):
+        if onto.startswith(UPLOAD):
             base = self.get(onto)
             pixels, files = {**base.pixels, **pixels}, {**base.files, **files}
         check_one_view(pixels, files)
@@ -201,7 +202,7 @@ class Scenes:
             digest.update(f"{name} {files.get(name)}".encode())
             digest.update(np.ascontiguousarray(pixels[name]).tobytes())
         title = next(iter(files.values()))
-        key = _UPLOAD + digest.hexdigest()[:16]
+        key = UPLOAD + digest.hexdigest()[:16]
         return self._keep(self._scene(key, title, pixels, files))
 
     def _scene(
@@ -240,7 +241,7 @@ class Scenes:
         from tools.rooms.sample import RenderError, render_room
         from tools.rooms.sample_files import aligned_images
 
-        digits = name.removeprefix(_ROOM)
+        digits = name.removeprefix(ROOM)
         if not digits.isdecimal() or int(digits) >= MAX_NUMBER:
             raise UserError(f"Rooms are numbered from 0 to {MAX_NUMBER - 1}.")
         number = int(digits)

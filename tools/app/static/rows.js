@@ -44,7 +44,7 @@ async function paste(part, painter, wanted) {
 function row(id, name, notes, parts) {
   const score = h("p", { className: "score" });
   const legend = h("div", { className: "legend" });
-  const about = h("div", { className: "about" }, h("h3", {}, name), ...notes, score, legend);
+  const about = h("div", { className: "about" }, h("h2", {}, name), ...notes, score, legend);
   const element = h("article", { className: "row", id }, about, ...parts.map((part) => part.figure));
   return { element, score, legend };
 }
