@@ -234,3 +234,10 @@ def _check_shape(x: Tensor, modality: Modality) -> None:
     if not fits:
         want = "(B, H, W)" if modality.is_labels else f"(B, {modality.num_channels}, H, W)"
         raise ValueError(f"modality '{modality.name}' is {want}, got {tuple(x.shape)}")
+
+
+def upload(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """Copy a tensor of the host to ``device`` without waiting for it."""
+    if device is not None and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from multimae.images.folders import MultiModalFolder
+from multimae.images.preprocess import upload
 from multimae.images.readers import SUFFIXES
 from multimae.specs.coercion import did_you_mean, repeated
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.heads import LabelKind
-from utils.data.batches import upload
 
 SEPARATOR = ";"
 _YES_NO = {"0": 0.0, "1": 1.0, "": math.nan}

@@ -147,13 +147,6 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors), out=out)
 
 
-def upload(tensor: Tensor, device: torch.device | None) -> Tensor:
-    """Copy a tensor of the host to ``device`` without waiting for it."""
-    if device is not None and device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 class BatchStream:
     """Iterator over the batches of a run, across epochs.
 

@@ -17,12 +17,12 @@ from torchvision.transforms import v2
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.pixels import Pixels
+from multimae.images.preprocess import upload
 from multimae.images.views import View, centred_view
 from multimae.inference.label_files import own_names
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
-from utils.data.batches import upload
 from utils.data.transforms import EvalTransform, TrainTransform
 
 DEFAULT_CROP_PCT = 224 / 256
