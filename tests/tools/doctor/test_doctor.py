@@ -84,7 +84,7 @@ def test_all_faults_at_once(sets, tmp_path):
         assert finding["path"] in page
         assert finding["message"].replace("'", "&#x27;") in page
     assert 'src="data:image/png;base64,' in page
-    assert "http" not in page
+    assert "http:" not in page and "https:" not in page
 
 
 def test_clean_rooms_have_no_findings(rooms):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from multimae.images.folders import spread_indices
 from multimae.specs.modalities import Modality
+from tools.common.html_page import html_page
 from tools.doctor.examine import Diagnosis, SetReport
 from tools.doctor.files.file_listing import File
 from tools.doctor.findings import SEVERITIES, Finding, Severity, count
@@ -27,15 +28,8 @@ def render_page(diagnosis: Diagnosis) -> str:
     for report in diagnosis.sets:
         body += [_suspects(report, diagnosis.findings), _samples(report), _modalities(report)]
         body.append(_agreement(report))
-    style = _STYLE.read_text(encoding="utf-8")
-    title = escape(str(diagnosis.sets[0].listing.root))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>\n{style}</style></head>\n<body><main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main></body></html>\n"
-    )
+    title = str(diagnosis.sets[0].listing.root)
+    return html_page(title, "\n".join(filter(None, body)), _STYLE.read_text(encoding="utf-8"))
 
 
 def _header(diagnosis: Diagnosis) -> str:
