@@ -257,6 +257,12 @@ def test_the_url_restores_the_state(open_page: Open) -> None:
     page.go_forward()
     message(page, "64 of 192")
 
+    patches = "&".join(f"visible.{name}={'f' * 16}" for name in ("rgb", "depth"))
+    mixed = open_page(f"?{patches}&edits.rgb=0_c0392b~9_c0392b&edits.depth=3_-0.4")
+    assert mixed.locator("#board-rgb .cells i.edited").count() == 2
+    assert mixed.locator("#board-depth .cells i.edited").all_inner_texts() == ["−"]
+    message(mixed, "128 of 192")
+
     damaged = open_page("?scene=office/000034&visible.rgb=zz&edits.rgb=99_x&seed=-4&tab=nothing")
     message(damaged, "32 of 192")
     gone = open_page("?scene=upload:0123456789abcdef")
