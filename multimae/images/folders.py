@@ -31,7 +31,7 @@ from multimae.images.index.listing import (
     merge,
     paired,
 )
-from multimae.images.pack import AnyPath, is_packed, to_path
+from multimae.images.pack import PACK_FILE, AnyPath, is_packed, to_path
 from multimae.images.pixels import Array, Encoding, Pixels, check_encoding
 from multimae.images.readers import SUFFIXES, check_pixels, read_bytes, read_fast
 from multimae.specs.errors import UserError
@@ -108,6 +108,9 @@ class MultiModalFolder:
         """Key of what :meth:`_list` depends on, except for the contents of the folders."""
         files = [(m.name, m.data_folder, self.suffix(m)) for m in self.modalities]
         parts = (_INDEX_VERSION, os.path.realpath(self._root), files, options, self.selection)
+        for folder in self._folders.values():
+            if not isinstance(folder, Path):  # no stamp tells whether it changed
+                parts += ((folder / PACK_FILE).read_bytes(),)
         return blake2b(ascii((parts, sorted(SUFFIXES))).encode(), digest_size=16).hexdigest()
 
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:

@@ -77,11 +77,11 @@ class PackedFolder:
             ) from err
 
     def stamps(self) -> list[Stamp]:
-        """Stamps of ``pack.json`` and the index; none behind a URL."""
-        if not isinstance(self.folder, Path):
-            return []
-        files = (PACK_FILE, INDEX_FILE, NAMES_FILE)
-        return [stamp_of(os.fsencode(self.folder / name)) for name in files]
+        """Stamps of ``pack.json`` and the index; behind a URL, of the cached index."""
+        files = [self._index_file(name) for name in (INDEX_FILE, NAMES_FILE)]
+        if isinstance(self.folder, Path):
+            files.append(self.folder / PACK_FILE)
+        return [stamp_of(os.fsencode(path)) for path in files]
 
     def __len__(self) -> int:
         """Number of files."""

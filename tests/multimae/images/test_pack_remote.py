@@ -25,10 +25,13 @@ from tests.support.servers import FileServer, http_server, s3_server
 from tools.pack.packing import PackOptions, copy_loose_files, write_packs
 from tools.pack.sources import list_images
 from utils.config.options import RuntimeOptions
+from utils.config.parse import parse_config
+from utils.config.pretrain_options import PretrainConfig
 from utils.data.dataset import MultiModalDataset, check_samples
 from utils.data.sets.class_folders import data_root
 from utils.data.transforms import TrainTransform
-from utils.distributed.world import init_world
+from utils.distributed.world import ALONE, init_world
+from utils.tasks import loaders
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,39 @@ def test_a_changed_pack_is_not_read_with_old_index_or_records(
         shutil.rmtree(root)
         write_packs(list_images(again), again, root, options, workers=1)
         assert_equal(batches(dataset(server.url)), batches(dataset(root)))
+
+
+def test_the_list_of_a_remote_pack_is_kept(
+    packed: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "MIN_CACHED_FILES", 0)
+    listed = []
+    original = MultiModalFolder._list
+    monkeypatch.setattr(
+        MultiModalFolder, "_list", lambda self, *a: listed.append(self) or original(self, *a)
+    )
+    root = shutil.copytree(packed, tmp_path / "served")
+
+    def names(server: FileServer) -> list[str]:
+        arguments = ["--data_path", server.url, "--index_cache", str(tmp_path / "cache")]
+        find = loaders.index_finder(parse_config(PretrainConfig, arguments), ALONE)
+        folder = MultiModalFolder(server.url, MODALITIES, find=find)
+        for path in (cache / "indices").iterdir():
+            if path.stat().st_mtime > 1e9:
+                os.utime(path, (1e9, 1e9))  # as if it had been there for long
+        assert folder.read(len(folder) - 1, RGB) is not None
+        return [folder.name(i) for i in range(len(folder))]
+
+    with http_server(root) as server:
+        names(server)
+        first, again = names(server), names(server)
+        assert len(first) == 12 and first == again and len(listed) == 2
+        plain = write_folder(tmp_path / "again")
+        for modality in ("rgb", "depth", "semseg"):
+            next((plain / modality).glob("*/003.*")).unlink()
+        shutil.rmtree(root)
+        write_packs(list_images(plain), plain, root, PackOptions(), workers=1)
+        assert len(names(server)) == 11 and len(listed) == 3
 
 
 def test_damage_in_the_cache_is_read_again(packed: Path, server: FileServer, cache: Path) -> None:
