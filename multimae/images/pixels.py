@@ -6,7 +6,6 @@ and RGB) are Pillow images, all others arrays.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -168,21 +167,6 @@ def check_encoding(
         )
 
 
-def without_alpha(values: Array, source: object, modality: Modality) -> Array:
-    """Drop the last channel, opacity, of ``(H, W, C)``.
-
-    Raises:
-        ImageError: A pixel is not opaque.
-    """
-    alpha = values[..., -1]
-    top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1.0
-    if (alpha != top).any():
-        from multimae.images.pixel_errors import transparent
-
-        raise transparent(source, modality, int((alpha != top).sum()))
-    return values[..., :-1]
-
-
 def _check_opaque(image: Image.Image, source: object, modality: Modality) -> None:
     """Refuse transparent pixels, whose stored colours need not be visible ones."""
     if image.mode in WIDE_MODES:
@@ -210,87 +194,6 @@ def _stored_levels(image: Image.Image, bits: int, where: str, modality: Modality
         f"per pixel. Set max_value: {top} in the config's `modalities:` section, or store it with "
         "8 or 16 bits."
     )
-
-
-def wide_colours(values: Array, source: object, modality: Modality) -> Pixels:
-    """Check colours of 16 bits, ``(H, W, C)``; opaque alpha is dropped.
-
-    Raises:
-        ImageError: They do not fit the modality, or it holds class ids or 8-bit values.
-    """
-    if modality.is_labels or (modality.storage != "float" and modality.max_value <= 255):
-        return checked(Image.new("RGB", (1, 1)), source, modality, Encoding(16))
-    has_alpha = values.shape[2] in (2, 4)
-    if has_alpha and modality.num_channels == values.shape[2] - 1:
-        values = without_alpha(values, source, modality)
-    return array_pixels(values, source, modality)
-
-
-def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
-    """Check an array ``(H, W)`` or ``(H, W, C)`` of stored values against its modality.
-
-    Raises:
-        ImageError: It does not fit the modality.
-    """
-    where = f"{source}: modality '{modality.name}'"
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    channels = 1 if values.ndim == 2 else values.shape[-1]
-    want = modality.file_channels
-    if values.ndim not in (2, 3) or channels != want:
-        shape = "(H, W)" if want == 1 else f"(H, W, {want})"
-        raise ImageError(
-            f"{where} is {shape}, got {values.shape}. Set num_channels in the config's "
-            "`modalities:` section, or convert it."
-        )
-    if values.size == 0:
-        raise ImageError(f"{where} is empty: {values.shape}")
-    if modality.storage == "float":
-        return _floats(values, source, modality)
-    if not np.issubdtype(values.dtype, np.integer):
-        from multimae.images.pixel_errors import not_integers
-
-        raise not_integers(values.dtype, source, modality)
-    if modality.is_labels:
-        return class_ids(values, source, modality)
-    dtype = storage_dtype(modality)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > np.iinfo(dtype).max:
-        raise ImageError(
-            f"{where} has values {low}..{high}, outside 0..{np.iinfo(dtype).max}. "
-            f"Set max_value to the largest value (at most 65535), or declare storage: float."
-        )
-    values = np.ascontiguousarray(values, dtype=dtype)
-    if dtype == np.uint8 and channels in (1, 3) and modality.interpolation != "nearest":
-        return Image.fromarray(values)
-    return values
-
-
-def _floats(values: Array, source: object, modality: Modality) -> Array:
-    """Check values of ``storage: float``."""
-    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
-        raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
-    stored = values
-    with np.errstate(over="ignore"):  # beyond float32: infinite, and reported below
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        if modality.no_data is not None and stored.dtype == np.float16:
-            # float16 holds -9999 as -10000, and 1e20 as infinity.
-            values = np.where(stored == np.float16(modality.no_data), modality.no_data, values)
-            values = values.astype(np.float32, copy=False)
-    if stored.dtype.kind in "iu" and stored.itemsize > 2 and (values != stored).any():
-        raise ImageError(
-            f"{source}: modality '{modality.name}' has integers up to {stored.max()}, which "
-            "float32 rounds. Store them in a larger unit, or subtract an offset."
-        )
-    unusable = ~np.isfinite(values)
-    if modality.no_data is not None and unusable.any():
-        empty = np.isnan(values) if math.isnan(modality.no_data) else values == modality.no_data
-        unusable &= ~empty
-    if unusable.any():
-        from multimae.images.pixel_errors import not_finite
-
-        raise not_finite(values[unusable], source, modality)
-    return values
 
 
 def _labels(image: Image.Image, source: object, modality: Modality) -> Array:
@@ -333,6 +236,8 @@ def _values(image: Image.Image, source: object, modality: Modality) -> Pixels:
     if image.mode != want or want in ("L", "RGB"):
         _check_opaque(image, source, modality)
     if modality.storage == "float" and image.mode in WIDE_MODES | {"L", "F", want}:
+        from multimae.images.arrays import array_pixels
+
         return array_pixels(np.asarray(image), source, modality)
     if want is None or modality.num_channels > 1 and dtype != np.uint8:
         from multimae.images.pixel_errors import needs_array

@@ -28,7 +28,6 @@ from multimae.images.pixels import (
     ImageError,
     ImageLike,
     Pixels,
-    array_pixels,
     check_encoding,
     check_readable,
     checked,
@@ -37,7 +36,6 @@ from multimae.images.pixels import (
     exact_content,
     size_of,
     storage_dtype,
-    wide_colours,
 )
 from multimae.specs.modalities import Modality
 
@@ -133,6 +131,8 @@ def to_pixels(image: ImageLike, modality: Modality) -> Pixels:
     if isinstance(image, Image.Image):
         encoding = encoding_of(image)
         return checked(ImageOps.exif_transpose(image), "image", modality, encoding)
+    from multimae.images.arrays import array_pixels
+
     return array_pixels(np.asarray(image), "array", modality)
 
 
@@ -206,7 +206,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
     if is_tiff(data):
         return _read_tiff(path, modality, data)
     if data[:2] in _PORTABLE_MAPS:
-        from multimae.images.headers import portable_map_pixels
+        from multimae.images.arrays import portable_map_pixels
 
         return portable_map_pixels(path, modality, data)
     limit = max_pixels()
@@ -218,7 +218,7 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
                 raise ValueError(f"{getattr(image, 'n_frames', 1)} frames; store one image")
             encoding, bits = encoding_of(image), 0
             if image.format in ("JPEG2000", "WEBP", "AVIF"):
-                from multimae.images.headers import encoding_of_data
+                from multimae.images.arrays import encoding_of_data
 
                 encoding, bits = encoding_of_data(data, image.format)
             image.load()
@@ -236,6 +236,8 @@ def _read_picture(path: Path, modality: Modality, data: bytes) -> Pixels:
     if encoding.bits == 16 and image.format == "PNG":
         colours = _decode_wide_png(data)
         if colours is not None:
+            from multimae.images.arrays import wide_colours
+
             return wide_colours(colours, path, modality)
     if bits > 8:  # Pillow shifts them to 16
         check_encoding(encoding, "JPEG 2000", path, modality, bits)
@@ -250,7 +252,7 @@ def _read_tiff(path: Path, modality: Modality, data: bytes) -> Pixels:
 
 
 def _read_npy(path: Path, modality: Modality, data: bytes) -> Pixels:
-    from multimae.images.headers import npy_pixels
+    from multimae.images.arrays import npy_pixels
 
     return npy_pixels(path, modality, data)
 

@@ -19,17 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multimae.images.headers import is_lossy_webp
+from multimae.images.arrays import array_pixels, is_lossy_webp, without_alpha
 from multimae.images.pixels import (
     Array,
     Encoding,
     ImageError,
     Pixels,
-    array_pixels,
     check_encoding,
     checked,
     exact_content,
-    without_alpha,
 )
 from multimae.specs.modalities import Modality
 

@@ -19,8 +19,8 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, ImageOps
 
+from multimae.images.arrays import is_lossy_webp
 from multimae.images.folders import JPEG_SUFFIXES
-from multimae.images.headers import is_lossy_webp
 from multimae.images.pack import PACK_FILE, layout
 from multimae.images.pack.layout import DTYPES, RECORD, Contents, Kind, Records, Shard
 from multimae.images.pack.reading import is_plain_png, pack_planes

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from multimae.images.arrays import array_pixels
 from multimae.images.no_data_tags import TIFF_SUFFIXES
 from multimae.images.pixels import (
     Array,
     ImageError,
     ImageLike,
     Pixels,
-    array_pixels,
     check_same_view,
     size_of,
     storage_dtype,

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from multimae.images.arrays import parse_npy, read_portable_map
 from multimae.images.folders import MultiModalFolder, spread_indices
-from multimae.images.headers import parse_npy, read_portable_map
 from multimae.images.pixels import Array, ImageError, encoding_of
 from multimae.images.readers import is_tiff, max_pixels, read, read_bytes
 from multimae.specs.modalities import Modality

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from multimae.images.arrays import array_pixels
 from multimae.images.folders import MultiModalFolder
-from multimae.images.pixels import array_pixels
 from multimae.images.preprocess import pixels_with_value, to_model_input
 from multimae.images.readers import read
 from multimae.specs.modalities import Modality, make_table

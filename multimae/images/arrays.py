@@ -1,4 +1,4 @@
-"""Headers of formats whose values Pillow changes, portable maps, and ``.npy`` arrays."""
+"""Arrays of stored values: ``.npy`` files, portable maps, wide colours, and hidden headers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,118 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from multimae.images.pixels import Array, Encoding, ImageError, Pixels, array_pixels
+from multimae.images.pixels import (
+    Array,
+    Encoding,
+    ImageError,
+    Pixels,
+    checked,
+    class_ids,
+    storage_dtype,
+)
 from multimae.images.readers import check_pixels, max_pixels, unreadable
 from multimae.specs.modalities import Modality
 
 _PNM_HEADER = re.compile(rb"(P[2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 MAX_NPY_HEADER = 4096
+
+
+def array_pixels(values: Array, source: object, modality: Modality) -> Pixels:
+    """Check an array ``(H, W)`` or ``(H, W, C)`` of stored values against its modality.
+
+    Raises:
+        ImageError: It does not fit the modality.
+    """
+    where = f"{source}: modality '{modality.name}'"
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    channels = 1 if values.ndim == 2 else values.shape[-1]
+    want = modality.file_channels
+    if values.ndim not in (2, 3) or channels != want:
+        shape = "(H, W)" if want == 1 else f"(H, W, {want})"
+        raise ImageError(
+            f"{where} is {shape}, got {values.shape}. Set num_channels in the config's "
+            "`modalities:` section, or convert it."
+        )
+    if values.size == 0:
+        raise ImageError(f"{where} is empty: {values.shape}")
+    if modality.storage == "float":
+        return _floats(values, source, modality)
+    if not np.issubdtype(values.dtype, np.integer):
+        from multimae.images.pixel_errors import not_integers
+
+        raise not_integers(values.dtype, source, modality)
+    if modality.is_labels:
+        return class_ids(values, source, modality)
+    dtype = storage_dtype(modality)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > np.iinfo(dtype).max:
+        raise ImageError(
+            f"{where} has values {low}..{high}, outside 0..{np.iinfo(dtype).max}. "
+            f"Set max_value to the largest value (at most 65535), or declare storage: float."
+        )
+    values = np.ascontiguousarray(values, dtype=dtype)
+    if dtype == np.uint8 and channels in (1, 3) and modality.interpolation != "nearest":
+        return Image.fromarray(values)
+    return values
+
+
+def wide_colours(values: Array, source: object, modality: Modality) -> Pixels:
+    """Check colours of 16 bits, ``(H, W, C)``; opaque alpha is dropped.
+
+    Raises:
+        ImageError: They do not fit the modality, or it holds class ids or 8-bit values.
+    """
+    if modality.is_labels or (modality.storage != "float" and modality.max_value <= 255):
+        return checked(Image.new("RGB", (1, 1)), source, modality, Encoding(16))
+    has_alpha = values.shape[2] in (2, 4)
+    if has_alpha and modality.num_channels == values.shape[2] - 1:
+        values = without_alpha(values, source, modality)
+    return array_pixels(values, source, modality)
+
+
+def without_alpha(values: Array, source: object, modality: Modality) -> Array:
+    """Drop the last channel, opacity, of ``(H, W, C)``.
+
+    Raises:
+        ImageError: A pixel is not opaque.
+    """
+    alpha = values[..., -1]
+    top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1.0
+    if (alpha != top).any():
+        from multimae.images.pixel_errors import transparent
+
+        raise transparent(source, modality, int((alpha != top).sum()))
+    return values[..., :-1]
+
+
+def _floats(values: Array, source: object, modality: Modality) -> Array:
+    """Check values of ``storage: float``."""
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise ImageError(f"{source}: modality '{modality.name}' holds numbers, got {values.dtype}")
+    stored = values
+    with np.errstate(over="ignore"):  # beyond float32: infinite, and reported below
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if modality.no_data is not None and stored.dtype == np.float16:
+            # float16 holds -9999 as -10000, and 1e20 as infinity.
+            values = np.where(stored == np.float16(modality.no_data), modality.no_data, values)
+            values = values.astype(np.float32, copy=False)
+    if stored.dtype.kind in "iu" and stored.itemsize > 2 and (values != stored).any():
+        raise ImageError(
+            f"{source}: modality '{modality.name}' has integers up to {stored.max()}, which "
+            "float32 rounds. Store them in a larger unit, or subtract an offset."
+        )
+    unusable = ~np.isfinite(values)
+    if modality.no_data is not None and unusable.any():
+        empty = np.isnan(values) if math.isnan(modality.no_data) else values == modality.no_data
+        unusable &= ~empty
+    if unusable.any():
+        from multimae.images.pixel_errors import not_finite
+
+        raise not_finite(values[unusable], source, modality)
+    return values
 
 
 def encoding_of_data(data: bytes, picture_format: str) -> tuple[Encoding, int]:
