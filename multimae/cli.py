@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from multimae import __version__
 from multimae.inference.prediction.prediction_options import DESCRIPTION, add_arguments
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, exit_code_of, print_error
+from multimae.specs.commands import exit_code_of
+from multimae.specs.errors import UserError, print_error
 from multimae.specs.survey.init_command import INIT_DESCRIPTION, add_init_arguments, init
 from multimae.weights.published import published_lines
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from multimae.multimae import MultiViT
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.heads import HeadOptions, dense_head
 from multimae.specs.modalities import make_table, select
 from multimae.specs.registry import SIZES, input_adapters

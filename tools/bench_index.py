@@ -49,7 +49,7 @@ from multimae.images.pack.layout import (
     record_checksum,
 )
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.modalities import default_table
 from multimae.weights.atomic import DIGEST_BYTES, checksum
 from tools.house import REPO, TINY_RUN

@@ -38,7 +38,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.images.pack import AnyPath, to_path
 from multimae.images.preprocess import prepare
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.modalities import Modality, make_table, select
 from tools.pack.packing import PackOptions, write_packs
 from tools.pack.sources import list_images

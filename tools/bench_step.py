@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.bench.cost_table import cost_table, table_line
 from tools.bench.step_options import StepBenchConfig
 from tools.bench.step_report import bench_step, report

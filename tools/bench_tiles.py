@@ -34,7 +34,7 @@ from multimae.inference.prediction.outputs import Levels, ValueOutput
 from multimae.inference.tiling.tiles import TileOptions, Tiler
 from multimae.inference.tiling.windows import Scene
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.heads import HeadOptions, HeadSpec
 from multimae.specs.modalities import Modality
 

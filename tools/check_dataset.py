@@ -28,7 +28,8 @@ if __package__ in (None, ""):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 from multimae.specs.label_map import parse_label_map
 from multimae.specs.modalities import ModalityTable, default_table, select
 from tools.doctor.examine import DEFAULT_LIMIT, Diagnosis, examine_dataset

@@ -21,7 +21,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 
 if TYPE_CHECKING:
     from tools.app.api import Api

@@ -17,7 +17,7 @@ if __package__ in (None, ""):
 
 from multimae.cli import add_onnx_arguments, exit_code, export_graph
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

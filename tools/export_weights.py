@@ -16,7 +16,7 @@ if __package__ in (None, ""):
 
 from multimae.cli import exit_code, export_weights
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,8 @@ from multimae.multimae import MultiMAE
 from multimae.nn.tokens import as_size
 from multimae.specs.arguments import CommandParser
 from multimae.specs.coercion import did_you_mean
-from multimae.specs.errors import UserError, bullet_list, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.preparation import differing_fields
 from multimae.specs.spec import ModelSpec

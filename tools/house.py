@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 REPO = Path(__file__).resolve().parents[1]
 TREES = ("multimae", "utils", "tools")

@@ -31,7 +31,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.common.target_folder import Target
 from tools.earth.maps import water_agreement
 from tools.earth.packages import default_folder, read_earth

@@ -35,7 +35,7 @@ from multimae.nn.tokens import as_size
 from multimae.plotting import Picture, attention_grid, prediction_grid, with_void
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 REPO = Path(__file__).resolve().parents[1]
 WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"

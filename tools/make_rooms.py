@@ -94,6 +94,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from multimae.specs.errors import run_command
+    from multimae.specs.commands import run_command
 
     run_command(main)

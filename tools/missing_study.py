@@ -25,7 +25,8 @@ if __package__ in (None, ""):
 import numpy as np
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 from tools.report.run_log import read_log
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_pretraining_multimae.py"

@@ -23,7 +23,8 @@ import torch
 
 from multimae.multimae import MultiMAE
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 from multimae.weights.files import CheckpointError
 from tools.subset_report.finetuned import downstream_report
 from tools.subset_report.pretrained_subsets import VISIBLE, reconstruction_report

@@ -28,7 +28,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, print_error, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError, print_error
 
 if TYPE_CHECKING:
     from tools.common.jobs import Tally

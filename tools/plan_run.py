@@ -19,7 +19,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 from tools.planner.advice import advise
 from tools.planner.plan_options import read_plan_config
 from tools.planner.plan_report import as_json, table

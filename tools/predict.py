@@ -13,7 +13,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.cli import main as multimae
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

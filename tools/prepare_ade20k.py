@@ -17,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.common.target_folder import Target
 from tools.prepare.ade20k import prepare_ade20k
 from tools.prepare.prepare_command import add_link, finish, make_parser

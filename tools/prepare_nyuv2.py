@@ -23,7 +23,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.common.target_folder import Target
 from tools.prepare.nyuv2 import Nyuv2, prepare_nyuv2
 from tools.prepare.prepare_command import finish, make_parser

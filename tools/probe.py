@@ -22,7 +22,8 @@ if __package__ in (None, ""):
 import torch
 
 from multimae.inference.neighbours import Labelled, knn_accuracy
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 from multimae.specs.modalities import select
 from tools.probing.classifiers import (
     TOLERANCE,

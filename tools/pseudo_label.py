@@ -18,7 +18,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import RunError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import RunError
 from tools.labelling.label_folder import FolderLabeller, independent_world
 from tools.labelling.options import LabelConfig
 from utils.config.parse import parse_config

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 
 URL = "https://datasets.epfl.ch/vilab/imagenet_multitask"
 SPLITS = ("train", "val")

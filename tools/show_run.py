@@ -18,7 +18,8 @@ if __package__ in (None, ""):
 
 from multimae.images.folders import spread_indices
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, coloured, print_error, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError, coloured, print_error
 from tools.report.run_log import Row, evaluations, read_log
 from utils.logs.known_metrics import Metric, goal_of, metrics_of, value_of
 from utils.logs.paths import RunPaths

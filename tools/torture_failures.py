@@ -30,7 +30,7 @@ if __package__ in (None, ""):
 import run_pretraining_multimae
 from multimae.images.pack import to_path
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.failures import FAILURES, KIND, inject, try_failure
 from tools.torture.pairs import DELAYS_S, PAIR_STEPS, run_alone, try_pair

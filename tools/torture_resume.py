@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 import run_pretraining_multimae
 from multimae.images.pack import to_path
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.registry import SIZES
 from tools.torture.kills import Chain, chains_of, torture
 from tools.torture.small_runs import SIZE, Layout, RunFactory

@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import run_pretraining_multimae
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.house import REPO, TINY_RUN, is_project_file
 from utils.data.batches import Batch, BatchStream
 from utils.training.stepper import Stepper, Update

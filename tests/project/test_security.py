@@ -22,7 +22,7 @@ import run_pretraining_multimae
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError
 from multimae.images.readers import to_pixels
-from multimae.specs.errors import exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
 from multimae.specs.modalities import default_table
 from tests.project.test_layering import SOURCES, name_of
 from tests.support.image_folders import MODALITIES, make_dataset, message_of, write_folder

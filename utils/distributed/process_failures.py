@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from multimae.specs.errors import RunError, drop_broken_pipe
+from multimae.specs.commands import drop_broken_pipe
+from multimae.specs.errors import RunError
 
 # Messages of gloo, NCCL and the store when a peer has died.
 _PEER_MESSAGES = (

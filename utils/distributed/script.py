@@ -16,13 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from multimae.specs.errors import (
-    BROKEN_PIPE,
-    UserError,
-    drop_broken_pipe,
-    escape_names,
-    print_error,
-)
+from multimae.specs.errors import UserError, print_error
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 143  # 128 + SIGTERM, which job schedulers recognise
@@ -144,6 +138,8 @@ def run_script(main: Callable[[], object]) -> None:
     A process that fails because a peer failed prints one line, so that the cause appears once. It
     exits without cleaning up: destroying a process group with dead peers may block forever.
     """
+    from multimae.specs.commands import BROKEN_PIPE, drop_broken_pipe, escape_names
+
     escape_names()
     code = 0
     try:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from multimae.specs.errors import UserError, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError
 
 
 def exit_code(main: object, capfd: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
@@ -41,7 +42,7 @@ def test_sigterm_runs_finally_blocks_and_stops_commands(tmp_path: Path) -> None:
         "import subprocess, sys, threading, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from pathlib import Path\n"
-        "from multimae.specs.errors import run_command\n"
+        "from multimae.specs.commands import run_command\n"
         "def main():\n"
         "    try:\n"
         "        sleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
@@ -75,7 +76,7 @@ def test_sigterm_is_handled_during_the_command_only(capfd: pytest.CaptureFixture
 @pytest.mark.parametrize("kind", ["command", "script"])
 def test_a_closed_pipe_ends_a_command_and_a_script_in_a_line(kind: str) -> None:
     start = {
-        "command": "from multimae.specs.errors import run_command as start",
+        "command": "from multimae.specs.commands import run_command as start",
         "script": "from utils.distributed.script import run_script as start",
     }
     code = f"{start[kind]}\nstart(lambda: [print('x' * 99) for _ in range(100_000)] and None)"
@@ -93,7 +94,7 @@ def test_a_closed_pipe_ends_a_command_and_a_script_in_a_line(kind: str) -> None:
 
 def test_names_that_are_not_utf8_and_closed_pipes() -> None:
     code = (
-        "from multimae.specs.errors import run_command\n"
+        "from multimae.specs.commands import run_command\n"
         "run_command(lambda: [print('caf\\udce9', flush=True) for _ in range(100_000)] and 0)"
     )
     env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}

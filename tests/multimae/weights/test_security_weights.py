@@ -22,7 +22,8 @@ import run_finetuning_taskonomy
 import run_pretraining_multimae
 from multimae import MultiMAE, read_spec
 from multimae.multimae import MultiViT
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
+from multimae.specs.errors import UserError
 from multimae.weights.atomic import checksum
 from multimae.weights.files import CheckpointError, read_checkpoint
 from multimae.weights.timm_models import from_multimae

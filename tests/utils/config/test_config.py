@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multimae.specs.coercion import coerce
-from multimae.specs.errors import UserError, exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
+from multimae.specs.errors import UserError
 from utils.config.options import OptimOptions
 from utils.config.parse import ConfigError, option, parse_config, save_config, to_flat_dict, to_yaml
 from utils.config.pretrain_options import PretrainConfig

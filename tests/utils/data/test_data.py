@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multimae.specs.errors import exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
 from tests.support.image_folders import (
     MODALITIES,
     SIZE,

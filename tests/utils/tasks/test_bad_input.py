@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from multimae.specs.errors import exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
 from run_pretraining_multimae import main
 from tests.support.image_folders import save
 from tests.support.scenes import tiny_run, write_scenes

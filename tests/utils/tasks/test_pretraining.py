@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from multimae.specs.errors import exit_on_user_error
+from multimae.specs.commands import exit_on_user_error
 from multimae.specs.modalities import Modality
 from run_pretraining_multimae import main
 from tests.support.image_folders import message_of
