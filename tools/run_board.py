@@ -18,7 +18,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError, coloured, run_command
+from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError, coloured
 from tools.report.board import BoardRun, render_board
 from tools.report.run_log import read_log
 from utils.logs.paths import RunPaths
@@ -31,7 +32,7 @@ def find_runs(folders: Sequence[Path]) -> list[BoardRun]:
         UserError: There is none.
     """
     found = list(dict.fromkeys(run for folder in folders for run in _runs_in(folder)))
-    common = Path(os.path.commonpath([path.resolve().parent for path in found] or ["/"]))
+    common = Path(os.path.commonpath([path.resolve().parent for path in found] or [Path("/")]))
     runs = []
     for path in found:
         try:

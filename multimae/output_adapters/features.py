@@ -62,4 +62,4 @@ def main_task_tokens(tokens: Tensor, layout: TokenLayout, main_tasks: Sequence[s
 
 def tokens_to_map(x_bnd: Tensor, grid: Size) -> Tensor:
     """(b, n, d) on ``grid`` -> (b, d, h, w), stored channels last, as convolutions prefer."""
-    return x_bnd.unflatten(1, grid).permute(0, 3, 1, 2)
+    return x_bnd.reshape(x_bnd.shape[0], *grid, -1).permute(0, 3, 1, 2)

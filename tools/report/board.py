@@ -194,7 +194,8 @@ def _cell(value: Any, form: str) -> str:
 
 def _figure(index: int, panel: Panel, runs: int) -> str:
     """An empty plot; the script draws it."""
-    better = {True: "higher is better", False: "lower is better"}.get(panel.higher_is_better, "")
+    words: dict[bool | None, str] = {True: "higher is better", False: "lower is better"}
+    better = words.get(panel.higher_is_better, "")
     names = list(dict.fromkeys(name for _, name in panel.curves if name))
     styles = [
         f'stroke-dasharray="{_DASHES[i % len(_DASHES)]}"'

@@ -96,7 +96,7 @@ def test_statistics_ignore_no_data(tmp_path: Path) -> None:
         "a", num_channels=2, normalization="computed", no_data=0, interpolation="nearest"
     )
     copy = Modality("b", num_channels=2, normalization="computed", source="a")
-    filled, followed = resolve_statistics([row, copy], tmp_path)
+    filled, followed = resolve_statistics([row, copy], [tmp_path])
     known = images[:, 2:].reshape(-1, 2) / 255
     np.testing.assert_allclose(filled.mean, known.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(filled.std, known.std(axis=0), rtol=1e-6)
@@ -105,7 +105,7 @@ def test_statistics_ignore_no_data(tmp_path: Path) -> None:
     for i in range(1, 5):
         np.save(tmp_path / f"a/{i}.npy", np.full((8, 8, 2), 7, np.uint8))
     with pytest.raises(UserError, match="constant"):
-        resolve_statistics([row], tmp_path)
+        resolve_statistics([row], [tmp_path])
 
 
 def test_different_input_statistics_give_a_warning(tmp_path: Path) -> None:
