@@ -107,10 +107,10 @@ class MultiModalFolder:
     def _key(self, *options: bool) -> str:
         """Key of what :meth:`_list` depends on, except for the contents of the folders."""
         files = [(m.name, m.data_folder, self.suffix(m)) for m in self.modalities]
-        parts = (_INDEX_VERSION, os.path.realpath(self._root), files, options, self.selection)
-        for folder in self._folders.values():
-            if not isinstance(folder, Path):  # no stamp tells whether it changed
-                parts += ((folder / PACK_FILE).read_bytes(),)
+        remote = (path for path in self._folders.values() if not isinstance(path, Path))
+        contents = [(path / PACK_FILE).read_bytes() for path in remote]  # no stamp tells a change
+        place = os.path.realpath(self._root)
+        parts = (_INDEX_VERSION, place, files, options, self.selection, *contents)
         return blake2b(ascii((parts, sorted(SUFFIXES))).encode(), digest_size=16).hexdigest()
 
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
