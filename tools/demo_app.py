@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 
 from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
-from multimae.specs.errors import UserError
+from multimae.specs.errors import UserError, print_error
 
 if TYPE_CHECKING:
     from tools.app.api import Api
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print()
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(err)
         return 2
     return 0
 

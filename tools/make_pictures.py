@@ -36,6 +36,7 @@ from multimae.plotting import Picture, attention_grid, prediction_grid, with_voi
 from multimae.plotting.drawing import FADED, GUTTER, INK, MARGIN, WHITE, font
 from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
+from multimae.specs.errors import UserError, print_error
 
 REPO = Path(__file__).resolve().parents[1]
 WEIGHTS = REPO / "weights/multimae-tiny_rooms.safetensors"
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = PICTURES[name](model, args.out)
             print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
     except (CheckpointError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(UserError(str(err)))
         return 2
     return 0
 

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         print_error(err)
         return err.exit_code
     except OSError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(UserError(str(err)))
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)

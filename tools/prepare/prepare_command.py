@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multimae.specs.arguments import CommandParser
-from multimae.specs.errors import UserError
+from multimae.specs.errors import UserError, print_error
 from tools.common.staging import remove_staging
 from tools.common.target_folder import LINKS, Target
 
@@ -52,10 +52,10 @@ def finish(target: Target, prepare: Callable[[], str]) -> int:
         finally:
             remove_staging(target.root)
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(err)
         return err.exit_code
     except OSError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(UserError(str(err)))
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
