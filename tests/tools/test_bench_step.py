@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
 from tools import bench_heads, bench_step
-from tools.bench.counting import Product, count_flops, count_saved_bytes, measure_work
+from tools.bench.counting import (
+    Product,
+    StepWork,
+    count_flops,
+    count_saved_bytes,
+    measure_work,
+)
+from tools.bench.kernels import floors, kind_of
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
         "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",
@@ -67,3 +76,26 @@ def test_heads_are_timed_beside_the_encoder(capsys: pytest.CaptureFixture[str]) 
         *("head", "encoder alone", "segmenter", "convnext", "dpt", "convnext, by channel"),
     ]
     assert all(float(line[22:31]) > 0 for line in lines[1:])
+
+
+@pytest.mark.long
+def test_kernels_equality_and_fsdp_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "kernels.txt"
+    bench_step.main([*TINY, "--no_bases", "--sharded", "--check", "--kernels", str(table)])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert max(result["gap"].values()) < 1e-5
+    assert result["sharded"]["step_s"] > 0
+    assert "aten::" in table.read_text() and "least time" in table.read_text()
+
+
+def test_kinds_and_floors_of_kernels() -> None:
+    kinds = {name: kind_of(name) for name in ("nvjet_tst_128x256", "cudnn_generated_fort_sdpa",
+             "triton_poi_fused_gelu_3", "_fused_adamw_", "Memcpy DtoD")}  # fmt: skip
+    assert list(kinds.values()) == [
+        "products", "attention", "element-wise", "optimizer", "copies"
+    ]  # fmt: skip
+    work = StepWork(flops=2 * 10**12, saved_bytes=10**9, products=Counter(), host_syncs=Counter())
+    least = floors(work, num_parameters=10**6, flop_per_s=1e15, bytes_per_s=1e12)
+    assert least == pytest.approx({"products": 2.0, "activations": 2.0, "optimizer": 0.028})

@@ -23,9 +23,11 @@ from tools.bench.plain_step import PlainMultiMAE
 from tools.bench.step_options import StepBenchConfig
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
+from utils.distributed.sharding import shard
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import PretrainTask, build_task, pretrain_optimizer
+from utils.training.compilation import compile_options
 from utils.training.schedule import make_run_plan
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, Stepper, choose_precision
@@ -73,14 +75,23 @@ def pretraining(cfg: StepBenchConfig) -> tuple[PretrainConfig, PretrainTask]:
     return options, build_task(options, inputs, outputs)
 
 
-def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
-    """The training step of ``run_pretraining_multimae.py``."""
+def fast(
+    cfg: StepBenchConfig, task: PretrainTask, world: World, *, sharded: bool = False
+) -> Contender:
+    """The training step of ``run_pretraining_multimae.py``; ``sharded``: under FSDP."""
     options = cfg.pretrain_config()
     precision = choose_precision(options.runtime.precision, world.device)
     task = task.to(world.device)
     task.model.set_grad_checkpointing(enable=cfg.bench.grad_checkpointing)
     plan = make_run_plan(1000, 1, options.optim, options.runtime, blr=options.optim.blr)
-    state = TrainState(task, pretrain_optimizer(options, task), precision.scaler())
+    builder = None
+    if sharded:
+        compiled = compile_options(options.runtime) if options.runtime.compile else {}
+        if compiled:
+            task.compile_step(sharded=True, **compiled)
+        builder = shard(task, (), world, precision.dtype, compiled)
+    optimizer = pretrain_optimizer(options, task)
+    state = TrainState(task, optimizer, precision.scaler(), full_model_builder=builder)
     stepper = Stepper(state, world, plan, precision, options.optim, options.runtime)
     batch = synthetic_batch(list(task.inputs), options.model.input_size, cfg.bench.batch)
     batch = batch.to(world.device)
@@ -90,7 +101,7 @@ def fast(cfg: StepBenchConfig, task: PretrainTask, world: World) -> Contender:
         state.window.add(i, stepper.step(state, [batch]).logs)
 
     return Contender(
-        "fast",
+        "sharded" if sharded else "fast",
         lambda i: task(batch, StepPosition(i, 0, len(batch))).loss,
         update,
         stepper.parameters,

@@ -12,6 +12,7 @@ from tools.bench.step_options import EXTRA, StepBenchConfig
 from tools.bench.timing import interleaved
 from utils.config.options import RuntimeOptions
 from utils.distributed.world import init_world
+from utils.training.compilation import compile_options
 from utils.training.seeding import seed_everything
 
 TOKENS = (49, 98, 196)
@@ -58,7 +59,7 @@ def cost_table(cfg: StepBenchConfig) -> Iterator[Row]:
 
         flops = count_flops(backward)
         if b.compile:
-            task.compile_step()
+            task.compile_step(**compile_options(varied.pretrain_config().runtime))
         times = interleaved({"fast": contender.update}, b.steps, b.warmup, world.device)["fast"]
         v = varied.bench
         yield {

@@ -32,6 +32,12 @@ class StepBenchOptions:
         "", "Autocast dtype of the plain step; empty: as the fast step"
     )
     compile: bool = option(False, "Compile the fast step")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
+        "default", "How, as in the training scripts"
+    )
+    sharded: bool = option(False, "Also time the fast step under FSDP, in a group of one process")
+    check: bool = option(False, "Also compare losses and gradients with the plain step")
+    kernels: str = option("", "Profile the fast step; write its kernels to this file")
     grad_checkpointing: bool = option(False, "Recompute activations in the fast step")
     bases: bool = option(True, "Also time the baselines: the plain step and transformers' ViTMAE")
     steps: int = option(3, "Timed steps per contender", within="[1, inf)")
@@ -73,6 +79,7 @@ class StepBenchConfig:
                 *("--input_size", str(b.input_size), "--device", b.device),
                 *("--num_encoded_tokens", str(b.num_encoded_tokens)),
                 *("--precision", b.precision, "--warmup_epochs", "0", "--epochs", "1"),
+                *(("--compile", "--compile_mode", b.compile_mode) if b.compile else ()),
                 *(
                     "--modalities",
                     str({name: {"num_channels": 3} for name in extra}),

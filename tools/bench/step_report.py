@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import resource
+import tempfile
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from multimae.images.preprocess import prepare
 from tools.bench.contenders import Contender, fast, plain, pretraining, synthetic_batch, vit_mae
 from tools.bench.counting import StepWork, measure_work
+from tools.bench.equality import step_gaps
+from tools.bench.kernels import bandwidth, floors, kernel_report, kernel_rows
 from tools.bench.step_options import StepBenchConfig
 from tools.bench.timing import Ceiling, ProductTimes, Times, interleaved, seconds, shares, speed_up
 from utils.config.options import RuntimeOptions
@@ -19,6 +26,7 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.distributed.world import World, init_world
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import PretrainTask, pretrain_optimizer
+from utils.training.compilation import compile_options
 from utils.training.seeding import seed_everything
 
 Row = dict[str, Any]
@@ -31,11 +39,18 @@ def bench_step(cfg: StepBenchConfig) -> Row:
     seed_everything(0)
     options, task = pretraining(cfg)
     contenders = [fast(cfg, task, world)]
-    if b.bases:
-        contenders += [plain(cfg, task, world), vit_mae(cfg, world)]
+    if b.bases or b.check:
+        contenders.append(plain(cfg, task, world))
+    if b.bases and find_spec("transformers") is not None:
+        contenders.append(vit_mae(cfg, world))
     work = {c.name: measure_work(partial(c.update, 0), c.parameters) for c in contenders}
+    if b.sharded:
+        join_alone(world)
+        contenders.append(fast(cfg, copy.deepcopy(task), world, sharded=True))
+        work["sharded"] = work["fast"]
     if b.compile:
-        task.compile_step()
+        task.compile_step(**compile_options(options.runtime))
+    gaps = step_gaps(contenders[0], contenders[1]) if b.check else None
     dtypes = {c.name: c.precision.dtype or torch.float32 for c in contenders}
     products = ProductTimes(
         ((p, dtypes[name]) for name, w in work.items() for p in w.products), world.device
@@ -51,14 +66,30 @@ def bench_step(cfg: StepBenchConfig) -> Row:
         "model": b.model, "batch": b.batch, "input_size": b.input_size,
         "num_encoded_tokens": b.num_encoded_tokens, "in_domains": b.in_domains,
         "precision": str(contenders[0].precision), "compile": b.compile,
+        "compile_mode": b.compile_mode,
         "grad_checkpointing": b.grad_checkpointing, **_machine(world), "steps": b.steps, **rows,
         "optimiser_s": optimiser, "optimiser_of_step": optimiser / times["fast"].best,
         "shares": _shares(cfg, task, contenders[0], world, optimiser),
     }  # fmt: skip
-    if b.bases:
+    if gaps is not None:
+        result["gap"] = gaps
+    if b.kernels:
+        rows_k = kernel_rows(contenders[0].update, world.device)
+        count = sum(p.numel() for p in contenders[0].parameters)
+        least = floors(work["fast"], count, ceilings["fast"].wall, bandwidth(world.device))
+        Path(b.kernels).write_text(kernel_report(rows_k, least) + "\n", encoding="utf-8")
+    if "plain" in times:
         result["speed_up"] = speed_up(times["fast"].wall, times["plain"].wall)
         result["speed_up_cpu_time"] = speed_up(times["fast"].cpu, times["plain"].cpu)
     return result
+
+
+def join_alone(world: World) -> None:
+    """Join a process group of this process alone, which FSDP needs."""
+    if not dist.is_initialized():
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        url = f"file://{tempfile.mkdtemp()}/store"
+        dist.init_process_group(backend, init_method=url, rank=0, world_size=1)
 
 
 def _row(times: Times, work: StepWork, ceiling: Ceiling, batch: int) -> Row:
@@ -125,7 +156,7 @@ def _machine(world: World) -> Row:
 
 def report(result: Row) -> str:
     """Format the result as a text table."""
-    names = [n for n in ("fast", "plain", "ViTMAE") if n in result]
+    names = [n for n in ("fast", "sharded", "plain", "ViTMAE") if n in result]
     columns = ("step_s", "cpu_s", "images_per_s", "tflop", "tflop_per_s", "matmul_tflop_per_s",
                "mfu", "mfu_cpu_time", "saved_mb", "host_syncs")  # fmt: skip
     lines = [f"{'':<20}" + "".join(f"{name:>12}" for name in names)]
@@ -137,6 +168,9 @@ def report(result: Row) -> str:
         f"parts of the fast step, not compiled: {parts}",
         f"optimizer: {result['optimiser_s']:.3g} s, {result['optimiser_of_step']:.1%} of a step",
     ]
+    if "gap" in result:
+        gap = result["gap"]
+        lines.append(f"largest difference: loss {gap['loss']:.1e}, gradient {gap['gradient']:.1e}")
     if "speed_up" in result:
         lines += [
             f"speed-up over plain, {clock}: {ratio['best']:.2f}x (fastest steps), "

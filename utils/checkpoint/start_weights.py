@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from multimae.specs.errors import UserError
+from multimae.specs.modalities import Modality
 from multimae.weights.convert import to_multimae
 from multimae.weights.files import (
     CheckpointError,
@@ -19,6 +21,7 @@ from multimae.weights.files import (
 )
 from multimae.weights.load import LoadReport, load_weights
 from utils.config.options import StartOptions
+from utils.data.dataset import MultiModalDataset
 
 HEADS = "output_adapters."
 
@@ -73,6 +76,44 @@ class StartWeights:
             state = {k: v for k, v in state.items() if not k.startswith(HEADS)}
         return state, unused
 
+    def load_for(
+        self,
+        train_set: MultiModalDataset,
+        model: nn.Module,
+        info: Callable[[str], None],
+        *,
+        heads: bool,
+        needs_encoder: bool,
+    ) -> str:
+        """Load into ``model``; log a summary and modalities whose statistics differ.
+
+        Args:
+            train_set: Samples to train on.
+            model: Changed in place.
+            info: Prints a line.
+            heads: Also load decoders and heads.
+            needs_encoder: The encoder is not trained: the file must have all of it.
+
+        Returns:
+            Which keys were loaded, for ``weights.txt``.
+
+        Raises:
+            UserError: Weights of the encoder are missing.
+        """
+        from utils.data.statistics import statistics_warnings
+
+        report, source = self.load(model, heads=heads), self.options.finetune
+        absent = [key for key in report.new if not key.startswith(HEADS)]
+        if needs_encoder and absent:
+            raise UserError(
+                f"{source} has no weights for {len(absent)} tensors of the encoder, such as "
+                f"{absent[0]}, and --freeze_encoder and --lora_rank do not train them: use inputs "
+                "that the weights have, or train all weights."
+            )
+        for line in (report.summary(), *statistics_warnings(source, train_set)):
+            info(line)
+        return report.details()
+
     def load(self, model: nn.Module, *, heads: bool = False) -> LoadReport:
         """Load the weights into ``model`` (SPEC section 6), and free the file's contents.
 
@@ -100,3 +141,16 @@ def _without_prefix(state: StateDict, prefix: str) -> StateDict:
             f"no key starts with --model_prefix '{prefix}'; the first is '{next(iter(state))}'"
         )
     return inside
+
+
+def freeze_all_but(model: nn.Module, outputs: Sequence[Modality], names: Sequence[str]) -> None:
+    """Freeze everything except adapters, decoders and task embeddings of ``names``."""
+    own = {m.name for m in outputs if m.data_name in names}
+    parts = tuple(
+        [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
+    )
+    for key, parameter in model.named_parameters():
+        new_embedding = ".task_embeddings." in key and key.rpartition(".")[2] in names
+        parameter.requires_grad_(
+            parameter.requires_grad and (key.startswith(parts) or new_embedding)
+        )

@@ -344,18 +344,12 @@ class LogOptions:
     wandb_run_name: str | None = option(None, "W&B run name", on_resume="free")
     wandb_group: str = option("", "W&B group", on_resume="free")
 
-    @property
-    def profiled(self) -> range | None:
-        """Steps to profile, from 0; ``None``: none."""
-        first, _, last = self.profile.partition(":")
-        return range(int(first) - 1, int(last)) if self.profile else None
-
     def problems(self) -> Iterator[str]:
         """Steps to profile that are no range."""
-        parts = self.profile.split(":")
-        numbers = len(parts) == 2 and all(part.isdecimal() for part in parts)
-        if self.profile and not (numbers and 1 <= int(parts[0]) <= int(parts[1])):
-            yield f"profile: '{self.profile}' is not START:END, such as 20:22"
+        if self.profile:
+            from utils.logs.profiling import range_problems
+
+            yield from range_problems(self.profile)
 
     @property
     def picture_freq(self) -> int:

@@ -98,17 +98,8 @@ class RuntimeOptions:
         """Unknown devices, runs that end before they start, graphs that cannot be captured."""
         yield from device_problems(self.device)
         if self.compile_mode != "default":
-            yield from self._capture_problems(f"compile_mode: {self.compile_mode}")
+            from utils.training.compilation import capture_problems
+
+            yield from capture_problems(self)
         if self.start_epoch > self.epochs:
             yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"
-
-    def _capture_problems(self, name: str) -> Iterator[str]:
-        if not self.compile:
-            yield f"{name} needs compile"
-        elif self.parallel == "fsdp":
-            yield (
-                f"{name} captures CUDA graphs, whose weights must keep their addresses; parallel "
-                "fsdp moves them: use compile_mode default"
-            )
-        elif not self.device.startswith("cuda"):
-            yield f"{name} captures CUDA graphs; device is {self.device}"

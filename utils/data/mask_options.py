@@ -35,10 +35,7 @@ class MaskOptions:
         kept: Sequence[int] | None = None,
         present: Mapping[str, Tensor] | None = None,
     ) -> TokenMasks:
-        """Draw the masks of a batch; arguments as :meth:`draw_noise`.
-
-        ``present``: modality -> (samples,) bool, whether a sample has it.
-        """
+        """Draw the masks of a batch; ``present``: as for ``sample_masks``, of good samples."""
         drawn = self.draw_noise(layout, position, size, device, kept)
         return masks_from_noise(drawn, layout, self.num_encoded_tokens, present)
 
@@ -50,26 +47,20 @@ class MaskOptions:
         device: torch.device,
         kept: Sequence[int] | None = None,
     ) -> MaskNoise:
-        """Draw the random numbers of a batch's masks; independent of the world size.
+        """Draw the random numbers of a batch's masks, which depend on its position alone.
 
-        Every rank draws for the global batch and selects its samples. This is cheap, and needs no
-        generator state in checkpoints.
+        Every rank draws for the global batch and selects its samples: cheap, and without generator
+        states in checkpoints.
 
         Args:
             layout: Layout of the full sequence.
             position: Position of the batch in the run.
             size: Number of samples in the batch, including bad ones.
             device: Device to draw on.
-            kept: Indices of the good samples in the batch; ``None``: all. The masks of a sample do
-                not depend on the others.
+            kept: Indices of the good samples in the batch; ``None``: all.
         """
-        drawn = draw_noise(
-            layout,
-            position.num_samples,
-            self.num_encoded_tokens,
-            self.alphas,
-            self.sample_tasks_uniformly,
-            generator(device, self.seed, position.step),
-            device,
-        ).take(slice(position.first_sample, position.first_sample + size))
+        uniformly, seeded = self.sample_tasks_uniformly, generator(device, self.seed, position.step)
+        count, total = self.num_encoded_tokens, position.num_samples
+        drawn = draw_noise(layout, total, count, self.alphas, uniformly, seeded, device)
+        drawn = drawn.take(slice(position.first_sample, position.first_sample + size))
         return drawn if kept is None else drawn.take(kept)

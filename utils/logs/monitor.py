@@ -32,10 +32,11 @@ class RunMonitor:
 
             self.efficiency = Efficiency(task, world, dtype, log.peak_tflops)
             info(self.efficiency.describe())
-        if log.profiled is not None and paths is not None and world.is_main:
-            from utils.logs.profiling import StepProfiler
+        if log.profile and paths is not None and world.is_main:
+            from utils.logs.profiling import StepProfiler, profiled_steps
 
-            self.profiler = StepProfiler(log.profiled, paths.profile, world.device, info)
+            steps = profiled_steps(log.profile)
+            self.profiler = StepProfiler(steps, paths.profile, world.device, info)
 
     def begin(self, step: int, batch: Batch) -> None:
         """Before a step."""

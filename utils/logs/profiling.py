@@ -8,13 +8,27 @@ allocator's segments and blocks (:func:`torch.cuda.memory_snapshot`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 _ROWS = 60
+
+
+def profiled_steps(text: str) -> range:
+    """Steps from 0 of ``START:END``, which counts from 1."""
+    first, last = map(int, text.split(":"))
+    return range(first - 1, last)
+
+
+def range_problems(text: str) -> Iterator[str]:
+    """Why ``text`` is no range of steps."""
+    parts = text.split(":")
+    numbers = len(parts) == 2 and all(part.isdecimal() for part in parts)
+    if not (numbers and 1 <= int(parts[0]) <= int(parts[1])):
+        yield f"profile: '{text}' is not START:END, such as 20:22"
 
 
 class StepProfiler:

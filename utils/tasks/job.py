@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
 from multimae.weights.pretrained import Pretrained, save_model
 from utils.checkpoint.resume_point import find_checkpoint
@@ -251,24 +250,8 @@ def report_end(logger: RunLogger, goal: Goal, best: float | None, *, pretrained:
 
 
 def _load_start(job: Job[TaskT], task: TaskT, train_set: MultiModalDataset, info: Info) -> str:
-    """Load the weights to start from; log a summary and modalities whose statistics differ.
-
-    Returns:
-        Which keys were loaded, for ``weights.txt``; empty without such weights.
-    """
+    """Load the weights to start from, if there are any; see :meth:`StartWeights.load_for`."""
     if job.start is None:
         return ""
-    from utils.data.statistics import statistics_warnings
-
-    report = job.start.load(task.model, heads=job.starts_with_heads)
-    source = job.start.options.finetune
-    absent = [k for k in report.new if not k.startswith("output_adapters.")]
-    if job.keeps_encoder and absent:
-        raise UserError(
-            f"{source} has no weights for {len(absent)} tensors of the encoder, such as "
-            f"{absent[0]}, and --freeze_encoder and --lora_rank do not train them: use inputs that "
-            "the weights have, or train all weights."
-        )
-    for line in (report.summary(), *statistics_warnings(source, train_set)):
-        info(line)
-    return report.details()
+    heads, needs_encoder = job.starts_with_heads, job.keeps_encoder
+    return job.start.load_for(train_set, task.model, info, heads=heads, needs_encoder=needs_encoder)

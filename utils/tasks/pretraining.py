@@ -419,23 +419,12 @@ def build_task(
     )
 
 
-def freeze_all_but(model: MultiMAE, outputs: Sequence[Modality], names: Sequence[str]) -> None:
-    """Freeze everything except adapters, decoders and task embeddings of ``names``."""
-    own = {m.name for m in outputs if m.data_name in names}
-    parts = tuple(
-        [f"input_adapters.{n}." for n in names] + [f"output_adapters.{n}." for n in sorted(own)]
-    )
-    for key, parameter in model.named_parameters():
-        new_embedding = ".task_embeddings." in key and key.rpartition(".")[2] in names
-        parameter.requires_grad_(
-            parameter.requires_grad and (key.startswith(parts) or new_embedding)
-        )
-
-
 def pretrain_optimizer(cfg: PretrainConfig, task: PretrainTask) -> torch.optim.Optimizer:
     """Build the optimizer of model and balancer, which has a separate learning-rate scale."""
     optim = cfg.optim
     if cfg.start.train_only:
+        from utils.checkpoint.start_weights import freeze_all_but
+
         freeze_all_but(task.model, task.outputs, split_names(cfg.start.train_only))
     groups = param_groups(
         task.named_parameters(),

@@ -7,7 +7,7 @@ of masks, Mixup and erasing are drawn outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.compiler.config
 from torch import nn
 
 from multimae.nn.network import MultiModalTransformer
-from utils.config.options import RuntimeOptions
+from utils.config.runtime_options import RuntimeOptions
 
 Backend = str | Callable[..., Any]
 
@@ -27,6 +27,20 @@ def compile_options(runtime: RuntimeOptions, backend: Backend = "inductor") -> d
     """
     mode = None if runtime.compile_mode == "default" else runtime.compile_mode
     return {"backend": backend, "mode": mode, "fullgraph": True}
+
+
+def capture_problems(runtime: RuntimeOptions) -> Iterator[str]:
+    """Why a ``compile_mode`` other than the default cannot capture CUDA graphs."""
+    name = f"compile_mode: {runtime.compile_mode}"
+    if not runtime.compile:
+        yield f"{name} needs compile"
+    elif runtime.parallel == "fsdp":
+        yield (
+            f"{name} captures CUDA graphs, whose weights must keep their addresses; parallel fsdp "
+            "moves them: use compile_mode default"
+        )
+    elif not runtime.device.startswith("cuda"):
+        yield f"{name} captures CUDA graphs; device is {runtime.device}"
 
 
 def compile_parts(model: nn.Module, **options: Any) -> None:

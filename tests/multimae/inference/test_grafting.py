@@ -19,8 +19,8 @@ from multimae.weights.convert import multimae_to_vit
 from multimae.weights.pretrained import save_model
 from tests.support.scenes import ON_CPU, tiny_run, write_scenes
 from tools.graft_modality import GraftOptions, Outcome, main, read_new_modalities, run_config
+from utils.checkpoint.start_weights import freeze_all_but
 from utils.config.pretrain_options import PretrainConfig
-from utils.tasks.pretraining import freeze_all_but
 
 NORMALS = Modality("normals", loss="l1", interpolation="nearest", plot="normals")
 ROWS = "normals: {num_channels: 3, loss: l1, interpolation: nearest, std: 0.5}"

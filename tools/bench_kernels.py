@@ -1,0 +1,102 @@
+"""Time alternatives of single kernels: attention backends, and the sort of standardized depth.
+
+    python tools/bench_kernels.py --model base --batch 256 --device cuda
+
+The last line printed is JSON, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from multimae.specs.errors import run_command
+from multimae.specs.registry import SIZES
+from tools.bench.timing import seconds
+
+BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+TOKENS, DECODER = 99, (8, 196, 99, 32)
+"""Encoder tokens; heads, queries, keys and head width of a decoder."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--side", type=int, default=224, help="of depth maps")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output_json", type=Path, help="also write the result to this file")
+    args = parser.parse_args(argv)
+    device, size = torch.device(args.device), SIZES[args.model]
+    heads = int(size["num_heads"])
+    encoder = (heads, TOKENS, TOKENS, int(size["dim_tokens"]) // heads)
+    found = {
+        "encoder attention": attention_ms(args.batch, encoder, device),
+        "decoder attention": attention_ms(args.batch, DECODER, device),
+        "depth statistics": sort_ms(args.batch, args.side, device),
+    }
+    if args.output_json:
+        args.output_json.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
+def attention_ms(
+    batch: int, shape: tuple[int, int, int, int], device: torch.device
+) -> dict[str, float | None]:
+    """Forward and backward pass in bf16 by backend; ``None`` where it does not run."""
+    heads, queries, keys, width = shape
+
+    def draw(tokens: int) -> Tensor:
+        x = torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16)
+        return x.requires_grad_()
+
+    q, k, v = draw(queries), draw(keys), draw(keys)
+    times: dict[str, float | None] = {}
+    for backend in BACKENDS:
+
+        def run(chosen: SDPBackend = backend) -> None:
+            with sdpa_kernel(chosen):
+                out = F.scaled_dot_product_attention(q, k, v)
+            out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
+
+        try:
+            times[backend.name.lower()] = milliseconds(run, device)
+        except RuntimeError:  # not on this device, or not for these shapes
+            times[backend.name.lower()] = None
+    return times
+
+
+def sort_ms(batch: int, side: int, device: torch.device) -> dict[str, float]:
+    """Sort the values of depth maps: as float32, as now, and as 16-bit integers."""
+    depth = torch.randint(0, 32768, (batch, side * side), device=device, dtype=torch.int16)
+    real = depth.float()
+    return {
+        "sort float32": milliseconds(lambda: real.sort(dim=1), device),
+        "sort int16": milliseconds(lambda: depth.sort(dim=1), device),
+    }
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Shortest time of a call."""
+    return 1e3 * seconds(run, device).wall
+
+
+if __name__ == "__main__":
+    run_command(main)
