@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from multimae.specs.registry import SIZES
 from tools.bench.timing import seconds
 

@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from multimae.specs.errors import run_command
+from multimae.specs.commands import run_command
 from tools.bench.timing import synchronize
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
