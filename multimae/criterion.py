@@ -6,7 +6,8 @@ takes images, ``per_sample`` takes the patch vectors of a decoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -211,56 +212,6 @@ def without_absent(mask: Tensor, present: Tensor) -> Tensor:
     return mask * present.to(mask.dtype).unsqueeze(1)
 
 
-def masked_l1_loss(
-    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
-) -> Tensor:
-    """Mean absolute error over valid pixels.
-
-    Args:
-        pred: Any shape.
-        target: As ``pred``.
-        mask_valid: Non-zero = valid, broadcast to ``pred``; ``None``: all pixels.
-        count: Divisor, see :func:`mean_of_sum`; default: number of valid values.
-    """
-    diff, count = _valid_difference(pred, target, mask_valid, count)
-    return mean_of_sum(diff.abs().sum(), count)
-
-
-def masked_mse_loss(
-    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
-) -> Tensor:
-    """Mean squared error over valid pixels; arguments as for :func:`masked_l1_loss`."""
-    diff, count = _valid_difference(pred, target, mask_valid, count)
-    return mean_of_sum(diff.square().sum(), count)
-
-
-def masked_berhu_loss(
-    pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
-) -> Tensor:
-    """Reverse Huber (Laina et al. 2016) over valid pixels; arguments as :func:`masked_l1_loss`.
-
-    ``|d|`` below ``c`` and ``(d^2 + c^2) / 2c`` from ``c`` on, with
-    ``c = max(0.2 * max|d|, 1e-5)`` over the valid pixels of the micro-batch, as published;
-    detached.
-    """
-    diff, count = _valid_difference(pred, target, mask_valid, count)
-    diff = diff.abs()
-    c = (0.2 * diff.detach().amax()).clamp_min(1e-5)
-    total = torch.where(diff < c, diff, (diff.square() + c * c) / (2 * c)).sum()
-    return mean_of_sum(total, count)
-
-
-def _valid_difference(
-    pred: Tensor, target: Tensor, mask_valid: Tensor | None, count: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``pred - target``, 0 at invalid pixels (also NaN), and the divisor."""
-    diff = pred - target
-    if mask_valid is None:
-        return diff, diff.new_full((), float(diff.numel())) if count is None else count
-    valid = (mask_valid > 0).expand_as(diff)
-    return diff.masked_fill(~valid, 0.0), valid.sum() if count is None else count
-
-
 class NoWeightingStrategy(nn.Module):
     """Return losses unchanged."""
 
@@ -274,38 +225,16 @@ class NoWeightingStrategy(nn.Module):
         return dict(losses)
 
 
-class UncertaintyWeightingStrategy(nn.Module):
-    """Homoscedastic uncertainty (Kendall et al. 2018): ``exp(-s_t) * L_t + s_t``, ``s`` learned.
+_ELSEWHERE = {
+    "masked_l1_loss": "valid_losses",
+    "masked_mse_loss": "valid_losses",
+    "masked_berhu_loss": "valid_losses",
+    "UncertaintyWeightingStrategy": "balancing",
+}
 
-    A loss of exactly 0 (no masked token) contributes exactly 0.
-    """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        """One learned ``log_vars`` entry per task, initially 0."""
-        super().__init__()
-        self.tasks = tuple(tasks)
-        self.log_vars = nn.Parameter(torch.zeros(len(self.tasks)))
-
-    def forward(
-        self,
-        losses: Mapping[str, Tensor],
-        counts: Mapping[str, Tensor] | None = None,
-        num_batches: int = 1,
-    ) -> dict[str, Tensor]:
-        """Task -> weighted loss.
-
-        Args:
-            losses: Task -> loss of the global batch, or the part of a micro-batch.
-            counts: Task -> count of the global batch; ``None`` if ``losses`` are complete.
-            num_batches: Number of micro-batches whose results are added.
-
-        Raises:
-            KeyError: Unknown task.
-        """
-        out = {}
-        for name, loss in losses.items():
-            log_var = self.log_vars[self.tasks.index(name)]
-            weighted = torch.exp(-log_var) * loss + log_var / num_batches
-            nothing = loss == 0.0 if counts is None else counts[name] == 0
-            out[name] = torch.where(nothing, loss, weighted)
-        return out
+def __getattr__(name: str) -> object:
+    """Import what pre-training does not need by default (PEP 562)."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"multimae.nn.{_ELSEWHERE[name]}"), name)

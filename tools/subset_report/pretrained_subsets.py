@@ -19,11 +19,11 @@ from multimae.specs.errors import UserError
 from tools.subset_report.scores import Matrix, Report, Score, Subset, drops, mean_score, subsets
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.tasks.pretraining import PretrainTask, Targets
 from utils.tasks.reconstruction import EVAL_SEED, ConstantBaseline
+from utils.training.seeding import MaskOptions
 
 VISIBLE = 1 / 6  # as in pre-training: 98 of 588, 32 of 192
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from multimae.criterion import (
     MaskedLoss,
     NoWeightingStrategy,
-    UncertaintyWeightingStrategy,
     build_loss,
     counted_samples,
     mean_over_counted,
@@ -37,13 +36,13 @@ from utils.config.options import split_names
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
 from utils.data.dataset import MultiModalDataset
-from utils.data.mask_options import MaskOptions
 from utils.data.sample_checks import label_tables, range_warnings
 from utils.data.transforms import EvalTransform, JointTransform, TrainTransform
 from utils.distributed.world import ALONE, World
 from utils.tasks.base import StepOutput, StepPosition, Task
 from utils.tasks.loaders import build_dataset, index_finder, open_train_folder
 from utils.training.optim import build_optimizer, norm_and_bias, param_groups
+from utils.training.seeding import MaskOptions
 
 if TYPE_CHECKING:
     from utils.checkpoint.start_weights import StartWeights
@@ -118,11 +117,11 @@ class PretrainTask(Task):
         self.losses: dict[str, MaskedLoss] = {m.name: build_loss(m, patch_size) for m in outputs}
         names = [m.name for m in outputs]
         self.loss_names = tuple(f"loss/{name}" for name in names)
-        self.balancer: nn.Module = (
-            UncertaintyWeightingStrategy(names)
-            if balancer == "uncertainty"
-            else NoWeightingStrategy()
-        )
+        self.balancer: nn.Module = NoWeightingStrategy()
+        if balancer == "uncertainty":
+            from multimae.nn.balancing import UncertaintyWeightingStrategy
+
+            self.balancer = UncertaintyWeightingStrategy(names)
         self.loss_on_unmasked = loss_on_unmasked
         self.fp32_output_adapters = tuple(fp32_output_adapters)
         self.may_lack = tuple(may_lack)
@@ -450,26 +449,8 @@ def _folder(
         allow_missing=allow,
         find=index_finder(cfg, world),
     )
-    _check_patterns(cfg, folder)
+    if allow:
+        from utils.data.missing import check_patterns
+
+        check_patterns(cfg, folder)
     return folder
-
-
-def _check_patterns(cfg: PretrainConfig, folder: MultiModalFolder) -> None:
-    """Check that every sample has at least ``num_encoded_tokens`` input patches.
-
-    Raises:
-        UserError: A sample has fewer input patches.
-    """
-    (h, w), needed = as_size(cfg.model.input_size), cfg.model.num_encoded_tokens
-    inputs = [m for m in folder.modalities if m.name in cfg.in_names]
-    sides = {m.name: max(1, (m.patch_size or cfg.model.patch_size) // m.stride) for m in inputs}
-    units = {m.name: m.stride * sides[m.name] for m in inputs}
-    tokens = {name: (h // unit) * (w // unit) for name, unit in units.items()}
-    for names, index in folder.patterns().items():
-        count = sum(tokens[name] for name in names if name in tokens)
-        if count < min(needed, sum(tokens.values())):
-            raise UserError(
-                f"{folder.root}: sample '{folder.name(index)}' has only {', '.join(names)}: "
-                f"{count} input patches, fewer than num_encoded_tokens {needed}. Lower "
-                "num_encoded_tokens, or remove such samples."
-            )

@@ -24,13 +24,13 @@ from multimae.specs.modalities import Modality
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.distributed.world import World
 from utils.logs.logger import RunLogger
 from utils.tasks.base import Evaluator, PictureEvaluator, StepPosition
 from utils.tasks.loaders import eval_loader, spread_keys
 from utils.tasks.pretraining import PretrainTask, Targets, build_eval_set
+from utils.training.seeding import MaskOptions
 from utils.training.stepper import Precision
 
 # Seed of the evaluation masks, the same for all runs.

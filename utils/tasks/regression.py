@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from multimae.criterion import masked_berhu_loss, masked_l1_loss, masked_mse_loss
 from multimae.inference.truth import L1Scores, normalized_target, with_mean
 from multimae.multimae import MultiViT
+from multimae.nn.valid_losses import masked_berhu_loss, masked_l1_loss, masked_mse_loss
 from multimae.plotting.colours import Picture
 from multimae.plotting.pictures import colour_range, to_picture
 from multimae.plotting.predictions import prediction_grid

@@ -24,13 +24,12 @@ from tests.support.scenes import NUM_CLASSES, tiny_run, write_scenes
 from tools.report.run_log import read_log
 from utils.data.batches import BadSample, Sample, collate
 from utils.data.dataset import MultiModalDataset
-from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.data.transforms import EvalTransform
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import PretrainTask, Targets
 from utils.tasks.reconstruction import ConstantBaseline, fixed_masks
-from utils.training.seeding import generator
+from utils.training.seeding import MaskOptions, generator
 
 NAMES = ("rgb", "depth", "semseg")
 TABLE = make_table({"semseg": {"num_classes": NUM_CLASSES}, "depth": {"normalization": "robust"}})

@@ -25,7 +25,6 @@ from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.config.taskonomy_options import TaskonomyConfig
 from utils.data.batches import BadSample, collate
-from utils.data.mask_options import MaskOptions
 from utils.data.samplers import SampleKey
 from utils.data.sets.class_folders import mix
 from utils.logs.logger import RunLogger
@@ -37,6 +36,7 @@ from utils.tasks.pretraining import PretrainTask, build_task, build_train_set, r
 from utils.tasks.reconstruction import build_evaluators
 from utils.tasks.segmentation import SegmentationFinetuning
 from utils.tasks.taskonomy import TaskonomyFinetuning
+from utils.training.seeding import MaskOptions
 from utils.training.stepper import choose_precision
 
 

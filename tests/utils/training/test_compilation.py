@@ -34,10 +34,10 @@ from utils.config.parse import ConfigError, parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
-from utils.data.mask_options import MaskOptions
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
 from utils.training.compilation import compile_options, compile_parts
+from utils.training.seeding import MaskOptions
 
 EAGER: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}  # needs no C++ compiler
 KINDS = (

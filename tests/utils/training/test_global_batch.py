@@ -32,7 +32,6 @@ from utils.config.options import RuntimeOptions
 from utils.config.semseg_options import SemsegConfig
 from utils.data.batches import Batch
 from utils.data.dense_transforms import INSIDE
-from utils.data.mask_options import MaskOptions
 from utils.data.sets.class_folders import ClassIndex
 from utils.data.sets.taskonomy_views import TASKS as TASKONOMY
 from utils.data.sets.taskonomy_views import VALID
@@ -46,6 +45,7 @@ from utils.tasks.pretraining import PretrainTask
 from utils.tasks.regression import Target
 from utils.tasks.segmentation import SegmentationTask
 from utils.tasks.taskonomy import TaskonomyTask
+from utils.training.seeding import MaskOptions
 from utils.training.state import TrainState
 from utils.training.stepper import Precision, Stepper
 

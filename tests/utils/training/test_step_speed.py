@@ -25,11 +25,11 @@ from tools.bench.plain_step import PlainMultiMAE
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data.batches import Batch
-from utils.data.mask_options import MaskOptions
 from utils.distributed.world import World
 from utils.tasks.base import StepPosition
 from utils.tasks.pretraining import PretrainTask, Targets, build_task, pretrain_optimizer
 from utils.training.schedule import make_run_plan
+from utils.training.seeding import MaskOptions
 from utils.training.state import TrainState
 from utils.training.stepper import Stepper, choose_precision
 
