@@ -13,7 +13,7 @@ import pytest
 
 from multimae.specs.errors import RunError, UserError
 from tools.common.jobs import Tally, run_jobs, summary
-from tools.common.staging import remove_staging, staged, staged_files, write_file
+from tools.common.staging import clean_staging, remove_staging, staged, staged_files, write_file
 from tools.common.target_folder import Target
 from tools.prepare.prepare_command import finish
 
@@ -101,3 +101,17 @@ def test_foreign_temporary_folders_are_kept(tmp_path: Path) -> None:
 def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
     write_file(tmp_path, tmp_path / "rgb" / ("n" * 255), b"1")
     assert (tmp_path / "rgb" / ("n" * 255)).read_bytes() == b"1"
+
+
+def test_partial_files_are_removed_before_and_after_also_on_an_error(tmp_path: Path) -> None:
+    def leave(name: str) -> None:
+        with staged(tmp_path, tmp_path / name) as temp:
+            temp.touch()
+            temp.with_name("partial").touch()
+
+    leave("a")
+    with pytest.raises(SystemExit), clean_staging(tmp_path):
+        assert staged_files(tmp_path) == []
+        leave("b")
+        raise SystemExit(143)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -49,6 +49,16 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
         temp.write_bytes(data)
 
 
+@contextmanager
+def clean_staging(root: Path) -> Iterator[None]:
+    """Remove partial files of killed runs before, and those of this one after, also on an error."""
+    remove_staging(root)
+    try:
+        yield
+    finally:
+        remove_staging(root)
+
+
 def remove_staging(root: Path) -> None:
     """Remove the staging folder and the partial files of killed runs; no folder of others."""
     folder = root / STAGING_FOLDER

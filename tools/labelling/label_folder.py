@@ -97,11 +97,11 @@ class FolderLabeller:
             OSError: A file cannot be written.
         """
         indices = range(self.world.rank, len(self.folder), self.world.size)
-        if self.cfg.data.link != "none":
-            self._link_images(indices)
-        self._write_class_names()
-        pending = [PendingImage(i, tasks) for i in indices if (tasks := self._missing_tasks(i))]
         try:
+            if self.cfg.data.link != "none":
+                self._link_images(indices)
+            self._write_class_names()
+            pending = [PendingImage(i, tasks) for i in indices if (tasks := self._missing_tasks(i))]
             self._label(pending)
         finally:
             self._remove_staging()

@@ -12,7 +12,7 @@ from multimae.images.pack.layout import read_contents
 from multimae.images.pack.reading import PackedFolder
 from multimae.specs.errors import UserError, bullet_list
 from multimae.weights.atomic import checksum
-from tools.common.staging import remove_staging, write_file
+from tools.common.staging import clean_staging, write_file
 from tools.pack.sources import read_original
 
 
@@ -71,17 +71,17 @@ def unpack(root: Path, out: Path) -> Counter[str]:
         OSError: A file cannot be written.
     """
     written: Counter[str] = Counter()
-    for folder in packed_folders(root):
-        pack = PackedFolder(folder)
-        for index in range(len(pack)):
-            name = _check_name(pack.name(index), folder)
-            data = read_original(pack, index)
-            path = out / folder.name / name
-            refuse_links(out, path)
-            if not (path.is_file() and path.read_bytes() == data):
-                write_file(out, path, data)
-            written[folder.name] += 1
-    remove_staging(out)
+    with clean_staging(out):
+        for folder in packed_folders(root):
+            pack = PackedFolder(folder)
+            for index in range(len(pack)):
+                name = _check_name(pack.name(index), folder)
+                data = read_original(pack, index)
+                path = out / folder.name / name
+                refuse_links(out, path)
+                if not (path.is_file() and path.read_bytes() == data):
+                    write_file(out, path, data)
+                written[folder.name] += 1
     return written
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multimae.specs.arguments import CommandParser
 from multimae.specs.errors import UserError, print_error
-from tools.common.staging import remove_staging
+from tools.common.staging import clean_staging
 from tools.common.target_folder import LINKS, Target
 
 
@@ -46,11 +46,8 @@ def finish(target: Target, prepare: Callable[[], str]) -> int:
         interrupted.
     """
     try:
-        remove_staging(target.root)
-        try:
+        with clean_staging(target.root):
             line = prepare()
-        finally:
-            remove_staging(target.root)
     except UserError as err:
         print_error(err)
         return err.exit_code

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from multimae.weights.atomic import checksum
-from tools.common.staging import remove_staging
+from tools.common.staging import clean_staging
 from tools.rooms.furniture.sh3f import ModelLibrary, load_library
 from tools.rooms.rendering.tracer import require_tracer
 from tools.rooms.sample import SPLITS, render_room
@@ -104,20 +104,19 @@ def make_rooms(job: Job, progress: bool = True) -> int:
         job.size, job.seed, job.layout, tuple(checksum(p, sha256()).digest for p in job.furniture)
     )
     claim_folder(job.out, settings)
-    remove_staging(job.out)
-    counts = {"train": job.train, "val": job.val}
-    write_index(job.out, settings, counts)
-    todo = [
-        (split, i)
-        for split in SPLITS
-        for i in range(counts[split])
-        if not is_complete(job.out, job.layout, split, i)
-    ]
-    hide = None if progress else True
-    with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
-        for _ in _run(job, todo):
-            bar.update()
-    remove_staging(job.out)
+    with clean_staging(job.out):
+        counts = {"train": job.train, "val": job.val}
+        write_index(job.out, settings, counts)
+        todo = [
+            (split, i)
+            for split in SPLITS
+            for i in range(counts[split])
+            if not is_complete(job.out, job.layout, split, i)
+        ]
+        hide = None if progress else True
+        with tqdm(total=len(todo), unit="img", disable=hide, smoothing=0.1) as bar:
+            for _ in _run(job, todo):
+                bar.update()
     return len(todo)
 
 
