@@ -35,6 +35,7 @@ OPTIONAL = {
     "rasters.py": {"rasterio"},
     "remote.py": {"fsspec", "aiohttp"},
     "truth.py": {"torchvision"},
+    "downloads.py": {"tqdm"},
     "prediction_run.py": {"tqdm"},
     "start_config.py": {"yaml"},
     "tiled_run.py": {"tqdm"},

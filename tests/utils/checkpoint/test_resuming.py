@@ -39,7 +39,8 @@ FREE = {
     *("save_ckpt_minutes", "keep_ckpts", "async_save", "log_every", "eval_freq", "num_pictures"),
     *("disable_eval_during_finetuning", "log_images_wandb", "log_images_freq", "dataset_name"),
     *("log_tensorboard", "log_wandb", "wandb_project", "wandb_entity", "wandb_run_name"),
-    *("wandb_group", "eval", "test", "tmp", "resplit", "override_inputs"),
+    *("wandb_group", "eval", "test", "tmp", "resplit", "override_inputs", "compile_mode"),
+    *("profile", "peak_tflops"),
 }
 APPLIED = {
     *("epochs", "max_steps", "eval_data_path", "on_bad_sample", "max_bad_samples"),
