@@ -83,17 +83,13 @@ class Batch:
         """Number of samples, bad ones included."""
         return len(self.names) + len(self.bad)
 
-    def tensors(self, always_present: Iterable[str] = ()) -> Batch:
-        """The tensors, without what changes from batch to batch and would be compiled anew.
-
-        Args:
-            always_present: Modalities for which ``present`` has an entry, also where none lacks.
-        """
+    def always_present(self, names: Iterable[str]) -> Batch:
+        """With entries of ``present`` for modalities ``names``, also where no sample lacks them."""
         present = dict(self.present)
-        for name in set(always_present) - present.keys():
+        for name in set(names) - present.keys():
             image = self.images[name]
             present[name] = torch.ones(len(image), dtype=torch.bool, device=image.device)
-        return Batch(self.images, [], present={name: present[name] for name in sorted(present)})
+        return replace(self, present={name: present[name] for name in sorted(present)})
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy to ``device``; copies from pinned memory overlap with computation."""

@@ -120,7 +120,7 @@ class ClassificationTask(FinetuneTask):
                 x |= {m.name: self._erase(x[m.name]) for m in self.inputs if m.is_photo}
             if self.mixup is not None:
                 x, soft = mix(self.mixup, x, labels, self.inputs)
-        return StepOutput(self._losses(batch.tensors(), x, labels, soft, position.counts), {})
+        return StepOutput(self._losses(batch, x, labels, soft, position.counts), {})
 
     def _losses(
         self, batch: Batch, x: Any, labels: Tensor, soft: Tensor | None, counts: Tensor | None

@@ -135,8 +135,8 @@ class PretrainTask(Task):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Balanced sum of the masked losses; logs ``loss/{modality}`` before weighting."""
         masks = position.masks or self.draw_masks(batch, position)
-        tensors = batch.tensors(self._always_present)
-        return self._losses(tensors, masks, position.counts, position.num_batches)
+        batch = batch.always_present(self._always_present)
+        return self._losses(batch, masks, position.counts, position.num_batches)
 
     def _losses(
         self, batch: Batch, masks: TokenMasks, counts_t: Tensor | None, num_batches: int
@@ -153,7 +153,7 @@ class PretrainTask(Task):
     def plan(self, batch: Batch, position: StepPosition) -> StepPosition:
         """Add masks, and the number of samples with a counted patch."""
         ids_keep, ids_restore, task_masks, counts = self._plan(
-            batch.tensors(self._always_present), self._noise(batch, position)
+            batch.always_present(self._always_present), self._noise(batch, position)
         )
         masks = TokenMasks(ids_keep, ids_restore, task_masks)
         return position._replace(masks=masks, counts=counts)
@@ -167,7 +167,7 @@ class PretrainTask(Task):
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of samples with a counted patch, per output."""
-        return self._count(batch.tensors(), position.masks or self.draw_masks(batch, position))
+        return self._count(batch, position.masks or self.draw_masks(batch, position))
 
     def _count(self, batch: Batch, masks: TokenMasks) -> Tensor:
         valid = valid_pixels(batch, self.modalities)

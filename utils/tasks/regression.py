@@ -117,7 +117,7 @@ class RegressionTask(FinetuneTask, ABC):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Mean loss over heads; several heads are also logged as ``loss/{head}``."""
-        return self._losses(batch.tensors(), position.counts)
+        return self._losses(batch, position.counts)
 
     def _losses(self, batch: Batch, counts_t: Tensor | None) -> StepOutput:
         truth, valid = self.truth(batch), self.valid(batch)
@@ -133,7 +133,7 @@ class RegressionTask(FinetuneTask, ABC):
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of valid values per head."""
-        return self._count(batch.tensors())
+        return self._count(batch)
 
     def _count(self, batch: Batch) -> Tensor:
         pixels = self.valid(batch).sum()

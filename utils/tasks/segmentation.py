@@ -126,7 +126,7 @@ class SegmentationTask(FinetuneTask):
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Sum of the losses; 0 with a graph if no pixel is labelled."""
-        return self._losses(batch.tensors(), position.counts)
+        return self._losses(batch, position.counts)
 
     def _losses(self, batch: Batch, counts: Tensor | None) -> StepOutput:
         labels, padding = self.labels(batch)
@@ -159,7 +159,7 @@ class SegmentationTask(FinetuneTask):
 
     def count(self, batch: Batch, position: StepPosition) -> Tensor:
         """Number of labelled pixels, or the sum of their class weights; of images with Dice."""
-        return self._count(batch.tensors())
+        return self._count(batch)
 
     def _count(self, batch: Batch) -> Tensor:
         return self._counts(self._loss_labels(*self.labels(batch)))
