@@ -7,7 +7,6 @@ takes images, ``per_sample`` takes the patch vectors of a decoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -225,16 +224,11 @@ class NoWeightingStrategy(nn.Module):
         return dict(losses)
 
 
-_ELSEWHERE = {
-    "masked_l1_loss": "valid_losses",
-    "masked_mse_loss": "valid_losses",
-    "masked_berhu_loss": "valid_losses",
-    "UncertaintyWeightingStrategy": "balancing",
-}
-
-
 def __getattr__(name: str) -> object:
     """Import what pre-training does not need by default (PEP 562)."""
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"multimae.nn.{_ELSEWHERE[name]}"), name)
+    from multimae.nn import balancing, valid_losses
+
+    for module in (balancing, valid_losses):
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
