@@ -226,9 +226,12 @@ class NoWeightingStrategy(nn.Module):
 
 def __getattr__(name: str) -> object:
     """Import what pre-training does not need by default (PEP 562)."""
-    from multimae.nn import balancing, valid_losses
+    if name == "UncertaintyWeightingStrategy":
+        from multimae.nn import balancing
 
-    for module in (balancing, valid_losses):
-        if name in module.__all__:
-            return getattr(module, name)
+        return getattr(balancing, name)
+    if name in ("masked_l1_loss", "masked_mse_loss", "masked_berhu_loss"):
+        from multimae.nn import valid_losses
+
+        return getattr(valid_losses, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UncertaintyWeightingStrategy"]
-
 
 class UncertaintyWeightingStrategy(nn.Module):
     """Homoscedastic uncertainty (Kendall et al. 2018): ``exp(-s_t) * L_t + s_t``, ``s`` learned.

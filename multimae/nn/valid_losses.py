@@ -7,8 +7,6 @@ from torch import Tensor
 
 from multimae.criterion import mean_of_sum
 
-__all__ = ["masked_berhu_loss", "masked_l1_loss", "masked_mse_loss"]
-
 
 def masked_l1_loss(
     pred: Tensor, target: Tensor, mask_valid: Tensor | None = None, count: Tensor | None = None
