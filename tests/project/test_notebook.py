@@ -59,7 +59,7 @@ def test_stored_outputs_are_complete_and_small(path: Path) -> None:
     nbformat.validate(notebook)
     assert path.stat().st_size < 1_000_000 and notebook.metadata.kernelspec.name == "python3"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert all(len(picture) < 120_000 for picture in pictures(outputs))
+    assert all(len(picture) < 250_000 for picture in pictures(outputs))
     assert len(pictures(outputs)) == {DEMO: 12, OWN: 2}[path]
     printed = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
     for word in ("/root/", "/home/", "/tmp/", "Traceback", "Warning:", "%|"):
