@@ -111,11 +111,12 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _are_close(old: Any, new: Any) -> bool:
-    """Whether both are equal but for rounding, as statistics computed on other machines."""
+    """Whether both are NaN, or equal but for rounding, as statistics of other machines."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(a == b or _are_close(a, b) for a, b in zip(old, new, strict=True))
-    both_floats = isinstance(old, float) and isinstance(new, float)
-    return both_floats and math.isclose(old, new, rel_tol=1e-6)
+    if not (isinstance(old, float) and isinstance(new, float)):
+        return False
+    return math.isclose(old, new, rel_tol=1e-6) or (math.isnan(old) and math.isnan(new))
 
 
 def _shown(value: Any) -> str:

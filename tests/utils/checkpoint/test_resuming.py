@@ -89,6 +89,16 @@ def test_values_from_files_and_flags_compare_equal() -> None:
     assert not any(compare_options(saved, options).values())
 
 
+def test_nan_as_a_missing_value_compares_equal() -> None:
+    options = options_of(SCRIPTS["run_pretraining_multimae"][0]())
+    own = {"thermal": {"no_data": float("nan"), "mean": [float("nan"), 1.0]}}
+    named = {"modalities": replace(options["modalities"], default=own)}
+    saved = {"modalities": {"thermal": {"no_data": float("nan"), "mean": [float("nan"), 1.0]}}}
+    assert not any(compare_options(saved, named).values())
+    saved["modalities"]["thermal"]["no_data"] = 0.0
+    assert compare_options(saved, named)["refused"] == ["modalities.thermal.no_data: 0.0 -> nan"]
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("train"), 8)
