@@ -168,12 +168,10 @@ def export_weights(source: str | Path, target: Path, *, half: bool = True) -> in
         ValueError: Unreadable weights, or weights without a description.
         OSError: ``target`` cannot be written.
     """
-    from multimae.weights.files import extract_state_dict, read_checkpoint
-    from multimae.weights.model_files import read_spec
+    from multimae.weights.model_files import read_model
     from multimae.weights.pretrained import save_model
 
-    spec = read_spec(source)
-    state = extract_state_dict(read_checkpoint(source))
+    spec, state = read_model(source, None, {})
     target.parent.mkdir(parents=True, exist_ok=True)
     save_model(state, spec, target, half=half)
     size = target.stat().st_size / 1e6

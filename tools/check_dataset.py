@@ -140,11 +140,12 @@ def _summary(diagnosis: Diagnosis, findings: Sequence[Finding]) -> str:
     counts = count(findings)
     checked = sum(len(s.checked) for s in diagnosis.sets)
     total = sum(len(s.listing.keys()) for s in diagnosis.sets)
+    names = ", ".join(m.name for m in diagnosis.sets[0].listing.modalities)
     lines = [f.line() for f in findings[:_PRINTED]]
     if len(findings) > _PRINTED:
         lines.append(f"... and {len(findings) - _PRINTED} more in the report")
     lines.append(
-        f"{checked} of {total} samples read in {diagnosis.seconds:.1f} s: "
+        f"{checked} of {total} samples of {names} read in {diagnosis.seconds:.1f} s: "
         f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes"
     )
     return "\n".join(lines)

@@ -187,17 +187,20 @@ def _draw_blocks(
                 resized = Image.fromarray(tile).resize(layout.cell, Image.Resampling.NEAREST)
                 image.paste(resized, (x, y))
                 if i < layout.across and r == 0:
-                    _column_title(draw, (x, y), layout.text, *COLUMNS[c])
+                    _column_title(draw, (x, y), layout, *COLUMNS[c])
     return image
 
 
 def _column_title(
-    draw: ImageDraw.ImageDraw, corner: Box, size: int, title: str, subtitle: str
+    draw: ImageDraw.ImageDraw, corner: Box, layout: _Layout, title: str, subtitle: str
 ) -> None:
-    x, y = corner
+    """Write a title and, where the column is wide enough, its subtitle."""
+    (x, y), size = corner, layout.text
     draw.text((x, y - 0.5 * size), title, INK, font(size), anchor="ls")
     indent = font(size).getlength(title + "  ")
-    draw.text((x + indent, y - 0.5 * size), subtitle, FADED, font(0.72 * size), anchor="ls")
+    small = font(0.72 * size)
+    if indent + small.getlength(subtitle) <= layout.cell[0]:
+        draw.text((x + indent, y - 0.5 * size), subtitle, FADED, small, anchor="ls")
 
 
 def _vertical_text(image: Image.Image, text: str, corner: Box, layout: _Layout) -> None:

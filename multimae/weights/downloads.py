@@ -56,7 +56,10 @@ def fetch(location: str, flag: str = "weights") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         download(location, path, digest)
     except OSError as err:
-        raise UserError(f"{flag} {location}: cannot be downloaded ({err})") from err
+        raise UserError(
+            f"{flag} {location}: cannot be downloaded ({err}). Check the URL and the connection, "
+            "or download the file elsewhere and pass its path."
+        ) from err
     return path
 
 

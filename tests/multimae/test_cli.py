@@ -16,6 +16,7 @@ from multimae.cli import FUNCTIONS, POOLS, main
 from multimae.inference.encode import Pool
 from multimae.inference.export import What
 from multimae.weights.files import extract_state_dict, read_checkpoint, save_state_dict
+from multimae.weights.pretrained import spec_entry
 from tests.support.golden import golden
 from tests.support.states import assert_same
 
@@ -48,6 +49,14 @@ def test_convert_round_trip(tmp_path: Path) -> None:
     assert main(["convert", vit, back, "--to", "multimae"]) == 0
     state = extract_state_dict(read_checkpoint(back))
     assert_same(state, {key: data["multimae"][key] for key in state})
+
+
+def test_export_of_a_checkpoint(tmp_path: Path) -> None:
+    model = MultiMAE.from_pretrained(PRETRAINED)
+    source, target = tmp_path / "checkpoint-best.pth", tmp_path / "half.safetensors"
+    torch.save({"model": model.state_dict(), **spec_entry(model)}, source)
+    assert main(["export", str(source), str(target)]) == 0
+    assert MultiMAE.from_pretrained(target).spec == model.spec
 
 
 def test_export_in_half_precision(tmp_path: Path) -> None:

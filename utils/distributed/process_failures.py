@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 
 from multimae.specs.commands import drop_broken_pipe
@@ -12,6 +13,7 @@ _PEER_MESSAGES = (
     "connection closed by peer", "connection reset by peer", "broken pipe", "connection refused",
     "socket", "nccl", "gloo", "timed out",
 )  # fmt: skip
+_CPU_MEMORY = "DefaultCPUAllocator"  # of torch's message
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -29,6 +31,13 @@ def as_run_error(error: Exception) -> RunError | None:
         return RunError(
             "the reader of the output, such as `head`, has ended. Run the same command to resume "
             "from the last checkpoint."
+        )
+    if isinstance(error, torch.OutOfMemoryError) or _CPU_MEMORY in str(error):
+        return RunError(
+            f"memory ran out ({str(error).splitlines()[0]}). Halve --batch_size and double "
+            "--update_freq, which keeps the global batch; add --grad_checkpointing, or, on several "
+            "GPUs, --parallel fsdp. tools/plan_run.py measures what fits. The changed command "
+            "resumes from the last checkpoint."
         )
     died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     # Batches arrive through a socket, which may close before the worker is reported dead.

@@ -73,6 +73,7 @@ _FINETUNING_RATES = {"tiny": 5e-4, "small": 2e-4, "base": 1e-4}
 _HEAD_WIDTHS = {"tiny": 1024, "small": 2048, "base": 6144}
 _PUBLISHED_TOKENS = 6  # visible: one of so many, 98 of 588
 _MAX_BAD_SAMPLES = 100
+_EVALUATIONS = 100  # at most twice as many
 _MM = 1000.0
 
 
@@ -89,6 +90,7 @@ Section = tuple[str, list[Line]]
 _WORKERS = Line(
     "num_workers", min(8, os.cpu_count() or 1), "loader processes per GPU: CPU cores, at most 8"
 )
+_KEPT = Line("keep_ckpts", 3, "full checkpoints kept beside the best weights; 0: all")
 
 
 def write_start_config(survey: DataSurvey, task: str, path: Path) -> str:
@@ -107,7 +109,7 @@ def write_start_config(survey: DataSurvey, task: str, path: Path) -> str:
         ("data", [*_data_lines(plan), *plan.target_lines(), _WORKERS]),
         ("model", list(_model_lines(plan))),
         ("optimisation", list(_optimisation_lines(plan))),
-        ("run", [Line("output_dir", f"output/{path.stem}", "checkpoints and logs")]),
+        ("run", [Line("output_dir", f"output/{path.stem}", "checkpoints and logs"), _KEPT]),
     ]
     head = [
         f"# {plan.task.title} of {survey.root}. Every line is a guess from {plan.looked_at} files.",
@@ -190,7 +192,9 @@ def _data_lines(plan: _Plan) -> Iterator[Line]:
     if survey.val is None:
         yield Line("eval_data_path", None, "no val/ beside train/: set it, or nothing is scored")
     else:
-        yield Line("eval_data_path", str(survey.val), "scored after every epoch")
+        every = max(1, plan.epochs // _EVALUATIONS)
+        yield Line("eval_data_path", str(survey.val), "scored every eval_freq epochs")
+        yield Line("eval_freq", every, f"{-(-plan.epochs // every)} evaluations in the run")
     if not plan.task.pretrains and survey.test is not None:
         yield Line("test_data_path", str(survey.test), "scored once, by --test")
     yield Line("in_domains", names, "inputs; remove those that you will not have in use")

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multimae.plotting.colours import MASK_GREY, VOID_GREY, label_palette, scalar_colours
@@ -63,6 +63,17 @@ def test_legends_hold_true_and_predicted_classes(monkeypatch: pytest.MonkeyPatch
         shown = {} if known is None else {"labels": known}
         reconstruction_grid(shown, {"labels": pred}, {}, [m], 16, max_rows=2)
         assert listed[-1] == classes
+
+
+@pytest.mark.parametrize(("side", "fits"), [(64, False), (256, True)])
+def test_titles_stay_within_their_columns(
+    side: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *args, **_: written.append(args[2]))
+    rgb = torch.zeros(1, 3, side, side)
+    reconstruction_grid({"rgb": rgb}, {"rgb": rgb}, {}, [TABLE["rgb"]], 16)
+    assert "prediction" in written and ("visible patches" in written) == fits
 
 
 def test_names_are_written_where_there_is_room() -> None:

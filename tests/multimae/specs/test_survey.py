@@ -211,6 +211,7 @@ def test_class_folders_in_splits(tmp_path: Path) -> None:
     assert config["nb_classes"] == 2 and config["modalities"] == {"rgb": {"folder": "."}}
     assert config["data_path"] == str(tmp_path / "train")
     assert config["eval_data_path"] == str(tmp_path / "val")
+    assert config["epochs"] / config["eval_freq"] <= 200 and config["keep_ckpts"] == 3
 
 
 def test_splits_below_modalities_are_reported(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from multimae.weights.pretrained import CONFIG, WEIGHTS
 from tests.support.scenes import write_scene
 from utils.data.transforms import EvalTransform
 
+SHIPPED = Path(__file__).parents[3] / "weights"
+
 TABLE = make_table({"semseg": {"num_classes": 5}, "depth": {"normalization": "robust"}})
 ROWS = tuple(select(TABLE, ["rgb", "depth", "semseg"]))
 SPEC = ModelSpec(
@@ -133,6 +135,8 @@ def test_pushing_uploads_weights_config_and_card(
         ("some/where/nowhere.pth", "no such file"),
         ("no/such/repository", "not a file or folder"),
         ("not a name", "not a file or folder"),
+        (f"{SHIPPED}/multimae-tiny_rooms.safetensor", "did you mean .*tiny_rooms.safetensors"),
+        (f"{SHIPPED}/multimae-tiny_room.safetensors", "did you mean .*tiny_rooms.safetensors"),
     ],
 )
 def test_missing_locations_are_errors(

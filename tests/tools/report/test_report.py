@@ -113,6 +113,13 @@ def test_panels_divide_by_the_baseline_and_show_percent() -> None:
     assert len(panels["learning rate"].curves) == 5
 
 
+def test_a_single_logged_step_is_a_visible_point() -> None:
+    row: Row = {"kind": "train", "step": 4, "loss": 1.0, "loss/rgb": 1.0, "lr": 1e-3}
+    figure = plot_runs({"run": [row]})
+    markers = {line.get_marker() for axes in figure.axes for line in axes.lines}
+    assert "o" in markers
+
+
 def test_plots_of_one_and_of_several_runs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     a, b = write_log(tmp_path / "a"), write_log(tmp_path / "b")
