@@ -7,7 +7,6 @@ The last line printed is JSON, in milliseconds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
 from multimae.specs.registry import SIZES
 from tools.bench.timing import seconds
@@ -37,7 +37,7 @@ TOKENS, DECODER = 99, (8, 196, 99, 32)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(__doc__)
     parser.add_argument("--model", default="base")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--side", type=int, default=224, help="of depth maps")

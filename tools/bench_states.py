@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 
 import torch
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
 from tools.bench.timing import synchronize
 from utils.config.parse import parse_config
@@ -70,7 +71,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(__doc__)
     parser.add_argument("--model", default="base")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--input_size", type=int, default=224)

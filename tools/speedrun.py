@@ -12,7 +12,6 @@ the target. The row is added to docs/notes/SPEEDRUN.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ if __package__ in (None, ""):
 
 import torch
 
+from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
 from multimae.specs.errors import UserError
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 1 if the target is missed."""
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(__doc__)
     parser.add_argument("form", choices=FORMS)
     parser.add_argument("--work", type=Path, default=REPO / "output/speedrun", help="folder")
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
@@ -100,12 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = args.work / f"rooms-{form.side}-{form.train}"
     render(form, data, args.workers)
     out = args.work / f"{args.form}-{time.strftime('%Y%m%d-%H%M%S')}"
+    started_at = commit()
     minutes = timed_run(form, data, out, changes)
     loss = last_loss(out / "log.jsonl")
     reached = loss <= form.target
     note = "; ".join(filter(None, ["" if reached else "missed", args.note, " ".join(changes)]))
     row = (
-        f"| {time.strftime('%Y-%m-%d')} | {commit()} | {args.form} | {hardware()} | {minutes:.1f} "
+        f"| {time.strftime('%Y-%m-%d')} | {started_at} | {args.form} | {hardware()} | {minutes:.1f} "
         f"| {loss:.3f} | {form.target:g} | {note} |"
     )
     print(row)
