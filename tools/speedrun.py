@@ -100,13 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = args.work / f"rooms-{form.side}-{form.train}"
     render(form, data, args.workers)
     out = args.work / f"{args.form}-{time.strftime('%Y%m%d-%H%M%S')}"
-    started_at = commit()
+    started = commit()
     minutes = timed_run(form, data, out, changes)
     loss = last_loss(out / "log.jsonl")
     reached = loss <= form.target
     note = "; ".join(filter(None, ["" if reached else "missed", args.note, " ".join(changes)]))
     row = (
-        f"| {time.strftime('%Y-%m-%d')} | {started_at} | {args.form} | {hardware()} | {minutes:.1f} "
+        f"| {time.strftime('%Y-%m-%d')} | {started} | {args.form} | {hardware()} | {minutes:.1f} "
         f"| {loss:.3f} | {form.target:g} | {note} |"
     )
     print(row)
