@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from multimae.plotting.colours import MASK_GREY, Picture
@@ -145,6 +145,18 @@ class _Layout:
         return 18 if self.across == 1 else 26
 
     @property
+    def small(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        """Font of subtitles."""
+        return font(0.72 * self.text)
+
+    @property
+    def has_subtitles(self) -> bool:
+        """Whether all fit beside their titles."""
+        large, small = font(self.text), self.small
+        widths = [large.getlength(f"{a}  ") + small.getlength(b) for a, b in COLUMNS]
+        return max(widths) <= self.cell[0]
+
+    @property
     def header(self) -> int:
         return int(2.6 * self.text)
 
@@ -194,13 +206,12 @@ def _draw_blocks(
 def _column_title(
     draw: ImageDraw.ImageDraw, corner: Box, layout: _Layout, title: str, subtitle: str
 ) -> None:
-    """Write a title and, where the column is wide enough, its subtitle."""
+    """Write a title and, where columns are wide enough, its subtitle."""
     (x, y), size = corner, layout.text
     draw.text((x, y - 0.5 * size), title, INK, font(size), anchor="ls")
-    indent = font(size).getlength(title + "  ")
-    small = font(0.72 * size)
-    if indent + small.getlength(subtitle) <= layout.cell[0]:
-        draw.text((x + indent, y - 0.5 * size), subtitle, FADED, small, anchor="ls")
+    if layout.has_subtitles:
+        indent = font(size).getlength(title + "  ")
+        draw.text((x + indent, y - 0.5 * size), subtitle, FADED, layout.small, anchor="ls")
 
 
 def _vertical_text(image: Image.Image, text: str, corner: Box, layout: _Layout) -> None:

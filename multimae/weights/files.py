@@ -12,6 +12,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,32 @@ from torch import Tensor
 from multimae.weights.write import StateDict, save_state_dict
 
 __all__ = [
+    "SUFFIXES",
     "CheckpointError",
     "StateDict",
     "extract_state_dict",
     "is_safetensors",
+    "near_file",
     "read_checkpoint",
     "read_metadata",
     "save_state_dict",
 ]
+SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not match the model."""
+
+
+def near_file(path: Path) -> str:
+    """``"; did you mean X?"`` if a weight file of almost this name lies there, else nothing."""
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES]
+    except OSError:
+        return ""
+    found = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"; did you mean {path.with_name(found[0])}?" if found else ""
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -46,7 +60,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not a file: check the path")
+        raise CheckpointError(f"checkpoint {path} is not a file: check the path{near_file(path)}")
     try:
         checkpoint = load_file(path) if is_safetensors(path) else _unpickle(path)
     except Exception as err:  # torch.load raises many types, depending on the first bad byte

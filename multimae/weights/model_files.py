@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from multimae.specs.spec import ModelSpec
 from multimae.weights.convert import to_multimae
 from multimae.weights.files import (
+    SUFFIXES,
     CheckpointError,
     StateDict,
     extract_state_dict,
     is_safetensors,
+    near_file,
     read_checkpoint,
     read_metadata,
 )
 from multimae.weights.pretrained import CONFIG, KEY, SPEC, WEIGHTS
-
-_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 
 
 def read_model(
@@ -39,9 +38,9 @@ def read_model(
         path = fetch(str(location))
     elif path.is_dir():
         path, config = path / WEIGHTS, path / CONFIG
-    elif not path.is_file() and (meant := _near(path)):
-        raise CheckpointError(f"{path}: no such file or folder; did you mean {meant}?")
-    elif path.suffix not in _SUFFIXES and not path.is_absolute() and not path.is_file():
+    elif not path.is_file() and (meant := near_file(path)):
+        raise CheckpointError(f"{path}: no such file or folder{meant}")
+    elif path.suffix not in SUFFIXES and not path.is_absolute() and not path.is_file():
         path, config = (_download(str(location), name, hub) for name in (WEIGHTS, CONFIG))
     elif not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
@@ -53,15 +52,6 @@ def read_model(
     if spec is None and config and config.is_file():
         spec = _parse(config.read_text("utf-8"), config)
     return spec or find_spec(path, checkpoint) or infer_spec(path, state, checkpoint), state
-
-
-def _near(path: Path) -> Path | None:
-    """Weight file in the folder of ``path`` with almost its name."""
-    if not path.parent.is_dir():
-        return None
-    names = [p.name for p in path.parent.iterdir() if p.suffix in _SUFFIXES]
-    found = get_close_matches(path.name, names, n=1, cutoff=0.8)
-    return path.with_name(found[0]) if found else None
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:

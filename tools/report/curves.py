@@ -74,6 +74,7 @@ def _plot_smoothed(ax: Axes, points: Curve, style: str, color: str, label: str) 
     window = max(1, len(values) // 25)
     mean = np.ones(window) / window
     if len(values) == 1:
-        style = "o"
+        ax.plot(steps, values, "o", c=color, ms=3.5, label=label or None)
+        return
     ax.plot(steps, values, c=color, alpha=0.2, lw=0.8)
     ax.plot(*(np.convolve(v, mean, "valid") for v in points), style, c=color, label=label or None)

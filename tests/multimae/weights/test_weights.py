@@ -198,6 +198,8 @@ def test_missing_file_and_foreign_content(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a file"):
         read_checkpoint(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match=r"did you mean .*list\.pth"):
+        read_checkpoint(tmp_path / "lists.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pth")
 
