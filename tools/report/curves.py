@@ -58,7 +58,7 @@ def _draw(ax: Axes, panel: Panel, runs: Sequence[str]) -> None:
             _plot_smoothed(ax, points, style, color, label)
     if panel.reference is not None:
         ax.axhline(panel.reference, color="0.6", linewidth=1.0, zorder=0)
-        ax.set_ylim(bottom=0.0)
+        ax.set_ylim(0.0, 1.05 * max(panel.reference, ax.get_ylim()[1]))
     better: dict[bool | None, str] = {True: ", higher is better", False: ", lower is better"}
     ax.set_title(panel.title + better.get(panel.higher_is_better, ""), loc="left", fontsize=11)
     ax.set_xlabel("step", fontsize=9)
