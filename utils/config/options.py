@@ -204,7 +204,8 @@ class DataOptions(TrainSources):
             if name not in known:
                 yield (
                     f"{key}: unknown modality '{name}'{did_you_mean(name, known)} "
-                    f"(known: {', '.join(known)}; declare new ones under modalities)"
+                    f"(known: {', '.join(known)}; declare new ones under modalities, "
+                    "as `multimae init FOLDER` does)"
                 )
             if names.count(name) > 1:
                 yield f"{key}: '{name}' is named twice"

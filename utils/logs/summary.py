@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from utils.logs.paths import RunPaths
@@ -44,9 +45,10 @@ def file_lines(paths: RunPaths, *, pretrained: bool) -> Iterator[str]:
     if paths.pictures.is_dir():
         yield f"pictures: {paths.pictures}"
     if found and pretrained:
-        yield f"next: python run_finetuning_semseg.py --finetune {found[-1]} (or _cls, _depth, ...)"
+        weights = quote(str(found[-1]))
+        yield f"next: python run_finetuning_semseg.py --finetune {weights} (or _cls, _depth, ...)"
     elif found:
-        yield f"next: multimae predict {found[0]} DATA --out predicted --overlay"
+        yield f"next: multimae predict {quote(str(found[0]))} DATA --out predicted --overlay"
 
 
 def _row_of(paths: RunPaths, key: str, value: float) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from multimae.specs.modalities import Modality
 def refuse_folders(root: Path, modalities: Sequence[Modality]) -> NoReturn:
     """Raise a UserError with all modality folders that are missing."""
     if not root.exists():
-        raise UserError(f"data path {root} does not exist. It must hold {LAYOUT}.")
+        raise UserError(
+            f"data path {root} does not exist: set --data_path. It must hold {LAYOUT}. "
+            "`multimae init FOLDER` writes a config for your data."
+        )
     if not root.is_dir():
         raise UserError(f"data path {root} is not a folder. It must hold {LAYOUT}.")
     present = sorted(p.name for p in root.iterdir() if p.is_dir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from utils.logs.known_metrics import goal_of, metrics_of
 from utils.logs.logger import RunLogger
 from utils.logs.paths import RunPaths
 from utils.logs.score_tables import evaluation_lines, numerals
-from utils.logs.summary import summary_lines
+from utils.logs.summary import file_lines, summary_lines
 from utils.tasks.classification import ClassificationFinetuning
 from utils.tasks.depth_estimation import DepthFinetuning
 from utils.tasks.segmentation import SegmentationFinetuning
@@ -118,6 +119,15 @@ def test_the_end_names_score_epoch_files_and_next_command(tmp_path: Path) -> Non
     ]  # fmt: skip
     assert f"multimae predict {paths.best} " in tuned[3]
     assert f"--finetune {paths.model}" in list(summary_lines(paths, goal, None, pretrained=True))[3]
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "my run")
+    paths.root.mkdir()
+    paths.model.touch()
+    for pretrained in (True, False):
+        command = list(file_lines(paths, pretrained=pretrained))[-1].removeprefix("next: ")
+        assert str(paths.model) in shlex.split(command.split(" (or ")[0])
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
