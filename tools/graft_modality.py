@@ -1,4 +1,4 @@
-"""Add a modality to a finished checkpoint, as input and as target.
+r"""Add a modality to a finished checkpoint, as input and as target.
 
     python tools/graft_modality.py weights/multimae-tiny_rooms.safetensors \
         --add cfgs/pretrain/rooms/normals.yaml --clone rgb \

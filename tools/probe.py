@@ -1,4 +1,4 @@
-"""Evaluate frozen features with k nearest neighbours and a linear probe on class folders.
+r"""Evaluate frozen features with k nearest neighbours and a linear probe on class folders.
 
     python tools/probe.py --weights output/demo/model.safetensors --in_domains rgb-depth \
         --data_path data/rooms/train --eval_data_path data/rooms/val --input_size 128
