@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from multimae.specs.errors import UserError
-from tools.common.staging import write_file
+from tools.common.staging import clean_staging, write_file
 from tools.rooms.classes import NYU40_CLASSES
 
 Array = npt.NDArray[Any]
@@ -126,16 +126,22 @@ def derive(root: Path, names: list[str]) -> int:
         raise UserError(f"{root} holds no rooms: it needs the folders {', '.join(_SOURCES)}")
     count = 0
     for each in roots:
-        for photo in sorted(p for p in (each / "rgb").rglob("*") if p.suffix in _SOURCES["rgb"]):
-            key = photo.relative_to(each / "rgb").with_suffix("")
-            targets = {n: each / n / key.with_suffix(DERIVED[n].suffix) for n in names}
-            missing = {n: path for n, path in targets.items() if not path.exists()}
-            if missing:
-                room = _load(each, key)
-                for name, path in missing.items():
-                    write_file(each, path, DERIVED[name].encode(room))
-            count += 1
+        with clean_staging(each):
+            count += _derive(each, names)
     return count
+
+
+def _derive(root: Path, names: list[str]) -> int:
+    photos = sorted(p for p in (root / "rgb").rglob("*") if p.suffix in _SOURCES["rgb"])
+    for photo in photos:
+        key = photo.relative_to(root / "rgb").with_suffix("")
+        targets = {n: root / n / key.with_suffix(DERIVED[n].suffix) for n in names}
+        missing = {n: path for n, path in targets.items() if not path.exists()}
+        if missing:
+            room = _load(root, key)
+            for name, path in missing.items():
+                write_file(root, path, DERIVED[name].encode(room))
+    return len(photos)
 
 
 def _load(root: Path, key: Path) -> Room:

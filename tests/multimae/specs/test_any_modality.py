@@ -20,6 +20,7 @@ from multimae.specs.modalities import Modality, make_table
 from multimae.weights.model_files import read_spec
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU
+from tools.common.staging import STAGING_FOLDER
 from tools.make_modalities import main as make_modalities
 from tools.report.run_log import read_log
 from utils.data.statistics import Statistics, measure, resolve_statistics, statistics_mismatches
@@ -35,6 +36,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("any") / "rooms"
     shutil.copytree(REPO / "examples/rooms", root)
     make_modalities([str(root)])
+    assert not (root / STAGING_FOLDER).exists()
     for path in (root / "rgb").rglob("*.jpg"):
         target = root / "normals" / path.relative_to(root / "rgb").with_suffix(".png")
         target.parent.mkdir(parents=True, exist_ok=True)
