@@ -61,7 +61,7 @@ app: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not long"
 
-# Kills and restarts of whole runs, exports of every head, the notebook: four minutes more.
+# Kills and restarts of whole runs, compiled steps, exports of every head, the notebooks: ten minutes more.
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 

@@ -12,7 +12,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +115,8 @@ class MultiModalFolder:
 
     def _list(self, skip_incomplete: bool, allow_missing: bool) -> SampleIndex:
         """List the folders and pair their files."""
-        packed = {n: path for n, path in self._folders.items() if is_packed(path)}
-        with ThreadPoolExecutor(len(packed) or 1) as pool:  # checksums release the interpreter
-            self._packs = dict(zip(packed, pool.map(open_pack, packed.values()), strict=True))
+        packed = ((n, path) for n, path in self._folders.items() if is_packed(path))
+        self._packs = {n: open_pack(path) for n, path in packed}
         listings: dict[str, Listing] = {}
         for m in self.modalities:
             listings[m.name] = found = self._listing(m)
