@@ -46,7 +46,7 @@ def test_the_demo_runs_from_a_clean_kernel() -> None:
 def test_own_data_from_folders_to_predictions(tmp_path: Path) -> None:
     for name in ("tools", "multimae", "utils", "weights", "run_pretraining_multimae.py"):
         (tmp_path / name).symlink_to(REPO / name)
-    few = (("--train 240 --val 48", "--train 16 --val 16"), ("EPOCHS = 40", "EPOCHS = 1"))
+    few = (("--train 240 --val 48", "--train 32 --val 16"), ("EPOCHS = 40", "EPOCHS = 2"))
     outputs = run(OWN, tmp_path, *few)
     assert len(pictures(outputs)) == 2
     assert outputs[-1]["data"]["text/plain"].count("rgb") == 1
