@@ -13,8 +13,6 @@ the target. The row is added to docs/notes/SPEEDRUN.md.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -30,6 +28,7 @@ import torch
 from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
 from multimae.specs.errors import UserError
+from tools.common.origin import commit, processor
 
 REPO = Path(__file__).resolve().parents[1]
 TABLE = REPO / "docs/notes/SPEEDRUN.md"
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = args.work / f"rooms-{form.side}-{form.train}"
     render(form, data, args.workers)
     out = args.work / f"{args.form}-{time.strftime('%Y%m%d-%H%M%S')}"
-    started = commit()
+    started = commit("+")
     minutes = timed_run(form, data, out, changes)
     loss = last_loss(out / "log.jsonl")
     reached = loss <= form.target
@@ -141,26 +140,11 @@ def last_loss(log: Path) -> float:
     return float(sum(last[f"eval/{name}"] for name in OUTPUTS))
 
 
-def commit() -> str:
-    """Short id of the checked-out commit, with + for local changes."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=REPO, check=True, capture_output=True, text=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "?"
-    return described.stdout.strip()
-
-
 def hardware() -> str:
     """GPUs, or processor and cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"CPU, {os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+    return f"CPU, {processor()}"
 
 
 def _run(command: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from multimae.specs.errors import UserError
-from multimae.weights.atomic import atomic_file
+from multimae.weights.atomic import atomic_file, checksum
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 _CHUNK = 2**20
@@ -50,7 +50,7 @@ def fetch(location: str, flag: str = "weights") -> Path:
     path = folder / (name if match else f"{sha256(location.encode()).hexdigest()[:8]}-{name}")
     try:
         if path.is_file():
-            if _has_digest(path, digest):
+            if checksum(path, sha256()).digest.startswith(digest):
                 return path
             path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,12 +109,3 @@ def download(url: str, path: Path, digest: str = "") -> None:
                 )
     except (HTTPException, ValueError) as err:
         raise DownloadError(f"{type(err).__name__}: {err}") from err
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    """Whether the SHA-256 of a file begins with ``digest``."""
-    hashed = sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest().startswith(digest)

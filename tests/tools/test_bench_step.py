@@ -14,11 +14,11 @@ from tools import bench_heads, bench_step
 from tools.bench.counting import (
     Product,
     StepWork,
-    count_flops,
     count_saved_bytes,
     measure_work,
 )
 from tools.bench.kernels import floors, kind_of
+from utils.logs.efficiency import count_flops
 
 TINY = ("--model", "nano", "--batch", "1", "--input_size", "32", "--num_encoded_tokens", "3",
         "--device", "cpu", "--precision", "fp32", "--steps", "1", "--warmup", "0",

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from tools.bench.contenders import fast, pretraining
-from tools.bench.counting import count_flops
 from tools.bench.step_options import EXTRA, StepBenchConfig
 from tools.bench.timing import interleaved
 from utils.config.options import RuntimeOptions
 from utils.distributed.world import init_world
+from utils.logs.efficiency import count_flops
 from utils.training.compilation import compile_options
 from utils.training.seeding import seed_everything
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+
+from utils.logs.efficiency import count_flops
 
 # Operators whose result, or its shape, is needed on the host. Indexing by a mask calls nonzero.
 _SYNCS = {
@@ -95,17 +95,6 @@ def _inside_kernel(event: Any) -> bool:
     """Whether an operator was called by another one: CPU optimizers read their step like that."""
     parent = event.cpu_parent
     return parent is not None and parent.name.startswith("aten::_f")
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of ``work``, by PyTorch's counter.
-
-    Attention runs as matrix products, because the counter does not know all fused CPU kernels.
-    """
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        work()
-    return int(counter.get_total_flops())
 
 
 def count_saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 
 from multimae.specs.errors import UserError
+from tools.common.origin import commit, processor
 from tools.compare.comparison import Comparison, Experiment, Gain, Metric, mean_and_std
 
 if TYPE_CHECKING:
@@ -101,7 +99,7 @@ def _origin(plan: Comparison, command: str) -> list[str]:
         )
         + (_tuned(plan) if plan.tune else ""),
         f"`{command}`, {datetime.date.today():%Y-%m-%d}, {_hardware()}, "
-        f"torch {torch.__version__.partition('+')[0]}, commit {_commit()}.",
+        f"torch {torch.__version__.partition('+')[0]}, commit {commit('-dirty')}.",
     ]
 
 
@@ -121,20 +119,7 @@ def _tuned(plan: Comparison) -> str:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()} ({level})"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def draw(plan: Comparison) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -17,6 +15,7 @@ from multimae.nn.tokens import as_size
 from tools.planner.planned_run import PlannedRun
 from utils.checkpoint.checkpoint_files import MAX_STEP_CHECKPOINTS
 from utils.config.options import CheckpointOptions
+from utils.logs.efficiency import peak_memory
 from utils.training.schedule import RunPlan
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -45,8 +44,7 @@ def memory_used(device: torch.device) -> int:
     """Return peak bytes so far: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    return peak_memory()
 
 
 def disk_free(folder: str) -> int:
@@ -79,8 +77,7 @@ def _available() -> int | None:
     if not _MEMINFO.exists():
         return None
     info = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (int(info["MemAvailable"].split()[0]) + own) * 1024
+    return int(info["MemAvailable"].split()[0]) * 1024 + peak_memory()
 
 
 def _container_limit() -> int | None:

@@ -10,6 +10,7 @@ import copy
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -60,7 +61,7 @@ class Efficiency:
     def watch(self, batch: Batch) -> None:
         """Count the operations of the first batch."""
         if self._structure is not None and len(batch):
-            self.flops_per_image = count_flops(self._structure, batch) / len(batch)
+            self.flops_per_image = training_flops(self._structure, batch) / len(batch)
             self._structure = None
 
     def read(self, images_per_s: float) -> dict[str, float]:
@@ -70,11 +71,8 @@ class Efficiency:
         return {"images_per_s_per_device": rate, **mfu, **memory(self.world.device)}
 
 
-def count_flops(structure: Task, batch: Batch) -> int:
-    """Operations of a forward and backward pass, counted on the device ``meta``.
-
-    Attention counts as its matrix products.
-    """
+def training_flops(structure: Task, batch: Batch) -> int:
+    """Operations of a forward and backward pass, counted on the device ``meta``."""
     position = StepPosition(0, 0, batch.full_size)
     masks = structure.draw_masks(batch, position)  # on the batch's device
     if masks is not None:
@@ -82,9 +80,17 @@ def count_flops(structure: Task, batch: Batch) -> int:
     set_checkpointing = getattr(structure.model, "set_grad_checkpointing", None)
     if set_checkpointing is not None:
         set_checkpointing(enable=False)
+    return count_flops(lambda: structure(batch.to("meta"), position).loss.backward())
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of ``work``, by PyTorch's counter.
+
+    Attention runs as matrix products, because the counter does not know all fused CPU kernels.
+    """
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
-        structure(batch.to("meta"), position).loss.backward()
+        work()
     return int(counter.get_total_flops())
 
 
@@ -116,5 +122,10 @@ def memory(device: torch.device) -> dict[str, float]:
             "memory_reserved_gb": torch.cuda.memory_reserved(device) / _GB,
             "memory_peak_gb": torch.cuda.max_memory_allocated(device) / _GB,
         }
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"memory_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GB}
+    return {"memory_peak_gb": peak_memory() / _GB}
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

@@ -12,10 +12,9 @@ import run_pretraining_multimae
 from tests.support.scenes import tiny_run, write_scenes
 from tests.utils.tasks.test_pretraining import rows
 from tests.utils.training.test_global_batch import CASES
-from tools.bench.counting import count_flops as flops_on_cpu
 from utils.config.options import LogOptions
 from utils.distributed.world import World
-from utils.logs.efficiency import Efficiency, count_flops, known_peak
+from utils.logs.efficiency import Efficiency, count_flops, known_peak, training_flops
 from utils.logs.profiling import profiled_steps
 from utils.tasks.base import StepPosition
 
@@ -28,9 +27,9 @@ def test_operations_are_those_of_a_real_step(name: str) -> None:
     import copy
 
     task, full = CASES[name]()
-    expected = flops_on_cpu(lambda: task(full, StepPosition(0, 0, 4)).loss.backward())
+    expected = count_flops(lambda: task(full, StepPosition(0, 0, 4)).loss.backward())
     task.model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
-    assert count_flops(copy.deepcopy(task).to("meta"), full) == expected > 1e6
+    assert training_flops(copy.deepcopy(task).to("meta"), full) == expected > 1e6
 
 
 def test_mfu_is_of_one_device() -> None:
