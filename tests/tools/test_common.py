@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,20 @@ def test_foreign_temporary_folders_are_kept(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=".tmp"):
             write_file(root, root / "rgb/1.png", b"new")
         assert (root / ".tmp/only copy").read_bytes() == b"1"
+
+
+def test_two_threads_may_claim_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Path.iterdir
+
+    def after_the_other(folder: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", listing)
+        with staged(tmp_path, tmp_path / "theirs") as temp:
+            temp.touch()
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", after_the_other)
+    write_file(tmp_path, tmp_path / "ours", b"1")
+    assert (tmp_path / "ours").exists() and (tmp_path / "theirs").exists()
 
 
 def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:

@@ -77,8 +77,10 @@ def staged_files(root: Path) -> list[Path]:
 def _claim(folder: Path) -> Path:
     """Create the staging folder and its marker."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Another thread may claim it at the same time: its marker is there before its files.
+    empty = next(folder.iterdir(), None) is None
     if not _is_staging(folder):
-        if folder.is_symlink() or next(folder.iterdir(), None) is not None:
+        if folder.is_symlink() or not empty:
             raise UserError(f"{folder} is needed for partial files, but has others. Remove it.")
         (folder / _MARKER).touch()
     return folder
