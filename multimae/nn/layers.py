@@ -6,8 +6,9 @@ Shapes: b batch, n queries, m keys, d width, h heads, e head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,13 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
+    """Pre-norm transformer block: ``x += attn(norm1(x)); x += mlp(norm2(x))``.
+
+    Attributes:
+        recompute: Options of :func:`torch.utils.checkpoint.checkpoint`; ``None``: not used.
+    """
+
+    recompute: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -154,18 +161,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, d) -> (b, n, d)."""
+        if self.recompute is None or not torch.is_grad_enabled():
+            return self._forward(x)
+        return checkpoint(self._forward, x, use_reentrant=False, **self.recompute)  # type: ignore[no-any-return]
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = False) -> Tensor:
-    """Apply blocks in sequence; ``recompute`` turns on activation checkpointing of each block."""
-    for block in blocks:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
-        else:
-            x = block(x)
-    return x
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from multimae.nn.layers import (
     NormLayer,
     drop_path_rates,
     init_transformer_weights,
-    run_blocks,
     trunc_normal_,
 )
 from multimae.nn.masking import TokenMasks, gather_tokens
@@ -45,13 +44,7 @@ class PatchPredictions:
 
 
 class MultiModalTransformer(nn.Module):
-    """Input adapters, global tokens, transformer blocks and output adapters.
-
-    Attributes:
-        grad_checkpointing: Whether activation checkpointing is on.
-    """
-
-    grad_checkpointing = False
+    """Input adapters, global tokens, transformer blocks and output adapters."""
 
     def __init__(
         self,
@@ -157,12 +150,19 @@ class MultiModalTransformer(nn.Module):
         visible = torch.cat(indices, dim=1).gather(1, masks.ids_keep)
         return gather_tokens(torch.cat(tokens, dim=1), visible)
 
-    def set_grad_checkpointing(self, *, enable: bool = True) -> None:
-        """Turn activation checkpointing of encoder and decoders on or off."""
-        self.grad_checkpointing = enable
-        for adapter in self.output_adapters.values():
-            if isinstance(adapter, SpatialOutputAdapter):
-                adapter.grad_checkpointing = enable
+    def set_grad_checkpointing(self, *, enable: bool | Literal["selective"] = True) -> None:
+        """Recompute activations of transformer blocks in the backward pass.
+
+        ``"selective"``: all but the results of matrix products and attention.
+        """
+        options: dict[str, Any] | None = {} if enable else None
+        if enable == "selective":
+            from multimae.nn.recompute import selective_contexts
+
+            options = {"context_fn": selective_contexts}
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = options
 
     def layout_of(self, x: Tensor | Mapping[str, Tensor]) -> TokenLayout:
         """Token layout of the inputs ``x``."""
@@ -192,14 +192,13 @@ class MultiModalTransformer(nn.Module):
         x = self.with_global_tokens(tokens_bnd)
         layers = []
         for block in self.encoder:
-            x = run_blocks((block,), x, recompute=self.grad_checkpointing)
+            x = block(x)
             layers.append(x)
         return layers
 
     def encode_tokens(self, tokens_bnd: Tensor) -> Tensor:
         """Append the global tokens and run the blocks: (b, n, d) -> (b, n+g, d)."""
-        x = self.with_global_tokens(tokens_bnd)
-        return run_blocks(self.encoder, x, recompute=self.grad_checkpointing)
+        return self.encoder(self.with_global_tokens(tokens_bnd))  # type: ignore[no-any-return]
 
     def apply_heads(
         self, x: Tensor | Mapping[str, Tensor], all_layers: bool = False

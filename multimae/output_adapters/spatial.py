@@ -18,7 +18,6 @@ from multimae.nn.layers import (
     Mlp,
     NormLayer,
     drop_path_rates,
-    run_blocks,
     trunc_normal_,
 )
 from multimae.nn.masking import gather_tokens
@@ -56,8 +55,6 @@ class SpatialOutputAdapter(nn.Module):
         context_tasks: Modalities with a task embedding.
         use_xattn: Cross-attend to the visible tokens; else skip cross-attention.
     """
-
-    grad_checkpointing = False  # recompute blocks in the backward pass, see run_blocks
 
     def __init__(
         self,
@@ -168,7 +165,7 @@ class SpatialOutputAdapter(nn.Module):
             context = torch.cat([visible, global_tokens], dim=1)
             x = self.decoder(self.query_norm(x), self.context_norm(context))
             x = x + self.mlp(self.out_norm(x))
-        x = run_blocks(self.decoder_transformer, x, recompute=self.grad_checkpointing)
+        x = self.decoder_transformer(x)
         return self.out_proj(x)  # type: ignore[no-any-return]
 
     def _context_embedding(self, layout: TokenLayout) -> Tensor:

@@ -53,14 +53,14 @@ def coerce(value: Any, hint: Any) -> Any:
     Args:
         value: Value from YAML or the command line.
         hint: ``bool | int | float | str``, a ``Literal`` of strings, ``tuple[T, ...]``,
-            ``tuple[T, T]``, ``T | None``, ``T | tuple[U, ...]``, or a class, whose instances are
-            returned unchanged.
+            ``tuple[T, T]``, ``T | None``, ``T | tuple[U, ...]``, ``T | Literal[...]``, or a class,
+            whose instances are returned unchanged.
 
     Raises:
         ValueError: Invalid value; the message names the expected type.
     """
     if _is_union(hint):
-        return _coerce_optional(value, get_args(hint))
+        return _coerce_union(value, hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin is tuple:
         items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -84,14 +84,21 @@ def _is_union(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType)
 
 
-def _coerce_optional(value: Any, args: tuple[Any, ...]) -> Any:
-    """Convert to ``T | None`` (``none`` and ``null`` mean ``None``) or ``T | tuple[U, ...]``."""
+def _coerce_union(value: Any, hint: Any) -> Any:
+    """Convert to ``T | None`` (from ``none``, too), ``T | tuple[...]`` or ``T | Literal[...]``."""
+    args = get_args(hint)
     if type(None) in args and (value is None or str(value).lower() in _NONE):
         return None
     first, *others = (arg for arg in args if arg is not type(None))
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     lists = [arg for arg in others if get_origin(arg) is tuple and is_list]
-    return coerce(value, lists[0] if lists else first)
+    words = [word for arg in others if get_origin(arg) is Literal for word in get_args(arg)]
+    if value in words:
+        return value
+    try:
+        return coerce(value, lists[0] if lists else first)
+    except ValueError as err:
+        raise (_mismatch(value, hint) if words else err) from err
 
 
 def _coerce_scalar(value: Any, hint: type) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import run_pretraining_multimae
+from multimae.nn.layers import Block
 from tests.support.image_folders import message_of
 from tests.support.scenes import ON_CPU
 from tests.utils.config.test_config_contract import YAMLS, script_of
@@ -95,6 +96,17 @@ def test_a_plan_of_pretraining(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert plan["checkpoint"] == pytest.approx(largest, rel=0.01)
     everything = sum(p.stat().st_size for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert 0.9 * everything < plan["disk"] < 2 * everything
+
+
+def test_plans_measure_activation_checkpointing() -> None:
+    finetuning = ["--config", str(REPO / "cfgs/finetune/rooms/cls.yaml"), "--finetune", ""]
+    finetuning += ["--data_path", str(ROOMS), "--eval_data_path", str(ROOMS), *ON_CPU]
+    for argv in (rooms_run(), [*finetuning, "--model", "multivit_nano", "--input_size", "32"]):
+        task = build_run(
+            read_plan_config([*argv, "--grad_checkpointing", "selective"]), CPU
+        ).state.task
+        blocks = [module for module in task.modules() if isinstance(module, Block)]
+        assert blocks and all(block.recompute for block in blocks)
 
 
 def test_a_plan_of_finetuning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

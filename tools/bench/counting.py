@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from utils.logs.efficiency import count_flops
@@ -47,7 +46,7 @@ class StepWork:
 
     Attributes:
         flops: Floating-point operations of matrix products and convolutions.
-        saved_bytes: Memory of tensors saved for the backward pass, without parameters.
+        saved_bytes: Memory kept for the backward pass.
         products: Matrix product -> calls, without those inside fused attention kernels.
         host_syncs: Operators that wait for the device -> calls.
     """
@@ -58,10 +57,10 @@ class StepWork:
     host_syncs: Counter[str]
 
 
-def measure_work(step: Callable[[], object], parameters: Iterable[Tensor]) -> StepWork:
-    """Run ``step`` three times and count its work."""
+def measure_work(step: Callable[[], object], forward: Callable[[], object]) -> StepWork:
+    """Run ``step`` twice and its forward pass once, and count their work."""
     flops = count_flops(step)
-    saved = count_saved_bytes(step, parameters)
+    saved = count_saved_bytes(forward)
     products: Counter[Product] = Counter()
     events = _record(step)
     for event in events:
@@ -97,17 +96,11 @@ def _inside_kernel(event: Any) -> bool:
     return parent is not None and parent.name.startswith("aten::_f")
 
 
-def count_saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Bytes that ``work`` saves for the backward pass, each storage once, without parameters."""
-    weights = {p.untyped_storage().data_ptr() for p in parameters}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes.setdefault(storage.data_ptr(), storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        work()
-    return sum(sizes.values())
+def count_saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes that ``forward`` allocates and that live as long as what it returns."""
+    on_gpu = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        kept = forward()
+    on_gpu = torch.cuda.memory_allocated() - on_gpu
+    del kept
+    return on_gpu + sum(event.self_cpu_memory_usage for event in recorded.events() or ())

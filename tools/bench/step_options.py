@@ -38,7 +38,9 @@ class StepBenchOptions:
     sharded: bool = option(False, "Also time the fast step under FSDP, in a group of one process")
     check: bool = option(False, "Also compare losses and gradients with the plain step")
     kernels: str = option("", "Profile the fast step; write its kernels to this file")
-    grad_checkpointing: bool = option(False, "Recompute activations in the fast step")
+    grad_checkpointing: bool | Literal["selective"] = option(
+        False, "Recompute activations in the fast step"
+    )
     bases: bool = option(True, "Also time the baselines: the plain step and transformers' ViTMAE")
     steps: int = option(3, "Timed steps per contender", within="[1, inf)")
     warmup: int = option(1, "Untimed steps per contender", within="[0, inf)")

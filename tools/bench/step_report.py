@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from multimae.images.preprocess import prepare
 from tools.bench.contenders import Contender, fast, plain, pretraining, synthetic_batch, vit_mae
@@ -43,7 +44,7 @@ def bench_step(cfg: StepBenchConfig) -> Row:
         contenders.append(plain(cfg, task, world))
     if b.bases and find_spec("transformers") is not None:
         contenders.append(vit_mae(cfg, world))
-    work = {c.name: measure_work(partial(c.update, 0), c.parameters) for c in contenders}
+    work = {c.name: measure_work(partial(c.update, 0), partial(_forward, c)) for c in contenders}
     if b.sharded:
         join_alone(world)
         contenders.append(fast(cfg, copy.deepcopy(task), world, sharded=True))
@@ -82,6 +83,11 @@ def bench_step(cfg: StepBenchConfig) -> Row:
         result["speed_up"] = speed_up(times["fast"].wall, times["plain"].wall)
         result["speed_up_cpu_time"] = speed_up(times["fast"].cpu, times["plain"].cpu)
     return result
+
+
+def _forward(contender: Contender) -> Tensor:
+    with contender.precision.autocast():
+        return contender.forward(0)
 
 
 def join_alone(world: World) -> None:

@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from multimae.nn.layers import run_blocks
 from multimae.nn.masking import TokenMasks
 from multimae.output_adapters.spatial import SpatialOutputAdapter
 from tools.bench.counting import Product
@@ -183,7 +182,7 @@ def shares(
 
     inputs = {name: x[name] for name in model.input_adapters}
     (tokens,) = part("embedding", lambda: [model.embed_visible(inputs, layout, masks)])
-    (encoded,) = part("encoder", lambda: [_encode(task, tokens)])
+    (encoded,) = part("encoder", lambda: [model.encode_tokens(tokens)])
     for m in task.outputs:
         decoder = model.output_adapters[m.name]
         if not isinstance(decoder, SpatialOutputAdapter):
@@ -196,9 +195,3 @@ def shares(
     found["optimiser"] = optimiser_seconds
     total = sum(found.values())
     return {name: value / total for name, value in found.items()}
-
-
-def _encode(task: PretrainTask, tokens: Tensor) -> Tensor:
-    model = task.model
-    x = model.with_global_tokens(tokens)
-    return run_blocks(model.encoder, x, recompute=model.grad_checkpointing)

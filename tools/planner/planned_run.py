@@ -109,6 +109,7 @@ def build_run(cfg: PlanConfig, world: World) -> PlannedRun:
     task = finetuning.build_task()
     task.freeze(cfg.optim)
     task.to(world.device)
+    task.model.set_grad_checkpointing(enable=cfg.runtime.grad_checkpointing)
     optimizer = finetune.finetune_optimizer(cfg, task)
     return _run(cfg, world, task, optimizer, finetuning.train_set(), cfg.precision, cfg.optim.rates)
 

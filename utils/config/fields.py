@@ -88,10 +88,11 @@ class Option:
 
     @property
     def flag_hint(self) -> Any:
-        """Type of the values of a flag: of ``int | tuple[int, int]`` the list."""
-        members = get_args(self.hint) if get_origin(self.hint) is UnionType else ()
+        """Type of a flag's values: the list of ``int | tuple[int, int]``, the words of a switch."""
+        members = get_args(self.hint) if get_origin(self.hint) in (Union, UnionType) else ()
         lists = [m for m in members if get_args(m)[:1] in ((int,), (float,))]
-        return lists[0] if lists else self.base_hint
+        words = [m for m in members if get_origin(m) is Literal]
+        return (lists or words or [self.base_hint])[0]
 
     @property
     def is_bool(self) -> bool:

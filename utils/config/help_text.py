@@ -45,7 +45,8 @@ def _title(group: Any) -> str:
 
 def _usage(option: Option) -> str:
     if option.is_bool:
-        return f"--[no_]{option.name}"
+        words = get_args(option.flag_hint)
+        return f"--[no_]{option.name}" + (f" [{'|'.join(words)}]" if words else "")
     shown = _metavar(option.flag_hint)
     if option.flag_hint != option.base_hint:
         shown = f"{_metavar(option.base_hint)} | {shown}"

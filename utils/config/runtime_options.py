@@ -56,9 +56,10 @@ class RuntimeOptions:
         "the last checkpoint and skip the batch",
         on_resume="applied",
     )
-    grad_checkpointing: bool = option(
+    grad_checkpointing: bool | Literal["selective"] = option(
         False,
-        "Recompute activations in the backward pass: less memory, a third more time",
+        "Recompute activations in the backward pass: least memory, a third more time; selective: "
+        "all but matrix products and attention",
         on_resume="free",
     )
     compile: bool = option(

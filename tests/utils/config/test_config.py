@@ -70,6 +70,9 @@ def test_values_that_look_like_flags_or_are_empty() -> None:
         ([1, "2"], tuple[float, ...], (1.0, 2.0)),
         (0.5, tuple[float, ...], (0.5,)),
         ("b", Literal["a", "b"], "b"),
+        ("a", bool | Literal["a"], "a"),
+        ("off", bool | Literal["a"], False),
+        (True, bool | Literal["a"], True),
         ({"a": 1}, Mapping[str, Any], {"a": 1}),
     ],
 )
@@ -95,6 +98,7 @@ def test_coercion(value: object, hint: Any, expected: object) -> None:
         ([1, 2, 3], tuple[float, float], "list of 2 numbers"),
         (["x"], tuple[float, ...], "number, got 'x'"),
         ("c", Literal["a", "b"], "one of a, b"),
+        ("c", bool | Literal["a"], "true or false or one of a, got 'c'"),
         (3, Mapping[str, Any], "mapping"),
     ],
 )

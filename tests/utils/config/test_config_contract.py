@@ -214,4 +214,5 @@ def test_every_option_has_help_and_a_valid_default(
     text = capsys.readouterr().out
     assert all(known.name in text for known in options.values())
     assert "--[no_]pin_mem " in text and "--opt_betas X ... " in text
+    assert "--[no_]grad_checkpointing [selective]" in text
     assert max(map(len, text.splitlines())) <= 100

@@ -14,13 +14,15 @@ from torch._dynamo.utils import counters
 from torch.amp.grad_scaler import GradScaler
 
 import tests.conftest  # noqa: F401  the model's size
+from multimae.nn.layers import Block
 from multimae.nn.masking import masks_from_task_masks
+from multimae.nn.recompute import keep_products, selective_contexts
 from multimae.specs.modalities import Modality, select
 from tests.multimae.test_golden import PRETRAIN, pretrain_model
 from tests.support.devices import DEVICES, no_waiting
 from tests.support.golden import assert_close, golden
 from tools.bench.contenders import synthetic_batch
-from tools.bench.counting import count_host_syncs, count_saved_bytes
+from tools.bench.counting import count_host_syncs, measure_work
 from tools.bench.plain_step import PlainMultiMAE
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
@@ -239,7 +241,7 @@ def test_compiled_gradients_are_the_same(device: torch.device) -> None:
             torch.testing.assert_close(param.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_checkpointing_halves_the_saved_activations() -> None:
+def test_gradient_checkpointing_saves_memory_and_selectively_repeats_no_layer() -> None:
     cfg = config("--model", "pretrain_multimae_tiny", "--input_size", "64", "--patch_size", "8",
                  "--num_encoded_tokens", "98", "--decoder_dim", "64", "--decoder_depth", "1",
                  "--decoder_num_heads", "8", "--modalities", "{}")  # fmt: skip
@@ -248,16 +250,20 @@ def test_gradient_checkpointing_halves_the_saved_activations() -> None:
     layout = task.model.layout_of({m.name: x[m.name] for m in task.inputs})
     masks = task.masks.draw(layout, StepPosition(0, 0, 4), 4, CPU)
 
-    def forward() -> None:
-        task.compute_losses(Targets(x), masks)
+    def forward() -> Tensor:
+        return torch.stack(list(task.compute_losses(Targets(x), masks).values())).sum()
 
-    saved = {}
-    for on in (False, True):
-        task.model.set_grad_checkpointing(enable=on)
-        saved[on] = count_saved_bytes(forward, task.parameters())
+    saved, flops = {}, {}
+    for how in (False, "selective", True):
+        task.model.set_grad_checkpointing(enable=how)
+        work = measure_work(lambda: forward().backward(), forward)
+        saved[how], flops[how] = work.saved_bytes, work.flops
     blocks = 12 * 4 * 99 * 192 * 4  # outputs of the encoder's blocks
     assert saved[False] > 8 * blocks  # something was counted
-    assert saved[True] < 0.5 * saved[False]
+    assert saved["selective"] < 0.65 * saved[False] and saved[True] < 0.5 * saved["selective"]
+    logits = 2 * 4 * 99 * 99 * 192 * 12  # of the encoder, on CPUs
+    assert flops["selective"] - flops[False] == pytest.approx(logits, rel=0.3)  # and decoders
+    assert flops[True] > 1.15 * flops[False]
 
 
 def fake_images(m: Modality, size: int, side: int) -> Tensor:
@@ -267,14 +273,32 @@ def fake_images(m: Modality, size: int, side: int) -> Tensor:
     return torch.randn(size, m.num_channels, side, side)
 
 
-def test_gradient_checkpointing_changes_no_number() -> None:
-    task = make_task(config())
+@on_every_device
+@pytest.mark.parametrize("how", [{}, {"context_fn": selective_contexts}], ids=["all", "selective"])
+def test_gradient_checkpointing_changes_no_number(how: Any, device: torch.device) -> None:
+    """Nor with dropout, which is drawn again."""
+    torch.manual_seed(0)
+    block = Block(32, 4, drop=0.1, attn_drop=0.1, drop_path=0.5).to(device)
+    x = torch.randn(4, 9, 32, device=device, requires_grad=True)
     results = []
-    for on in (False, True):
-        task.model.set_grad_checkpointing(enable=on)
-        task.zero_grad(set_to_none=True)
-        loss = task(batch(task), StepPosition(0, 0, 4)).loss
-        loss.backward()
-        results.append((loss, [p.grad for p in task.parameters() if p.grad is not None]))
-    assert results[0][0] == results[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    for block.recompute in (None, how):
+        torch.manual_seed(1)
+        out = block(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])))
+    torch.testing.assert_close(*results, rtol=0, atol=0 if device.type == "cpu" else 1e-6)
+
+
+def test_fused_attention_is_saved_unless_it_draws_dropout() -> None:
+    """Later dropout would draw other numbers if the attention's were skipped."""
+    aten, x = torch.ops.aten, torch.randn(2, 4, 9, 8)
+    flash = aten._scaled_dot_product_flash_attention.default
+    efficient = aten._scaled_dot_product_efficient_attention.default
+    calls = {
+        (flash, x, x, x): "MUST_SAVE",
+        (flash, x, x, x, 0.1): "PREFER_RECOMPUTE",
+        (efficient, x, x, x, None, True): "MUST_SAVE",
+        (efficient, x, x, x, None, True, 0.1): "PREFER_RECOMPUTE",
+        (aten.native_layer_norm.default, x): "PREFER_RECOMPUTE",
+    }
+    for (op, *args), expected in calls.items():
+        assert keep_products(None, op, *args).name == expected
