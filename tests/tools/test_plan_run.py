@@ -216,7 +216,7 @@ def test_a_slow_disk_is_the_bottleneck(
         return read(self, key)
 
     monkeypatch.setattr(MultiModalDataset, "__getitem__", slowly)
-    monkeypatch.setattr(advising, "cores", lambda: 1)
+    monkeypatch.setattr(advising, "available_cores", lambda: 1)
     table, plan = planned(capsys, *rooms_run("--num_threads", "1"))
     assert plan["bottleneck"] == "data" and plan["data_wait"] > 0.15
     assert plan["loader_images_per_s"]["0"] < 21

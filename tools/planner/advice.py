@@ -20,7 +20,8 @@ from tools.planner.measurements import (
     worker_counts,
 )
 from tools.planner.planned_run import PlannedRun
-from tools.planner.resources import DiskUse, cores, disk_use
+from tools.planner.resources import DiskUse, disk_use
+from utils.config.runtime_options import available_cores
 from utils.training.schedule import RunPlan
 
 # Fractions of the measuring time.
@@ -94,7 +95,7 @@ def advise(run: PlannedRun) -> Advice:
         raise UserError(f"no valid batch size divides {share} images per process and step")
     run.plan(share, 1, processes)  # raises if the schedule is invalid for every batch size
     seconds = options.seconds
-    counts = worker_counts(cores())
+    counts = worker_counts(available_cores())
     loader = {n: loader_rate(run, n, _LOADER * seconds / len(counts)) for n in counts}
     steps = step_rates(run, sizes, _STEPS * seconds)
     if not steps.probes:
@@ -198,7 +199,7 @@ def _try_threads(run: PlannedRun, batch_size: int, seconds: float) -> dict[int, 
     """Measure the speed by CPU threads; empty on a GPU or with --num_threads."""
     if run.world.device.type != "cpu" or run.cfg.runtime.num_threads:
         return {}
-    counts = sorted({1, math.ceil(cores() / 2), cores()})
+    counts = sorted({1, math.ceil(available_cores() / 2), available_cores()})
     rates = {}
     for count in counts:
         torch.set_num_threads(count)

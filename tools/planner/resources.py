@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from multimae.nn.tokens import as_size
 from tools.planner.planned_run import PlannedRun
 from utils.checkpoint.checkpoint_files import MAX_STEP_CHECKPOINTS
 from utils.config.options import CheckpointOptions
+from utils.config.runtime_options import available_cores
 from utils.logs.efficiency import peak_memory
 from utils.training.schedule import RunPlan
 
@@ -22,13 +22,6 @@ _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 # Fraction of free memory to use; the rest covers evaluation and fragmentation.
 _USABLE = 0.9
-
-
-def cores() -> int:
-    """Return the number of cores available to this process."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_limit(device: torch.device) -> int | None:
@@ -60,7 +53,7 @@ def describe(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     limit = memory_limit(device)
     memory = f", {size(limit)} of memory usable" if limit else ""
-    return f"{name}, {cores()} cores{memory}"
+    return f"{name}, {available_cores()} cores{memory}"
 
 
 def size(count: float) -> str:

@@ -29,7 +29,6 @@ class ClsDataOptions(FinetuneDataOptions):
         "{path, weight} to sample from",
     )
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE/rgb", "Validation images, as above")
-    num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)")
     nb_classes: int = option(1000, "Number of classes", within="[2, inf)")
     data_set: Literal["CIFAR", "IMNET", "image_folder"] = option(
         "IMNET", "Layout; all are class folders (unpack CIFAR into such)"

@@ -28,7 +28,6 @@ class FinetuneDataOptions(DataOptions):
 
     eval_data_path: str | None = option("ADD_DATA_PATH_HERE", "Validation images")
     test_data_path: str | None = option(None, "Test images, for --test", on_resume="free")
-    num_workers: int = option(16, "Loader processes per GPU", within="[0, inf)")
     max_train_images: int | None = option(
         None, "Train on N images, evenly spread", within="[1, inf)"
     )

@@ -22,6 +22,7 @@ from multimae.specs.registry import split_name
 from utils.config.fields import option, user_set
 from utils.config.runtime_options import RuntimeOptions as RuntimeOptions
 from utils.config.runtime_options import default_device as default_device
+from utils.config.runtime_options import default_num_workers as default_num_workers
 from utils.config.runtime_options import device_problems as device_problems
 from utils.config.train_sources import TrainSources
 
@@ -71,7 +72,12 @@ class DataOptions(TrainSources):
         "~/.cache/multimae/index; empty: none",
         on_resume="free",
     )
-    num_workers: int = option(10, "Loader processes per GPU", within="[0, inf)", on_resume="free")
+    num_workers: int = option(
+        default_num_workers,
+        "Loader processes per GPU; default: a process's share of the CPU cores less 1, 1 to 16",
+        within="[0, inf)",
+        on_resume="free",
+    )
     fast_decode: bool = option(False, "Decode training photos faster; values differ slightly")
     pin_mem: bool = option(True, "Load batches into page-locked memory", on_resume="free")
     eval_batch_size: int | None = option(

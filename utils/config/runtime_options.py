@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from utils.config.fields import option
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # of torchrun and Open MPI
+
 
 def default_device() -> str:
     """``cuda`` if available, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use: by affinity, container quota and Slurm."""
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    quota, period = (CPU_MAX.read_text() if CPU_MAX.is_file() else "max 1").split()
+    limit = math.inf if quota == "max" else int(quota) / int(period)
+    of_task = float(os.environ.get("SLURM_CPUS_PER_TASK", "inf"))
+    return max(1, int(min(len(affinity(0)), limit, of_task)))
+
+
+def default_num_workers() -> int:
+    """Cores per process of this machine, less one for training; at least 1, at most 16."""
+    sizes = (os.environ.get(name, 1) for name in LOCAL_SIZES)
+    return max(1, min(16, available_cores() // max(map(int, sizes)) - 1))
 
 
 def device_problems(name: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ import yaml
 from utils.config.cls_options import ClsConfig
 from utils.config.depth_options import DepthConfig
 from utils.config.fields import Option, options_of
-from utils.config.options import default_device
+from utils.config.options import default_device, default_num_workers
 from utils.config.parse import parse_config, to_flat_dict
 from utils.config.pretrain_options import PretrainConfig
 from utils.config.semseg_options import SemsegConfig
@@ -144,10 +144,14 @@ def check_flag(script: str, flag: dict[str, Any]) -> None:
             assert [str(v) for v in (value if isinstance(value, tuple) else [value])] == words
 
 
+# Published: 10 or 16 loader processes.
+OF_MACHINE = {"device": default_device(), "num_workers": default_num_workers()}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_published_defaults(script: str) -> None:
     ours = to_flat_dict(parse_config(SCRIPTS[script][0], []))
-    for name, default in {**CLI[script]["defaults"], "device": default_device()}.items():
+    for name, default in {**CLI[script]["defaults"], **OF_MACHINE}.items():
         value = ours[name]
         assert (list(value) if isinstance(value, tuple) else value) == (
             int(default) if name in NUMBERS else default

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from multimae.specs.modalities import IMAGENET_MEAN
+from utils.config import runtime_options
 from utils.config.parse import ConfigError, parse_config
 from utils.config.pretrain_options import PretrainConfig, PretrainModelOptions
 from utils.config.semseg_options import SemsegConfig
@@ -132,3 +134,34 @@ def test_new_modality_needs_yaml_only(tmp_path: Path) -> None:
 def test_standardized_depth_of_16_bits_is_divided_by_2_to_the_16(row: str, unit: float) -> None:
     argv = ["--data_path", "x", "--standardize_depth", "--modalities", f"{{depth: {row}}}"]
     assert parse_config(PretrainConfig, argv).table()["depth"].robust_unit == unit
+
+
+@pytest.mark.parametrize(
+    ("cores", "env", "quota", "expected"),
+    [
+        (16, {}, "max 100000", 15),
+        (96, {"LOCAL_WORLD_SIZE": "8"}, "max 100000", 11),
+        (96, {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, "", 16),
+        (96, {"LOCAL_WORLD_SIZE": "8", "SLURM_CPUS_PER_TASK": "48"}, "", 5),
+        (96, {}, "400000 100000", 3),
+        (2, {"LOCAL_WORLD_SIZE": "4"}, "", 1),
+    ],
+)
+def test_loader_processes_follow_cores_and_processes(
+    cores: int,
+    env: dict[str, str],
+    quota: str,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*runtime_options.LOCAL_SIZES, "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setattr(runtime_options, "CPU_MAX", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert parse_config(PretrainConfig, []).data.num_workers == expected
+    assert parse_config(PretrainConfig, ["--num_workers", "0"]).data.num_workers == 0
