@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, cast, overload
 import torch
 from torch import Tensor
 
-from multimae.nn.masking import (
-    gather_tokens,
-    masks_from_task_masks,
-    no_masks,
-    sample_masks,
-)
+from multimae.nn.masking import gather_tokens, masks_from_task_masks, no_masks, sample_masks
 from multimae.nn.network import MultiModalTransformer
 from multimae.specs.registry import MULTIVIT, PRETRAIN
 from multimae.weights.pretrained import Pretrained

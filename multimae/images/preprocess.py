@@ -44,7 +44,7 @@ def to_model_input(
         ValueError: ``raw`` does not have the modality's number of dimensions or channels, or the
             statistics of ``computed`` are not filled in.
     """
-    _check_shape(raw, modality)
+    check_shape(raw, modality)
     has_value = pixels_with_value(raw, modality)
     if modality.is_labels:
         ids = raw.long()
@@ -61,7 +61,7 @@ def to_model_input(
         mean, std = statistics or _statistics(raw, counted, _eps(modality))
         x = (raw.float() - mean) / std
     else:
-        scale, shift = _affine(modality, raw.device)
+        scale, shift = affine(modality, raw.device)
         x = torch.addcmul(shift, raw.float(), scale)
     return x if valid is None else x.masked_fill(~valid, 0.0)
 
@@ -89,37 +89,6 @@ def statistics_of(
     if known is not None:
         valid = known if valid is None else valid & known
     return _statistics(raw, valid, _eps(modality))
-
-
-def from_model_output(
-    x: Tensor, modality: Modality, statistics: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """Invert :func:`to_model_input` for images, on the [0, 1] scale of the stored range.
-
-    Args:
-        x: ``(B, C, H, W)`` in the model's normalisation.
-        modality: Modality of ``x``.
-        statistics: For ``robust`` normalisation, :func:`statistics_of` the true images.
-
-    Returns:
-        float32 ``(B, C, H, W)``; predictions may fall outside [0, 1] and are not clipped.
-
-    Raises:
-        ValueError: The modality is labels, or it is ``robust`` and ``statistics`` is missing.
-    """
-    if modality.is_labels:
-        raise ValueError(f"modality '{modality.name}' holds labels: there are no values to restore")
-    _check_shape(x, modality)
-    if modality.normalization == "robust":
-        if statistics is None:
-            raise ValueError(
-                f"modality '{modality.name}' is standardised per sample: pass the statistics that "
-                "statistics_of(raw, modality) gave for these samples"
-            )
-        mean, std = statistics
-        return (x.float() * std + mean) / modality.max_value
-    scale, shift = _affine(modality, x.device)
-    return (x.float() - shift) / (scale * modality.max_value)
 
 
 def prepare(images: Mapping[str, Tensor], modalities: Sequence[Modality]) -> dict[str, Tensor]:
@@ -207,7 +176,7 @@ def _valid_statistics(x: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Ten
     return (origin + mean).view(shape), (var + eps).sqrt().view(shape)
 
 
-def _affine(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
+def affine(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift ``(C, 1, 1)`` of ``mean_std``, rounded from float64."""
     scale = tuple(1 / (modality.max_value * s) for s in modality.std)
     shift = tuple(-m / s for m, s in zip(modality.mean, modality.std, strict=True))
@@ -228,7 +197,8 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).float().to(device).view(-1, 1, 1)
 
 
-def _check_shape(x: Tensor, modality: Modality) -> None:
+def check_shape(x: Tensor, modality: Modality) -> None:
+    """Raise a ValueError unless ``x`` is a batch of the modality."""
     ndim = 3 if modality.is_labels else 4
     fits = x.ndim == ndim and (modality.is_labels or x.shape[1] == modality.num_channels)
     if not fits:

@@ -183,14 +183,22 @@ def _is_pillow_like(array: Array) -> bool:
 
 def _crop_resize(image: Pixels, view: View, out: Size, resample: Image.Resampling) -> Image.Image:
     """Resize the box as if the pixels beyond it (rounded outwards) did not exist."""
-    (h, w), (full_h, full_w) = size_of(image), view.image_size
+    outer, box = stored_box(size_of(image), view)
+    crop = (
+        image.crop(outer)
+        if isinstance(image, Image.Image)
+        else Image.fromarray(image[outer[1] : outer[3], outer[0] : outer[2]])
+    )
+    return crop.resize((out[1], out[0]), resample, box)
+
+
+def stored_box(
+    size: Size, view: View
+) -> tuple[tuple[int, int, int, int], tuple[float, float, float, float]]:
+    """``(left, top, right, bottom)`` of the stored pixels in a view, and its exact box in them."""
+    (h, w), (full_h, full_w) = size, view.image_size
     left, right = view.left * w / full_w, (view.left + view.width) * w / full_w
     top, bottom = view.top * h / full_h, (view.top + view.height) * h / full_h
     x, y = int(left), int(top)
-    x_end, y_end = math.ceil(right), math.ceil(bottom)
-    crop = (
-        image.crop((x, y, x_end, y_end))
-        if isinstance(image, Image.Image)
-        else Image.fromarray(image[y:y_end, x:x_end])
-    )
-    return crop.resize((out[1], out[0]), resample, (left - x, top - y, right - x, bottom - y))
+    outer = (x, y, math.ceil(right), math.ceil(bottom))
+    return outer, (left - x, top - y, right - x, bottom - y)

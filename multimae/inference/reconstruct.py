@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from multimae.images.inputs import Inputs
-from multimae.images.preprocess import from_model_output, statistics_of
+from multimae.images.preprocess import affine, check_shape, statistics_of
 from multimae.nn.masking import TokenMasks, gather_tokens, masks_from_task_masks, sample_masks
 from multimae.nn.network import MultiModalTransformer
 from multimae.nn.tokens import TokenLayout
@@ -216,3 +216,34 @@ def _hidden(
             "columns)"
         )
     return (~shown).long().flatten(-2).expand(batch, -1)
+
+
+def from_model_output(
+    x: Tensor, modality: Modality, statistics: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Invert ``to_model_input`` for images, on the [0, 1] scale of the stored range.
+
+    Args:
+        x: ``(B, C, H, W)`` in the model's normalisation.
+        modality: Modality of ``x``.
+        statistics: For ``robust`` normalisation, :func:`statistics_of` the true images.
+
+    Returns:
+        float32 ``(B, C, H, W)``; predictions may fall outside [0, 1] and are not clipped.
+
+    Raises:
+        ValueError: The modality is labels, or it is ``robust`` and ``statistics`` is missing.
+    """
+    if modality.is_labels:
+        raise ValueError(f"modality '{modality.name}' holds labels: there are no values to restore")
+    check_shape(x, modality)
+    if modality.normalization == "robust":
+        if statistics is None:
+            raise ValueError(
+                f"modality '{modality.name}' is standardised per sample: pass the statistics that "
+                "statistics_of(raw, modality) gave for these samples"
+            )
+        mean, std = statistics
+        return (x.float() * std + mean) / modality.max_value
+    scale, shift = affine(modality, x.device)
+    return (x.float() - shift) / (scale * modality.max_value)

@@ -21,14 +21,7 @@ from multimae.nn.layers import (
     trunc_normal_,
 )
 from multimae.nn.masking import gather_tokens
-from multimae.nn.tokens import (
-    Size,
-    TokenLayout,
-    as_size,
-    pos_emb_tokens,
-    sincos_2d,
-    unpatchify,
-)
+from multimae.nn.tokens import Size, TokenLayout, as_size, pos_emb_tokens, sincos_2d, unpatchify
 
 
 class SpatialOutputAdapter(nn.Module):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimae.images.preprocess import from_model_output, statistics_of
+from multimae.images.preprocess import statistics_of
+from multimae.inference.reconstruct import from_model_output
 from multimae.plotting.colours import Picture, label_palette, scalar_colours
 from multimae.plotting.pictures import colour_range, to_picture, unnormalize_patches
 from multimae.specs.modalities import Modality

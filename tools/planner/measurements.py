@@ -13,7 +13,7 @@ import torch
 
 from tools.planner.planned_run import PlannedRun
 from tools.planner.resources import memory_limit, memory_used
-from utils.data.batches import Batch, collate
+from utils.data.batches import Batch
 from utils.data.dataset import build_loader
 from utils.data.samplers import GlobalBatchSampler, SampleKey
 from utils.logs.window import StepClock
@@ -160,7 +160,8 @@ def _batches(run: PlannedRun, batch_size: int, num_workers: int) -> Iterator[Bat
 def _sample(run: PlannedRun, batch_size: int) -> Batch:
     """Build a batch, repeating images in large ones."""
     count = min(batch_size, len(run.train_set), _DISTINCT)
-    batch = collate([run.train_set[SampleKey(0, i)] for i in range(count)])
+    samples = [run.train_set[SampleKey(0, i)] for i in range(count)]
+    batch = run.train_set.transform.collate(samples).to("cpu")
     indices = torch.arange(batch_size) % count
     images = {name: x[indices] for name, x in batch.images.items()}
     return Batch(images, [batch.names[i] for i in indices.tolist()])

@@ -37,6 +37,9 @@ class PretrainDataOptions(DataOptions):
     crop_ratio: tuple[float, float] = option(
         (3 / 4, 4 / 3), "Smallest and largest width / height of a crop", within="(0, inf)"
     )
+    device_crops: bool = option(
+        False, "Crop and resize photos on the device, not in the loader", on_resume="applied"
+    )
 
     def problems(self) -> Iterator[str]:
         """Invalid modalities, empty ranges."""
@@ -165,6 +168,10 @@ class PretrainConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         """Contradictory modalities, sizes and durations."""
         yield from super().problems()
+        if self.data.device_crops:
+            from utils.data.device_crops import problems
+
+            yield from problems(self.runtime.device, fast_decode=self.data.fast_decode)
         outputs = split_names(self.data.out_domains)
         yield from self.data.name_problems("out_domains", outputs)
         if self.start.train_only:

@@ -123,9 +123,7 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
         shared = stack_into(block, lists)
     images = {} if shared else {key: _stack(tensors) for key, tensors in lists.items()}
     absent = {key for s in good.values() for key in s.absent}
-    present = {
-        k: torch.tensor([k not in s.absent for s in good.values()]) for k in keys if k in absent
-    }
+    present = {k: torch.tensor([k not in s.absent for s in good.values()]) for k in sorted(absent)}
     names = [s.name for s in good.values()]
     return Batch(images, names, bad, tuple(good) if bad else None, present, shared)
 

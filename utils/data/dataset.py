@@ -21,7 +21,7 @@ from multimae.images.pixels import ImageError, Pixels, check_readable, check_sam
 from multimae.images.readers import reuse_pillow_memory
 from multimae.specs.errors import UserError, bullet_list
 from multimae.specs.modalities import Modality
-from utils.data.batches import BadSample, Sample, Samples, collate
+from utils.data.batches import BadSample, Sample, Samples
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey, sample_rng
 from utils.data.transforms import JointTransform
 from utils.distributed.script import end_workers, leave_to_parent
@@ -311,7 +311,7 @@ def build_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        collate_fn=collate,
+        collate_fn=dataset.transform.collate,
         # Every iterator draws a base seed; this generator spares the global one.
         generator=torch.Generator(),
         **workers,

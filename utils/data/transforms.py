@@ -20,6 +20,7 @@ from multimae.images.views import UndecodedImage, View, centred_view, cut
 from multimae.nn.tokens import Size, as_size
 from multimae.specs.errors import UserError
 from multimae.specs.modalities import Modality
+from utils.data.batches import BadSample, Batch, Sample, collate
 
 _MAX_TRIES = 10  # to draw a box inside the image
 
@@ -62,6 +63,10 @@ class JointTransform(ABC):
             m.name: self._cut(pixels[m.name], m, view) if m.name in pixels else self._placeholder(m)
             for m in self.modalities
         }
+
+    def collate(self, samples: Sequence[Sample | BadSample]) -> Batch:
+        """Stack the samples of a batch."""
+        return collate(samples)
 
     def sample_bytes(self) -> int:
         """Size of the tensors of a sample in bytes."""

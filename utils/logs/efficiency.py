@@ -61,7 +61,8 @@ class Efficiency:
     def watch(self, batch: Batch) -> None:
         """Count the operations of the first batch."""
         if self._structure is not None and len(batch):
-            self.flops_per_image = training_flops(self._structure, batch) / len(batch)
+            flops = training_flops(self._structure, batch.to(self.world.device))
+            self.flops_per_image = flops / len(batch)
             self._structure = None
 
     def read(self, images_per_s: float) -> dict[str, float]:

@@ -14,11 +14,7 @@ from multimae.images.folders import MultiModalFolder
 from multimae.images.index.listing import FindIndex, SampleIndex
 from multimae.specs.errors import UserError
 from utils.config.options import RunConfig
-from utils.data.dataset import (
-    MultiModalDataset,
-    build_loader,
-    check_samples,
-)
+from utils.data.dataset import MultiModalDataset, build_loader, check_samples
 from utils.data.samplers import EvalBatchSampler, GlobalBatchSampler, SampleKey
 from utils.data.transforms import JointTransform
 from utils.distributed.world import ALONE, World

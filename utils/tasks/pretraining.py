@@ -321,13 +321,14 @@ def build_train_set(
     cfg: PretrainConfig, modalities: Sequence[Modality], world: World = ALONE
 ) -> MultiModalDataset:
     """Training set of ``--data_path`` with augmentation, checked."""
-    transform = TrainTransform(
-        modalities,
-        cfg.model.input_size,
-        scale=cfg.data.crop_scale,
-        ratio=cfg.data.crop_ratio,
-        hflip=cfg.data.hflip,
+    data, size = cfg.data, cfg.model.input_size
+    transform: JointTransform = TrainTransform(
+        modalities, size, data.crop_scale, data.crop_ratio, data.hflip
     )
+    if data.device_crops:
+        from utils.data.device_crops import DeviceCrops
+
+        transform = DeviceCrops(transform)
     folder = open_train_folder(cfg, lambda root: _folder(cfg, root, transform, world, train=True))
     return build_dataset(MultiModalDataset, cfg, folder, transform, world=world, train=True)
 

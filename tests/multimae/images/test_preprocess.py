@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from multimae.images.preprocess import (
-    from_model_output,
     prepare,
     robust_statistics,
     statistics_of,
     to_model_input,
 )
+from multimae.inference.reconstruct import from_model_output
 from multimae.specs.modalities import UNIT_16_BIT, Modality, default_table
 
 GOLDEN = Path(__file__).parents[2] / "data/parity/depth_standardize.safetensors"

@@ -13,13 +13,13 @@ from PIL import Image
 from multimae.images.folders import MultiModalFolder
 from multimae.images.pixels import ImageError, storage_dtype
 from multimae.images.preprocess import (
-    from_model_output,
     pixels_with_value,
     statistics_of,
     to_model_input,
 )
 from multimae.images.readers import SUFFIXES, read, to_pixels
 from multimae.images.views import View, cut
+from multimae.inference.reconstruct import from_model_output
 from multimae.specs.modalities import Modality, make_table
 from multimae.specs.spec import ModelSpec
 from tests.support.image_folders import message_of

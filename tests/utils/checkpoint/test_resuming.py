@@ -44,7 +44,7 @@ FREE = {
 }
 APPLIED = {
     *("epochs", "max_steps", "eval_data_path", "on_bad_sample", "max_bad_samples"),
-    *("precision", "fp16", "deterministic", "on_nonfinite", "early_stop_patience"),
+    *("precision", "fp16", "deterministic", "on_nonfinite", "early_stop_patience", "device_crops"),
 }
 ACCEPTED_ONLY = {("run_finetuning_taskonomy", name) for name in ("decoder_dim", "decoder_depth")}
 
