@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from multimae import MultiMAE
+from multimae.specs.errors import UserError
 from tools import make_pictures
 
 REPO = Path(__file__).parents[3]
@@ -20,7 +24,7 @@ def test_stills_and_animation(
     monkeypatch.setattr(make_pictures, "HERO_ROOMS", ("kitchen",))
     monkeypatch.setattr(make_pictures, "HERO_VISIBLE", (8, 96))
     assert make_pictures.main(["--out", str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(make_pictures.PICTURES)
+    assert len(capsys.readouterr().out.splitlines()) == len(make_pictures.PICTURES) - 1
     with Image.open(tmp_path / "hero.webp") as hero:
         assert hero.n_frames == 2  # type: ignore[attr-defined]
     for name in ("subsets", "edit", "attention", "predict"):
@@ -37,6 +41,31 @@ def test_stills_and_animation(
         return float(np.abs(rows[0] - rows[1]).mean())
 
     assert difference(predicted) > 1 and difference(photo) == 0
+
+
+def test_photo_with_its_stereo_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.raises(UserError, match="scikit-image"):
+        make_pictures.main(["--only", "photo", "--out", str(tmp_path)])
+    seen = {}
+
+    def keep(model: MultiMAE, sample: dict[str, np.ndarray], *args: object, **kw: object) -> object:
+        seen.update(sample)
+        return reconstruct(model, sample, *args, **kw)
+
+    reconstruct = MultiMAE.reconstruct
+    monkeypatch.setattr(MultiMAE, "reconstruct", keep)
+    disparity = np.full((50, 74), 31.086, np.float32)
+    disparity[:, :30] = np.inf
+    image = np.zeros((50, 74, 3), np.uint8)
+    fake = SimpleNamespace(stereo_motorcycle=lambda: (image, image, disparity))
+    monkeypatch.setitem(sys.modules, "skimage.data", fake)
+    assert make_pictures.main(["--only", "photo", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "photo.webp").is_file()
+    assert seen["rgb"].shape == (50, 50, 3)
+    expected = np.full((50, 50), 3088, np.uint16)  # 193.001 x 994.978 / (2 x 31.086) mm
+    expected[:, :18] = 0
+    np.testing.assert_array_equal(seen["depth"], expected)
 
 
 def test_missing_files_are_named(
