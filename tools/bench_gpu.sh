@@ -2,7 +2,8 @@
 # Measure the training step on a GPU, in two parts of at most nine minutes each.
 #
 #   tools/bench_gpu.sh 1 OUT      speed: base, large, small; small batches; CUDA graphs; kernels
-#   tools/bench_gpu.sh 2 OUT      FSDP; equality; bf16 against float32; optimizer states; attention
+#   tools/bench_gpu.sh 2 OUT      FSDP; equality; attention; bf16 against float32; optimizer states;
+#                                 selective activation checkpointing
 #   DEVICE=cpu tools/bench_gpu.sh 1 OUT     dry run: tiny sizes, not compiled
 #
 # Needs the repository, PyTorch and timm. OUT/NAME.json holds a result, OUT/NAME.log the output,
@@ -68,12 +69,14 @@ case $part in
                 --batch_size $batch --blr 1e-3 --warmup_epochs 0 --warmup_steps 2 --epochs 1000 \
                 --schedule_to_max_steps --max_steps $train_steps --log_every $((train_steps / 4)) \
                 --num_workers 8 --precision $precision --seed $seed --device "$device" $compile \
-                --output_dir "$out/run-$precision-$seed" --no_save_ckpt --num_pictures 0
+                --output_dir "$out/run-$precision-$seed" --no_save_ckpt --num_pictures 0 \
+                --attention auto
         done
     done
     measure states 110 "$python" tools/bench_states.py --model $base --batch $batch \
         --input_size $side --steps $train_steps --device "$device" $compile \
         --data_path "$out/rooms/train" --output_json "$out/states.json"
+    step base-256-selective 110 --model $base --batch $big --no_bases --grad_checkpointing selective
     ;;
 *) echo "part 1 or 2, not $part" >&2; exit 2 ;;
 esac

@@ -166,7 +166,7 @@ class MultiModalTransformer(nn.Module):
 
     def layout_of(self, x: Tensor | Mapping[str, Tensor]) -> TokenLayout:
         """Token layout of the inputs ``x``."""
-        return self.layout({name: _hw(image) for name, image in self._inputs(x).items()})
+        return self.layout({n: (x.shape[-2], x.shape[-1]) for n, x in self._inputs(x).items()})
 
     def layout(self, sizes: Mapping[str, Size]) -> TokenLayout:
         """Token layout of inputs of these (height, width), each in its modality's resolution.
@@ -289,7 +289,3 @@ def _cpu_computes_bf16() -> bool:
     # Without this function (before torch 2.10) nothing tells, and float32 is never wrong.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _hw(image: Tensor) -> Size:
-    return image.shape[-2], image.shape[-1]

@@ -103,4 +103,4 @@ def count_saved_bytes(forward: Callable[[], object]) -> int:
         kept = forward()
     on_gpu = torch.cuda.memory_allocated() - on_gpu
     del kept
-    return on_gpu + sum(event.self_cpu_memory_usage for event in recorded.events() or ())
+    return on_gpu + sum(int(event.self_cpu_memory_usage) for event in recorded.events() or ())

@@ -92,6 +92,11 @@ class RuntimeOptions:
         "the fastest kernels",
         on_resume="free",
     )
+    attention: Literal["default", "auto", "flash", "cudnn", "efficient", "math"] = option(
+        "default",
+        "Attention kernel on GPUs; default: PyTorch's; auto: the fastest at the run's shapes",
+        on_resume="free",
+    )
     num_threads: int | None = option(
         None, "CPU threads of PyTorch; none: its default", within="[1, inf)", on_resume="free"
     )
@@ -119,9 +124,9 @@ class RuntimeOptions:
     def problems(self) -> Iterator[str]:
         """Unknown devices, runs that end before they start, graphs that cannot be captured."""
         yield from device_problems(self.device)
-        if self.compile_mode != "default":
-            from utils.training.compilation import capture_problems
+        if (self.compile_mode, self.attention) != ("default", "default"):
+            from utils.training.compilation import kernel_problems
 
-            yield from capture_problems(self)
+            yield from kernel_problems(self)
         if self.start_epoch > self.epochs:
             yield f"start_epoch: {self.start_epoch} lies beyond epochs {self.epochs}"

@@ -1,12 +1,13 @@
-"""What watches the steps of a run: efficiency (MFU, memory) and the profile."""
+"""What watches the steps of a run: efficiency (MFU, memory), the profile, kernels of attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 
-from utils.config.options import LogOptions
+from utils.config.options import RunConfig
 from utils.data.batches import Batch
 from utils.distributed.world import World
 from utils.logs.paths import RunPaths
@@ -14,11 +15,14 @@ from utils.tasks.base import Task
 
 
 class RunMonitor:
-    """Efficiency on GPUs, or with ``--peak_tflops``; a profile with ``--profile``, of rank 0."""
+    """Efficiency on GPUs, or with ``--peak_tflops``; a profile with ``--profile``, of rank 0.
+
+    With ``--attention``, steps on GPUs run with the kernel chosen at the first one.
+    """
 
     def __init__(
         self,
-        log: LogOptions,
+        cfg: RunConfig,
         task: Task,
         world: World,
         dtype: torch.dtype | None,
@@ -26,7 +30,10 @@ class RunMonitor:
         info: Callable[[str], None],
     ) -> None:
         """Look at ``task`` before it is compiled or sharded; ``dtype``: autocast type."""
-        self.efficiency, self.profiler = None, None
+        self.efficiency, self.profiler, log = None, None, cfg.log
+        self.world, self.dtype, self.info = world, dtype, info
+        self.attention: str = cfg.runtime.attention if world.device.type == "cuda" else "default"
+        self.chosen, self._step = self.attention == "default", ExitStack()
         if world.device.type == "cuda" or log.peak_tflops is not None:
             from utils.logs.efficiency import Efficiency
 
@@ -40,13 +47,37 @@ class RunMonitor:
 
     def begin(self, step: int, batch: Batch) -> None:
         """Before a step."""
-        if self.efficiency is not None:
+        if not self.chosen:
+            self._choose_attention(batch)
+        elif self.efficiency is not None:
             self.efficiency.watch(batch)
+        if self.attention != "default":
+            from utils.logs.attention_backend import prefer
+
+            self._step.enter_context(prefer(self.attention))
         if self.profiler is not None:
             self.profiler.begin(step)
 
+    def _choose_attention(self, batch: Batch) -> None:
+        """Choose on rank 0 (collective)."""
+        from utils.logs.attention_backend import AttentionCalls, attention_seconds, choose_backend
+
+        assert self.efficiency is not None  # on every GPU
+        with AttentionCalls() as calls:
+            self.efficiency.watch(batch)
+
+        def seconds(name: str) -> float | None:
+            dtype = self.dtype or torch.float32
+            return attention_seconds(name, calls.counts, dtype, self.world.device)
+
+        self.attention = self.world.broadcast_from_main(
+            lambda: choose_backend(self.attention, seconds, self.info)
+        )
+        self.chosen = True
+
     def end(self, step: int) -> None:
         """After a step."""
+        self._step.close()
         if self.profiler is not None:
             self.profiler.end(step)
 

@@ -166,7 +166,7 @@ def _monitor(
         return None
     from utils.logs.monitor import RunMonitor
 
-    return RunMonitor(log, task, job.world, precision.dtype, paths, info)
+    return RunMonitor(job.cfg, task, job.world, precision.dtype, paths, info)
 
 
 def _describe_run(job: Job[TaskT], plan: RunPlan, train_set: MultiModalDataset) -> Iterator[str]:

@@ -29,9 +29,15 @@ def compile_options(runtime: RuntimeOptions, backend: Backend = "inductor") -> d
     return {"backend": backend, "mode": mode, "fullgraph": True}
 
 
-def capture_problems(runtime: RuntimeOptions) -> Iterator[str]:
-    """Why a ``compile_mode`` other than the default cannot capture CUDA graphs."""
+def kernel_problems(runtime: RuntimeOptions) -> Iterator[str]:
+    """Why CUDA graphs cannot be captured, or kernels of attention not be chosen."""
+    if runtime.attention == "auto" and runtime.deterministic:
+        yield "attention: auto times kernels, which is not deterministic; name one"
+    elif runtime.attention not in ("default", "auto") and not runtime.device.startswith("cuda"):
+        yield f"attention: {runtime.attention} is a kernel of GPUs; device is {runtime.device}"
     name = f"compile_mode: {runtime.compile_mode}"
+    if runtime.compile_mode == "default":
+        return
     if not runtime.compile:
         yield f"{name} needs compile"
     elif runtime.parallel == "fsdp":

@@ -40,6 +40,7 @@ FREE = {
     *("disable_eval_during_finetuning", "log_images_wandb", "log_images_freq", "dataset_name"),
     *("log_tensorboard", "log_wandb", "wandb_project", "wandb_entity", "wandb_run_name"),
     *("wandb_group", "eval", "test", "tmp", "resplit", "override_inputs", "compile_mode"),
+    "attention",
     *("profile", "peak_tflops"),
 }
 APPLIED = {
