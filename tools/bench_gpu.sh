@@ -3,7 +3,7 @@
 #
 #   tools/bench_gpu.sh 1 OUT      speed: base, large, small; small batches; CUDA graphs; kernels
 #   tools/bench_gpu.sh 2 OUT      FSDP; equality; attention; bf16 against float32; optimizer states;
-#                                 selective activation checkpointing
+#                                 selective activation checkpointing; crops in the loader and on the GPU
 #   DEVICE=cpu tools/bench_gpu.sh 1 OUT     dry run: tiny sizes, not compiled
 #
 # Needs the repository, PyTorch and timm. OUT/NAME.json holds a result, OUT/NAME.log the output,
@@ -58,6 +58,8 @@ case $part in
         --no_bases
     measure kernels 40 "$python" tools/bench_kernels.py --model $base --batch $big --side $side \
         --device "$device" --output_json "$out/kernels.json"
+    measure crops 60 "$python" tools/bench_crops.py --batch $big --side $side --rounds 3 \
+        --device "$device" --output_json "$out/crops.json"
     measure rooms 60 "$python" tools/make_rooms.py --out "$out/rooms" --train $rooms --val 16 \
         --size $side --workers "$(nproc)"
     for seed in 0 1; do

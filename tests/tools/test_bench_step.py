@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
-from tools import bench_heads, bench_step
+from tools import bench_crops, bench_heads, bench_step
 from tools.bench.counting import (
     Product,
     StepWork,
@@ -100,3 +100,14 @@ def test_kinds_and_floors_of_kernels() -> None:
     work = StepWork(flops=2 * 10**12, saved_bytes=10**9, products=Counter(), host_syncs=Counter())
     least = floors(work, num_parameters=10**6, flop_per_s=1e15, bytes_per_s=1e12)
     assert least == pytest.approx({"products": 2.0, "activations": 2.0, "optimizer": 0.028})
+
+
+def test_crops_in_the_loader_and_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_crops, "SIZES", ((40, 56),))
+    monkeypatch.setattr(bench_crops, "COUNT", 3)
+    bench_crops.main(["--batch", "4", "--side", "32", "--rounds", "1", "--device", "cpu"])
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    assert found["loader"].keys() == found["device"].keys()
+    assert min(v for values in found.values() for v in values.values()) >= 0
