@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,9 +86,6 @@ class Line:
 
 
 Section = tuple[str, list[Line]]
-_WORKERS = Line(
-    "num_workers", min(8, os.cpu_count() or 1), "loader processes per GPU: CPU cores, at most 8"
-)
 _KEPT = Line("keep_ckpts", 3, "full checkpoints kept beside the best weights; 0: all")
 
 
@@ -106,7 +102,7 @@ def write_start_config(survey: DataSurvey, task: str, path: Path) -> str:
     """
     plan = _Plan(survey, START_TASKS[task])
     sections = [
-        ("data", [*_data_lines(plan), *plan.target_lines(), _WORKERS]),
+        ("data", [*_data_lines(plan), *plan.target_lines()]),
         ("model", list(_model_lines(plan))),
         ("optimisation", list(_optimisation_lines(plan))),
         ("run", [Line("output_dir", f"output/{path.stem}", "checkpoints and logs"), _KEPT]),
