@@ -117,9 +117,7 @@ def _weights(
     # Antialiasing: where the output is smaller, the kernel spans as many more stored pixels.
     distance = (pixels + 0.5 - centres[..., None]) / scale.clamp_min(1.0)[..., None]
     weights = kernel(distance.abs()) * (pixels < stored[:, None])[:, None]
-    # Rounded, they have an exact sum, which does not depend on the padding.
-    total = (weights * 2.0**40).round().sum(dim=-1, keepdim=True) / 2.0**40
-    weights = weights / total * 2.0**22
+    weights = weights / weights.sum(dim=-1, keepdim=True) * 2.0**22
     weights = (weights.abs() + 0.5).floor() * weights.sign() / 2.0**22  # halves away from zero
     coarse = (weights * 2.0**10).round() / 2.0**10
     return coarse.float(), (weights - coarse).float()

@@ -19,7 +19,7 @@ from tests.utils.tasks.test_pretraining import assert_same, rows, weights
 from utils.config.parse import parse_config
 from utils.config.pretrain_options import PretrainConfig
 from utils.data import device_crops
-from utils.data.batches import Batch
+from utils.data.batches import BadSample, Batch
 from utils.data.dataset import MultiModalDataset, build_loader
 from utils.data.device_crops import DeviceCrops, UncutBatch
 from utils.data.samplers import GlobalBatchSampler, SampleKey
@@ -150,6 +150,11 @@ def test_samples_without_a_photo(root: Path, tmp_path: Path) -> None:
     )
     assert torch.equal(found.present["rgb"], torch.tensor([True, False, True]))
     assert all(torch.equal(found.images[n], expected.images[n]) for n in names)
+
+
+def test_a_batch_without_a_good_sample(root: Path) -> None:
+    batch = dataset(root, device=True).transform.collate([BadSample("a/0", "cut off")]).to("cpu")
+    assert not batch.images and batch.bad[0].name == "a/0" and batch.full_size == 1
 
 
 def test_what_cannot_be_combined(root: Path) -> None:
