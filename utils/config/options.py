@@ -74,7 +74,7 @@ class DataOptions(TrainSources):
     )
     num_workers: int = option(
         default_num_workers,
-        "Loader processes per GPU; default: a process's share of the CPU cores less 1, 1 to 16",
+        "Loader processes per GPU; by default from the CPU cores, 1 to 16",
         within="[0, inf)",
         on_resume="free",
     )
