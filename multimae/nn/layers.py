@@ -132,13 +132,9 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: ``x += attn(norm1(x)); x += mlp(norm2(x))``.
+    """Pre-norm transformer block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
 
-    Attributes:
-        recompute: Options of :func:`torch.utils.checkpoint.checkpoint`; ``None``: not used.
-    """
-
-    recompute: dict[str, Any] | None = None
+    recompute: dict[str, Any] | None = None  # options of checkpoint(); None: not used
 
     def __init__(
         self,

@@ -151,10 +151,7 @@ class MultiModalTransformer(nn.Module):
         return gather_tokens(torch.cat(tokens, dim=1), visible)
 
     def set_grad_checkpointing(self, *, enable: bool | Literal["selective"] = True) -> None:
-        """Recompute activations of transformer blocks in the backward pass.
-
-        ``"selective"``: all but the results of matrix products and attention.
-        """
+        """Recompute activations of blocks in the backward pass; ``"selective"``: cheap ones."""
         options: dict[str, Any] | None = {} if enable else None
         if enable == "selective":
             from multimae.nn.recompute import selective_contexts
