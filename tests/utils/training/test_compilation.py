@@ -16,8 +16,10 @@ from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 
 from multimae.multimae import MultiViT
+from multimae.nn.layers import Block
 from multimae.nn.masking import MaskNoise
 from multimae.nn.network import MultiModalTransformer
+from multimae.nn.recompute import selective_contexts
 from multimae.specs.modalities import make_table, select
 from multimae.specs.spec import ModelSpec
 from tests.utils.training import test_global_batch
@@ -227,6 +229,23 @@ def test_compiled_updates_equal_eager_ones_with_two_graphs_of_each_region(case: 
     assert expected["weights"].norm() > 1.1 * expected["average"].norm() > 0
     assert gap(found, expected) < 1e-5
     assert 0 < graphs <= 2 * len(case()[0].compiled)
+
+
+def test_compiled_checkpointing_draws_dropout_again() -> None:
+    torch.manual_seed(0)
+    block, x = Block(32, 4, drop=0.1, attn_drop=0.1, drop_path=0.5), torch.randn(4, 9, 32)
+    results = []
+    for block.recompute in (None, {}, {"context_fn": selective_contexts}):
+        torch.compiler.reset()
+        run = torch.compile(block.forward, **EAGER)
+        torch.manual_seed(1)
+        loss = run(x).square().sum()
+        results.append({"loss": loss.detach(), "gradient": gradient(loss, block)})
+    assert max(gap(found, results[0]) for found in results[1:]) < 1e-6
+
+
+def gradient(loss: Tensor, module: nn.Module) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*module.parameters()])])
 
 
 def on_rank(rank: int, folder: str) -> None:
