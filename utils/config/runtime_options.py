@@ -79,7 +79,7 @@ class RuntimeOptions:
     )
     grad_checkpointing: bool | Literal["selective"] = option(
         False,
-        "Recompute activations in the backward pass: least memory, a third more time; selective: "
+        "Recompute activations in the backward pass: least memory, most time; selective: "
         "all but matrix products and attention",
         on_resume="free",
     )
