@@ -6,7 +6,7 @@
 #                                 selective activation checkpointing; crops in the loader and on the GPU
 #   DEVICE=cpu tools/bench_gpu.sh 1 OUT     dry run: tiny sizes, not compiled
 #
-# Needs the repository, PyTorch and timm. OUT/NAME.json holds a result, OUT/NAME.log the output,
+# Needs the repository, PyTorch, timm and einops. OUT/NAME.json holds a result, OUT/NAME.log the output,
 # OUT/summary.txt the table. PYTHON names the interpreter, SECONDS_PER_PART the limit (520).
 set -u
 part=${1:?part 1 or 2} out=${2:?folder of the results}
@@ -47,15 +47,16 @@ case $part in
         --kernels "$out/base-256-kernels.txt"
     step large-256 170 --model $large --batch $big --plain_precision ${low/bf16/fp16} \
         --kernels "$out/large-256-kernels.txt"
+    step small-512 90 --model $small --batch $full --no_bases
     step base-64 90 --model $base --batch $quarter --no_bases
     step base-64-graphs 110 --model $base --batch $quarter --no_bases --compile_mode $graphs
     step base-256-graphs 110 --model $base --batch $big --no_bases --compile_mode $graphs
-    step small-512 90 --model $small --batch $full --no_bases
     ;;
 2)
     step base-256-fsdp 130 --model $base --batch $big --no_bases --sharded
     step base-16-equality 110 --model $base --batch $((quarter / 4 + 1)) --precision fp32 --check \
         --no_bases
+    step base-256-selective 110 --model $base --batch $big --no_bases --grad_checkpointing selective
     measure kernels 40 "$python" tools/bench_kernels.py --model $base --batch $big --side $side \
         --device "$device" --output_json "$out/kernels.json"
     measure crops 60 "$python" tools/bench_crops.py --batch $big --side $side --rounds 3 \
@@ -75,10 +76,9 @@ case $part in
                 --attention auto
         done
     done
-    measure states 110 "$python" tools/bench_states.py --model $base --batch $batch \
+    measure states 200 "$python" tools/bench_states.py --model $base --batch $batch \
         --input_size $side --steps $train_steps --device "$device" $compile \
         --data_path "$out/rooms/train" --output_json "$out/states.json"
-    step base-256-selective 110 --model $base --batch $big --no_bases --grad_checkpointing selective
     ;;
 *) echo "part 1 or 2, not $part" >&2; exit 2 ;;
 esac

@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in FORMATS:
             rows.append({"format": name, "seed": seed, **run(cfg, batches, name, seed, args)})
             print(rows[-1], flush=True)
-    if args.output_json:
-        args.output_json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+            if args.output_json:  # after each run: time may be up before the last
+                args.output_json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     print(json.dumps(rows))
 
 

@@ -63,7 +63,9 @@ class Form:
             *("--in_domains", "rgb-depth-semseg", "--out_domains", "rgb-depth-semseg"),
             *("--modalities", "{semseg: {num_classes: 41}}", "--standardize_depth"),
             *("--num_encoded_tokens", str(3 * (self.side // 16) ** 2 // 6)),
-            *("--no_loss_on_unmasked", "--max_val_images", str(self.val)),
+            *("--no_loss_on_unmasked", "--max_val_images", str(self.val), "--patch_size", "16"),
+            *("--alphas", "1", "--no_sample_tasks_uniformly", "--extra_norm_pix_loss"),
+            *("--init_weights", "none"),
         )
 
 

@@ -7,6 +7,7 @@ matrix products and convolutions of a forward and backward pass, without recompu
 from __future__ import annotations
 
 import copy
+import re
 import resource
 import sys
 import time
@@ -26,7 +27,7 @@ PEAK_TFLOPS = (
     ("A10", 125), ("A30", 165), ("L40S", 362), ("L40", 181), ("L4", 121), ("T4", 65), ("V100", 125),
     ("RTX 6000 Ada", 364), ("RTX 4090", 165), ("RTX 3090", 71),
 )  # fmt: skip
-"""Dense bf16 or fp16 peak by a part of the device's name, from the data sheets; first match."""
+"""Dense bf16 or fp16 peak by words of the device's name, from the data sheets; first match."""
 _GB = 1e9
 
 
@@ -100,7 +101,9 @@ def known_peak(device: torch.device, dtype: torch.dtype | None) -> float:
     if device.type != "cuda" or dtype is None:
         return 0.0
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAK_TFLOPS if part in name), 0.0)
+    namesake = r"(?!.* (Laptop|Max-Q|Ti|SUPER|D)\b)"  # with other peaks
+    found = (peak for part, peak in PEAK_TFLOPS if re.search(rf"\b{part}\b{namesake}", name))
+    return 1e12 * next(found, 0)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype | None) -> float:

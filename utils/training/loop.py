@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -68,7 +68,8 @@ def fit(run: TrainingRun) -> None:
         Stopped: A signal asked for an end; the run is saved where it is.
     """
     state, plan, saver, clock = run.state, run.plan, run.saver, run.clock
-    with run.stop.listening(), _named_causes():
+    monitor = closing(run.monitor) if run.monitor else nullcontext()
+    with run.stop.listening(), _named_causes(), monitor:
         _begin(run)
         while state.step < plan.total_steps and not _stops_early(run):
             end = min((state.epoch + 1) * plan.steps_per_epoch, plan.total_steps)
@@ -92,8 +93,6 @@ def fit(run: TrainingRun) -> None:
                     saver.save(state, at_epoch_end=False)
             else:
                 _finish_epoch(run)
-        if run.monitor is not None:
-            run.monitor.close()
         saver.finish()
         run.nonfinite.check_end(state.step, state.skipped)
         if saver.active:

@@ -17,7 +17,11 @@ from utils.config.pretrain_options import PretrainConfig
 def test_recipes_are_valid_and_the_task_stays(name: str) -> None:
     form = speedrun.FORMS[name]
     changes = ("--device", "cpu", "--input_size", "32", "--model", "pretrain_multimae_large")
+    changes += ("--alphas", "9", "--sample_tasks_uniformly", "--patch_size", "8")
+    changes += ("--no_extra_norm_pix_loss", "--init_weights", "trained.safetensors")
     cfg = parse_config(PretrainConfig, [*form.recipe, *changes, *form.task])
+    plain = parse_config(PretrainConfig, ["--device", "cpu", *form.recipe, *form.task])
+    assert cfg == plain
     assert cfg.model.model == f"pretrain_multimae_{form.model}"
     assert cfg.model.input_size == form.side
     assert cfg.model.num_encoded_tokens * 6 == 3 * (form.side // 16) ** 2

@@ -44,8 +44,14 @@ def test_mfu_is_of_one_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tflops"), [("NVIDIA H200", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4", 312)]
-)
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA RTX A1000", 0),
+        ("NVIDIA RTX A4000", 0), ("NVIDIA T400 4GB", 0), ("NVIDIA A10G", 70),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 0), ("NVIDIA GeForce RTX 3090 Ti", 0),
+    ],
+)  # fmt: skip
 def test_peaks_of_known_gpus(name: str, tflops: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert known_peak(torch.device("cuda"), torch.bfloat16) == tflops * 1e12

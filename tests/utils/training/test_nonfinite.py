@@ -156,6 +156,13 @@ def test_rollback_limit_ends_the_run(scenes: Path, tmp_path: Path, poison: Poiso
         main(options(scenes, tmp_path, "rollback"))
 
 
+def test_a_stopped_run_keeps_its_profile(scenes: Path, tmp_path: Path, poison: Poison) -> None:
+    poison(lambda step: step == 3)
+    with pytest.raises(RunError):
+        main([*options(scenes, tmp_path, "stop"), "--profile", "1:99"])
+    assert (tmp_path / "profile/operators.txt").is_file()
+
+
 def checkpoints(folder: Path) -> dict[str, Any]:
     files = sorted((folder / "checkpoints").glob("*.pth"))
     return {path.name: torch.load(path, weights_only=True) for path in files}
