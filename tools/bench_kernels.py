@@ -1,4 +1,4 @@
-"""Time alternatives of single kernels: attention backends, and the sort of standardized depth.
+"""Time alternatives of single kernels: attention, the MLP's product, the sort of depth values.
 
     python tools/bench_kernels.py --model base --batch 256 --device cuda
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import ScalingType
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {
         "encoder attention": attention_ms(args.batch, encoder, device),
         "decoder attention": attention_ms(args.batch, DECODER, device),
+        "product of the MLP": product_ms(args.batch * TOKENS, int(size["dim_tokens"]), device),
         "depth statistics": sort_ms(args.batch, args.side, device),
     }
     if args.output_json:
@@ -80,6 +82,34 @@ def attention_ms(
             times[backend.name.lower()] = milliseconds(run, device)
         except RuntimeError:  # not on this device, or not for these shapes
             times[backend.name.lower()] = None
+    return times
+
+
+def product_ms(rows: int, width: int, device: torch.device) -> dict[str, float | None]:
+    """``(rows, width) x (width, 4 width)`` in bf16 and in fp8, which has one scale per tensor."""
+    x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+    w = torch.randn(4 * width, width, device=device, dtype=torch.bfloat16)
+
+    def to_fp8(tensor: Tensor) -> tuple[Tensor, Tensor]:
+        scale = tensor.abs().amax().float() / torch.finfo(torch.float8_e4m3fn).max
+        return (tensor / scale).to(torch.float8_e4m3fn), scale
+
+    def multiply(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+        (a, a_scale), (b, b_scale), one = left, right, ScalingType.TensorWise
+        return F.scaled_mm(a, b.t(), a_scale, one, b_scale, one, output_dtype=torch.bfloat16)
+
+    ready = to_fp8(x), to_fp8(w)
+    candidates: dict[str, Callable[[], Tensor]] = {
+        "bf16": lambda: x @ w.t(),
+        "fp8": lambda: multiply(*ready),
+        "fp8 with its casts": lambda: multiply(to_fp8(x), to_fp8(w)),
+    }
+    times: dict[str, float | None] = {}
+    for name, run in candidates.items():
+        try:
+            times[name] = milliseconds(run, device)
+        except RuntimeError:  # not on this device
+            times[name] = None
     return times
 
 
