@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure the training step on a GPU, in two parts of at most nine minutes each.
 #
-#   tools/bench_gpu.sh 1 OUT      speed: base, large, small; small batches; CUDA graphs; kernels
+#   tools/bench_gpu.sh 1 OUT      speed: base, large, small; small batches; CUDA graphs; kernels; heads
 #   tools/bench_gpu.sh 2 OUT      FSDP; equality; attention; bf16 against float32; optimizer states;
 #                                 selective activation checkpointing; crops in the loader and on the GPU
 #   DEVICE=cpu tools/bench_gpu.sh 1 OUT     dry run: tiny sizes, not compiled
@@ -51,6 +51,8 @@ case $part in
     step base-64 90 --model $base --batch $quarter --no_bases
     step base-64-graphs 110 --model $base --batch $quarter --no_bases --compile_mode $graphs
     step base-256-graphs 110 --model $base --batch $big --no_bases --compile_mode $graphs
+    measure heads 60 "$python" tools/bench_heads.py --model $small --input_size $side \
+        --batch $batch --device "$device"
     ;;
 2)
     step base-256-fsdp 130 --model $base --batch $big --no_bases --sharded
@@ -106,4 +108,6 @@ for log in sorted(out.glob("run-*/log.jsonl")):
     last = [row for row in rows if row["kind"] == "train"][-1]
     shown = ("step", "loss", "images_per_s", "mfu", "data_wait", "memory_peak_gb")
     print(f"{log.parent.name:<18}" + ", ".join(f"{k} {last[k]:.4g}" for k in shown if k in last))
+if (out / "heads.log").is_file():
+    print((out / "heads.log").read_text(), end="")
 EOF
