@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tests.conftest  # noqa: F401  the model's size
-from tools import bench_crops, bench_heads, bench_step
+from tools import bench_crops, bench_heads, bench_kernels, bench_step
 from tools.bench.counting import (
     Product,
     StepWork,
@@ -111,3 +111,17 @@ def test_crops_in_the_loader_and_on_the_device(
     (found,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
     assert found["loader"].keys() == found["device"].keys()
     assert min(v for values in found.values() for v in values.values()) >= 0
+
+
+def test_kernels_that_do_not_run_are_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "kernels.json"
+    sizes = ("--model", "tiny", "--batch", "2", "--side", "16", "--device", "cpu")
+    bench_kernels.main([*sizes, "--output_json", str(out)])
+    found = json.loads(out.read_text())
+    assert found == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["encoder attention"]["math"] > 0 and found["depth statistics"]["sort int16"] > 0
+    assert found["encoder attention"]["cudnn_attention"] is None
+    product = found["product of the MLP"]
+    assert product["bf16"] > 0 and product["fp8"] is None
