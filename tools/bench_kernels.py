@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import ScalingType
 
 if __package__ in (None, ""):
@@ -25,13 +24,8 @@ from multimae.specs.arguments import CommandParser
 from multimae.specs.commands import run_command
 from multimae.specs.registry import SIZES
 from tools.bench.timing import seconds
+from utils.logs.attention_backend import BACKENDS, attention_seconds
 
-BACKENDS = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
 TOKENS, DECODER = 99, (8, 196, 99, 32)
 """Encoder tokens; heads, queries, keys and head width of a decoder."""
 
@@ -64,24 +58,11 @@ def attention_ms(
 ) -> dict[str, float | None]:
     """Forward and backward pass in bf16 by backend; ``None`` where it does not run."""
     heads, queries, keys, width = shape
-
-    def draw(tokens: int) -> Tensor:
-        x = torch.randn(batch, heads, tokens, width, device=device, dtype=torch.bfloat16)
-        return x.requires_grad_()
-
-    q, k, v = draw(queries), draw(keys), draw(keys)
+    query, key = (torch.Size((batch, heads, tokens, width)) for tokens in (queries, keys))
     times: dict[str, float | None] = {}
-    for backend in BACKENDS:
-
-        def run(chosen: SDPBackend = backend) -> None:
-            with sdpa_kernel(chosen):
-                out = F.scaled_dot_product_attention(q, k, v)
-            out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
-
-        try:
-            times[backend.name.lower()] = milliseconds(run, device)
-        except RuntimeError:  # not on this device, or not for these shapes
-            times[backend.name.lower()] = None
+    for name, backend in BACKENDS.items():
+        found = attention_seconds(name, {(query, key): 1}, torch.bfloat16, device)
+        times[backend.name.lower()] = None if found is None else 1e3 * found
     return times
 
 

@@ -175,16 +175,7 @@ class UncutBatch(Batch):
 
 
 def _uncut(resizes: Mapping[str, Resize], build: Callable[..., Batch], args: Any) -> UncutBatch:
-    batch = build(*args)
-    return UncutBatch(
-        batch.images,
-        batch.names,
-        batch.bad,
-        batch.sample_indices,
-        batch.present,
-        batch.shared,
-        resizes,
-    )
+    return UncutBatch(**vars(build(*args)), resizes=resizes)
 
 
 class DeviceCrops(JointTransform):
@@ -247,7 +238,7 @@ class DeviceCrops(JointTransform):
             for images in good:
                 x = images[key]
                 images[key] = F.pad(x, (0, 0, 0, w - x.shape[1], 0, h - x.shape[0]))
-        return _uncut(self.resizes, Batch, vars(super().collate(samples)).values())
+        return UncutBatch(**vars(super().collate(samples)), resizes=self.resizes)
 
 
 def _fits(pixels: Pixels, view: View, out: Size) -> bool:
